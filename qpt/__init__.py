@@ -1,0 +1,52 @@
+"""QPT: self-supervised pre-training of blind image quality assessment models.
+
+The public names below are stable; everything else may move. They are imported when first used, so that ``import qpt``
+needs no compiled extension, GPU, Triton or CuPy, and stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qpt.errors import BackendError, InputError
+from qpt.version import __version__
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from qpt.evaluate.scorer import Scorer as Scorer
+    from qpt.models import load_encoder as load_encoder
+    from qpt.ops.contrastive import QualityContrastiveLoss as QualityContrastiveLoss
+    from qpt.ops.contrastive import contrastive_loss as contrastive_loss
+    from qpt.ops.degrade import degrade as degrade
+    from qpt.ops.degrade import degrade_patches as degrade_patches
+    from qpt.pool import NegativePool as NegativePool
+    from qpt.pretraining.config import PretrainConfig as PretrainConfig
+    from qpt.pretraining.engine import pretrain as pretrain
+    from qpt.program import Program as Program
+    from qpt.space import DegradationSpace as DegradationSpace
+
+_HOMES = {
+    "DegradationSpace": "qpt.space",
+    "NegativePool": "qpt.pool",
+    "PretrainConfig": "qpt.pretraining.config",
+    "Program": "qpt.program",
+    "QualityContrastiveLoss": "qpt.ops.contrastive",
+    "Scorer": "qpt.evaluate.scorer",
+    "contrastive_loss": "qpt.ops.contrastive",
+    "degrade": "qpt.ops.degrade",
+    "degrade_patches": "qpt.ops.degrade",
+    "load_encoder": "qpt.models",
+    "pretrain": "qpt.pretraining.engine",
+}
+
+__all__ = ["BackendError", "InputError", "__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qpt' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

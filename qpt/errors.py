@@ -1,0 +1,21 @@
+"""The two kinds of error a user of QPT can meet; everything else is a bug.
+
+Raised by every public entry, printed as one line by the command line (``qpt.cli``).
+"""
+
+
+class InputError(ValueError):
+    """An argument is wrong. The message names the argument, what it must be and what was given."""
+
+
+class BackendError(RuntimeError):
+    """A compiled backend is missing or unusable. The message says what was tried, why, and the command that fixes
+    it."""
+
+
+def describe(value: object) -> str:
+    """How an error message names what was given: ``(8, 3) float32`` for an array or tensor, else the type's name."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        return type(value).__name__
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"

@@ -1,0 +1,3 @@
+"""The version of QPT, written once: read by pyproject.toml (without importing the package), qpt and qpt.doctor."""
+
+__version__ = "0.1.0"
