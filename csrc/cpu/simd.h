@@ -1,0 +1,190 @@
+// x86 forms, for a team of one, of the rows that compilers do not vectorise well: weighted sums kept in registers over
+// all taps. Same arithmetic as the generic forms in ops/filter.h (same order, same fma) and ops/rescale.h (integers),
+// hence the same bytes: tests/test_teams.py compares them. AVX-512, else AVX2 + FMA; other processors use the generic
+// forms. Host only.
+#pragma once
+#include "../scalar_math.h"
+
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#define QPT_SIMD_ROWS 1
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns of its own _mm512_undefined (GCC bug 105593)
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+namespace qpt {
+namespace simd {
+
+#if defined(__AVX512F__)
+using Vector = __m512;
+constexpr i32 kLanes = 16;
+inline Vector zero() {
+  return _mm512_setzero_ps();
+}
+inline Vector load(const float* p) {
+  return _mm512_loadu_ps(p);
+}
+inline Vector broadcast(float x) {
+  return _mm512_set1_ps(x);
+}
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm512_fmadd_ps(a, b, c);
+}
+inline void store(float* out, Vector v) {
+  _mm512_storeu_ps(out, v);
+}
+inline void store(u8* out, Vector v) {
+  v = _mm512_min_ps(_mm512_max_ps(v, zero()), broadcast(255.0f));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+using Integers = __m512i;
+inline Integers load_bytes(const u8* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline Integers broadcast(i32 x) {
+  return _mm512_set1_epi32(x);
+}
+inline Integers multiply_add(Integers a, Integers b, Integers c) {
+  return _mm512_add_epi32(_mm512_mullo_epi32(a, b), c);
+}
+template <int shift>
+inline void store_shifted(u8* out, Integers v) {
+  v = _mm512_max_epi32(_mm512_srai_epi32(v, shift), _mm512_setzero_si512());
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(v));
+}
+#else
+using Vector = __m256;
+constexpr i32 kLanes = 8;
+inline Vector zero() {
+  return _mm256_setzero_ps();
+}
+inline Vector load(const float* p) {
+  return _mm256_loadu_ps(p);
+}
+inline Vector broadcast(float x) {
+  return _mm256_set1_ps(x);
+}
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+inline void store(float* out, Vector v) {
+  _mm256_storeu_ps(out, v);
+}
+inline void store(u8* out, Vector v) {
+  v = _mm256_min_ps(_mm256_max_ps(v, zero()), broadcast(255.0f));
+  const __m256i whole = _mm256_cvtps_epi32(v);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
+}
+using Integers = __m256i;
+inline Integers load_bytes(const u8* p) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Integers broadcast(i32 x) {
+  return _mm256_set1_epi32(x);
+}
+inline Integers multiply_add(Integers a, Integers b, Integers c) {
+  return _mm256_add_epi32(_mm256_mullo_epi32(a, b), c);
+}
+template <int shift>
+inline void store_shifted(u8* out, Integers v) {
+  v = _mm256_srai_epi32(v, shift);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
+}
+#endif
+
+// kBlocks * kLanes samples starting at i.
+template <int kBlocks, class Out, class Kernel>
+inline void correlate_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out) {
+  Vector sum[kBlocks];
+#pragma GCC unroll 8
+  for (int b = 0; b < kBlocks; ++b) sum[b] = zero();
+  for (i32 dy = 0; dy < kernel.rows; ++dy) {
+    const float* weight = kernel.weight + dy * kernel.columns;
+    const float* row = base + row_at[dy] + i;
+    const i32 last = kernel.last[dy];
+    for (i32 dx = kernel.first[dy]; dx <= last; ++dx) {
+      const Vector w = broadcast(weight[dx]);
+      const float* p = row + 3 * dx;
+#pragma GCC unroll 8
+      for (int b = 0; b < kBlocks; ++b) sum[b] = multiply_add(w, load(p + b * kLanes), sum[b]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int b = 0; b < kBlocks; ++b) store(out + i + b * kLanes, sum[b]);
+}
+
+// As much of an output row as whole vectors cover; returns how many samples that is.
+template <class Out, class Kernel>
+inline i32 correlate_row(const Kernel& kernel, const float* base, const i32* row_at, i32 samples, Out* out) {
+  i32 i = 0;
+  for (; i + 8 * kLanes <= samples; i += 8 * kLanes) correlate_block<8>(kernel, base, row_at, i, out);
+  for (; i + 4 * kLanes <= samples; i += 4 * kLanes) correlate_block<4>(kernel, base, row_at, i, out);
+  for (; i + kLanes <= samples; i += kLanes) correlate_block<1>(kernel, base, row_at, i, out);
+  return i;
+}
+
+// kBlocks * kLanes samples of one output row of a resize along y: (start + sum of weight[j] * in[j * stride + i]) >>
+// shift.
+template <int kBlocks, int shift>
+inline void resample_block(const i32* weight, i32 count, i32 start, const u8* in, i64 stride, u8* out) {
+  Integers sum[kBlocks];
+#pragma GCC unroll 8
+  for (int b = 0; b < kBlocks; ++b) sum[b] = broadcast(start);
+  for (i32 j = 0; j < count; ++j) {
+    const Integers w = broadcast(weight[j]);
+#pragma GCC unroll 8
+    for (int b = 0; b < kBlocks; ++b) sum[b] = multiply_add(w, load_bytes(in + j * stride + b * kLanes), sum[b]);
+  }
+#pragma GCC unroll 8
+  for (int b = 0; b < kBlocks; ++b) store_shifted<shift>(out + b * kLanes, sum[b]);
+}
+
+// As much of that row as whole vectors cover; returns how many samples that is.
+template <int shift>
+inline i32 resample_row(const i32* weight, i32 count, i32 start, const u8* in, i64 stride, i32 samples, u8* out) {
+  i32 i = 0;
+  for (; i + 8 * kLanes <= samples; i += 8 * kLanes)
+    resample_block<8, shift>(weight, count, start, in + i, stride, out + i);
+  for (; i + kLanes <= samples; i += kLanes) resample_block<1, shift>(weight, count, start, in + i, stride, out + i);
+  return i;
+}
+
+// One pixel of a resize along x in kRowsAtOnce rows, four 32-bit lanes (the channels and a spare) each. Reads the byte
+// after the last tap's pixel.
+inline i32 load_four_bytes(const u8* p) {
+  i32 bytes;
+  __builtin_memcpy(&bytes, p, 4);
+  return bytes;
+}
+
+#if defined(__AVX512F__)
+constexpr i32 kRowsAtOnce = 4;
+inline Integers load_pixels(const u8* p, i64 stride) {
+  return _mm512_cvtepu8_epi32(_mm_setr_epi32(load_four_bytes(p), load_four_bytes(p + stride),
+                                             load_four_bytes(p + 2 * stride), load_four_bytes(p + 3 * stride)));
+}
+#else
+constexpr i32 kRowsAtOnce = 2;
+inline Integers load_pixels(const u8* p, i64 stride) {
+  return _mm256_cvtepu8_epi32(_mm_setr_epi32(load_four_bytes(p), load_four_bytes(p + stride), 0, 0));
+}
+#endif
+
+template <int shift>
+inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* in, i64 in_stride, u8* out,
+                            i64 out_stride) {
+  Integers sum = broadcast(start);
+  for (i32 j = 0; j < count; ++j) sum = multiply_add(broadcast(weight[j]), load_pixels(in + 3 * j, in_stride), sum);
+  alignas(16) u8 packed[kLanes];
+  store_shifted<shift>(packed, sum);
+  for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
+}
+
+}  // namespace simd
+}  // namespace qpt
+
+#else
+#define QPT_SIMD_ROWS 0
+#endif

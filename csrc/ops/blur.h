@@ -1,0 +1,119 @@
+// Blurs (texture family): Gaussian, rotated Gaussian, motion. Each builds its weights in scratch and hands
+// them to filter.h. Definitions: OpenCV getGaussianKernel / filter2D with BORDER_REFLECT_101; weights sum to 1;
+// qpt/degradations.py has the citations. Listed in table.h.
+#pragma once
+#include "filter.h"
+
+namespace qpt {
+
+// Raw weights of a (2 radius + 1)^2 kernel -> normalised weights and the spans of columns that count.
+// weight(dy, dx) >= 0 with dy, dx in [-radius, radius], rows' non-zero weights contiguous.
+template <class Team, class Weight>
+QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
+  const i32 taps = 2 * radius + 1;
+  float* weights = scratch.take<float>(taps * taps);
+  float* row_sum = scratch.take<float>(kMaxTaps);
+  i32* first = scratch.take<i32>(kMaxTaps);
+  i32* last = scratch.take<i32>(kMaxTaps);
+  each(team, taps, taps,
+       [&](i32 row, i32 column) { weights[row * taps + column] = weight(row - radius, column - radius); });
+  team.sync();  // weights, written by all, are read row by row
+  each(team, taps, [&](i32 row) {
+    float sum = 0.0f;
+    i32 from = taps, to = -1;
+    for (i32 column = 0; column < taps; ++column) {
+      const float w = weights[row * taps + column];
+      sum += w;
+      if (w > 0.0f) {
+        from = minimum(from, column);
+        to = column;
+      }
+    }
+    row_sum[row] = sum;
+    first[row] = from;
+    last[row] = to;
+  });
+  team.sync();  // row sums, one member each, are read by all
+  float total = 0.0f;
+  for (i32 row = 0; row < taps; ++row) total += row_sum[row];
+  // Not synced: the first barrier of correlate_2d comes before anyone reads the kernel.
+  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
+  return {weights, first, last, taps, taps};
+}
+
+// exp(-x^2 / 2 sigma^2), radius ceil(3 sigma), along rows and columns. p0 = sigma_px in (0, 8].
+template <class Team>
+QPT_FN void gaussian_blur(Team& team, OpArgs a) {
+  const float sigma = parameter(a.params[0], 0.05f, 8.0f);
+  const i32 radius = minimum(ceil_to_int(3.0f * sigma), kMaxRadius), taps = 2 * radius + 1;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* raw = scratch.take<float>(kMaxTaps);
+  float* weight = scratch.take<float>(kMaxTaps);
+  i32* zeros = scratch.take<i32>(kMaxTaps);
+  i32* last = scratch.take<i32>(1);
+  each(team, taps, [&](i32 t) {
+    const float x = static_cast<float>(t - radius) / sigma;
+    raw[t] = exponential(-0.5f * x * x);
+    zeros[t] = 0;
+  });
+  team.once([&] { last[0] = taps - 1; });
+  team.sync();  // raw, zeros and last, written by some, are read by all
+  float total = 0.0f;
+  for (i32 t = 0; t < taps; ++t) total += raw[t];
+  // Not synced: the first barrier of correlate_separable comes before anyone reads weight.
+  each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
+  correlate_separable(team, a, weight, zeros, last, radius, scratch);
+}
+
+// Gaussian with its long axis (p0 = sigma_x_px) turned by p2 = angle_deg counter-clockwise, p1 = sigma_y_px across it;
+// radius ceil(3 max sigma). Weights below 1e-6 of the peak are left out: together they move a sample by less than 0.01
+// level.
+template <class Team>
+QPT_FN void gaussian_blur_aniso(Team& team, OpArgs a) {
+  const float sigma_x = parameter(a.params[0], 0.05f, 8.0f), sigma_y = parameter(a.params[1], 0.05f, 8.0f);
+  const SinCos angle = sin_cos_degrees(parameter(a.params[2], -36000.0f, 36000.0f));
+  const i32 radius = minimum(ceil_to_int(3.0f * maximum(sigma_x, sigma_y)), kMaxRadius);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+    const float x = static_cast<float>(dx), y = static_cast<float>(dy);
+    const float u = (x * angle.cos - y * angle.sin) / sigma_x;  // image y points down
+    const float v = (x * angle.sin + y * angle.cos) / sigma_y;
+    const float q = 0.5f * (u * u + v * v);
+    return q < 13.8f ? exponential(-q) : 0.0f;
+  });
+  correlate_2d(team, a, kernel, radius, scratch);
+}
+
+// Mean along a segment of p0 = length_px centred on the pixel, at p1 = angle_deg counter-clockwise: 2 ceil(length) + 1
+// equally spaced points, ends included, each spread over its four pixels bilinearly.
+template <class Team>
+QPT_FN void motion_blur(Team& team, OpArgs a) {
+  const float length = parameter(a.params[0], 0.0f, 2.0f * kMaxRadius);
+  const SinCos angle = sin_cos_degrees(parameter(a.params[1], -36000.0f, 36000.0f));
+  const i32 radius = ceil_to_int(0.5f * length);
+  const i32 half = maximum(ceil_to_int(length), 1);  // points on each side of the middle one
+  const float step = 0.5f * length / static_cast<float>(half);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+    float sum = 0.0f;
+    for (i32 i = -half; i <= half; ++i) {
+      const float s = step * static_cast<float>(i);
+      const float x = s * angle.cos - static_cast<float>(dx), y = -s * angle.sin - static_cast<float>(dy);
+      const float along = 1.0f - (x < 0.0f ? -x : x), across = 1.0f - (y < 0.0f ? -y : y);
+      sum += maximum(along, 0.0f) * maximum(across, 0.0f);
+    }
+    return sum;
+  });
+  correlate_2d(team, a, kernel, radius, scratch);
+}
+
+// Scratch of the largest kernel on an h x w image: weights and spans, the list of rows, the ring, the rows entering it.
+QPT_FN i64 blur_bytes(i32 h, i32 w) {
+  const i64 padded = 3 * (static_cast<i64>(w) + 2 * kMaxRadius);
+  const i64 ring = ring_rows(h, kMaxRadius) * padded;
+  return taken_bytes<float>(kMaxTaps * kMaxTaps) + 3 * taken_bytes<float>(kMaxTaps) +
+         taken_bytes<i32>(kBand * kMaxTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +
+         taken_bytes<float>(kBand * padded);
+}
+
+}  // namespace qpt

@@ -1,0 +1,87 @@
+// Colour changes (colour family): brightness, contrast, saturation, hue. Brightness and contrast are Pillow's
+// ImageEnhance, rounded where its blend truncates (which darkens by half a level a time); saturation and hue are
+// hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. One pass each; contrast first sums the image.
+// Listed in table.h.
+#pragma once
+#include "op.h"
+
+namespace qpt {
+
+// Extrapolating blend: from + factor (to - from) in float32, clipped and rounded.
+QPT_INLINE u8 blend(i32 from, i32 to, float factor) {
+  return to_u8(static_cast<float>(from) + factor * static_cast<float>(to - from));
+}
+
+// Blend with black. p0 = factor; 1 changes nothing.
+template <class Team>
+QPT_FN void brightness(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], 0.0f, 255.0f);
+  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(0, a.src[i], factor); });
+}
+
+// Blend with the rounded mean of the ITU-R 601 luma. p0 = factor; 1 changes nothing.
+template <class Team>
+QPT_FN void contrast(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], 0.0f, 255.0f);
+  u64* partial = Scratch{static_cast<u8*>(a.scratch)}.take<u64>(kMaxMembers);
+  u64 sum = 0;
+  for (i32 y = 0; y < a.h; ++y) {
+    const u8* row = a.src + static_cast<i64>(y) * a.w * 3;
+    u32 row_sum = 0;  // <= 255 w
+    for (i32 x = team.rank(); x < a.w; x += team.size())
+      row_sum += (19595u * row[3 * x] + 38470u * row[3 * x + 1] + 7471u * row[3 * x + 2] + 32768u) >> 16;
+    sum += row_sum;
+  }
+  partial[team.rank()] = sum;
+  team.sync();  // partial sums, one per member, are read by all; integers, so order does not matter
+  u64 total = 0;
+  for (i32 member = 0; member < team.size(); ++member) total += partial[member];
+  const u64 pixels = static_cast<u64>(a.h) * static_cast<u64>(a.w);
+  const i32 mean = static_cast<i32>((2 * total + pixels) / (2 * pixels));
+  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(mean, a.src[i], factor); });
+}
+
+// HSV saturation times p0 = factor, clipped to 1. With V = max, S = (max - min) / max and hue fixed, every channel c is
+// V - (V - c) S'/S, and S'/S = min(factor, 1/S): no conversion needed.
+template <class Team>
+QPT_FN void saturation(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], 0.0f, 255.0f);
+  each(team, a.h * a.w, [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
+    const float ratio = minimum(factor, value / maximum(chroma, 0.5f));  // grey: value - c = 0 whatever the ratio
+    a.dst[3 * p] = to_u8(value - (value - r) * ratio);
+    a.dst[3 * p + 1] = to_u8(value - (value - g) * ratio);
+    a.dst[3 * p + 2] = to_u8(value - (value - b) * ratio);
+  });
+}
+
+// One channel of the hexcone: V - C max(0, min(k, 4 - k, 1)) with k = (offset + 6 hue) mod 6, given in [0, 18).
+QPT_INLINE u8 hexcone(float k, float value, float chroma) {
+  k = k >= 12.0f ? k - 12.0f : k;
+  k = k >= 6.0f ? k - 6.0f : k;
+  return to_u8(value - chroma * maximum(minimum(minimum(k, 4.0f - k), 1.0f), 0.0f));
+}
+
+// HSV hue turned by p0 = shift_deg.
+template <class Team>
+QPT_FN void hue(Team& team, OpArgs a) {
+  const float turned = parameter(a.params[0], -36000.0f, 36000.0f) / 60.0f;
+  const i32 turns = static_cast<i32>(turned / 6.0f);
+  const float remainder = turned - 6.0f * static_cast<float>(turns);    // (-6, 6)
+  const float shift = remainder < 0.0f ? remainder + 6.0f : remainder;  // [0, 6]
+  each(team, a.h * a.w, [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
+    // Sector of the largest channel (red before green before blue) plus the signed share of the other two: [-1, 5].
+    const float high = value == r ? g : value == g ? b : r;
+    const float low = value == r ? b : value == g ? r : g;
+    const float sector = value == r ? 0.0f : value == g ? 2.0f : 4.0f;
+    const float sixths = sector + (high - low) / maximum(chroma, 0.5f) + shift;  // [-1, 11]
+    a.dst[3 * p] = hexcone(sixths + 5.0f, value, chroma);
+    a.dst[3 * p + 1] = hexcone(sixths + 3.0f, value, chroma);
+    a.dst[3 * p + 2] = hexcone(sixths + 1.0f, value, chroma);
+  });
+}
+
+}  // namespace qpt

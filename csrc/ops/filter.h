@@ -1,0 +1,156 @@
+// Correlation of an image with a small kernel, the engine of all blurs. Borders are reflect-101
+// (cv2.BORDER_REFLECT_101). A band of kBand output rows at a time, from a ring of float rows: rows enter the ring once,
+// in order, and the slot of row y is y mod ring rows. Sums run over the kernel in raster order with one fma per tap,
+// whoever computes them. Used by blur.h. On x86 a team of one takes the rows of cpu/simd.h, which give the same bytes.
+#pragma once
+#include "op.h"
+
+namespace qpt {
+
+constexpr i32 kMaxRadius = 24;  // of any kernel; sigma <= 8 px
+constexpr i32 kMaxTaps = 2 * kMaxRadius + 1;
+constexpr i32 kBand = 4;  // output rows between barriers
+
+// Index into [0, n) of position i, mirrored about the centres of the first and last element as often as needed.
+QPT_INLINE i32 reflect101(i32 i, i32 n) {
+  if (n == 1) return 0;
+  const i32 period = 2 * (n - 1);
+  i = (i < 0 ? -i : i) % period;
+  return i < n ? i : period - i;
+}
+
+struct Kernel {
+  const float* weight;  // [rows, columns]
+  const i32* first;     // [rows] first and last column that counts; first > last: none
+  const i32* last;      // [rows]
+  i32 rows, columns;
+};
+
+QPT_INLINE void store(float* out, float value) {
+  *out = value;
+}
+QPT_INLINE void store(u8* out, float value) {
+  *out = to_u8(value);
+}
+
+// Sum of weight[dy, dx] * base[row_at[dy] + 3 dx + i]: sample i of an output row.
+QPT_INLINE float correlate_sample(Kernel kernel, const float* base, const i32* row_at, i32 i) {
+  float sum = 0.0f;
+  for (i32 dy = 0; dy < kernel.rows; ++dy) {
+    const float* weight = kernel.weight + dy * kernel.columns;
+    const float* row = base + row_at[dy] + i;
+    const i32 last = kernel.last[dy];
+    for (i32 dx = kernel.first[dy]; dx <= last; ++dx) sum = fma(weight[dx], row[3 * dx], sum);
+  }
+  return sum;
+}
+
+// out[r, i] for `rows` rows of `samples` samples; row r reads the rows listed in row_at[r * kernel.rows ...]. Out:
+// float or u8.
+template <class Team, class Out>
+QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, const i32* row_at, i32 rows, i32 samples,
+                           Out* out, i64 out_stride) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    for (i32 r = 0; r < rows; ++r) {
+      const i32* const at = row_at + r * kernel.rows;
+      Out* const row = out + r * out_stride;
+      const i32 done = simd::correlate_row(kernel, base, at, samples, row);
+      for (i32 i = done; i < samples; ++i) store(row + i, correlate_sample(kernel, base, at, i));
+    }
+    return;
+  }
+#endif
+  each(team, rows, samples, [&](i32 r, i32 i) {
+    store(out + r * out_stride + i, correlate_sample(kernel, base, row_at + r * kernel.rows, i));
+  });
+}
+
+// Source rows [y, y + rows) as floats, `radius` pixels of border on each side; row y goes to slot (y mod slots) of out.
+template <class Team>
+QPT_FN void load_padded(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
+  const i32 samples = 3 * a.w, stride = samples + 6 * radius;
+  each(team, rows, samples, [&](i32 r, i32 i) {
+    out[static_cast<i64>((y + r) % slots) * stride + 3 * radius + i] = a.src[static_cast<i64>(y + r) * samples + i];
+  });
+  each(team, rows, 6 * radius, [&](i32 r, i32 i) {
+    const i32 pixel = i / 3, channel = i - 3 * pixel;
+    const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
+    out[static_cast<i64>((y + r) % slots) * stride + 3 * (x + radius) + channel] =
+        a.src[static_cast<i64>(y + r) * samples + 3 * reflect101(x, a.w) + channel];
+  });
+}
+
+// row_at[r, t]: where the ring keeps source row y + r + t - radius.
+template <class Team>
+QPT_FN void list_rows(const Team& team, i32 y, i32 rows, i32 radius, i32 h, i32 slots, i32 stride, i32* row_at) {
+  const i32 taps = 2 * radius + 1;
+  each(team, rows, taps, [&](i32 r, i32 t) {
+    row_at[r * taps + t] = reflect101(minimum(y + r, h - 1) + t - radius, h) % slots * stride;
+  });
+}
+
+// Rows the ring must hold. A mirrored row lies inside the window [y - radius, y + kBand - 1 + radius] or, if the image
+// is smaller than the window, the ring holds the whole image.
+QPT_INLINE i32 ring_rows(i32 h, i32 radius) {
+  return minimum(h, kBand + 2 * radius);
+}
+
+// dst = src correlated with a (2 radius + 1)^2 kernel.
+template <class Team>
+QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, Scratch scratch) {
+  const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
+  i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
+  float* ring = scratch.take<float>(static_cast<i64>(slots) * stride);
+  i32 loaded = 0;
+  for (i32 y = 0; y < a.h; y += kBand) {
+    const i32 rows = minimum(kBand, a.h - y);
+    const i32 needed = minimum(y + kBand + radius, a.h);
+    load_padded(team, a, loaded, needed - loaded, radius, slots, ring);
+    loaded = needed;
+    list_rows(team, y, rows, radius, a.h, slots, stride, row_at);
+    team.sync();  // ring rows and row_at, written by all, are read by all
+    correlate_rows(team, kernel, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
+                   static_cast<i64>(samples));
+    team.sync();  // all have read this band's ring rows and row_at, which the next band overwrites
+  }
+}
+
+// dst = src correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float in between.
+// taps: 2 radius + 1 weights; zeros: at least as many i32 zeros (the spans of a one-column kernel).
+template <class Team>
+QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, const i32* zeros, const i32* last,
+                                i32 radius, Scratch scratch) {
+  const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
+  const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1};
+  const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1};
+  i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
+  i32* padded_at = scratch.take<i32>(kBand);
+  float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
+  float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);
+  each(team, kBand, [&](i32 r) { padded_at[r] = r * stride; });
+  i32 loaded = 0;
+  for (i32 y = 0; y < a.h; y += kBand) {
+    const i32 rows = minimum(kBand, a.h - y);
+    const i32 needed = minimum(y + kBand + radius, a.h);
+    list_rows(team, y, rows, radius, a.h, slots, samples, row_at);
+    while (loaded < needed) {
+      const i32 count = minimum(kBand, needed - loaded);
+      load_padded(team, a, loaded, count, radius, kBand, padded);
+      team.sync();  // padded rows, written by all, are read by all
+      // 1. along rows, into the ring; loaded is a multiple of kBand except on the last, shorter band
+      for (i32 r = 0; r < count; ++r)
+        correlate_rows(team, along_row, padded, padded_at + (loaded + r) % kBand, 1, samples,
+                       ring + static_cast<i64>((loaded + r) % slots) * samples, static_cast<i64>(0));
+      loaded += count;
+      if (loaded < needed) team.sync();  // all have read padded, which the next rows overwrite
+    }
+    team.sync();  // ring rows and row_at, written by all, are read by all
+    // 2. along columns, to the output
+    correlate_rows(team, along_column, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
+                   static_cast<i64>(samples));
+    team.sync();  // all have read this band's ring rows and row_at, which the next band overwrites
+  }
+}
+
+}  // namespace qpt

@@ -1,0 +1,217 @@
+// JPEG (texture family): the lossy part of libjpeg-turbo's baseline 4:2:0 round trip, as Pillow's save(quality=q) and
+// load give it: ITU-T T.81 tables scaled by quality, JFIF YCbCr rounded to 8 bits, h2v2 average with alternating bias,
+// integer DCT, quantise, inverse, triangle ("fancy") chroma upsampling, RGB. Entropy coding is lossless and left out.
+// All integers. Listed in table.h; the transform is dct.h.
+#pragma once
+#include "dct.h"
+#include "op.h"
+
+namespace qpt {
+
+// ITU-T T.81 annex K.1, row by row: luminance, then chrominance.
+QPT_CONSTANT u8 kQuantTables[128] = {
+    16,  11,  10,  16,  24, 40, 51, 61, 12,  12,  14,  19,  26,  58, 60, 55, 14, 13, 16, 24,  40,  57, 69, 56, 14, 17,
+    22,  29,  51,  87,  80, 62, 18, 22, 37,  56,  68,  109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87,
+    103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,  17,  18, 24, 47, 99, 99, 99, 99,  18,  21, 26, 66, 99, 99,
+    99,  99,  24,  26,  56, 99, 99, 99, 99,  99,  47,  66,  99,  99, 99, 99, 99, 99, 99, 99,  99,  99, 99, 99, 99, 99,
+    99,  99,  99,  99,  99, 99, 99, 99, 99,  99,  99,  99,  99,  99, 99, 99, 99, 99, 99, 99,  99,  99, 99, 99};
+
+constexpr i32 kTileMcus = 16;                  // 16 x 16 px units transformed between barriers
+constexpr i32 kTileLanes = kTileMcus * 6 * 8;  // one lane per row or column of an 8 x 8 block
+
+// The three planes, padded to whole 16 x 16 units. Chroma exists twice: at full size and halved (the coded one).
+struct Planes {
+  u8 *luma, *cb, *cr;     // [high, wide]
+  u8 *half_cb, *half_cr;  // [high / 2, wide / 2]
+  i32 wide, high;
+};
+
+QPT_INLINE i32 round_up16(i32 x) {
+  return (x + 15) / 16 * 16;
+}
+
+// RGB -> YCbCr, 16-bit fixed point; then replicate luma into the padding and halve the chroma.
+template <class Team>
+QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const u8* p = a.src + (static_cast<i64>(y) * a.w + x) * 3;
+    const i32 r = p[0], g = p[1], b = p[2];
+    const i64 at = static_cast<i64>(y) * planes.wide + x;
+    planes.luma[at] = static_cast<u8>((19595 * r + 38470 * g + 7471 * b + 32768) >> 16);
+    planes.cb[at] = static_cast<u8>((-11059 * r - 21709 * g + 32768 * b + (128 << 16) + 32767) >> 16);
+    planes.cr[at] = static_cast<u8>((32768 * r - 27439 * g - 5329 * b + (128 << 16) + 32767) >> 16);
+  });
+  team.sync();  // the planes' image part, written by all, is read below for padding and averages
+  each(team, a.h, planes.wide - a.w, [&](i32 y, i32 x) {
+    u8* row = planes.luma + static_cast<i64>(y) * planes.wide;
+    row[a.w + x] = row[a.w - 1];
+  });
+  each(team, planes.high - a.h, planes.wide, [&](i32 y, i32 x) {
+    planes.luma[static_cast<i64>(a.h + y) * planes.wide + x] =
+        planes.luma[static_cast<i64>(a.h - 1) * planes.wide + minimum(x, a.w - 1)];
+  });
+  // Sums of 2 x 2 with bias 1, 2, 1, 2... along a row. An odd last row counts twice; rows below repeat the last
+  // average.
+  const i32 half_h = (a.h + 1) / 2, whole = a.w / 2;
+  const auto halve = [&](i32 y, i32 x, i32 x0, i32 x1) {
+    const i32 source = minimum(y, half_h - 1);
+    const i64 row0 = static_cast<i64>(2 * source) * planes.wide;
+    const i64 row1 = static_cast<i64>(minimum(2 * source + 1, a.h - 1)) * planes.wide;
+    const i64 at = static_cast<i64>(y) * (planes.wide / 2) + x;
+    const i32 bias = 1 + (x & 1);
+    planes.half_cb[at] = static_cast<u8>(
+        (planes.cb[row0 + x0] + planes.cb[row0 + x1] + planes.cb[row1 + x0] + planes.cb[row1 + x1] + bias) >> 2);
+    planes.half_cr[at] = static_cast<u8>(
+        (planes.cr[row0 + x0] + planes.cr[row0 + x1] + planes.cr[row1 + x0] + planes.cr[row1 + x1] + bias) >> 2);
+  };
+  each(team, planes.high / 2, whole, [&](i32 y, i32 x) { halve(y, x, 2 * x, 2 * x + 1); });
+  each(team, planes.high / 2, planes.wide / 2 - whole,
+       [&](i32 y, i32 x) { halve(y, whole + x, minimum(2 * (whole + x), a.w - 1), a.w - 1); });
+}
+
+// Quantised and restored: sign(x) * ((|x| + 4 q) / (8 q)) * q. The float quotient of integers below 2^24 cannot round
+// up to the next integer, so truncating it is the integer division.
+QPT_INLINE i32 requantise(i32 x, i32 q) {
+  const i32 rounded = (x < 0 ? -x : x) + 4 * q;
+  const i32 level = static_cast<i32>(static_cast<float>(rounded) / static_cast<float>(8 * q));
+  return (x < 0 ? -level : level) * q;
+}
+
+// Address of block `block` of a tile of `mcus` units at unit row my, unit column mx: upper luma, lower luma, Cb, Cr.
+struct Block {
+  u8* pixels;
+  i32 stride;
+};
+
+QPT_INLINE Block find_block(Planes planes, i32 my, i32 mx, i32 mcus, i32 block) {
+  if (block < 4 * mcus) {
+    const i32 lower = block >= 2 * mcus ? 1 : 0;
+    const i32 column = block - lower * 2 * mcus;
+    return {planes.luma + static_cast<i64>(16 * my + 8 * lower) * planes.wide + 16 * mx + 8 * column, planes.wide};
+  }
+  const bool red = block >= 5 * mcus;
+  const i32 column = block - (red ? 5 : 4) * mcus, stride = planes.wide / 2;
+  return {(red ? planes.half_cr : planes.half_cb) + static_cast<i64>(8 * my) * stride + 8 * (mx + column), stride};
+}
+
+// DCT, quantisation and inverse of one tile, in place. by_row and by_column hold element k of lane l at [k * kTileLanes
+// + l]: a lane is (block, row) in the first and (block, column) in the second, so every 1-D transform runs over
+// contiguous lanes.
+template <class Team>
+QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, const i32* quant, i32* by_row,
+                           i32* by_column) {
+  const i32 blocks = 6 * mcus;
+  // A member keeps the same lanes in every loop below, so only the transpositions need barriers.
+  each(team, blocks, 8, [&](i32 block, i32 r) {
+    const Block at = find_block(planes, my, mx, mcus, block);
+    const u8* p = at.pixels + static_cast<i64>(r) * at.stride;
+    for (i32 k = 0; k < 8; ++k) by_row[k * kTileLanes + 8 * block + r] = p[k] - 128;
+  });
+  each(team, 8 * blocks, [&](i32 lane) {
+    store_eight(by_row + lane, kTileLanes, forward_dct<true>(load_eight(by_row + lane, kTileLanes)));
+  });
+  team.sync();  // rows of a block, transformed by their members, are read across
+  each(team, blocks, 8, [&](i32 block, i32 column) {
+    for (i32 r = 0; r < 8; ++r)
+      by_column[r * kTileLanes + 8 * block + column] = by_row[column * kTileLanes + 8 * block + r];
+  });
+  each(team, blocks, 8, [&](i32 block, i32 column) QPT_BODY {
+    i32* lane = by_column + 8 * block + column;
+    const i32* q = quant + (block < 4 * mcus ? 0 : 64) + column;
+    Eight x = forward_dct<false>(load_eight(lane, kTileLanes));
+    x = {requantise(x.v0, q[0]),  requantise(x.v1, q[8]),  requantise(x.v2, q[16]), requantise(x.v3, q[24]),
+         requantise(x.v4, q[32]), requantise(x.v5, q[40]), requantise(x.v6, q[48]), requantise(x.v7, q[56])};
+    store_eight(lane, kTileLanes, inverse_dct<true>(x));
+  });
+  team.sync();  // columns of a block, restored by their members, are read across; all are done reading by_row
+  each(team, blocks, 8, [&](i32 block, i32 r) {
+    for (i32 k = 0; k < 8; ++k) by_row[k * kTileLanes + 8 * block + r] = by_column[r * kTileLanes + 8 * block + k];
+  });
+  each(team, 8 * blocks, [&](i32 lane) {
+    store_eight(by_row + lane, kTileLanes, inverse_dct<false>(load_eight(by_row + lane, kTileLanes)));
+  });
+  each(team, blocks, 8, [&](i32 block, i32 r) {
+    const Block at = find_block(planes, my, mx, mcus, block);
+    u8* p = at.pixels + static_cast<i64>(r) * at.stride;
+    for (i32 k = 0; k < 8; ++k) p[k] = static_cast<u8>(clamp(by_row[k * kTileLanes + 8 * block + r] + 128, 0, 255));
+  });
+}
+
+// Halved chroma -> full size: weights 9 3 3 1 / 16, halves rounded down and up in turn; images up to 4 px wide repeat
+// pixels.
+template <class Team>
+QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
+  const i32 half_h = (a.h + 1) / 2, half_w = (a.w + 1) / 2, stride = planes.wide / 2;
+  if (half_w <= 2) {
+    each(team, a.h, a.w, [&](i32 y, i32 x) {
+      const i64 to = static_cast<i64>(y) * planes.wide + x, from = static_cast<i64>(y / 2) * stride + x / 2;
+      planes.cb[to] = planes.half_cb[from];
+      planes.cr[to] = planes.half_cr[from];
+    });
+    return;
+  }
+  // left and right: the neighbouring columns, the column itself at the edges
+  const auto widen = [&](const u8* half, u8* full, i32 y, i32 x, i32 left, i32 right) {
+    const u8* near = half + static_cast<i64>(y / 2) * stride;
+    const u8* far = half + static_cast<i64>(clamp(y / 2 + ((y & 1) ? 1 : -1), 0, half_h - 1)) * stride;
+    const i32 sum = 3 * near[x] + far[x];
+    u8* out = full + static_cast<i64>(y) * planes.wide + 2 * x;
+    out[0] = static_cast<u8>((3 * sum + 3 * near[left] + far[left] + 8) >> 4);
+    out[1] = static_cast<u8>((3 * sum + 3 * near[right] + far[right] + 7) >> 4);
+  };
+  each(team, a.h, half_w - 2, [&](i32 y, i32 x) {
+    widen(planes.half_cb, planes.cb, y, x + 1, x, x + 2);
+    widen(planes.half_cr, planes.cr, y, x + 1, x, x + 2);
+  });
+  each(team, a.h, 2, [&](i32 y, i32 side) {
+    const i32 x = side ? half_w - 1 : 0, left = side ? x - 1 : 0, right = side ? x : 1;
+    widen(planes.half_cb, planes.cb, y, x, left, right);
+    widen(planes.half_cr, planes.cr, y, x, left, right);
+  });
+}
+
+// p0 = quality, 1 to 100.
+template <class Team>
+QPT_FN void jpeg(Team& team, OpArgs a) {
+  const i32 quality = static_cast<i32>(parameter(a.params[0], 1.0f, 100.0f) + 0.5f);
+  const i32 percent = quality < 50 ? 5000 / quality : 200 - 2 * quality;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  Planes planes;
+  planes.wide = round_up16(a.w);
+  planes.high = round_up16(a.h);
+  const i64 area = static_cast<i64>(planes.wide) * planes.high;
+  i32* quant = scratch.take<i32>(128);
+  i32* by_row = scratch.take<i32>(8 * kTileLanes);
+  i32* by_column = scratch.take<i32>(8 * kTileLanes);
+  planes.luma = scratch.take<u8>(area);
+  planes.cb = scratch.take<u8>(area);
+  planes.cr = scratch.take<u8>(area);
+  planes.half_cb = scratch.take<u8>(area / 4);
+  planes.half_cr = scratch.take<u8>(area / 4);
+
+  each(team, 128, [&](i32 i) { quant[i] = clamp((kQuantTables[i] * percent + 50) / 100, 1, 255); });
+  to_planes(team, a, planes);
+  team.sync();  // quant and the padded planes, written by all, are read by blocks
+  for (i32 my = 0; my < planes.high / 16; ++my)
+    for (i32 mx = 0; mx < planes.wide / 16; mx += kTileMcus)
+      transform_tile(team, planes, my, mx, minimum(kTileMcus, planes.wide / 16 - mx), quant, by_row, by_column);
+  team.sync();  // restored planes, written block by block, are read across blocks
+  upsample(team, a, planes);
+  team.sync();  // full-size chroma, written by all, is read per pixel
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i64 at = static_cast<i64>(y) * planes.wide + x;
+    const i32 luma = planes.luma[at], cb = planes.cb[at] - 128, cr = planes.cr[at] - 128;
+    u8* p = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+    p[0] = static_cast<u8>(clamp(luma + ((91881 * cr + 32768) >> 16), 0, 255));
+    p[1] = static_cast<u8>(clamp(luma + ((-22554 * cb - 46802 * cr + 32768) >> 16), 0, 255));
+    p[2] = static_cast<u8>(clamp(luma + ((116130 * cb + 32768) >> 16), 0, 255));
+  });
+}
+
+QPT_FN i64 jpeg_bytes(i32 h, i32 w) {
+  const i64 area = static_cast<i64>(round_up16(w)) * round_up16(h);
+  return taken_bytes<i32>(128) + 2 * taken_bytes<i32>(8 * kTileLanes) + 3 * taken_bytes<u8>(area) +
+         2 * taken_bytes<u8>(area / 4);
+}
+
+}  // namespace qpt

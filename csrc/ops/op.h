@@ -1,0 +1,50 @@
+// What every op receives, and the scratch arithmetic they share. Included by each family's file; used by chain.h.
+// An op reads src, writes all of dst (never the same buffer) and keeps its temporaries in scratch, which all members of
+// the team see. Parameters are clamped here and in the ops so that no value, even NaN, can lead to a write out of
+// bounds.
+#pragma once
+#include "../scalar_math.h"
+#if !defined(__CUDACC__) && !defined(__CUDACC_RTC__) && defined(__x86_64__)
+#include "../cpu/simd.h"
+#else
+#define QPT_SIMD_ROWS 0
+#endif
+
+namespace qpt {
+
+struct OpArgs {
+  const u8* src;        // [h, w, 3]
+  u8* dst;              // [h, w, 3]
+  i32 h, w;             // >= 1; h * w * 3 < 2^31
+  const float* params;  // [4], meaning per op (qpt/degradations.py)
+  u64 seed;             // of the program row
+  u32 slot;             // position of the op in its row, so that a repeated op draws again
+  void* scratch;        // op_scratch_bytes(h, w), 64-byte aligned
+};
+
+constexpr i32 kMaxMembers = 1024;  // of a team: the largest CUDA block
+
+// Hands out consecutive 64-byte aligned arrays of the scratch area. Every member makes the same calls, so all of them
+// hold the same pointers.
+struct Scratch {
+  u8* next;
+  template <class T>
+  QPT_INLINE T* take(i64 count) {
+    T* taken = reinterpret_cast<T*>(next);
+    next += (count * static_cast<i64>(sizeof(T)) + 63) / 64 * 64;
+    return taken;
+  }
+};
+
+// Bytes of `count` Ts as Scratch::take spends them.
+template <class T>
+QPT_FN i64 taken_bytes(i64 count) {
+  return (count * static_cast<i64>(sizeof(T)) + 63) / 64 * 64;
+}
+
+// clamp() that maps NaN to `low`.
+QPT_INLINE float parameter(float x, float low, float high) {
+  return x >= low ? minimum(x, high) : low;
+}
+
+}  // namespace qpt

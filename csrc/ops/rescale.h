@@ -1,0 +1,194 @@
+// Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. Pillow's
+// antialiased resize (Resample.c): filter support grows with the scale, weights in double, normalised, rounded to 22
+// fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Listed in table.h;
+// definitions in qpt/degradations.py.
+#pragma once
+#include "op.h"
+
+namespace qpt {
+
+constexpr i32 kWeightBits = 22;
+constexpr i32 kMaxFactor = 16;
+
+// Filters are told apart by their support, so that the code of a resize exists once: 1 is the triangle, 2 is Keys'
+// cubic convolution with a = -1/2 (IEEE TASSP 1981).
+constexpr i32 kBilinear = 1;
+constexpr i32 kBicubic = 2;
+
+QPT_INLINE double filter_weight(i32 support, double x) {
+  x = x < 0.0 ? -x : x;
+  if (support == kBilinear) return x < 1.0 ? 1.0 - x : 0.0;
+  if (x < 1.0) return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1;
+  if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * -0.5;
+  return 0.0;
+}
+
+// Weights of one resize along one axis: out[i] = sum_j weight[i * taps + j] * in[first[i] + j], j < count[i].
+struct Resampling {
+  i32* first;
+  i32* count;
+  i32* weight;
+  i32 taps;
+};
+
+// Taps that any output needs, for scale = in / out.
+QPT_INLINE i32 resampling_taps(i32 support, i32 in, i32 out) {
+  const i32 scale = in > out ? (in + out - 1) / out : 1;  // rounded up: a bound, not the layout of Pillow
+  return 2 * support * scale + 2;
+}
+
+template <class Team>
+QPT_FN Resampling build_resampling(const Team& team, i32 support, i32 in, i32 out, Scratch scratch) {
+  const i32 taps = resampling_taps(support, in, out);
+  const Resampling table{scratch.take<i32>(out), scratch.take<i32>(out),
+                         scratch.take<i32>(static_cast<i64>(out) * taps), taps};
+  const double scale = static_cast<double>(in) / out;
+  const double filter_scale = scale < 1.0 ? 1.0 : scale;
+  const double reach = support * filter_scale, inverse = 1.0 / filter_scale;
+  each(team, out, [&](i32 i) {
+    const double centre = (i + 0.5) * scale;
+    const i32 first = maximum(static_cast<i32>(centre - reach + 0.5), 0);
+    const i32 count = minimum(minimum(static_cast<i32>(centre + reach + 0.5), in) - first, taps);
+    double total = 0.0;
+    for (i32 j = 0; j < count; ++j) total += filter_weight(support, (j + first - centre + 0.5) * inverse);
+    for (i32 j = 0; j < count; ++j) {
+      double w = filter_weight(support, (j + first - centre + 0.5) * inverse);
+      if (total != 0.0) w /= total;
+      w *= 1 << kWeightBits;
+      table.weight[static_cast<i64>(i) * taps + j] = static_cast<i32>(w < 0.0 ? w - 0.5 : w + 0.5);
+    }
+    table.first[i] = first;
+    table.count[i] = count;
+  });
+  return table;
+}
+
+QPT_INLINE u8 weighted_to_u8(i32 sum) {
+  return static_cast<u8>(clamp(sum >> kWeightBits, 0, 255));
+}
+constexpr i32 kHalf = 1 << (kWeightBits - 1);
+
+// One output pixel of a resize along x.
+QPT_INLINE void resample_pixel(const i32* weight, i32 count, const u8* in, u8* out) {
+  i32 r = kHalf, g = kHalf, b = kHalf;
+  for (i32 j = 0; j < count; ++j) {
+    r += weight[j] * in[3 * j];
+    g += weight[j] * in[3 * j + 1];
+    b += weight[j] * in[3 * j + 2];
+  }
+  out[0] = weighted_to_u8(r);
+  out[1] = weighted_to_u8(g);
+  out[2] = weighted_to_u8(b);
+}
+
+// Along x: in [h, in_w, 3] -> out [h, out_w, 3].
+template <class Team>
+QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w, i32 out_w, Resampling table) {
+  const auto pixel = [&](i32 y, i32 x) {
+    resample_pixel(table.weight + static_cast<i64>(x) * table.taps, table.count[x],
+                   in + (static_cast<i64>(y) * in_w + table.first[x]) * 3, out + (static_cast<i64>(y) * out_w + x) * 3);
+  };
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    i32 y = 0;
+    for (; y + simd::kRowsAtOnce <= h; y += simd::kRowsAtOnce)
+      for (i32 x = 0; x < out_w; ++x) {
+        const i32 first = table.first[x], count = table.count[x];
+        if (first + count < in_w)  // the byte after the last tap is in the image
+          simd::resample_pixels<kWeightBits>(table.weight + static_cast<i64>(x) * table.taps, count, kHalf,
+                                             in + (static_cast<i64>(y) * in_w + first) * 3, 3 * static_cast<i64>(in_w),
+                                             out + (static_cast<i64>(y) * out_w + x) * 3, 3 * static_cast<i64>(out_w));
+        else
+          for (i32 row = y; row < y + simd::kRowsAtOnce; ++row) pixel(row, x);
+      }
+    for (; y < h; ++y)
+      for (i32 x = 0; x < out_w; ++x) pixel(y, x);
+    return;
+  }
+#endif
+  each(team, h, out_w, pixel);
+}
+
+// Along y: in [., samples] -> out [out_h, samples].
+template <class Team>
+QPT_FN void resample_y(const Team& team, const u8* in, u8* out, i32 out_h, i32 samples, Resampling table) {
+  const auto sample = [&](i32 y, i32 i) {
+    const u8* from = in + static_cast<i64>(table.first[y]) * samples + i;
+    const i32* weight = table.weight + static_cast<i64>(y) * table.taps;
+    i32 sum = kHalf;
+    for (i32 j = 0; j < table.count[y]; ++j) sum += weight[j] * from[static_cast<i64>(j) * samples];
+    out[static_cast<i64>(y) * samples + i] = weighted_to_u8(sum);
+  };
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    for (i32 y = 0; y < out_h; ++y) {
+      const i32 done = simd::resample_row<kWeightBits>(table.weight + static_cast<i64>(y) * table.taps, table.count[y],
+                                                       kHalf, in + static_cast<i64>(table.first[y]) * samples, samples,
+                                                       samples, out + static_cast<i64>(y) * samples);
+      for (i32 i = done; i < samples; ++i) sample(y, i);
+    }
+    return;
+  }
+#endif
+  each(team, out_h, samples, sample);
+}
+
+// round(size / factor), half to even as Python's round(), at least 1.
+QPT_INLINE i32 reduced_size(i32 size, double factor) {
+  const double exact = size / factor;
+  const i32 whole = static_cast<i32>(exact);
+  const double rest = exact - whole;
+  const bool up = rest > 0.5 || (rest == 0.5 && (whole & 1));
+  return maximum(whole + (up ? 1 : 0), 1);
+}
+
+// Four passes, each with its table: down along one axis and the other, up along x, up along y.
+template <class Team>
+QPT_FN void rescale(Team& team, OpArgs a, i32 support) {
+  const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
+  const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* half_way = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  u8* small = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  const bool y_first = a.h - small_h > 2 * (a.w - small_w);  // Pillow's rule since version 13; enlarging is x first
+  const u8* in = a.src;
+  i32 h = a.h, w = a.w;  // of in
+  QPT_UNROLL(1)
+  for (i32 pass = 0; pass < 4; ++pass) {
+    const bool along_x = (pass & 1) == (pass < 2 && y_first ? 1 : 0);
+    const i32 to_h = pass < 2 ? small_h : a.h, to_w = pass < 2 ? small_w : a.w;
+    u8* out = pass == 1 ? small : pass == 3 ? a.dst : half_way;
+    const Resampling table = build_resampling(team, support, along_x ? w : h, along_x ? to_w : to_h, scratch);
+    team.sync();  // the table, written by all, is read by all
+    if (along_x) {
+      resample_x(team, in, out, h, w, to_w, table);
+      w = to_w;
+    } else {
+      resample_y(team, in, out, to_h, 3 * w, table);
+      h = to_h;
+    }
+    team.sync();  // out, written by all, is read across by the next pass, which overwrites the table
+    in = out;
+  }
+}
+
+// p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_bilinear(Team& team, OpArgs a) {
+  rescale(team, a, kBilinear);
+}
+
+// p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_bicubic(Team& team, OpArgs a) {
+  rescale(team, a, kBicubic);
+}
+
+// Scratch for factors in [1, 16]: two images of at most h x w and a table of the longer side. Shrinking, out <= in
+// and in <= out * ceil(in / out), so out * taps <= 4 (in + out) + 2 out <= 10 in; enlarging, taps is at most 6.
+QPT_FN i64 rescale_bytes(i32 h, i32 w) {
+  const i64 image = taken_bytes<u8>(static_cast<i64>(h) * w * 3), side = maximum(h, w);
+  return 2 * image + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(10 * side);
+}
+
+}  // namespace qpt

@@ -1,0 +1,1 @@
+"""Operators: they check arguments, allocate results and pick a backend; kernels are in csrc/ and kernels/."""

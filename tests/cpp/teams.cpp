@@ -1,0 +1,161 @@
+// Runs chains with teams of std::threads and compares every byte with a team of one. Built and run by
+// tests/test_teams.py, also with -fsanitize=thread. Knows no op: cases (image, ops, parameters) come from a file, the
+// ops from csrc/ops/table.h.
+//   teams CASES SIZE...            exit 0: the same bytes at every team size
+//   teams CASES SIZE... --no-sync  the barrier does nothing: must end in other bytes or a complaint of the sanitizer
+// File: i32 count, then per case i32 h, w, slots; u64 seed; i16 ops[slots]; f32 params[slots][4]; u8 image[h][w][3].
+#include <pthread.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/chain.h"
+
+namespace {
+
+struct Case {
+  qpt::i32 h, w, slots;
+  qpt::u64 seed;
+  std::vector<qpt::i16> ops;
+  std::vector<float> params;
+  std::vector<qpt::u8> image;
+};
+
+template <class T>
+void read(std::ifstream& file, T* out, size_t count) {
+  if (!file.read(reinterpret_cast<char*>(out), static_cast<std::streamsize>(count * sizeof(T)))) {
+    std::fprintf(stderr, "teams: the case file is too short\n");
+    std::exit(2);
+  }
+}
+
+std::vector<Case> read_cases(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  qpt::i32 count;
+  read(file, &count, 1);
+  std::vector<Case> cases(static_cast<size_t>(count));
+  for (Case& c : cases) {
+    qpt::i32 extents[3];
+    read(file, extents, 3);
+    c.h = extents[0], c.w = extents[1], c.slots = extents[2];
+    read(file, &c.seed, 1);
+    c.ops.resize(static_cast<size_t>(c.slots));
+    c.params.resize(static_cast<size_t>(c.slots) * 4);
+    c.image.resize(static_cast<size_t>(c.h) * static_cast<size_t>(c.w) * 3);
+    read(file, c.ops.data(), c.ops.size());
+    read(file, c.params.data(), c.params.size());
+    read(file, c.image.data(), c.image.size());
+  }
+  return cases;
+}
+
+// Scratch that starts at a 64-byte boundary and is filled with a pattern: a result that depends on it shows.
+struct Buffer {
+  explicit Buffer(size_t size) : bytes(size + 64) {}
+  void* poison(int pattern) {
+    std::memset(bytes.data(), pattern, bytes.size());
+    const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+    return reinterpret_cast<void*>((address + 63) / 64 * 64);
+  }
+  std::vector<qpt::u8> bytes;
+};
+
+// A barrier whose uses alternate between two. With a single one, a fast thread's next arrival is already part of what a
+// slow thread acquires on leaving, and ThreadSanitizer takes the two for ordered: a missing barrier would go unnoticed.
+class Barrier {
+ public:
+  explicit Barrier(int size) {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, static_cast<unsigned>(size));
+  }
+  Barrier(const Barrier&) = delete;
+  Barrier& operator=(const Barrier&) = delete;
+  ~Barrier() {
+    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
+  }
+  // phase belongs to the calling thread and starts at 0.
+  void wait(int& phase) { pthread_barrier_wait(&barriers_[phase ^= 1]); }
+
+ private:
+  pthread_barrier_t barriers_[2];
+};
+
+class ThreadTeam {
+ public:
+  static constexpr bool kSolo = false;
+  ThreadTeam(qpt::i32 rank, qpt::i32 size, Barrier* barrier) : rank_(rank), size_(size), barrier_(barrier) {}
+  qpt::i32 rank() const { return rank_; }
+  qpt::i32 size() const { return size_; }
+  void sync() const {
+    if (barrier_) barrier_->wait(phase_);
+  }
+  template <class Body>
+  void once(Body body) const {
+    if (rank_ == 0) body();
+  }
+
+ private:
+  qpt::i32 rank_, size_;
+  Barrier* barrier_;
+  mutable int phase_ = 0;
+};
+
+template <class Team>
+void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
+  qpt::run_row(team, c.image.data(), out, c.h, c.w, c.ops.data(), c.params.data(), c.slots, c.seed, scratch);
+}
+
+size_t scratch_size(const Case& c) {
+  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) return std::fprintf(stderr, "usage: teams CASES SIZE... [--no-sync]\n"), 2;
+  const bool sync = std::strcmp(argv[argc - 1], "--no-sync") != 0;
+  const std::vector<Case> cases = read_cases(argv[1]);
+
+  std::vector<std::vector<qpt::u8>> expected;
+  size_t largest_scratch = 0;
+  for (const Case& c : cases) {
+    qpt::Solo solo;
+    Buffer scratch(scratch_size(c));
+    expected.emplace_back(c.image.size(), 0xEE);
+    run(solo, c, expected.back().data(), scratch.poison(0x11));
+    largest_scratch = scratch_size(c) > largest_scratch ? scratch_size(c) : largest_scratch;
+  }
+
+  int different = 0;
+  for (int i = 2; i < argc - (sync ? 0 : 1); ++i) {
+    const int size = std::atoi(argv[i]);
+    Barrier ops(size), between(size);  // between cases the threads always meet, whatever --no-sync says
+    Buffer scratch(largest_scratch);
+    std::vector<std::vector<qpt::u8>> out;
+    for (const Case& c : cases) out.emplace_back(c.image.size(), 0xDD);
+    void* area = nullptr;
+    const auto work = [&](int rank) {
+      ThreadTeam team(rank, size, sync ? &ops : nullptr);
+      int phase = 0;
+      for (size_t n = 0; n < cases.size(); ++n) {
+        if (rank == 0) area = scratch.poison(0xA5);
+        between.wait(phase);
+        run(team, cases[n], out[n].data(), area);
+        between.wait(phase);
+      }
+    };
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < size; ++rank) threads.emplace_back(work, rank);
+    for (std::thread& thread : threads) thread.join();
+    for (size_t n = 0; n < cases.size(); ++n) {
+      if (out[n] == expected[n]) continue;
+      ++different;
+      std::printf("case %zu differs with a team of %d\n", n, size);
+    }
+  }
+  std::printf("%zu cases compared\n", cases.size());
+  return different ? 1 : 0;
+}

@@ -1,0 +1,51 @@
+"""The C++ engine, called directly: NumPy arrays in, pointers down to qpt._C. No part of qpt's Python front end is used.
+
+Used by test_ops.py, so that a fault in degrade()'s validation cannot hide one in a kernel.
+"""
+
+import numpy as np
+
+from qpt import _C
+
+OP_NAMES = tuple(_C.op_names())
+
+
+def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
+    """Run a program: images (B, H, W, 3) uint8, ops (r, S) names or ids (None or -1: no op), params (r, S, up to 4).
+
+    seeds (r,) int64 (default: row number), source (r,) (default: row number). Returns (r, H, W, 3) uint8. Output,
+    scratch and the bytes around them start out as a pattern; a write past either end fails the calling test.
+    """
+    images = np.ascontiguousarray(images, np.uint8)
+    _, height, width, channels = images.shape
+    assert channels == 3
+    rows, slots = len(ops), len(ops[0]) if len(ops) else 0
+    ids = np.full((rows, slots), -1, np.int16)
+    for r, s in np.ndindex(rows, slots):
+        op = ops[r][s]
+        ids[r, s] = OP_NAMES.index(op) if isinstance(op, str) else -1 if op is None else op
+    padded = np.zeros((rows, slots, 4), np.float32)
+    for r, row in enumerate(params):
+        for s, values in enumerate(row):
+            padded[r, s, : len(values)] = values
+    seeds = np.ascontiguousarray(np.arange(rows) if seeds is None else seeds, np.int64)
+    source = np.ascontiguousarray(np.arange(rows) if source is None else source, np.int32)
+    assert seeds.shape == source.shape == (rows,)
+
+    guard, pattern = 256, 0xA5
+    size = rows * height * width * 3
+    out = np.full(size + 2 * guard, pattern, np.uint8)
+    scratch_size = threads * _C.scratch_bytes(height, width)
+    scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
+    _C.degrade(
+        images.ctypes.data, height, width, out[guard:].ctypes.data, rows, slots, ids.ctypes.data, padded.ctypes.data,
+        seeds.ctypes.data, source.ctypes.data, scratch[guard:].ctypes.data, threads,
+    )  # fmt: skip
+    for name, buffer, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
+        assert (buffer[:guard] == pattern).all() and (buffer[end:] == pattern).all(), f"wrote outside the {name}"
+    return out[guard : guard + size].reshape(rows, height, width, 3)
+
+
+def run_one(image, op, *params, seed=0) -> np.ndarray:
+    """One op on one image (H, W, 3) uint8."""
+    return run(image[None], [[op]], [[params]], seeds=[seed])[0]
