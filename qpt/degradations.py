@@ -125,6 +125,15 @@ DEGRADATIONS: tuple[Degradation, ...] = (
         doc="Mean along a centred segment of length_px at angle_deg, counter-clockwise as seen; border reflect-101.",
     ),
     Degradation(
+        "defocus_blur",
+        "texture",
+        (Parameter("radius_px", "px", 0.5, 16.0, levels=(1.0, 1.8, 2.8, 4.2, 6.5)),),
+        source="ImageNet-C (Hendrycks and Dietterich, ICLR 2019), defocus blur, with an analytic edge",
+        oracle="cv2.filter2D(x, -1, disk, borderType=BORDER_REFLECT_101), disk = clip(radius + 0.5 - d, 0, 1), sum 1",
+        halo=lambda p: math.ceil(p[0]) + 1,
+        doc="Mean over a disk of radius_px whose edge pixel is weighted by its distance; border reflect-101.",
+    ),
+    Degradation(
         "gaussian_noise",
         "texture",
         (_STD,),

@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance
 from qpt import _C
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.engine import OP_NAMES, run, run_one
-from tests.reference.degradations import REFERENCE, aniso_kernel, motion_kernel
+from tests.reference.degradations import REFERENCE, aniso_kernel, disk_kernel, motion_kernel
 
 # Half a level of rounding, and float32 arithmetic: at most 841 terms of 255 x 2^-24 each for the blurs.
 ROUNDED = 0.5 + 2e-3
@@ -121,6 +121,7 @@ ORACLES = {
     "gaussian_blur": cv2_gaussian,
     "gaussian_blur_aniso": lambda image, params: filter2d(image, aniso_kernel(*params)),
     "motion_blur": lambda image, params: filter2d(image, motion_kernel(*params)),
+    "defocus_blur": lambda image, params: filter2d(image, disk_kernel(*params)),
     "jpeg": pillow_jpeg,
     "rescale_bilinear": pillow_rescale(Image.Resampling.BILINEAR),
     "rescale_bicubic": pillow_rescale(Image.Resampling.BICUBIC),

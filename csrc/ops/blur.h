@@ -1,4 +1,4 @@
-// Blurs (texture family): Gaussian, rotated Gaussian, motion. Each builds its weights in scratch and hands
+// Blurs (texture family): Gaussian, rotated Gaussian, motion, defocus. Each builds its weights in scratch and hands
 // them to filter.h. Definitions: OpenCV getGaussianKernel / filter2D with BORDER_REFLECT_101; weights sum to 1;
 // qpt/degradations.py has the citations. Listed in table.h.
 #pragma once
@@ -103,6 +103,19 @@ QPT_FN void motion_blur(Team& team, OpArgs a) {
       sum += maximum(along, 0.0f) * maximum(across, 0.0f);
     }
     return sum;
+  });
+  correlate_2d(team, a, kernel, radius, scratch);
+}
+
+// Disk of p0 = radius_px, its edge anti-aliased: weight clip(radius + 1/2 - distance, 0, 1).
+template <class Team>
+QPT_FN void defocus_blur(Team& team, OpArgs a) {
+  const float disk = parameter(a.params[0], 0.0f, kMaxRadius - 1.0f);
+  const i32 radius = ceil_to_int(disk) + 1;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+    const float distance = square_root(static_cast<float>(dx * dx + dy * dy));
+    return clamp(disk + 0.5f - distance, 0.0f, 1.0f);
   });
   correlate_2d(team, a, kernel, radius, scratch);
 }

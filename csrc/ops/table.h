@@ -23,6 +23,7 @@ QPT_FN i64 colour_bytes(i32, i32) {
   X(gaussian_blur, blur_bytes)        \
   X(gaussian_blur_aniso, blur_bytes)  \
   X(motion_blur, blur_bytes)          \
+  X(defocus_blur, blur_bytes)         \
   X(gaussian_noise, noise_bytes)      \
   X(gaussian_noise_grey, noise_bytes) \
   X(jpeg, jpeg_bytes)                 \

@@ -62,6 +62,12 @@ def motion_kernel(length: float, angle_deg: float) -> np.ndarray:
     return kernel / kernel.sum()
 
 
+def disk_kernel(disk: float) -> np.ndarray:
+    dy, dx = offsets(int(np.ceil(disk)) + 1)
+    kernel = np.clip(disk + 0.5 - np.hypot(dx, dy), 0, 1)
+    return kernel / kernel.sum()
+
+
 @define
 def gaussian_blur(image, params, seed, slot):
     sigma = params[0]
@@ -78,6 +84,11 @@ def gaussian_blur_aniso(image, params, seed, slot):
 @define
 def motion_blur(image, params, seed, slot):
     return correlate(image, motion_kernel(*params[:2]))
+
+
+@define
+def defocus_blur(image, params, seed, slot):
+    return correlate(image, disk_kernel(params[0]))
 
 
 # --- noise: which normal number an element gets is part of the definition -------------------------------------------
