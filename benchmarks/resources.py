@@ -1,0 +1,189 @@
+"""Compile report: what every GPU kernel needs, read from its machine code on a machine without a GPU.
+
+``python -m benchmarks resources`` compiles the kernels for sm_80 and sm_90 and lists registers, stack, local and shared
+memory, spills and tensor-core instructions; the offline compile tests put limits on the same numbers. Relies on nvcc or
+NVRTC (CUDA C++), Triton, and cuobjdump with nvdisasm: those of a CUDA toolkit, or the ones Triton bundles.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Report, Settings
+from qpt import build
+from qpt.errors import BackendError
+
+HELP = "registers, stack, shared memory and spills of every GPU kernel, compiled for sm_80 and sm_90"
+ARCHITECTURES = (80, 90)
+# CUDA C++ Programming Guide, compute capabilities 8.0 and 9.0: bytes of shared memory one block may use, bytes of a
+# multiprocessor (of which each block takes 1 KiB for the system), and what else bounds the resident blocks.
+SHARED_LIMIT = {80: 166_912, 90: 232_448}
+_SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472}
+_REGISTERS, _WARPS, _BLOCKS = 65_536, 64, 32
+_REGISTER_UNIT = 256  # registers are given to a warp in units of this many
+_TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA)\b"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one kernel: per thread, but shared_bytes per block, without what is asked for at launch. For sm_90 cuobjdump
+    counts the system's 1 KiB in wherever shared memory is used.
+
+    local_accesses counts LDL and STL instructions (spills and local arrays), tensor_core those of MMA and GMMA.
+    """
+
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    local_accesses: int
+    tensor_core: int
+
+
+def read(cubin: bytes) -> dict[str, Resources]:
+    """Resources of every kernel in a cubin, by (mangled) name. BackendError without cuobjdump, or if it lists none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        usage, assembly = cuobjdump("-res-usage", path), cuobjdump("-sass", path)
+    found = parse(usage, assembly)
+    if not found:
+        raise BackendError(f"resources: no kernel in cuobjdump's report: {usage.strip()!r}")
+    return found
+
+
+def parse(usage: str, assembly: str) -> dict[str, Resources]:
+    """The same from cuobjdump's two texts, ``-res-usage`` and ``-sass``."""
+    bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", assembly, flags=re.DOTALL))
+    found = {}
+    for name, line in re.findall(r"Function (\S+):\s*\n(.*)", usage):
+        numbers = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
+        body = bodies[name]
+        found[name] = Resources(
+            registers=numbers["REG"],
+            stack_bytes=numbers["STACK"],
+            local_bytes=numbers["LOCAL"],
+            shared_bytes=numbers["SHARED"],
+            local_accesses=len(re.findall(r"\b(?:LDL|STL)\b", body)),
+            tensor_core=len(re.findall(_TENSOR_CORE, body)),
+        )
+    return found
+
+
+def blocks_per_multiprocessor(found: Resources, threads: int, architecture: int, shared_bytes: int = 0) -> int:
+    """How many blocks of ``threads`` can be resident on a multiprocessor; ``shared_bytes`` is asked for at launch.
+
+    At least so many: the system's 1 KiB per block is added whether or not it is counted in ``found`` already.
+    """
+    warps = -(-threads // 32)
+    per_warp = -(-found.registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
+    shared = found.shared_bytes + shared_bytes + 1024
+    by_registers = _REGISTERS // (max(per_warp, 1) * warps)
+    return min(by_registers, _SHARED_PER_MULTIPROCESSOR[architecture] // shared, _WARPS // warps, _BLOCKS)
+
+
+def cuobjdump(flag: str, path: Path) -> str:
+    """What cuobjdump says about a cubin or a fat binary. BackendError if it is missing or fails."""
+    triton = importlib.util.find_spec("triton")
+    bundled = [] if triton is None or triton.origin is None else [Path(triton.origin).parent / "backends/nvidia/bin"]
+    search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin", *map(str, bundled)])
+    program = shutil.which("cuobjdump", path=search)
+    if program is None:
+        raise BackendError(
+            "resources: cuobjdump not found on $PATH, in /usr/local/cuda/bin or in Triton; run: pip install triton"
+        )
+    return run_tool([program, flag, str(path)], {**os.environ, "PATH": search})  # where cuobjdump finds nvdisasm
+
+
+def run_tool(command: list[str], environment: dict[str, str] | None = None) -> str:
+    """Output of a command that must succeed; BackendError with what it printed if it does not."""
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode != 0:
+        raise BackendError(f"resources: {' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
+    """Machine code of csrc/SOURCE for sm_``architecture``, by nvcc where there is one, else by NVRTC; and 0, the
+    shared memory asked for at launch."""
+    nvcc, path = build.find_nvcc(), build.PACKAGE / "csrc" / source
+    if nvcc is None:
+        from qpt.ops import nvrtc
+
+        return nvrtc.compile_cubin(build.device_source(path), build.CUDA_FLAGS, architecture, path.stem), 0
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "out.cubin")
+        run_tool(build.nvcc_command(nvcc, path, cubin, ["-cubin", f"-arch=sm_{architecture}"]))
+        return cubin.read_bytes(), 0
+
+
+def triton_cubin(
+    kernel: Any, signature: dict[str, str], constants: dict[str, object], architecture: int, warps: int
+) -> tuple[bytes, int]:
+    """Compiles a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch).
+
+    signature: Triton's type of every argument, ``"constexpr"`` for those in ``constants``.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(kernel, signature, constants)
+    options = {"num_warps": warps, "enable_fp_fusion": False}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return compiled.asm["cubin"], compiled.metadata.shared
+
+
+def _crop_normalise(dtype: str, architecture: int) -> tuple[bytes, int]:
+    from qpt.kernels import patches
+
+    signature = {"views": "*u8", "boxes": "*i32", "out": f"*{dtype}"}
+    signature |= dict.fromkeys(("patches", "height", "width", "size", "stride_patch", "stride_y", "stride_x"), "i32")
+    signature |= {f"{name}_{channel}": "fp32" for name in ("mean", "std") for channel in "rgb"}
+    # channels_last, the default: Triton makes a stride of one a constant at launch.
+    constants: dict[str, object] = {"BLOCK": patches.BLOCK_PIXELS, "stride_channel": 1}
+    signature |= dict.fromkeys(constants, "constexpr")
+    return triton_cubin(patches._crop_normalise_kernel, signature, constants, architecture, patches.NUM_WARPS)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One source file's kernel(s): a label, the threads of a block, architecture -> (cubin, shared bytes at launch)."""
+
+    label: str
+    threads: int
+    compile: Callable[[int], tuple[bytes, int]]
+
+
+def kernels() -> list[Kernel]:
+    """Every GPU kernel of the project."""
+    from qpt.kernels import patches
+
+    cuda = [Kernel(f"csrc/{source}", build.BLOCK_THREADS, partial(cuda_cubin, source)) for source in build.CUDA_SOURCES]
+    crop = [
+        Kernel(f"kernels/patches.py {dtype}", patches.NUM_WARPS * 32, partial(_crop_normalise, dtype))
+        for dtype in ("fp32", "fp16", "bf16")
+    ]
+    return cuda + crop
+
+
+def run(settings: Settings) -> Report:
+    """The report over all kernels and architectures (``quick``: the first architecture). Nothing is timed."""
+    compiled = []
+    for kernel in kernels():
+        for architecture in ARCHITECTURES[:1] if settings.quick else ARCHITECTURES:
+            cubin, launch_shared = kernel.compile(architecture)
+            for name, found in read(cubin).items():
+                entry = {"source": kernel.label, "kernel": name, "architecture": f"sm_{architecture}"} | asdict(found)
+                entry["launch_shared_bytes"] = launch_shared
+                blocks = blocks_per_multiprocessor(found, kernel.threads, architecture, launch_shared)
+                compiled.append(entry | {"threads": kernel.threads, "blocks_per_multiprocessor": blocks})
+    return Report("resources", compiled=compiled)

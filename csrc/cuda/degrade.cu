@@ -1,0 +1,42 @@
+// qpt_degrade: one launch for a whole batch. A thread block is the team of one row at a time; its images live in global
+// scratch between ops. Launched by qpt/ops/cuda.py, which also fixes the block size (QPT_BLOCK_THREADS) and the grid.
+// Compiled by nvcc into the fat binary, by NVRTC at first use, and by g++ on the block emulator of tests/emulator.
+#include "../chain.h"
+
+namespace qpt {
+
+// The threads of one block. Every member must reach every sync(): the ops branch on nothing that differs between
+// members.
+struct BlockTeam {
+  static constexpr bool kSolo = false;
+  QPT_INLINE i32 rank() const { return threadIdx.x; }
+  QPT_INLINE i32 size() const { return QPT_BLOCK_THREADS; }
+  QPT_INLINE void sync() const { __syncthreads(); }
+  template <class Body>
+  QPT_INLINE void once(Body body) const {
+    if (threadIdx.x == 0) body();
+  }
+};
+
+}  // namespace qpt
+
+extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
+    qpt_degrade(const qpt::u8* images,   // [B, height, width, 3]
+                qpt::u8* out,            // [rows, height, width, 3]
+                const qpt::i16* ops,     // [rows, slots], -1: none
+                const float* params,     // [rows, slots, 4]
+                const qpt::i64* seeds,   // [rows]
+                const qpt::i32* source,  // [rows], index into images
+                qpt::u8* scratch,        // [gridDim.x, scratch_bytes]
+                qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height, qpt::i32 width) {
+  qpt::BlockTeam team;
+  const qpt::i64 image_bytes = qpt::i64(height) * width * 3;
+  qpt::u8* own_scratch = scratch + blockIdx.x * scratch_bytes;
+  // A grid smaller than the batch walks it in steps, so scratch is bounded by the grid and not by the batch.
+  for (qpt::i32 row = blockIdx.x; row < rows; row += gridDim.x) {
+    const qpt::i64 first = qpt::i64(row) * slots;
+    qpt::run_row(team, images + source[row] * image_bytes, out + row * image_bytes, height, width, ops + first,
+                 params + first * 4, slots, qpt::u64(seeds[row]), own_scratch);
+    team.sync();  // the next row overwrites scratch that slower members may still read
+  }
+}

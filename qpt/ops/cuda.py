@@ -1,0 +1,134 @@
+"""The CUDA route, all of it: find the compiled kernel, launch it through CuPy on torch's stream and in torch's memory.
+
+Called by qpt.ops.degrade for CUDA tensors. The kernel is csrc/cuda/degrade.cu: from the fat binary that setup.py left
+beside the package, else compiled once per GPU by NVRTC (qpt/ops/nvrtc.py, which keeps the result). The launch plan and
+the argument list are written here once; tests/test_emulator.py takes both to run the same source on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qpt import build
+from qpt.errors import BackendError
+from qpt.ops import backend, nvrtc
+from qpt.program import Program
+
+BLOCKS_PER_MULTIPROCESSOR = 1  # what the registers allow; it bounds the scratch too
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Grid and scratch of one launch; a block has build.BLOCK_THREADS threads and no dynamic shared memory."""
+
+    blocks: int
+    scratch_bytes: int  # of one block
+
+    @staticmethod
+    def of(rows: int, height: int, width: int, multiprocessors: int) -> LaunchPlan:
+        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row."""
+        blocks = min(rows, BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width))
+
+
+def kernel_arguments(plan: LaunchPlan, images: Tensor, out: Tensor, program: list[Tensor], scratch: Tensor) -> tuple:
+    """Arguments of qpt_degrade, in its order, as NumPy scalars (which fix their C types).
+
+    program: ops, params, seeds, source, on the images' device and contiguous.
+    """
+    rows, height, width, _ = out.shape
+    slots = program[0].shape[1]
+    pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *program, scratch)]
+    return (*pointers, np.int64(plan.scratch_bytes), *map(np.int32, (rows, slots, height, width)))
+
+
+def degrade(images: Tensor, program: Program) -> Tensor:
+    """Run every row of `program`, checked by the caller, in one launch.
+
+    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns (r, H, W, 3) uint8 on the same device, written by
+    torch's current stream.  Raises BackendError if no kernel can be loaded.
+    """
+    _, height, width, _ = images.shape
+    rows = len(program)
+    out = torch.empty((rows, height, width, 3), dtype=torch.uint8, device=images.device)
+    if rows == 0:
+        return out
+    index = images.device.index
+    function = _kernel(index)
+    multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
+    plan = LaunchPlan.of(rows, height, width, multiprocessors)
+    scratch = torch.empty(plan.blocks * plan.scratch_bytes, dtype=torch.uint8, device=images.device)
+    fields = [program.ops, program.params, program.seeds, program.source]
+    on_device = [field.contiguous().to(images.device) for field in fields]
+    arguments = kernel_arguments(plan, images, out, on_device, scratch)
+    cupy = _cupy()
+    # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
+    stream = torch.cuda.current_stream(index).cuda_stream
+    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
+        function((plan.blocks,), (build.BLOCK_THREADS,), arguments)
+    return out
+
+
+@functools.cache
+def available() -> str | None:
+    """None if CUDA kernels can be launched here, else why not and what to do about it."""
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        advice = "check the driver with nvidia-smi" if torch.version.cuda else "install a CUDA build of PyTorch"
+        return f"torch.cuda.is_available() is False (torch {torch.__version__}, {built}); {advice}"
+    try:
+        cupy = _cupy()
+    except ImportError as error:
+        return f"CuPy did not import ({error}); install it: pip install 'qpt[cuda]' (CuPy for CUDA 13)"
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy {cupy.__version__} sees no device ({error}); install the CuPy that matches the driver's CUDA"
+    return None
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+@functools.cache
+def _kernel(device: int) -> Any:
+    """qpt_degrade for one device: from the fat binary, else from NVRTC. Raises BackendError with both causes."""
+    cupy = _cupy()
+    causes = []
+    for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):
+        try:
+            with cupy.cuda.Device(device):
+                return load(cupy, device)
+        except (BackendError, cupy.cuda.driver.CUDADriverError) as error:
+            causes.append(f"{origin}: {error}")
+    raise BackendError(
+        f"degrade: no CUDA kernel for device {device}: {'; '.join(causes)}. Build one for it, with nvcc: "
+        f"QPT_CUDA=1 QPT_CUDA_ARCHS={_architecture(device)} pip install --force-reinstall --no-deps ."
+    )
+
+
+def _load_fat_binary(cupy: Any, device: int) -> Any:
+    path = build.PACKAGE / build.FATBIN_FILE
+    if not path.exists():
+        facts = build.build_facts()
+        raise BackendError(facts["cuda"]["reason"] if facts else f"there is no {path}")
+    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+
+
+def _load_from_nvrtc(cupy: Any, device: int) -> Any:
+    path = nvrtc.cubin_file(build.device_source(), build.CUDA_FLAGS, _architecture(device), "degrade")
+    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+
+
+def _architecture(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor

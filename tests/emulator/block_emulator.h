@@ -1,0 +1,139 @@
+// Runs the CUDA source of this project on the CPU: one fibre per CUDA thread, one block after another on one OS thread.
+// Included before a .cu file by tests/emulator/degrade.cpp; g++ or clang, any processor. It knows what our kernels use:
+// threadIdx, blockIdx, gridDim and __syncthreads, and refuses a block whose threads wait at different barriers.
+// Fibres switch only at barriers, in an order the test chooses, so a missing barrier gives wrong bytes every time.
+#pragma once
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define __global__
+#define __launch_bounds__(...)
+
+namespace block_emulator {
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+
+enum class Order : int { kForward, kReverse, kRandom };
+
+struct Fibre {
+  enum State { kReady, kAtBarrier, kDone } state = kReady;
+  bool started = false;
+  int barriers = 0;        // how many it has reached
+  ucontext_t first_entry;  // used once; later switches are _longjmp, which makes no system call
+  jmp_buf resume;
+  std::unique_ptr<char[]> stack;
+};
+
+inline constexpr size_t kStackBytes = 256 << 10;
+
+struct Machine {
+  Index block, grid;
+  std::vector<Fibre> fibres;
+  Fibre* current = nullptr;
+  jmp_buf scheduler;
+  std::function<void()> kernel;
+  int skipped_barrier = -1;  // this barrier, counted per thread, is left out: how the tests make a bug
+};
+
+inline Machine machine;
+
+inline Index thread_index() {
+  return {unsigned(machine.current - machine.fibres.data()), 0, 0};
+}
+
+inline void to_scheduler() {
+  if (_setjmp(machine.current->resume) == 0) _longjmp(machine.scheduler, 1);
+}
+
+inline void barrier() {
+  Fibre& self = *machine.current;
+  if (self.barriers++ == machine.skipped_barrier) return;
+  self.state = Fibre::kAtBarrier;
+  to_scheduler();
+}
+
+inline void fibre_main() {
+  machine.kernel();
+  machine.current->state = Fibre::kDone;
+  _longjmp(machine.scheduler, 1);
+}
+
+// Let one fibre run until its next barrier or its end.
+inline void run_until_barrier(Fibre& fibre) {
+  machine.current = &fibre;
+  if (_setjmp(machine.scheduler) != 0) return;
+  if (fibre.started) _longjmp(fibre.resume, 1);
+  fibre.started = true;
+  getcontext(&fibre.first_entry);
+  fibre.first_entry.uc_stack.ss_sp = fibre.stack.get();
+  fibre.first_entry.uc_stack.ss_size = kStackBytes;
+  fibre.first_entry.uc_link = nullptr;
+  makecontext(&fibre.first_entry, fibre_main, 0);
+  setcontext(&fibre.first_entry);
+}
+
+// Returns nullptr, or what a GPU would have hung on. The order of a phase: as numbered, reversed, or shuffled anew.
+inline const char* run_block(Order order, std::mt19937& random) {
+  std::vector<int> turn(machine.fibres.size());
+  std::iota(turn.begin(), turn.end(), 0);
+  if (order == Order::kReverse) std::reverse(turn.begin(), turn.end());
+  for (;;) {
+    if (order == Order::kRandom) std::shuffle(turn.begin(), turn.end(), random);
+    for (int thread : turn) run_until_barrier(machine.fibres[thread]);
+    const Fibre& first = machine.fibres.front();
+    for (Fibre& fibre : machine.fibres) {
+      if (fibre.state != first.state || fibre.barriers != first.barriers) {
+        return "threads of a block reached different numbers of barriers";
+      }
+    }
+    if (first.state == Fibre::kDone) return nullptr;
+    for (Fibre& fibre : machine.fibres) fibre.state = Fibre::kReady;
+  }
+}
+
+struct Schedule {
+  int order;            // an Order
+  unsigned seed;        // of the random order
+  int skipped_barrier;  // -1: none
+};
+
+// kernel<<<blocks, threads>>>; returns nullptr or the error. `barriers` receives how many a thread reached, at most.
+inline const char* launch(int blocks, int threads, const Schedule& schedule, std::function<void()> kernel,
+                          int* barriers) {
+  std::mt19937 random(schedule.seed);
+  machine.kernel = std::move(kernel);
+  machine.skipped_barrier = schedule.skipped_barrier;
+  machine.grid = {unsigned(blocks), 1, 1};
+  *barriers = 0;
+  for (int block = 0; block < blocks; ++block) {
+    machine.block = {unsigned(block), 0, 0};
+    machine.fibres.clear();
+    machine.fibres.resize(threads);
+    for (Fibre& fibre : machine.fibres) fibre.stack.reset(new char[kStackBytes]);
+    if (const char* error = run_block(Order(schedule.order), random)) return error;
+    for (const Fibre& fibre : machine.fibres) *barriers = std::max(*barriers, fibre.barriers);
+  }
+  return nullptr;
+}
+
+}  // namespace block_emulator
+
+#define threadIdx (block_emulator::thread_index())
+#define blockIdx (block_emulator::machine.block)
+#define gridDim (block_emulator::machine.grid)
+
+inline void __syncthreads() {
+  block_emulator::barrier();
+}

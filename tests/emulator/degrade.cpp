@@ -1,0 +1,42 @@
+// csrc/cuda/degrade.cu as a shared library on the block emulator; loaded with ctypes by tests/test_emulator.py.
+// Also two small kernels with mistakes in them, to show that the emulator reports them.
+#include "block_emulator.h"
+// The source itself, unchanged.
+#include "../../csrc/cuda/degrade.cu"
+
+extern "C" const char* emulate_degrade(const block_emulator::Schedule* schedule, int blocks, int* barriers,
+                                       const qpt::u8* images, qpt::u8* out, const qpt::i16* ops, const float* params,
+                                       const qpt::i64* seeds, const qpt::i32* source, qpt::u8* scratch,
+                                       qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height,
+                                       qpt::i32 width) {
+  return block_emulator::launch(
+      blocks, QPT_BLOCK_THREADS, *schedule,
+      [=] { qpt_degrade(images, out, ops, params, seeds, source, scratch, scratch_bytes, rows, slots, height, width); },
+      barriers);
+}
+
+extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width) {
+  return qpt::scratch_bytes(height, width);
+}
+
+// out[i] = number of the mirrored thread, passed through `shared`; right only with the barrier between.
+static void mirror(int* shared, int* out) {
+  const int thread = threadIdx.x;
+  shared[thread] = thread;
+  __syncthreads();
+  out[thread] = shared[QPT_BLOCK_THREADS - 1 - thread];
+}
+
+static void half_of_the_block_waits() {
+  if (threadIdx.x < QPT_BLOCK_THREADS / 2) __syncthreads();
+}
+
+extern "C" const char* emulate_mirror(const block_emulator::Schedule* schedule, int* shared, int* out) {
+  int barriers = 0;
+  return block_emulator::launch(1, QPT_BLOCK_THREADS, *schedule, [=] { mirror(shared, out); }, &barriers);
+}
+
+extern "C" const char* emulate_divergent_barrier(const block_emulator::Schedule* schedule) {
+  int barriers = 0;
+  return block_emulator::launch(1, QPT_BLOCK_THREADS, *schedule, [] { half_of_the_block_waits(); }, &barriers);
+}

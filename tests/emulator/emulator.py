@@ -1,0 +1,107 @@
+"""Builds the CUDA source for the block emulator and runs it with the launcher's own plan and argument list.
+
+Used by tests/test_emulator.py. Output and scratch are poisoned and lie between guard bytes; inputs lie between guard
+bytes too, and `run` changes all of them between two executions: bytes that depend on them differ.
+"""
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qpt import Program, build
+from qpt.ops.cuda import LaunchPlan, kernel_arguments
+
+SOURCE = Path(__file__).with_name("degrade.cpp")
+GUARD = 256  # bytes on either side of every buffer
+ORDERS = {"forward": 0, "reverse": 1, "random": 2}
+CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_int32}
+
+
+class Schedule(ctypes.Structure):
+    """block_emulator::Schedule. The order of threads between barriers, and the barrier to leave out (-1: none)."""
+
+    _fields_ = (("order", ctypes.c_int), ("seed", ctypes.c_uint), ("skipped_barrier", ctypes.c_int))
+
+
+class EmulatorError(AssertionError):
+    """What a GPU would have hung on, or a write outside a buffer."""
+
+
+@dataclass
+class Buffer:
+    """A tensor between guard bytes."""
+
+    store: torch.Tensor
+    tensor: torch.Tensor
+    fill: int
+
+    @staticmethod
+    def of(content: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> "Buffer":
+        size = torch.Size(shape).numel() * dtype.itemsize
+        store = torch.full((GUARD + size + GUARD,), fill, dtype=torch.uint8)
+        tensor = store[GUARD : GUARD + size].view(dtype).view(shape)
+        if content is not None:
+            tensor.copy_(content)
+        return Buffer(store, tensor, fill)
+
+    def guards_intact(self) -> bool:
+        return bool((self.store[:GUARD] == self.fill).all() and (self.store[-GUARD:] == self.fill).all())
+
+
+class Emulator:
+    """The shared library made of tests/emulator/degrade.cpp."""
+
+    def __init__(self, folder: Path) -> None:
+        library = folder / "emulator.so"
+        flags = [*build.CXX_FLAGS, *build.DEVICE_DEFINES, "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+        subprocess.run(["g++", *flags, "-march=native", str(SOURCE), "-o", str(library)], check=True)
+        self.library = ctypes.CDLL(str(library))
+        for name in ("emulate_degrade", "emulate_mirror", "emulate_divergent_barrier"):
+            getattr(self.library, name).restype = ctypes.c_char_p
+
+        self.library.emulate_scratch_bytes.restype = ctypes.c_int64
+
+    def scratch_bytes(self, height: int, width: int) -> int:
+        """What one block of the source that was built here needs."""
+        return self.library.emulate_scratch_bytes(height, width)
+
+    def check(self, error: bytes | None) -> None:
+        if error is not None:
+            raise EmulatorError(error.decode())
+
+    def run(
+        self, images: torch.Tensor, program: Program, order: str, skipped_barrier: int = -1, multiprocessors: int = 1
+    ) -> tuple[torch.Tensor, int]:
+        """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached."""
+        first, barriers = self._once(
+            images, program, Schedule(ORDERS[order], 1, skipped_barrier), multiprocessors, 0xCD
+        )
+        second, _ = self._once(images, program, Schedule(ORDERS[order], 1, skipped_barrier), multiprocessors, 0x3A)
+        if not torch.equal(first, second):
+            raise EmulatorError("the result depends on bytes that nobody wrote")
+        return first, barriers
+
+    def _once(
+        self, images: torch.Tensor, program: Program, schedule: Schedule, multiprocessors: int, fill: int
+    ) -> tuple[torch.Tensor, int]:
+        _, height, width, _ = images.shape
+        plan = LaunchPlan.of(len(program), height, width, multiprocessors)
+        fields = [program.ops, program.params, program.seeds, program.source]
+        inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in (images, *fields)]
+        out = Buffer.of(None, (len(program), height, width, 3), torch.uint8, fill)
+        scratch = Buffer.of(None, (plan.blocks * plan.scratch_bytes,), torch.uint8, fill)
+        arguments = kernel_arguments(
+            plan, inputs[0].tensor, out.tensor, [field.tensor for field in inputs[1:]], scratch.tensor
+        )
+        barriers = ctypes.c_int()
+        converted = [CTYPES[argument.dtype.name](int(argument)) for argument in arguments]
+        self.check(
+            self.library.emulate_degrade(ctypes.byref(schedule), plan.blocks, ctypes.byref(barriers), *converted)
+        )
+        for buffer in (*inputs, out, scratch):
+            if not buffer.guards_intact():
+                raise EmulatorError("a byte outside a buffer was written")
+        return out.tensor.clone(), barriers.value

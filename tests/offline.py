@@ -1,0 +1,15 @@
+"""The limits that every GPU kernel must keep, checked on what benchmarks.resources reads from its machine code."""
+
+from benchmarks.resources import SHARED_LIMIT, Resources
+
+
+def check(found: Resources, architecture: int, registers: int, launch_shared_bytes: int = 0) -> None:
+    """Fail unless the kernel can be launched and keeps its values in registers.
+
+    registers: the most a thread may use.  launch_shared_bytes: shared memory asked for at launch.
+    """
+    assert found.stack_bytes == 0, found
+    assert found.local_bytes == 0, found
+    assert found.local_accesses == 0, found
+    assert found.shared_bytes + launch_shared_bytes <= SHARED_LIMIT[architecture], found
+    assert found.registers <= registers, found

@@ -1,0 +1,23 @@
+"""Photographs and programs that several tests degrade; no test of its own."""
+
+import numpy as np
+import torch
+
+from qpt.program import Program
+from qpt.space import DegradationSpace
+
+SPACE = DegradationSpace.preset("qpt")
+
+
+def photographs(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Smooth colour gradients with some noise: every op changes them, no channel is constant."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    phase = rng.uniform(0, 6, (count, 1, 1, 3))
+    waves = np.sin(9 * x[None, ..., None] * rng.uniform(0.5, 2, (count, 1, 1, 3)) + 7 * y[None, ..., None] + phase)
+    pixels = 128 + 90 * waves + rng.normal(0, 8, (count, height, width, 3))
+    return torch.from_numpy(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+def sample(n: int, views: int = 2, seed: int = 0) -> Program:
+    return SPACE.sample(n, views=views, generator=torch.Generator().manual_seed(seed))
