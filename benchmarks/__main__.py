@@ -1,0 +1,59 @@
+"""``python -m benchmarks NAME [--out JSON]``: runs one benchmark, prints its table, writes its JSON.
+
+A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import harness
+
+NAMES = {
+    "degrade": "benchmarks.bench_degrade",
+    "contrastive": "benchmarks.bench_contrastive",
+    "resources": "benchmarks.resources",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (2 for an error of the user's, 1 if contenders disagree)."""
+    modules = {name: importlib.import_module(module) for name, module in NAMES.items()}
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:12} {module.HELP}" for name, module in modules.items()),
+    )
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of: " + ", ".join(NAMES))
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch and the engine (default: torch's own)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; not for results")
+    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/NAME.json; --quick: none)")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or (options.threads is not None and options.threads < 1):
+        parser.error("--rounds and --threads must be >= 1")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+    settings = harness.Settings(rounds=options.rounds, quick=options.quick)
+    try:
+        report = modules[options.name].run(settings)
+    except harness.Disagreement as error:
+        print(f"benchmarks {options.name}: {error}; nothing was timed", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"benchmarks {options.name}: error: {error}", file=sys.stderr)
+        return 2
+    print(harness.markdown(report))
+    out = options.out or (None if options.quick else harness.RESULTS / f"{options.name}.json")
+    if out is not None:
+        harness.write_json(report, settings, out)
+        print(f"\nwritten: {out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""The benchmarks' common ground: the equality gate, order and statistics of timing, strict JSON, roofline, resources.
+
+Times are never asserted: where a test needs some, the clock is replaced.
+"""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks import __main__ as command
+from benchmarks import bench_contrastive, bench_degrade, harness, resources, roofline
+from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
+from qpt.errors import BackendError
+
+
+def case(calls: list[str], agree=lambda answers: {"difference": 0.5}, backends=("a", "b"), items=10) -> Case:
+    contenders = [Contender(name, lambda name=name: calls.append(name) or name) for name in backends]
+    return Case("op", "4x4", items, contenders, agree)
+
+
+def check_schema(content: dict) -> None:
+    """What a reader of benchmarks/results may rely on."""
+    keys = {"schema", "settings", "circumstances", "name", "rows", "predictions", "compiled", "remarks"}
+    assert set(content) == keys
+    assert content["schema"] == harness.SCHEMA
+    assert set(content["settings"]) == {"rounds", "quick"}
+    around = content["circumstances"]
+    assert {"time", "commit", "modified_files", "machine", "versions", "threads"} <= set(around)
+    assert around["threads"] >= 1
+    assert {"python", "torch", "numpy"} <= set(around["versions"])
+    assert {"cpu", "cores", "gpu", "load_before"} <= set(around["machine"])
+    for row in content["rows"]:
+        assert row["median_ms"] >= row["min_ms"] >= 0
+        assert row["iqr_ms"] >= 0
+        assert row["rounds"] == content["settings"]["rounds"]
+        assert row["items_per_s"] > 0
+        assert row["op"]
+        assert row["backend"]
+        assert row["shape"]
+    for prediction in content["predictions"]:
+        assert {"gpu", "predicted_ms", "bound_by", "efficiency", "peaks"} <= set(prediction)
+    assert content["rows"] or content["compiled"]
+
+
+def test_disagreement_stops_before_anything_is_timed(monkeypatch):
+    calls: list[str] = []
+
+    def disagree(answers):
+        assert answers == {"a": "a", "b": "b"}
+        raise Disagreement("a and b differ")
+
+    monkeypatch.setattr(harness, "_milliseconds", lambda call: pytest.fail("timed"))
+    with pytest.raises(Disagreement, match="a and b differ"):
+        measure([case([]), case(calls, disagree)])
+    assert calls == ["a", "b"]
+
+
+def test_rounds_are_interleaved_and_start_elsewhere_each_time():
+    calls: list[str] = []
+    measure([case(calls), case(calls, backends=("c",))], rounds=3, warmup=1)
+    assert calls == [*"abc", *"abc", *"abc", *"bca", *"cab"]  # equality, warm-up, three rounds
+
+
+def test_median_and_quartiles(monkeypatch):
+    # Calls of 1, 2, 3, 4 and 100 ms: median 3, quartiles 2 and 4.
+    durations = [0.100, 0.001, 0.004, 0.002, 0.003]
+    clock = itertools.chain.from_iterable((0.0, duration) for duration in durations)
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    (row,) = measure([case([], backends=("a",))], rounds=5)
+    assert row.median_ms == pytest.approx(3)
+    assert row.iqr_ms == pytest.approx(2)
+    assert row.min_ms == pytest.approx(1)
+    assert row.items_per_s == pytest.approx(10 / 0.003)
+    assert row.differences == {"difference": 0.5}
+    assert row.peak_mib is None
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="rounds must be >= 1, got 0"):
+        measure([case([])], rounds=0)
+    with pytest.raises(ValueError, match="two contenders have one backend name"):
+        measure([case([], backends=("a", "a"))])
+
+
+def test_tensor_peak_counts_what_is_held_together():
+    mebi = 2**20
+
+    def call() -> torch.Tensor:
+        first = torch.ones(3 * mebi, dtype=torch.uint8)
+        del first
+        second, third = torch.ones(4 * mebi, dtype=torch.uint8), torch.ones(mebi, dtype=torch.uint8)
+        del third
+        return second
+
+    assert 5 * mebi <= harness.tensor_peak(call) < 5 * mebi + 65536
+    assert harness.tensor_peak(lambda: None) < 65536
+
+
+def test_json_is_whole_and_strict(tmp_path):
+    (row,) = measure([case([], backends=("a",))], rounds=2)
+    path = tmp_path / "results" / "x.json"
+    written = harness.write_json(Report("x", [row]), Settings(2), path)
+    assert json.loads(path.read_text()) == written
+    check_schema(written)
+    nan = Report("x", [row], predictions=[{"predicted_ms": math.nan}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        harness.write_json(nan, Settings(2), path)
+    assert json.loads(path.read_text()) == written
+    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("path", sorted(harness.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_published_results_have_the_schema(path):
+    content = json.loads(path.read_text())
+    if "circumstances" in content:  # evaluations keep their results here too, in their own form
+        check_schema(content)
+        assert not content["settings"]["quick"]
+        assert content["name"] in command.NAMES
+
+
+def test_table_shows_every_row_and_says_what_is_predicted():
+    (row,) = measure([case([], backends=("a",))], rounds=2)
+    text = harness.markdown(Report("x", [row], predictions=[{"gpu": "G", "predicted_ms": 1.5}], remarks=["So."]))
+    lines = text.splitlines()
+    assert lines[0].startswith("| op | backend | shape |")
+    assert lines[2].startswith("| op | a | 4x4 |")
+    assert "Predictions, not measurements:" in lines
+    assert "| G | 1.5 |" in lines
+    assert lines[-1] == "So."
+
+
+@pytest.mark.parametrize("name", ["contrastive", "degrade"])
+def test_command_measures_and_writes(name, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert command.main([name, "--quick", "--rounds", "1", "--out", str(out)]) == 0
+    content = json.loads(out.read_text())
+    check_schema(content)
+    assert content["name"] == name
+    assert capsys.readouterr().out.count("\n| ") > len(content["rows"])
+    assert all(row["differences"] for row in content["rows"] if row["backend"] != "qpt")
+
+
+def test_command_reports_disagreement_and_bad_arguments(monkeypatch, capsys, tmp_path):
+    def disagree(settings):
+        raise Disagreement("they differ")
+
+    monkeypatch.setattr(bench_contrastive, "run", disagree)
+    out = tmp_path / "out.json"
+    assert command.main(["contrastive", "--out", str(out)]) == 1
+    assert "they differ; nothing was timed" in capsys.readouterr().err
+    assert not out.exists()
+    for wrong in (["unknown"], ["contrastive", "--rounds", "0"], ["contrastive", "--threads", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            command.main(wrong)
+        assert stopped.value.code == 2
+
+
+def test_gate_of_the_degrade_benchmark_notices_one_grey_level():
+    images = bench_degrade.pictures(2, 48).numpy()
+    assert bench_degrade.compare("jpeg", images, images, images, 1.0) == 0
+    assert bench_degrade.compare("jpeg", images // 2, images // 2 + 1, images, 1.0) == 1
+    with pytest.raises(Disagreement, match="rescale_bilinear: results differ by 1, allowed 0"):
+        bench_degrade.compare("rescale_bilinear", images // 2, images // 2 + 1, images, 0.0)
+    noise = np.random.default_rng(0).normal(0, 10, images.shape)
+    louder, noisy = (np.clip(np.rint(images + noise * scale), 0, 255) for scale in (1.1, 1.0))
+    assert bench_degrade.compare("gaussian_noise", noisy, noisy, images, 0.02) == 0
+    with pytest.raises(Disagreement, match=r"results differ by 0\.(1|09)"):
+        bench_degrade.compare("gaussian_noise", louder, noisy, images, 0.02)
+
+
+def test_gate_of_the_contrastive_benchmark_notices_a_wrong_gradient():
+    loss, gradient = torch.tensor(2.0), torch.ones(4, 3)
+    right = {"qpt torch (tiled)": (loss, gradient), "full logits (MoCo)": (loss, gradient)}
+    assert bench_contrastive._agree(right) == {"loss_relative": 0, "gradient_relative": 0}
+    for wrong in ((loss, gradient * 1.001), (loss * 1.001, gradient), (loss, gradient * math.nan)):
+        with pytest.raises(Disagreement):
+            bench_contrastive._agree(right | {"qpt torch (tiled)": wrong})
+
+
+def test_roofline_by_hand():
+    gpu = roofline.Gpu("G", {"float32": 1e12}, special=1e11, bandwidth=1e12, source="made up")
+    work = roofline.Work(matrix_ops=2e9, special_ops=1e8, bytes_moved=1e9, peak_bytes=2**20)
+    predicted = roofline.predict(work, gpu, "float32", efficiency=0.5)
+    # 2 ms of products, 1 ms of exponentials, 1 ms of traffic, at half the peak.
+    assert predicted["predicted_ms"] == 4.0
+    assert predicted["bound_by"] == "matrix"
+    assert predicted["peak_mib"] == 1.0
+    with pytest.raises(ValueError, match="dtype must be one of float32, got 'int8'"):
+        roofline.predict(work, gpu, "int8")
+    with pytest.raises(ValueError, match="efficiency must be in"):
+        roofline.predict(work, gpu, "float32", efficiency=1.5)
+
+
+def test_roofline_of_the_loss_counts_the_products_and_the_logits():
+    fused = roofline.fused_contrastive(256, 65536, 128, 2, gradient=True)
+    full = roofline.full_logits_contrastive(256, 65536, 128, 2, gradient=True)
+    assert fused.matrix_ops == full.matrix_ops == 2 * 2 * 256 * 65536 * 128
+    assert full.peak_bytes == 3 * 256 * 65536 * 4
+    assert fused.peak_bytes < full.peak_bytes / 100
+    for gpu in roofline.GPUS:
+        times = [roofline.predict(work, gpu, "bfloat16")["predicted_ms"] for work in (fused, full)]
+        assert times[0] < times[1]
+
+
+USAGE = """
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Z1gIfEvPT_:
+  REG:8 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:536 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function f:
+  REG:31 STACK:40 SHARED:2048 LOCAL:16 CONSTANT[0]:540 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+SASS = """
+		Function : _Z1gIfEvPT_
+        /*0050*/                   LDG.E R0, desc[UR4][R2.64] ;
+		Function : f
+        /*0040*/                   STL.64 [R1], R2 ;
+        /*0050*/                   LDL R2, [R1] ;
+        /*0060*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*0070*/                   HGMMA.64x128x16.F32 R24, gdesc[UR4], R24 ;
+        /*0080*/                   LDSM.16.M88.4 R8, [R6] ;
+"""
+
+
+def test_resources_are_read_from_the_report():
+    found = resources.parse(USAGE, SASS)
+    assert found["_Z1gIfEvPT_"] == resources.Resources(8, 0, 0, 0, 0, 0)
+    assert found["f"] == resources.Resources(31, 40, 16, 2048, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "architecture", "blocks"),
+    [
+        (128, 0, 256, 80, 2),  # registers: 65536 / (128 x 256)
+        (48, 0, 128, 80, 10),  # 65536 / (48 x 128) = 10.67
+        (33, 0, 1024, 90, 1),  # 33 x 32 rounds up to 1280 a warp: 65536 / 40960
+        (16, 0, 32, 90, 32),  # the most blocks a multiprocessor takes
+        (16, 0, 1024, 80, 2),  # 64 warps
+        (32, 100_000, 128, 80, 1),  # shared memory: 167936 / 101024
+        (32, 100_000, 128, 90, 2),  # 233472 / 101024
+        (255, 0, 1024, 80, 0),  # cannot be launched
+    ],
+)
+def test_resident_blocks_by_hand(registers, shared, threads, architecture, blocks):
+    found = resources.Resources(registers, 0, 0, 0, 0, 0)
+    assert resources.blocks_per_multiprocessor(found, threads, architecture, shared) == blocks
+
+
+@triton.jit
+def _product(a, b, out, SIDE: tl.constexpr):
+    index = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    tl.store(out + index, tl.dot(tl.load(a + index), tl.load(b + index)))
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_tensor_cores_are_found_in_a_half_precision_product(architecture):
+    signature = {"a": "*fp16", "b": "*fp16", "out": "*fp32", "SIDE": "constexpr"}
+    cubin, _ = resources.triton_cubin(_product, signature, {"SIDE": 64}, architecture, warps=4)
+    (found,) = resources.read(cubin).values()
+    assert found.tensor_core > 0
+    assert found.registers > 8
+
+
+@pytest.mark.rung("offline compile")
+def test_report_lists_every_kernel():
+    report = resources.run(Settings(quick=True))
+    assert {entry["source"] for entry in report.compiled} == {kernel.label for kernel in resources.kernels()}
+    assert all(entry["registers"] > 0 and entry["blocks_per_multiprocessor"] > 0 for entry in report.compiled)
+
+
+def test_missing_tool_is_one_explained_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(resources.shutil, "which", lambda name, path: None)
+    with pytest.raises(BackendError, match=r"cuobjdump not found .* run: pip install triton"):
+        resources.cuobjdump("-sass", tmp_path / "x.cubin")

@@ -1,0 +1,103 @@
+"""What the contrastive loss refuses: one InputError per wrong argument, naming it."""
+
+import pytest
+import torch
+
+from qpt.errors import InputError
+from qpt.ops.contrastive import QualityContrastiveLoss, contrastive_loss
+from qpt.pool import NegativePool
+
+
+def arguments() -> dict[str, object]:
+    return {
+        "queries": torch.ones(4, 3),
+        "keys": torch.ones(5, 3),
+        "query_groups": torch.arange(4),
+        "key_groups": torch.arange(5),
+        "query_images": torch.arange(4),
+        "key_images": torch.arange(5),
+        "pool": torch.ones(6, 3),
+        "pool_groups": torch.arange(6),
+        "pool_images": torch.arange(6),
+    }
+
+
+WRONG = {
+    "queries not a tensor": ({"queries": [[1.0]]}, r"queries must be \(N, D\) .*, got list"),
+    "queries 1-d": ({"queries": torch.ones(4)}, r"queries must be \(N, D\) .*, got \(4,\) float32"),
+    "queries integer": ({"queries": torch.ones(4, 3, dtype=torch.int64)}, r"queries must .* got \(4, 3\) int64"),
+    "queries complex": ({"queries": torch.ones(4, 3, dtype=torch.complex64)}, "queries must .* complex64"),
+    "queries without width": ({"queries": torch.ones(4, 0)}, r"queries must .* got \(4, 0\)"),
+    "keys of another D": ({"keys": torch.ones(5, 2)}, r"keys must be \(M, 3\) .* got \(5, 2\) float32"),
+    "keys on another device": ({"keys": torch.ones(5, 3, device="meta")}, "keys must be on the queries' device cpu"),
+    "pool of another D": ({"pool": torch.ones(6, 4)}, r"pool must be \(K, 3\) .* got \(6, 4\)"),
+    "pool with a gradient": ({"pool": torch.ones(6, 3, requires_grad=True)}, "pool gets no gradient"),
+    "pool of another type": ({"pool": "moco"}, "pool must be .* got str"),
+    "query ids too few": ({"query_groups": torch.arange(3)}, r"query_groups must be \(4,\) int64, got \(3,\) int64"),
+    "query ids int32": ({"query_groups": torch.arange(4).int()}, r"query_groups must be \(4,\) int64, got .* int32"),
+    "query ids missing": ({"query_groups": None}, r"query_groups must be \(4,\) int64, got NoneType"),
+    "key ids 2-d": ({"key_groups": torch.ones(5, 1).long()}, r"key_groups must be \(5,\) int64, got \(5, 1\)"),
+    "key ids elsewhere": ({"key_groups": torch.ones(5, device="meta").long()}, "key_groups must be on .* cpu"),
+    "query images": ({"query_images": torch.arange(5)}, r"query_images must be \(4,\) int64, got \(5,\)"),
+    "key images": ({"key_images": torch.ones(5)}, r"key_images must be \(5,\) int64, got \(5,\) float32"),
+    "pool ids missing": ({"pool_groups": None}, r"a pool tensor needs pool_groups, int64 \(6,\)"),
+    "pool ids too many": ({"pool_groups": torch.arange(7)}, r"pool_groups must be \(6,\) int64, got \(7,\)"),
+    "pool images": ({"pool_images": torch.arange(5)}, r"pool_images must be \(6,\) int64"),
+    "ids without a pool": ({"pool": None}, "pool_groups and pool_images go with a pool tensor, got none"),
+    "ids beside a NegativePool": ({"pool": NegativePool(4, 3)}, "go with a pool tensor, got a NegativePool"),
+    "temperature zero": ({"temperature": 0.0}, "temperature must be finite and > 0, got 0.0"),
+    "temperature negative": ({"temperature": -1}, "temperature must be finite and > 0, got -1"),
+    "temperature nan": ({"temperature": float("nan")}, "temperature must be finite and > 0, got nan"),
+    "temperature infinite": ({"temperature": float("inf")}, "temperature must be finite and > 0, got inf"),
+    "temperature tensor zero": ({"temperature": torch.tensor(0.0)}, "temperature must be finite and > 0, got 0"),
+    "temperature tensor nan": ({"temperature": torch.tensor(float("nan"))}, "temperature must .* got nan"),
+    "temperature of two": ({"temperature": torch.ones(2)}, r"temperature must be .* one element, got \(2,\)"),
+    "temperature integer": ({"temperature": torch.tensor(1)}, r"temperature must be .* got \(\) int64"),
+    "temperature elsewhere": ({"temperature": torch.ones(1, device="meta")}, "temperature must be on .* cpu"),
+    "temperature text": ({"temperature": "0.2"}, "temperature must be a float or a tensor, got str"),
+    "weight negative": ({"same_image_weight": -0.1}, "same_image_weight must be finite and >= 0, got -0.1"),
+    "weight nan": ({"same_image_weight": float("nan")}, "same_image_weight must be finite and >= 0, got nan"),
+    "weight text": ({"same_image_weight": "1"}, "same_image_weight must be finite and >= 0, got '1'"),
+    "self with other rows": ({"exclude_self": True}, "exclude_self needs .* got 4 queries and 5 keys"),
+    "backend unknown": ({"backend": "fortran"}, "backend must be one of auto, torch, got 'fortran'"),
+}
+
+
+def test_the_arguments_are_right_but_for_the_change():
+    assert contrastive_loss(**arguments()).isfinite()
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG.keys())
+def test_one_clear_error(change, message):
+    with pytest.raises(InputError, match=f"^contrastive_loss: .*{message}") as caught:
+        contrastive_loss(**(arguments() | change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["queries", "keys", "pool"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_nan_and_infinity_raise_with_the_row(name, value, dtype):
+    given = arguments()
+    given[name] = given[name].to(dtype)
+    given[name][2, 1] = value
+    with pytest.raises(InputError, match=f"{name} must be finite, got {value} in row 2$"):
+        contrastive_loss(**given)
+
+
+def test_the_row_is_right_far_down_the_pool():
+    given = arguments() | {"pool": torch.ones(20000, 3), "pool_groups": torch.arange(20000), "pool_images": None}
+    given["pool"][12345, 0] = float("nan")
+    with pytest.raises(InputError, match=r"in row 12345$"):
+        contrastive_loss(**given)
+
+
+def test_a_sum_that_overflows_is_not_an_infinity():
+    # Finite float32 entries whose row sum is not; the products overflow, which is the caller's scale to choose.
+    given = arguments() | {"pool": torch.full((6, 3), 3e38), "pool_groups": torch.full((6,), -1)}
+    assert contrastive_loss(**given).isfinite()
+
+
+def test_module_checks_its_temperature_when_made():
+    with pytest.raises(InputError, match="QualityContrastiveLoss: temperature must be finite and > 0"):
+        QualityContrastiveLoss(0.0)
