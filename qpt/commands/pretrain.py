@@ -1,0 +1,41 @@
+"""``qpt pretrain``: pre-train an encoder on a folder of photographs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile
+
+HELP = "Pre-train an encoder on a folder of photographs, without labels."
+EXAMPLE = """\
+  qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
+  qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
+  qpt pretrain photos --out runs/a --resume"""
+
+
+def add_arguments(parser: Any) -> None:
+    from qpt.pretraining.config import PretrainConfig
+
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_argument("data", type=str, help="folder of photographs, nested or not")
+    parser.add_argument("--out", type=str, required=True, help="run directory to create")
+    parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
+
+
+def run(args: argparse.Namespace) -> int:
+    from qpt.pretraining.config import PretrainConfig
+    from qpt.pretraining.engine import pretrain
+
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(PretrainConfig)}
+    saved = Path(args.out) / "config.yaml"
+    if args.resume and saved.is_file():  # what was not given on the command line is what the run was started with
+        run_fields = dataclasses.asdict(PretrainConfig.load(saved, data=args.data, out=args.out))
+        for field in dataclasses.fields(PretrainConfig):
+            if field.default is not dataclasses.MISSING and fields[field.name] == field.default:
+                fields[field.name] = run_fields[field.name]
+    result = pretrain(PretrainConfig(**fields), resume=args.resume)
+    return 0 if result.finished else 130

@@ -1,0 +1,7 @@
+"""Encoders and the projection head."""
+
+from qpt.models.encoder import build_encoder, load_encoder
+from qpt.models.heads import projection_head
+from qpt.models.resnet import ARCHITECTURES, ResNet
+
+__all__ = ["ARCHITECTURES", "ResNet", "build_encoder", "load_encoder", "projection_head"]

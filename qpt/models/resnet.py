@@ -1,0 +1,125 @@
+"""ResNet-18/34/50 encoders (He et al., CVPR 2016, arXiv 1512.03385), with torchvision's state-dict names.
+
+Used by pre-training (``forward``: pooled features) and evaluation (``stages``: the four feature maps). Weights at
+``width=64`` load into torchvision's or timm's ResNet of the same name unchanged, but for the classifier ``fc``, which
+an encoder does not have. ResNet-50 puts the stride of a stage on its 3×3 convolution, as torchvision does (ResNet
+v1.5).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+}
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(inputs, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = _conv(planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(out)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1×1 down, 3×3, 1×1 up by four, and a shortcut."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = _conv(inputs, planes, 1)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = _conv(planes, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = _conv(planes, outputs, 1)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.relu(self.bn3(self.conv3(out)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier.
+
+    arch: a name of ``ARCHITECTURES``.  width: channels of the first stage; 64 is the standard network, smaller ones
+    suit a laptop.  Input (N, 3, H, W) float, normalised with ``qpt.data.normalise``; any H, W >= 1.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, arch: str, width: int = 64) -> None:
+        super().__init__()
+        self.arch = arch
+        self.width = width
+        kind, depths = ARCHITECTURES[arch]
+        block = BasicBlock if kind == "basic" else Bottleneck
+        self.conv1 = _conv(3, width, 7, 2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels, dims = width, []
+        for index, depth in enumerate(depths):
+            planes = width << index
+            blocks = []
+            for position in range(depth):
+                blocks.append(block(channels, planes, 2 if index > 0 and position == 0 else 1))
+                channels = planes * block.expansion
+            setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
+            dims.append(channels)
+        self.stage_dims: tuple[int, ...] = tuple(dims)
+        self.feature_dim: int = channels
+        self._reset()
+
+    def _reset(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The outputs of the four stages, (N, stage_dims[i], H/2^(i+2), W/2^(i+2)) each, rounded up."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        first = self.layer1(x)
+        second = self.layer2(first)
+        third = self.layer3(second)
+        return first, second, third, self.layer4(third)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, feature_dim): the last stage averaged over positions."""
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.stages(x)[-1], 1), 1)

@@ -1,0 +1,1 @@
+"""Pre-training: ``config`` (settings), ``engine`` (the loop), ``learner`` (one step), ``checkpoint`` and ``log``."""

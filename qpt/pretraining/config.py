@@ -1,0 +1,184 @@
+"""The one description of a pre-training run: defaults, checks, YAML in and out.
+
+Read by ``qpt pretrain`` (its flags are these fields, spelled alike), written as ``config.yaml`` into the run, and
+stored in the checkpoint. What the QPT paper (arXiv 2303.00521) does not publish has MoCo v2's value (arXiv 2003.04297).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from qpt.errors import InputError
+
+#: Fields that may change when a run is resumed: they do not touch what is computed.
+FREE_ON_RESUME = frozenset({"data", "out", "workers", "cache_mib", "log_every", "checkpoint_every", "tensorboard"})
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of one pre-training run.
+
+    Args:
+        data: folder of photographs, nested or not.
+        out: run directory to create.
+        seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
+        arch: encoder, resnet18 | resnet34 | resnet50.
+        width: channels of the encoder's first stage; 64 is the standard network.
+        init: checkpoint or run directory whose encoder weights to start from; empty for random weights.
+        projection_dim: length D of queries and keys.
+        mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
+        preset: name of the degradation space.
+        compositions: degraded views of each photograph per step; they are negatives of each other.
+        patch_size: side of a patch, pixels.
+        region_size: side of the region cut from each photograph, pixels; 0 means twice patch_size.
+        resize_shorter: resize photographs to this shorter side before cutting; 0 keeps the native resolution.
+        iou_min: smallest overlap (intersection over union) of the two patches of a composition.
+        iou_max: largest overlap of the two patches of a composition.
+        boxes: shared (all compositions of a photograph use the same patch boxes) or independent.
+        batch_images: photographs per step.
+        steps: optimiser steps of the whole run; 0 means as many as `epochs` takes.
+        epochs: passes over the photographs, when steps is 0.
+        temperature: temperature of the loss.
+        same_image_weight: weight of negatives that show the same photograph under another composition.
+        in_batch_negatives: in moco mode, the other keys of the batch are negatives too (same-image ones among them).
+        symmetric: in moco mode, also use the second patch as query and the first as key.
+        pool_size: keys in the negative pool (moco mode); 0 for none.
+        pool_dtype: storage type of the pool.
+        momentum: decay of the EMA key encoder.
+        optimizer: sgd (momentum 0.9) or adamw.
+        lr: peak learning rate.
+        weight_decay: weight decay.
+        warmup_steps: linear warm-up, before the cosine decay to zero.
+        precision: arithmetic of the encoder; the loss is always float32.
+        device: auto, cpu, cuda, cuda:1, ...
+        threads: CPU threads; 0 means every core the process may use (part of the run: sums depend on it).
+        workers: loader processes; 0 decodes in the main process.
+        cache_mib: decoded photographs kept in memory, MiB per loader process.
+        log_every: steps between lines of log.csv.
+        checkpoint_every: steps between checkpoints.
+        tensorboard: also write TensorBoard event files.
+    """
+
+    data: str
+    out: str
+    seed: int = 0
+    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    width: int = 64
+    init: str = ""
+    projection_dim: int = 128
+    mode: Literal["moco", "in_batch"] = "moco"
+    preset: str = "qpt"
+    compositions: int = 2
+    patch_size: int = 160
+    region_size: int = 0
+    resize_shorter: int = 0
+    iou_min: float = 0.1
+    iou_max: float = 0.3
+    boxes: Literal["shared", "independent"] = "shared"
+    batch_images: int = 256
+    steps: int = 0
+    epochs: int = 200
+    temperature: float = 0.2
+    same_image_weight: float = 1.0
+    in_batch_negatives: bool = True
+    symmetric: bool = False
+    pool_size: int = 65536
+    pool_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    momentum: float = 0.999
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.03
+    weight_decay: float = 1e-4
+    warmup_steps: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: int = 0
+    workers: int = 0
+    cache_mib: int = 1024
+    log_every: int = 10
+    checkpoint_every: int = 500
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(PretrainConfig)
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), hints[field.name]
+            choices = get_args(kind)
+            if choices:
+                self._require(field.name, f"one of {', '.join(choices)}", value in choices)
+            elif kind is float:
+                self._require(field.name, "a finite number", _is_number(value))
+                object.__setattr__(self, field.name, float(value))
+            elif kind is int:
+                self._require(field.name, "an int", isinstance(value, int) and not isinstance(value, bool))
+            else:
+                self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
+        for name in ("width", "projection_dim", "compositions", "patch_size", "log_every", "checkpoint_every"):
+            self._require(name, ">= 1", getattr(self, name) >= 1)
+        for name in (
+            *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
+            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib"),
+        ):
+            self._require(name, ">= 0", getattr(self, name) >= 0)
+        self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
+        self._require("batch_images", ">= 2 (batch norm and negatives need company)", self.batch_images >= 2)
+        self._require("temperature", "> 0", self.temperature > 0)
+        self._require("lr", "> 0", self.lr > 0)
+        self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
+
+    def _require(self, name: str, rule: str, holds: bool) -> None:
+        if not holds:
+            raise InputError(f"pretrain: {name} must be {rule}, got {getattr(self, name)!r}")
+
+    @property
+    def region(self) -> int:
+        """Side of the region in pixels."""
+        return self.region_size or 2 * self.patch_size
+
+    def save(self, path: Path) -> None:
+        """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""
+        settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "out")}
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> PretrainConfig:
+        """Read a YAML file of settings; keyword arguments (``data`` and ``out`` among them) win over it.
+
+        Raises InputError for an unreadable file, an unknown field or a value out of range.
+        """
+        try:
+            fields = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"pretrain: config must be a readable YAML file, got {path}: {error}") from error
+        if not isinstance(fields, dict):
+            raise InputError(
+                f"pretrain: config must be a YAML mapping of fields, got {type(fields).__name__} in {path}"
+            )
+        return cls.from_dict({**fields, **overrides})
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(fields) - known)
+        if unknown:
+            raise InputError(f"pretrain: config must hold only known fields, got {', '.join(map(str, unknown))}")
+        missing = sorted({"data", "out"} - set(fields))
+        if missing:
+            raise InputError(f"pretrain: config must give {' and '.join(missing)}")
+        return cls(**fields)
+
+    def differences(self, other: PretrainConfig) -> list[str]:
+        """Fields that matter to the result and differ: ``name: mine -> other's``."""
+        return [
+            f"{field.name}: {getattr(self, field.name)!r} -> {getattr(other, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if field.name not in FREE_ON_RESUME and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

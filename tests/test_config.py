@@ -1,0 +1,77 @@
+"""One config: checked, saved, loaded, and refused with the field's name."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpt import InputError, PretrainConfig
+
+
+@given(
+    lr=st.floats(1e-6, 10, allow_nan=False),
+    steps=st.integers(1, 10**6),
+    mode=st.sampled_from(["moco", "in_batch"]),
+    symmetric=st.booleans(),
+)
+def test_save_and_load_are_inverse(
+    tmp_path_factory: pytest.TempPathFactory, lr: float, steps: int, mode: str, symmetric: bool
+) -> None:
+    config = PretrainConfig("a", "b", lr=lr, steps=steps, mode=mode, symmetric=symmetric)  # type: ignore[arg-type]
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    config.save(path)
+    assert PretrainConfig.load(path, data="a", out="b") == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+        ("lr", -1.0),
+        ("lr", "fast"),
+        ("batch_images", 1),
+        ("batch_images", 2.5),
+        ("mode", "byol"),
+        ("symmetric", 1),
+        ("same_image_weight", -0.5),
+        ("momentum", 1.5),
+        ("arch", "vgg16"),
+        ("seed", True),
+        ("data", 3),
+    ],
+)
+def test_bad_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"pretrain: {field} must be"):
+        PretrainConfig(**{"data": "a", "out": "b", field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("lr: [", "YAML"),
+        ("- 1", "mapping"),
+        ("data: a\nout: b\nlearning_rate: 1", "learning_rate"),
+        ("lr: 1", "data and out"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=named):
+        PretrainConfig.load(path)
+
+
+def test_differences_name_what_matters() -> None:
+    base = PretrainConfig("a", "b")
+    other = dataclasses.replace(base, data="elsewhere", workers=4, lr=0.5)
+    assert base.differences(other) == ["lr: 0.03 -> 0.5"]
+    assert base.differences(base) == []
+
+
+def test_every_field_is_documented() -> None:
+    documented = PretrainConfig.__doc__ or ""
+    for field in dataclasses.fields(PretrainConfig):
+        assert f"\n        {field.name}: " in documented
