@@ -1,0 +1,197 @@
+"""Features of an encoder for photographs: mean and standard deviation over positions, four stages, two scales.
+
+Called by ``qpt.evaluate.run`` (many photographs, cached) and ``Scorer`` (one). Everything any read-out needs comes
+from one pass over a photograph; ``ReadOut.select`` slices it afterwards. One photograph at a time, so its features do
+not depend on its neighbours; memory is bounded by the grid of crops (``photograph.crop_boxes``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.errors import InputError
+from qpt.evaluate.photograph import check_pixels, crops, half_scale, load_photograph
+from qpt.models import ResNet
+
+SCALES = ("full", "half")
+STATISTICS = ("mean", "std")
+#: Changes whenever the numbers this file computes change, so that no cache outlives its definition.
+DEFINITION = "qpt-features-1"
+
+
+@dataclass(frozen=True)
+class FeatureProtocol:
+    """What is looked at. crop_px, crops: at each scale a photograph of more than crops x crop_px^2 pixels is seen
+    through a grid of that many crops at native resolution, evenly spaced; a smaller one is seen whole."""
+
+    crop_px: int = 384
+    crops: int = 9
+
+    def __post_init__(self) -> None:
+        if self.crop_px < 32 or self.crops < 1:
+            raise InputError(f"features: crop_px must be >= 32 and crops >= 1, got {self.crop_px} and {self.crops}")
+
+    def describe(self) -> dict[str, object]:
+        """For the record of a result."""
+        return {**asdict(self), "scales": list(SCALES), "half_scale": "Pillow bicubic, antialiased", "id": DEFINITION}
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What a regressor sees: stages "last" or "all", statistics "mean" or "mean+std", always both scales."""
+
+    stages: str
+    statistics: str
+
+    def __post_init__(self) -> None:
+        if self.stages not in ("last", "all") or self.statistics not in ("mean", "mean+std"):
+            raise InputError(f"read-out: must be last|all and mean|mean+std, got {self.stages} and {self.statistics}")
+
+    def __str__(self) -> str:
+        return f"{self.stages}, {self.statistics}"
+
+    def select(self, features: NDArray[np.float32], stage_dims: Sequence[int]) -> NDArray[np.float64]:
+        """(n, 2 scales, 2 statistics, sum(stage_dims)) -> (n, d) float64."""
+        first = 0 if self.stages == "all" else sum(stage_dims[:-1])
+        kept = 1 if self.statistics == "mean" else 2
+        return features[:, :, :kept, first:].reshape(len(features), -1).astype(np.float64)
+
+
+READ_OUTS = tuple(ReadOut(stages, statistics) for stages, statistics in product(("last", "all"), ("mean", "mean+std")))
+
+
+@torch.inference_mode()
+def photograph_features(
+    encoder: ResNet, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
+) -> NDArray[np.float32]:
+    """Features of one photograph: (2 scales, 2 statistics, sum(stage_dims)) float32.
+
+    encoder: in eval mode (``prepare``).  pixels: (H, W, 3) uint8, both sides >= 32 px.
+    The statistics of a stage are taken over the positions of all crops together; std is the population's.
+    """
+    protocol = protocol or FeatureProtocol()
+    check_pixels(pixels)
+    rows = []
+    for picture in (pixels, half_scale(pixels)):
+        parts = crops(picture, side=protocol.crop_px, count=protocol.crops)
+        # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
+        moments = torch.stack([_moments(encoder.stages(_to_input(part))) for part in parts])
+        # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
+        mean, square = moments.mean(0)
+        rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))
+    return torch.stack(rows).float().numpy()
+
+
+def prepare(encoder: ResNet) -> ResNet:
+    """Put an encoder in eval mode and channels-last, in which photographs go through about three times faster."""
+    return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def extract(
+    encoder: ResNet,
+    paths: Sequence[Path],
+    *,
+    protocol: FeatureProtocol,
+    label: str,
+    cache: Path | None = None,
+    photographs_key: str = "",
+    quiet: bool = False,
+) -> NDArray[np.float32]:
+    """Features of many photographs: (n, 2 scales, 2 statistics, sum(stage_dims)) float32, in the order of paths.
+
+    cache: a folder for ``NAME.npz`` keyed by encoder weights, ``photographs_key`` (names, order, contents) and
+    protocol; None keeps nothing. A damaged cache file is computed again.  quiet: no progress bar. Raises InputError
+    listing every photograph that cannot be decoded.
+    """
+    encoder = prepare(encoder)
+    file = cache / f"{_cache_key(encoder, protocol, photographs_key)}.npz" if cache is not None else None
+    shape = (len(paths), len(SCALES), len(STATISTICS), sum(encoder.stage_dims))
+    if file is not None and (stored := _read_cache(file, shape)) is not None:
+        return stored
+    features = np.empty(shape, np.float32)
+    for index, pixels in enumerate(photographs(paths, label=label, quiet=quiet)):
+        features[index] = photograph_features(encoder, pixels, protocol)
+    if not np.isfinite(features).all():
+        raise InputError(f"features: encoder must give finite features, got NaN or infinity from {label}")
+    if file is not None:
+        _write_cache(file, features)
+    return features
+
+
+def photographs(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterable[NDArray[np.uint8]]:
+    """Decode photographs one by one under a progress bar; at the end, one InputError for all that could not be."""
+    faults = []
+    for path in track(paths, description=label, disable=quiet, console=Console(stderr=True)):
+        try:
+            pixels = load_photograph(path)
+        except InputError as error:
+            faults.append(str(error).removeprefix("photograph: "))
+            continue
+        if not faults:  # after a fault the rest is only checked
+            yield pixels
+    if faults:
+        raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
+
+
+def weights_hash(encoder: ResNet) -> str:
+    """sha256 over the names, shapes and values of an encoder's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _to_input(part: NDArray[np.uint8]) -> Tensor:
+    """(h, w, 3) uint8 -> (1, 3, h, w) float32 normalised; the permuted view already is channels-last."""
+    x = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float().div_(255.0)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return x.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+
+
+def _moments(maps: Iterable[Tensor]) -> Tensor:
+    """First and second moment over positions of (1, C_i, h_i, w_i) maps: (2, sum C_i) float64."""
+    pairs = [torch.var_mean(stage[0].flatten(1), dim=1, correction=0) for stage in maps]
+    mean = torch.cat([mean for _, mean in pairs]).double()
+    return torch.stack([mean, torch.cat([variance for variance, _ in pairs]).double() + mean * mean])
+
+
+def _cache_key(encoder: ResNet, protocol: FeatureProtocol, photographs_key: str) -> str:
+    parts = (weights_hash(encoder), photographs_key, repr(protocol), DEFINITION)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _read_cache(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            features = stored["features"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return features if features.shape == shape and features.dtype == np.float32 else None
+
+
+def _write_cache(file: Path, features: NDArray[np.float32]) -> None:
+    """Whole or not at all: written beside its place, then renamed. A failure costs the cache, not the result."""
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as out:
+            np.savez(out, features=features)
+        os.replace(unfinished, file)
+    except OSError as error:
+        warnings.warn(f"features are not kept for the next time: {error}", stacklevel=3)

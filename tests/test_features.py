@@ -1,0 +1,188 @@
+"""What evaluation sees of a photograph: crops, scales, statistics over positions, the cache, the classical features."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qpt.errors import InputError
+from qpt.evaluate import features
+from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, photograph_features, weights_hash
+from qpt.evaluate.photograph import crop_boxes, half_scale, load_photograph
+from qpt.evaluate.run import untrained_encoder
+from tests.labelled import one_thread as one_thread
+from tests.labelled import photographs
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return untrained_encoder("resnet18", 4, seed=1)
+
+
+def definition(encoder, pictures):
+    """Mean and standard deviation of every channel over the positions of all pictures, straight from the words."""
+    maps = []
+    for picture in pictures:
+        x = torch.from_numpy(((picture / 255.0 - MEAN) / STD).astype(np.float32)).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            maps.append([stage[0].flatten(1).double() for stage in encoder.stages(x)])
+    joined = [torch.cat(stage, dim=1) for stage in zip(*maps, strict=True)]
+    means = torch.cat([stage.mean(1) for stage in joined])
+    return means.numpy(), torch.cat([stage.std(1, unbiased=False) for stage in joined]).numpy()
+
+
+def test_features_are_mean_and_std_over_positions_at_two_scales(encoder):
+    pixels = photographs()["cat"]
+    found = photograph_features(encoder, pixels)
+    assert found.shape == (2, 2, sum(encoder.stage_dims)) and found.dtype == np.float32
+    for scale, picture in enumerate((pixels, half_scale(pixels))):
+        mean, std = definition(encoder, [picture])
+        np.testing.assert_allclose(found[scale, 0], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[scale, 1], std, rtol=1e-4, atol=1e-5)
+
+
+def test_large_photographs_are_seen_through_a_grid_of_crops(encoder):
+    pixels = photographs()["face"]  # 96 x 128: more than 4 crops of 48 px at full scale, not more at half scale
+    found = photograph_features(encoder, pixels, FeatureProtocol(crop_px=48, crops=4))
+    corners = [pixels[:48, :48], pixels[:48, 80:], pixels[48:, :48], pixels[48:, 80:]]
+    mean, std = definition(encoder, corners)
+    np.testing.assert_allclose(found[0, 0], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[0, 1], std, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1, 0], definition(encoder, [half_scale(pixels)])[0], rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(32, 6000), st.integers(32, 6000), st.integers(1, 16), st.sampled_from([32, 384]))
+def test_crop_boxes_are_bounded_equal_and_inside(width, height, count, side):
+    boxes = crop_boxes(width, height, side=side, count=count)
+    sizes = {(right - left, bottom - top) for left, top, right, bottom in boxes}
+    assert 1 <= len(boxes) <= count and len(sizes) == 1
+    assert sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) <= count * side * side
+    assert all(0 <= left < right <= width and 0 <= top < bottom <= height for left, top, right, bottom in boxes)
+    if width * height <= count * side * side:
+        assert boxes == [(0, 0, width, height)]
+    assert len(set(boxes)) == len(boxes)
+
+
+def test_crop_boxes_of_a_4k_photograph_and_of_a_panorama():
+    nine = crop_boxes(3840, 2160, side=384, count=9)
+    assert nine[0] == (0, 0, 384, 384) and nine[4] == (1728, 888, 2112, 1272) and nine[8] == (3456, 1776, 3840, 2160)
+    wide = crop_boxes(10000, 300, side=384, count=9)
+    assert len(wide) == 9 and wide[0] == (0, 0, 384, 300) and wide[-1] == (9616, 0, 10000, 300)
+
+
+def test_read_outs_select_what_they_name():
+    dims = (1, 2, 3, 4)
+    stack = np.arange(2 * 2 * 2 * 10, dtype=np.float32).reshape(2, 2, 2, 10)
+    assert [str(r) for r in READ_OUTS] == ["last, mean", "last, mean+std", "all, mean", "all, mean+std"]
+    widths = [r.select(stack, dims).shape[1] for r in READ_OUTS]
+    assert widths == [2 * 4, 2 * 2 * 4, 2 * 10, 2 * 2 * 10]
+    np.testing.assert_array_equal(READ_OUTS[0].select(stack, dims)[1], [46, 47, 48, 49, 66, 67, 68, 69])
+    with pytest.raises(InputError, match="read-out"):
+        ReadOut("first", "mean")
+
+
+def test_scored_upright(encoder, tmp_path):
+    """EXIF orientation 6 says: turn by 90 degrees clockwise to see it upright."""
+    picture = Image.fromarray(photographs()["cup"])
+    picture.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(load_photograph(tmp_path / "upright.png"), load_photograph(tmp_path / "turned.png"))
+
+
+def test_cache_is_used_keyed_and_replaced_when_damaged(encoder, tmp_path, monkeypatch):
+    paths = []
+    for name, pixels in photographs().items():
+        paths.append(tmp_path / f"{name}.png")
+        Image.fromarray(pixels).save(paths[-1])
+    options = {"label": "x", "cache": tmp_path / "kept", "photographs_key": "set 1", "quiet": True}
+    first = extract(encoder, paths, protocol=FeatureProtocol(), **options)
+    (stored,) = (tmp_path / "kept").iterdir()
+
+    def refuse(*_):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "photograph_features", refuse)
+        np.testing.assert_array_equal(extract(encoder, paths, protocol=FeatureProtocol(), **options), first)
+        for change in (
+            {"encoder": untrained_encoder("resnet18", 4, seed=2)},
+            {"protocol": FeatureProtocol(crops=1)},
+            {"photographs_key": "set 2"},
+        ):
+            arguments = {"encoder": encoder, "protocol": FeatureProtocol(), **options, **change}
+            with pytest.raises(AssertionError, match="computed again"):
+                extract(paths=paths, **arguments)
+    stored.write_bytes(stored.read_bytes()[:100])
+    np.testing.assert_array_equal(extract(encoder, paths, protocol=FeatureProtocol(), **options), first)
+    assert stored.stat().st_size > 100
+
+
+def test_all_damaged_photographs_are_listed(tmp_path, encoder):
+    for number, pixels in enumerate(photographs().values()):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    for number in (1, 4):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(file.read_bytes()[:2000])
+    paths = sorted(tmp_path.glob("*.png"))
+    for attempt in (
+        lambda: classical_features(paths, quiet=True),
+        lambda: extract(encoder, paths, protocol=FeatureProtocol(), label="x", quiet=True),
+    ):
+        with pytest.raises(InputError, match="2 cannot be used") as caught:
+            attempt()
+        assert "1.png" in str(caught.value) and "4.png" in str(caught.value)
+
+
+def test_weights_hash_follows_values():
+    first, again, other = (untrained_encoder("resnet18", 4, seed) for seed in (0, 0, 1))
+    assert weights_hash(first) == weights_hash(again) != weights_hash(other)
+    first.bn1.running_mean[0] += 1
+    assert weights_hash(first) != weights_hash(again)
+
+
+def test_untrained_encoder_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    untrained_encoder("resnet18", 2, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_classical_features_by_definition():
+    pixels = photographs()["table"]
+    grey = pixels.astype(float) @ [0.299, 0.587, 0.114]
+    assert contrast(luminance(pixels)) == pytest.approx(np.sqrt(np.mean((grey - grey.mean()) ** 2)), rel=1e-5)
+    kernel = {(-1, 0): 1, (1, 0): 1, (0, -1): 1, (0, 1): 1, (0, 0): -4}
+    h, w = grey.shape
+    laplacian = sum(k * grey[1 + dy : h - 1 + dy, 1 + dx : w - 1 + dx] for (dy, dx), k in kernel.items())
+    expected = np.log(1 + np.mean((laplacian - laplacian.mean()) ** 2))
+    assert log_laplacian_variance(luminance(pixels)) == pytest.approx(expected, rel=1e-4)
+    flat = np.full((40, 40, 3), 90, np.uint8)
+    assert contrast(luminance(flat)) == pytest.approx(0, abs=1e-4)
+    assert log_laplacian_variance(luminance(flat)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64, 4), np.uint8), "x.png", None],
+)
+def test_pixels_of_another_form_are_refused(encoder, pixels):
+    with pytest.raises(InputError, match="pixels must be"):
+        photograph_features(encoder, pixels)
+
+
+def test_smallest_photograph_works_and_smaller_ones_are_refused(encoder):
+    assert np.isfinite(photograph_features(encoder, np.zeros((32, 32, 3), np.uint8))).all()
+    with pytest.raises(InputError, match="at least 32 px, got 40x31"):
+        photograph_features(encoder, np.zeros((31, 40, 3), np.uint8))
+
+
+def test_protocol_bounds():
+    for bad in ({"crops": 0}, {"crop_px": 31}):
+        with pytest.raises(InputError, match="crop_px must be >= 32 and crops >= 1"):
+            FeatureProtocol(**bad)

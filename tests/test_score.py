@@ -1,0 +1,157 @@
+"""Scorers: fitted, saved, loaded, and the same number for a photograph whatever is scored beside it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qpt
+from qpt import cli
+from qpt.errors import InputError
+from qpt.evaluate.features import FeatureProtocol
+from qpt.evaluate.run import encoder_views
+from qpt.evaluate.scorer import Scorer
+from qpt.evaluate.table import read_table
+from tests.labelled import one_thread as one_thread
+from tests.labelled import photographs, write_run, write_set
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """(folder, csv, run, scorer file), the scorer made by the command."""
+    folder = tmp_path_factory.mktemp("scoring")
+    csv, run, out = write_set(folder / "set"), write_run(folder / "run"), folder / "scorer.pt"
+    assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(out)]) == 0
+    return folder, csv, run, out
+
+
+def test_scorer_is_the_ridge_on_the_features_of_evaluation(fitted):
+    """The score of a training photograph equals the prediction of the standardised ridge it was made from."""
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    _, csv, run, out = fitted
+    table, scorer = read_table(csv), qpt.Scorer.load(out)
+    views = encoder_views(qpt.load_encoder(run), table, FeatureProtocol(), label="", cache=None, quiet=True)
+    features = views[scorer.fitted_on["read_out"]]
+    standard = StandardScaler().fit(features)
+    ridge = Ridge(alpha=scorer.fitted_on["penalty"] * features.shape[1]).fit(standard.transform(features), table.mos)
+    expected = ridge.predict(standard.transform(features))
+    assert [scorer(path) for path in table.paths[:6]] == pytest.approx(expected[:6], rel=1e-5)
+    assert (scorer.mos_min, scorer.mos_max) == (table.mos.min(), table.mos.max())
+
+
+def test_blur_lowers_the_score(fitted):
+    """Higher is better: the sharp photographs of the set score above the most blurred ones."""
+    _, csv, _, out = fitted
+    scorer, folder = Scorer.load(out), csv.parent / "images"
+    sharp = np.mean([scorer(folder / f"{name}0.png") for name in photographs()])
+    assert sharp > np.mean([scorer(folder / f"{name}3.png") for name in photographs()])
+
+
+def test_same_number_alone_together_in_any_order_and_as_pixels(fitted, capsys):
+    _, csv, _, out = fitted
+    files = [str(csv.parent / f"images/{name}1.png") for name in photographs()]
+
+    def scores(names):
+        assert cli.main(["score", *names, "--scorer", str(out), "--json"]) == 0
+        return {item["image"]: item["score"] for item in json.loads(capsys.readouterr().out)["scores"]}
+
+    together, backwards = scores(files), scores(files[::-1])
+    assert together == backwards and len(together) == 6
+    assert scores(files[:1]) == {files[0]: together[files[0]]}
+    assert Scorer.load(out)(np.asarray(Image.open(files[0]))) == together[files[0]]
+
+
+def test_saved_and_loaded_scorers_agree(fitted, tmp_path):
+    _, csv, run, _ = fitted
+    scorer = Scorer.fit(qpt.load_encoder(run), read_table(csv), protocol=FeatureProtocol(48, 4), quiet=True)
+    scorer.save(tmp_path / "other.pt")
+    loaded = Scorer.load(tmp_path / "other.pt")
+    assert loaded(photographs()["cat"]) == scorer(photographs()["cat"])
+    assert (loaded.protocol, loaded.read_out, loaded.fitted_on) == (scorer.protocol, scorer.read_out, scorer.fitted_on)
+    assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
+
+
+def test_scoring_with_a_run_and_a_table_gives_the_same_number(fitted, capsys):
+    _, csv, run, out = fitted
+    image = str(csv.parent / "images/cat2.png")
+    assert cli.main(["score", image, "--run", str(run), "--csv", str(csv), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["scores"][0]["score"] == Scorer.load(out)(image)
+    assert answer["scale"]["higher_is_better"] is True and answer["scale"]["max"] == read_table(csv).mos.max()
+
+
+def test_people_get_a_number_and_a_scale(fitted, capsys):
+    _, csv, _, out = fitted
+    image = str(csv.parent / "images/cat2.png")
+    assert cli.main(["score", image, "--scorer", str(out)]) == 0
+    first, scale = capsys.readouterr().out.splitlines()
+    assert first.split() == [f"{Scorer.load(out)(image):.3f}", image]
+    assert "from 33 (worst) to 96 (best); higher is better" in scale
+
+
+def test_fit_says_what_was_chosen(fitted, tmp_path, capsys):
+    _, csv, run, _ = fitted
+    assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path / "s.pt"), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["images"] == 24 and answer["name"] == "set" and answer["folds"] == "GroupKFold(5)"
+    assert -1 <= answer["srcc"] <= 1 and answer["read_out"] and answer["penalty"] > 0
+
+
+def test_good_photographs_are_scored_beside_bad_ones(fitted, tmp_path, capsys):
+    _, csv, _, out = fitted
+    good, cut = str(csv.parent / "images/cat2.png"), tmp_path / "cut.png"
+    cut.write_bytes((csv.parent / "images/cat0.png").read_bytes()[:3000])
+    assert cli.main(["score", str(cut), good, "none.jpg", "--scorer", str(out), "--json"]) == 2
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert [item["image"] for item in answer["scores"]] == [good]
+    assert set(answer["errors"]) == {str(cut), "none.jpg"}
+    assert "2 photograph(s) cannot be used" in captured.err and "none.jpg: no such file" in captured.err
+
+
+@pytest.mark.parametrize("given", [[], ["--run"], ["--csv"], ["--scorer", "--run"], ["--scorer", "--run", "--csv"]])
+def test_without_one_clear_scale_the_error_says_how_to_fit(fitted, capsys, given):
+    _, csv, run, out = fitted
+    values = {"--run": run, "--csv": csv, "--scorer": out}
+    options = [word for name in given for word in (name, str(values[name]))]
+    assert cli.main(["score", str(csv.parent / "images/cat2.png"), *options]) == 2
+    assert "qpt fit RUN --csv scores.csv --out scorer.pt" in capsys.readouterr().err
+
+
+def test_files_that_are_no_scorer(fitted, tmp_path):
+    _, _, run, out = fitted
+    with pytest.raises(InputError, match="qpt fit"):
+        Scorer.load(tmp_path / "none.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(InputError, match="tensors and plain data"):
+        Scorer.load(tmp_path / "text.pt")
+    with pytest.raises(InputError, match="got another file"):
+        Scorer.load(run / "checkpoint.pt")
+    (tmp_path / "cut.pt").write_bytes(out.read_bytes()[:5000])
+    with pytest.raises(InputError, match="tensors and plain data"):
+        Scorer.load(tmp_path / "cut.pt")
+    state = torch.load(out, weights_only=True)
+    del state["encoder"]["conv1.weight"]
+    torch.save(state, tmp_path / "damaged.pt")
+    with pytest.raises(InputError, match="damaged"):
+        Scorer.load(tmp_path / "damaged.pt")
+
+
+def test_a_scorer_file_cannot_carry_code(tmp_path):
+    class Call:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"format": "qpt-scorer-1", "x": Call()}, tmp_path / "code.pt")
+    with pytest.raises(InputError, match="tensors and plain data"):
+        Scorer.load(tmp_path / "code.pt")
+
+
+def test_scorer_is_asked_for_a_place_before_it_is_fitted(fitted, tmp_path, capsys):
+    _, csv, run, _ = fitted
+    assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path)]) == 2
+    assert "fit: out must be a writable file" in capsys.readouterr().err
