@@ -1,0 +1,254 @@
+"""The main job in a few minutes on a laptop: photographs in, a quality-sensitive encoder and one HTML page out.
+
+``python -m qpt.demo --out runs/demo [--data FOLDER]`` (what ``make demo`` runs). Without a folder it uses the
+photographs inside the scikit-image and scikit-learn wheels. It cuts crops at several scales, pre-trains a small encoder
+on one part of the photographs, measures it on the rest with linear probes beside the same encoder untrained, and fails
+if training did not help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from qpt.data.images import UNREADABLE, list_images, load_rgb
+from qpt.errors import BackendError, InputError
+from qpt.evaluate.run import untrained_encoder
+from qpt.models import load_encoder
+from qpt.pictures import draw_degradations
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.engine import pretrain
+from qpt.probe import ProbeResult, probe, probe_set
+from qpt.report import Section, draw_curve, write_page
+from qpt.space import DegradationSpace
+
+# Photographs (not drawings, not microscopy) in the two wheels; every third, from the first, is held out.
+PHOTOGRAPHS = {
+    "skimage": (
+        *("coffee.png", "astronaut.png", "brick.png", "chelsea.png", "camera.png", "grass.png"),
+        *("rocket.jpg", "coins.png", "gravel.png", "motorcycle_left.png", "hubble_deep_field.jpg"),
+    ),
+    "sklearn": ("flower.jpg", "china.jpg"),
+}
+CROP = 208  # side of a crop in pixels: room for two 96-pixel patches at any allowed overlap
+SCALES = (1.0, 0.75, 0.5)  # a crop covers CROP / scale pixels of the photograph, antialiased down to CROP
+CROPS = 360
+PROBE_CROPS = {"fit": 36, "measure": 18}
+MAX_FOLDER = 400  # photographs taken from a folder
+SEED = 0
+MARKER = ".qpt-demo"  # in every folder this module made: only such a folder is ever cleared
+
+
+def wheel_photographs() -> list[Path]:
+    """The photographs that scikit-image and scikit-learn ship, held-out ones (every third) included."""
+    found = []
+    for package, names in PHOTOGRAPHS.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise BackendError(f"demo: {package} is not installed; `pip install -e '.[demo]'` brings its photographs")
+        root = Path(spec.origin).parent / ("data" if package == "skimage" else "datasets/images")
+        found += [root / name for name in names if (root / name).is_file()]
+    return found
+
+
+def cut_crops(photographs: list[NDArray[np.uint8]], count: int, seed: int) -> NDArray[np.uint8]:
+    """(count, CROP, CROP, 3) random crops, photographs in turn, each at a random scale of SCALES that fits."""
+    rng = np.random.default_rng(seed)
+    crops = []
+    for index in range(count):
+        image = photographs[index % len(photographs)]
+        sides = [side for side in (round(CROP / scale) for scale in SCALES) if side <= min(image.shape[:2])]
+        side = int(rng.choice(sides)) if sides else min(image.shape[:2])
+        top, left = (int(rng.integers(0, image.shape[axis] - side + 1)) for axis in (0, 1))
+        crop = Image.fromarray(image[top : top + side, left : left + side])
+        crops.append(np.asarray(crop.resize((CROP, CROP), Image.Resampling.BICUBIC)))
+    return np.stack(crops)
+
+
+def read_photographs(files: list[Path], console: Console) -> list[NDArray[np.uint8]]:
+    photographs = []
+    for path in track(files, "reading photographs", console=console, transient=True):
+        try:
+            photographs.append(load_rgb(path))
+        except UNREADABLE as error:
+            console.print(f"skipped {path}: {error}", highlight=False, markup=False)
+    return photographs
+
+
+def fast_precision() -> str:
+    """bfloat16 where the processor multiplies it natively, else float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier demonstration; refuse to touch any other folder that holds something."""
+    if out.exists():
+        if not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"demo: out must be a new folder or an earlier demonstration, got {out}")
+        shutil.rmtree(out)
+
+
+def run_demo(out: Path, data: Path | None, console: Console) -> bool:
+    """The whole demonstration; True when the trained encoder beats the untrained one on both probes."""
+    started = time.monotonic()
+    files = wheel_photographs() if data is None else list_images(data)[:MAX_FOLDER]
+    photographs = read_photographs(files, console)
+    held_out, kept = photographs[::3], [image for i, image in enumerate(photographs) if i % 3]
+    if len(kept) < 2:
+        raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(photographs)}")
+    _clear(out)
+    crops = out / "photographs"
+    crops.mkdir(parents=True)
+    (out / MARKER).touch()
+    for index, crop in enumerate(track(cut_crops(kept, CROPS, SEED), "cutting crops", console=console, transient=True)):
+        Image.fromarray(crop).save(crops / f"{index:04d}.png", compress_level=1)
+    console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
+
+    space = DegradationSpace.preset("qpt")
+    grid = out / "degradations.png"
+    draw_degradations(held_out[0], space, seed=SEED).image.save(grid)
+    console.print(f"degradation space: {space.size():,} compositions; picture in {grid}", highlight=False)
+
+    config = PretrainConfig(
+        data=str(crops),
+        out=str(out / "run"),
+        arch="resnet18",
+        width=32,
+        mode="in_batch",
+        patch_size=96,
+        region_size=CROP,
+        batch_images=32,
+        steps=500,
+        optimizer="adamw",
+        lr=1e-3,
+        warmup_steps=20,
+        precision="bfloat16" if fast_precision() == "bfloat16" else "float32",
+        log_every=5,
+        checkpoint_every=100,
+    )
+    result = pretrain(config)
+    if not result.finished:
+        raise KeyboardInterrupt
+    curve = out / "training.png"
+    draw_curve(result.run, curve)
+
+    sets = {
+        name: probe_set(torch.from_numpy(cut_crops(source, PROBE_CROPS[name], SEED + 1)), space, SEED + 2)
+        for name, source in (("fit", kept), ("measure", held_out))
+    }
+    untrained = untrained_encoder(config.arch, config.width, config.seed)
+    results: dict[str, ProbeResult] = {}
+    for name, encoder in (("trained", load_encoder(result.run)), ("untrained", untrained)):
+        with console.status(f"probing the {name} encoder on held-out photographs"):
+            results[name] = probe(encoder, sets["fit"], sets["measure"])
+    better = all(
+        getattr(results["trained"], key) > getattr(results["untrained"], key) for key in ("op_accuracy", "level_srcc")
+    )
+    seconds = time.monotonic() - started
+    metrics = {
+        "trained_is_better": better,
+        **{name: asdict(value) for name, value in results.items()},
+        "ops": len(space.ops),
+        "held_out_images": len(sets["measure"].program),
+        "seconds": round(seconds, 1),
+        "config": asdict(config),
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    shutil.copyfile(result.run / "checkpoint.pt", out / "checkpoint.pt")
+    _write_page(out, config, results, space, seconds, grid, curve)
+    for name, value in results.items():
+        console.print(
+            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images (chance {1 / len(space.ops):.1%}), "
+            f"SRCC of the predicted level {value.level_srcc:.3f}",
+            highlight=False,
+        )
+    console.print(f"done in {seconds:.0f} s; open {out / 'index.html'}", highlight=False)
+    return better
+
+
+def _write_page(
+    out: Path,
+    config: PretrainConfig,
+    results: dict[str, ProbeResult],
+    space: DegradationSpace,
+    seconds: float,
+    grid: Path,
+    curve: Path,
+) -> None:
+    trained, untrained = results["trained"], results["untrained"]
+    summary = [
+        ["op named rightly (linear probe)", f"{trained.op_accuracy:.1%}", f"{untrained.op_accuracy:.1%}"],
+        ["SRCC of the predicted level, mean over ops", f"{trained.level_srcc:.3f}", f"{untrained.level_srcc:.3f}"],
+    ]
+    per_op = [
+        [name, f"{value:.3f}", f"{untrained.level_srcc_per_op[name]:.3f}"]
+        for name, value in trained.level_srcc_per_op.items()
+    ]
+    columns = ["", "pre-trained", "untrained"]
+    sections = [
+        Section(
+            "Held-out photographs",
+            "Photographs the encoder never saw, each under every op at every level; linear probes on its features. "
+            f"Chance is {1 / len(space.ops):.1%} for the op and 0 for the level.",
+            columns,
+            summary,
+        ),
+        Section(
+            "Pre-training",
+            "The loss falls while patches of one composition move together and the same photograph under another "
+            "composition stays apart.",
+            png=[
+                (
+                    curve,
+                    f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions",
+                )
+            ],
+        ),
+        Section("Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op),
+        Section(
+            "What it learned from",
+            f"{len(space.ops)} degradations at five levels; {space.size():,} compositions by type.",
+            png=[(grid, "every degradation at every level, and random compositions")],
+        ),
+        Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),
+    ]
+    lead = f"An encoder pre-trained for {config.steps} steps without any label, in {seconds:.0f} s altogether."
+    write_page(out / "index.html", "Quality-aware pre-training: a demonstration", lead, sections)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to (re)create (default runs/demo)")
+    parser.add_argument("--data", type=Path, help="folder of photographs (default: those in two wheels)")
+    args = parser.parse_args()
+    console = Console()
+    try:
+        better = run_demo(args.out, args.data, console)
+    except (InputError, BackendError, OSError) as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 2
+    if not better:
+        print("demo: the trained encoder is not better than the untrained one on both probes", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

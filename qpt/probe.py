@@ -1,0 +1,83 @@
+"""Does an encoder see degradations? Linear probes that need no opinion scores.
+
+Photographs are degraded by every op at every level; a linear classifier then names the op and a linear regressor the
+level, from the encoder's pooled features. Fitted on one set of photographs, measured on another. Called by
+``qpt.demo``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from qpt.degradations import DEGRADATIONS
+from qpt.models import ResNet
+from qpt.ops.degrade import degrade_patches
+from qpt.program import Program
+from qpt.space import DegradationSpace
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Photographs (n, S, S, 3) uint8 under every op and level, row-major in (photograph, op, level)."""
+
+    photographs: Tensor
+    program: Program
+    ops: NDArray[np.int16]
+    levels: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """op_accuracy: share of held-out images whose op is named rightly (chance: 1 / ops).  level_srcc: Spearman
+    correlation of predicted and true level, mean over ops.  level_srcc_per_op: the same, by op name."""
+
+    op_accuracy: float
+    level_srcc: float
+    level_srcc_per_op: dict[str, float]
+
+
+def probe_set(photographs: Tensor, space: DegradationSpace, seed: int) -> ProbeSet:
+    """Every photograph under each single op of ``space`` at each level."""
+    program = space.every_level(len(photographs), seed=seed)
+    return ProbeSet(photographs, program, program.ops[:, 0].numpy(), program.levels[:, 0].numpy())
+
+
+@torch.no_grad()
+def pooled_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
+    """(rows, feature_dim): the encoder's global-average features, in eval mode."""
+    encoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = data.photographs.shape[1]
+    out = []
+    for start in range(0, len(data.program), BATCH):
+        part = data.program.select(range(start, min(start + BATCH, len(data.program))))
+        boxes = torch.zeros(len(part), 1, 2, dtype=torch.int32)
+        out.append(encoder(degrade_patches(data.photographs, part, boxes, size)[:, 0]))
+    return torch.cat(out).numpy()
+
+
+def probe(encoder: ResNet, fit_on: ProbeSet, measure_on: ProbeSet) -> ProbeResult:
+    """Fit linear probes on ``fit_on`` and measure them on ``measure_on``; the two must share no photograph."""
+    known, asked = pooled_features(encoder, fit_on), pooled_features(encoder, measure_on)
+    scaler = StandardScaler().fit(known)
+    known, asked = scaler.transform(known), scaler.transform(asked)
+    classifier = LogisticRegression(C=0.1, max_iter=300).fit(known, fit_on.ops)
+    accuracy = float(np.mean(classifier.predict(asked) == measure_on.ops))
+    per_op = {}
+    for op in np.unique(fit_on.ops):
+        mine, theirs = fit_on.ops == op, measure_on.ops == op
+        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(known[mine], fit_on.levels[mine])
+        per_op[DEGRADATIONS[op].name] = float(
+            spearmanr(ridge.predict(asked[theirs]), measure_on.levels[theirs]).statistic
+        )
+    return ProbeResult(accuracy, float(np.mean(list(per_op.values()))), per_op)

@@ -1,0 +1,163 @@
+"""``qpt degrade``: the picture it writes, what it prints, and how it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qpt import cli, pictures
+from qpt.commands import degrade as command
+from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.errors import InputError
+from qpt.ops.degrade import degrade
+from qpt.pictures import draw_degradations
+from qpt.space import DegradationSpace
+
+SPACE = DegradationSpace.preset("qpt")
+
+
+def photograph(height: int = 90, width: int = 120) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([2 * x % 256, 255 - 2 * y % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+
+
+@pytest.fixture
+def photo_path(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(photograph()).save(path)
+    return path
+
+
+def test_writes_a_picture_and_prints_the_chains(photo_path, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    assert cli.main(["degrade", str(photo_path), "--out", str(out), "--size", "128", "--compositions", "3"]) == 0
+    with Image.open(out) as picture:
+        assert picture.mode == "RGB"
+        assert picture.height > len(NAMES) * 128
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"{out}: {len(NAMES) * LEVELS} single ops and 3 compositions")
+    program = SPACE.sample_seeded(torch.tensor([0]), views=3)
+    assert [line.strip() for line in printed[1:]] == [str(chain) for chain in program]
+
+
+def test_json_says_what_was_drawn(photo_path, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    arguments = ["degrade", str(photo_path), "--out", str(out), "--size", "128", "--compositions", "2", "--seed", "5"]
+    assert cli.main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    with Image.open(out) as picture:
+        assert (facts["width"], facts["height"]) == picture.size
+    assert [[(s["name"], s["level"]) for s in chain] for chain in facts["levels"]] == [
+        [(name, level)] for name in NAMES for level in range(1, LEVELS + 1)
+    ]
+    assert len(facts["compositions"]) == 2
+    assert facts["size_with_levels"] == SPACE.size(levels=True)
+    assert facts["seed"] == 5
+
+
+def test_same_seed_same_picture(photo_path, tmp_path):
+    pixels = []
+    for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
+        out = tmp_path / name
+        arguments = ["--out", str(out), "--size", "128", "--compositions", "6", "--seed", seed]
+        assert cli.main(["degrade", str(photo_path), *arguments]) == 0
+        pixels.append(out.read_bytes())
+    assert pixels[0] == pixels[1]
+    assert pixels[0] != pixels[2]
+
+
+def test_cells_hold_the_degraded_pixels():
+    """Every row of the two programs is found in the picture, pixel for pixel, in reading order."""
+    picture = draw_degradations(photograph(128, 128), SPACE, size=128, compositions=7, seed=3)
+    sheet = np.array(picture.image)
+    images = torch.from_numpy(photograph(128, 128))[None]
+    step = 128 + pictures._GAP
+    lefts = [pictures._MARGIN + column * step for column in range(LEVELS + 1)]
+    for program, columns in ((picture.levels, lefts[1:]), (picture.compositions, lefts)):
+        rows = degrade(images, program).numpy()
+        lowest = 0
+        for index, expected in enumerate(rows):
+            left = columns[index % len(columns)]
+            strip = sheet[lowest:, left : left + 128]
+            starts = np.flatnonzero((strip == expected[0]).all(axis=(1, 2)))
+            tops = [lowest + s for s in starts if np.array_equal(strip[s : s + 128], expected)]
+            assert tops, f"{program[index]} is not in the picture"
+            if index % len(columns) == len(columns) - 1:
+                lowest = tops[0] + 128
+
+
+def test_a_row_of_levels_keeps_its_sign_and_angle():
+    levels = draw_degradations(photograph(), SPACE, size=128, compositions=0).levels
+    params = levels.params[:, 0].reshape(len(NAMES), LEVELS, 4)
+    assert (params[NAMES.index("hue"), :, 0].sign().unique().numel(), len(levels)) == (1, len(NAMES) * LEVELS)
+    assert params[NAMES.index("motion_blur"), :, 1].unique().numel() == 1
+    assert ((params[NAMES.index("brightness"), :, 0] > 1).unique().numel()) == 1
+
+
+def test_other_spaces_and_tiny_photographs_are_drawn():
+    space = DegradationSpace(ops=("jpeg", "gaussian_blur_aniso"), max_ops=2, repeat=False, shuffle=False)
+    picture = draw_degradations(np.full((1, 2, 3), 90, np.uint8), space, size=150, compositions=20)
+    assert len(picture.levels) == 2 * LEVELS
+    assert len(set(picture.compositions.compositions())) == 20
+
+
+def test_every_family_of_the_table_has_a_colour():
+    assert {row.family for row in DEGRADATIONS} <= set(pictures._FAMILY_COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"photograph": photograph().astype(float)},
+            r"photograph must be \(H, W, 3\) uint8, got \(90, 120, 3\) float64",
+        ),
+        ({"photograph": photograph()[..., 0]}, r"got \(90, 120\) uint8"),
+        ({"photograph": photograph()[:0]}, "photograph must be"),
+        ({"photograph": None}, "got NoneType"),
+        ({"size": 8}, r"size must be in 128\.\.1024, got 8"),
+        ({"compositions": -1}, "compositions must be in"),
+        ({"seed": -1}, "seed must be in"),
+    ],
+)
+def test_drawing_refuses(changes, message):
+    arguments = {"photograph": photograph(), "space": SPACE} | changes
+    with pytest.raises(InputError, match=message):
+        draw_degradations(**arguments)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run the command line, require status 2 and nothing on standard output; the one line of its error."""
+    assert cli.main(["degrade", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("qpt degrade: error: ")
+    return lines[0]
+
+
+def test_bad_input_is_one_line_and_writes_nothing(photo_path, tmp_path, capsys):
+    out = str(tmp_path / "grid.png")
+    text, cut = tmp_path / "notes.txt", tmp_path / "cut.png"
+    text.write_text("not an image")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(cut)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    assert str(text) in refused(capsys, str(text), "--out", out)
+    assert str(cut) in refused(capsys, str(cut), "--out", out)
+    assert "missing.png" in refused(capsys, str(tmp_path / "missing.png"), "--out", out)
+    assert "name must be one of qpt" in refused(capsys, str(photo_path), "--out", out, "--preset", "none")
+    assert "size must be in" in refused(capsys, str(photo_path), "--out", out, "--size", "1")
+    assert "--out must end in an image extension" in refused(capsys, str(photo_path), "--out", str(tmp_path / "grid.x"))
+    assert "nowhere" in refused(capsys, str(photo_path), "--out", str(tmp_path / "nowhere" / "grid.png"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.png", "notes.txt", "photo.png"]
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["degrade", "--help"])
+    assert stopped.value.code == 0
+    assert command.EXAMPLE.splitlines()[0].strip() in capsys.readouterr().out

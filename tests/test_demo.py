@@ -1,0 +1,52 @@
+"""The demonstration's parts: crops, the page, and the folder it may clear. ``make demo`` runs the whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qpt import InputError
+from qpt.demo import CROP, MARKER, _clear, cut_crops, wheel_photographs
+from qpt.report import Section, read_log, write_page
+
+
+def test_wheels_hold_the_photographs() -> None:
+    found = wheel_photographs()
+    assert len(found) == 13
+    assert all(path.suffix in (".png", ".jpg") for path in found)
+
+
+@pytest.mark.parametrize("size", [(300, 450), (CROP, CROP), (60, 500), (1, 1)])
+def test_crops_have_one_size_whatever_the_photograph(size: tuple[int, int]) -> None:
+    photograph = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    crops = cut_crops([photograph], 6, seed=0)
+    assert crops.shape == (6, CROP, CROP, 3) and crops.dtype == np.uint8
+    np.testing.assert_array_equal(crops, cut_crops([photograph], 6, seed=0))
+
+
+def test_only_a_demonstration_is_cleared(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError, match="out must be a new folder or an earlier demonstration"):
+        _clear(precious)
+    assert (precious / "chapter.txt").exists()
+    (precious / MARKER).touch()
+    _clear(precious)
+    assert not precious.exists()
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (3, 3)).save(picture)
+    section = Section("A & B", "x < y", ["name", "value"], [["one", "1"]], [(picture, "black")], "lr: 0.1")
+    write_page(tmp_path / "page.html", "Title", "Lead.", [section])
+    text = (tmp_path / "page.html").read_text()
+    assert "A &amp; B" in text and "x &lt; y" in text and "data:image/png;base64," in text and "lr: 0.1" in text
+    assert "http" not in text and str(tmp_path) not in text
+
+
+def test_read_log(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n1,2.5\n2,2.25\n")
+    assert read_log(tmp_path) == {"step": [1.0, 2.0], "loss": [2.5, 2.25]}
