@@ -154,4 +154,4 @@ def test_a_scorer_file_cannot_carry_code(tmp_path):
 def test_scorer_is_asked_for_a_place_before_it_is_fitted(fitted, tmp_path, capsys):
     _, csv, run, _ = fitted
     assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path)]) == 2
-    assert "fit: out must be a writable file" in capsys.readouterr().err
+    assert "fit: error: out must be a writable file" in capsys.readouterr().err
