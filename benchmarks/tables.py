@@ -1,0 +1,113 @@
+"""The measured tables of the README and of docs/results.md, rendered from the JSON files in benchmarks/results.
+
+``python -m benchmarks.tables`` rewrites both between their markers; a test fails when they have drifted apart. Nothing
+is computed here beyond choosing figures and rounding them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS, Report, Row, markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ("pcuid", "sr4k")
+REGIMES = {"all": "all labels", "few": "few labels"}
+METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
+START, END = "<!-- begin measured: {} -->", "<!-- end measured: {} -->"
+
+
+def load(name: str) -> dict[str, Any]:
+    """One JSON file of benchmarks/results, by name."""
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return result
+
+
+def evaluation_table(metrics: tuple[str, ...]) -> str:
+    """Markdown: a row for each method; median over splits (inter-quartile range) by set, regime and metric."""
+    results = {name: load(f"evaluation-{name}") for name in SETS}
+    header = ["encoder"] + [
+        f"{name}, {label}" + (f", {METRICS[metric]}" if len(metrics) > 1 else "")
+        for name in SETS
+        for label in REGIMES.values()
+        for metric in metrics
+    ]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    for position, method in enumerate(results[SETS[0]]["methods"]):
+        cells = [method["name"]]
+        for name in SETS:
+            other = results[name]["methods"][position]
+            if other["name"] != method["name"]:
+                raise ValueError(f"evaluation-{name}.json: methods must be those of {SETS[0]}, got {other['name']}")
+            for regime in REGIMES:
+                for metric in metrics:
+                    value = other["regimes"][regime]["summary"][metric]
+                    cells.append(f"{value['median']:.3f} ({value['iqr']:.3f})")
+        lines.append(cells)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def paired_lines(runs: tuple[str, ...]) -> str:
+    """Pre-trained minus untrained SRCC over the same splits: the median over pairs of `runs` and initialisations."""
+    lines = []
+    for name in SETS:
+        for record in load(f"evaluation-{name}")["paired"]:
+            rows = [record["per_pair"][record["pretrained"].index(run)] for run in runs]
+            values = sorted(value for row in rows for value in row)
+            middle = len(values) // 2
+            median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+            lines.append(
+                f"- {name}, {REGIMES[record['regime']]}: {median:+.3f} ({values[0]:+.3f} to {values[-1]:+.3f} over "
+                f"{len(rows)} seeds × {len(rows[0])} initialisations)"
+            )
+    return "\n".join(lines)
+
+
+def benchmark_table(name: str) -> str:
+    """The table of a benchmark as its run printed it, after a line about where it was run."""
+    content = load(name)
+    where = content["circumstances"]
+    machine = f"{where['machine']['cpu']}, {where['threads']} threads, {content['settings']['rounds']} rounds"
+    rows = [Row(**row) for row in content["rows"]]
+    report = Report(name, rows, content["predictions"], content["compiled"], content["remarks"])
+    return f"{machine}, {where['time'][:10]}, torch {where['versions']['torch']}.\n\n{markdown(report)}"
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """`text` with what stands between the markers of `name` replaced by `content`."""
+    start, end = START.format(name), END.format(name)
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"the markers of {name!r} must stand once each")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def render() -> dict[Path, str]:
+    """Every file with measured blocks, as it should be."""
+    seeds = tuple(
+        method["name"]
+        for method in load("evaluation-pcuid")["methods"]
+        if method["kind"] == "pretrained" and "seed" in method["name"]
+    )
+    blocks = {
+        ROOT / "README.md": {"evaluation": evaluation_table(("srcc",)), "paired": paired_lines(seeds)},
+        ROOT / "docs" / "results.md": {
+            "evaluation": evaluation_table(("srcc",)),
+            "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
+            "paired": paired_lines(seeds),
+            **{name: benchmark_table(name) for name in ("degrade", "contrastive", "resources")},
+        },
+    }
+    files = {}
+    for path, named in blocks.items():
+        text = path.read_text()
+        for name, content in named.items():
+            text = replace_block(text, name, content)
+        files[path] = text
+    return files
+
+
+if __name__ == "__main__":
+    for path, text in render().items():
+        path.write_text(text)
+        print(f"written: {path.relative_to(ROOT)}")
