@@ -26,6 +26,9 @@ def load(name: str) -> dict[str, Any]:
 def evaluation_table(metrics: tuple[str, ...]) -> str:
     """Markdown: a row for each method; median over splits (inter-quartile range) by set, regime and metric."""
     results = {name: load(f"evaluation-{name}") for name in SETS}
+    names = [[method["name"] for method in results[name]["methods"]] for name in SETS]
+    if names[0] != names[1]:
+        raise ValueError(f"evaluation-{SETS[1]}.json: methods must be those of {SETS[0]}, got {names[1]}")
     header = ["encoder"] + [
         f"{name}, {label}" + (f", {METRICS[metric]}" if len(metrics) > 1 else "")
         for name in SETS
@@ -37,8 +40,6 @@ def evaluation_table(metrics: tuple[str, ...]) -> str:
         cells = [method["name"]]
         for name in SETS:
             other = results[name]["methods"][position]
-            if other["name"] != method["name"]:
-                raise ValueError(f"evaluation-{name}.json: methods must be those of {SETS[0]}, got {other['name']}")
             for regime in REGIMES:
                 for metric in metrics:
                     value = other["regimes"][regime]["summary"][metric]
