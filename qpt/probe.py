@@ -1,7 +1,7 @@
 """Does an encoder see degradations? Linear probes that need no opinion scores.
 
 Photographs are degraded by every op at every level; a linear classifier then names the op and a linear regressor the
-level, from the encoder's pooled features. Fitted on one set of photographs, measured on another. Called by
+level, from statistics of the encoder's stages. Fitted on one set of photographs, measured on another. Called by
 ``qpt.demo``.
 """
 
@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from qpt.degradations import DEGRADATIONS
+from qpt.evaluate.features import prepare
 from qpt.models import ResNet
 from qpt.ops.degrade import degrade_patches
 from qpt.program import Program
@@ -55,14 +56,16 @@ def probe_set(photographs: Tensor, space: DegradationSpace, seed: int) -> ProbeS
 
 @torch.no_grad()
 def pooled_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
-    """(rows, feature_dim): the encoder's global-average features, in eval mode."""
-    encoder = encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """(rows, 2 · sum(stage_dims)) float32: mean and standard deviation over positions of each stage, in eval mode."""
+    encoder = prepare(encoder)
     size = data.photographs.shape[1]
     out = []
     for start in range(0, len(data.program), BATCH):
         part = data.program.select(range(start, min(start + BATCH, len(data.program))))
         boxes = torch.zeros(len(part), 1, 2, dtype=torch.int32)
-        out.append(encoder(degrade_patches(data.photographs, part, boxes, size)[:, 0]))
+        maps = encoder.stages(degrade_patches(data.photographs, part, boxes, size)[:, 0])
+        moments = [moment for stage in maps for moment in (stage.mean((2, 3)), stage.std((2, 3), correction=0))]
+        out.append(torch.cat(moments, dim=1))
     return torch.cat(out).numpy()
 
 
@@ -71,7 +74,7 @@ def probe(encoder: ResNet, fit_on: ProbeSet, measure_on: ProbeSet) -> ProbeResul
     known, asked = pooled_features(encoder, fit_on), pooled_features(encoder, measure_on)
     scaler = StandardScaler().fit(known)
     known, asked = scaler.transform(known), scaler.transform(asked)
-    classifier = LogisticRegression(C=0.1, max_iter=300).fit(known, fit_on.ops)
+    classifier = LogisticRegression(C=0.01, max_iter=1000).fit(known, fit_on.ops)
     accuracy = float(np.mean(classifier.predict(asked) == measure_on.ops))
     per_op = {}
     for op in np.unique(fit_on.ops):
