@@ -91,7 +91,7 @@ def read_photographs(files: list[Path], console: Console) -> list[NDArray[np.uin
 
 
 def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32", "bfloat16"]:
-    """The arithmetic in which this processor trains such an encoder faster; some have bfloat16 units that are slower."""
+    """The arithmetic in which this processor trains such an encoder faster: its bfloat16 units may be the slower."""
     seconds: dict[Literal["float32", "bfloat16"], float] = {}
     encoder = prepare(untrained_encoder(arch, width, 0)).train()
     patches = torch.zeros(32, 3, patch_size, patch_size).contiguous(memory_format=torch.channels_last)

@@ -60,7 +60,7 @@ def draw_curve(run: Path, target: Path) -> None:
     right.plot(log["step"], log["same_image_similarity"], color="#bc4c00", label="same photograph, other composition")
     right.plot(log["step"], log["negative_similarity"], color="#57606a", label="all negatives")
     right.set(xlabel="step", ylabel="mean cosine similarity")
-    right.legend(frameon=False, loc="lower right")
+    right.legend(frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.62))  # where no curve runs
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
