@@ -157,10 +157,10 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     curve = out / "training.png"
     draw_curve(result.run, curve)
 
-    sets = {
-        name: probe_set(torch.from_numpy(cut_crops(source, PROBE_CROPS[name], SEED + 1)), space, SEED + 2)
-        for name, source in (("fit", kept), ("measure", held_out))
-    }
+    sets = {}
+    for name, source in (("fit", kept), ("measure", held_out)):
+        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], SEED + 1))
+        sets[name] = probe_set(pixels, np.arange(len(pixels)) % len(source), space, SEED + 2)
     untrained = untrained_encoder(config.arch, config.width, config.seed)
     results: dict[str, ProbeResult] = {}
     for name, encoder in (("trained", load_encoder(result.run)), ("untrained", untrained)):

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression, RidgeCV
-from sklearn.pipeline import make_pipeline
+from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from qpt.degradations import DEGRADATIONS
 from qpt.evaluate.features import prepare
+from qpt.evaluate.protocol import choose
+from qpt.evaluate.ridge import fit_ridge
 from qpt.models import ResNet
 from qpt.ops.degrade import degrade_patches
 from qpt.program import Program
@@ -30,9 +31,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Photographs (n, S, S, 3) uint8 under every op and level, row-major in (photograph, op, level)."""
+    """Crops (n, S, S, 3) uint8 under every op and level, rows ordered by (crop, op, level).
+
+    sources: (rows,) int64, which photograph each row was cut from.
+    """
 
     photographs: Tensor
+    sources: NDArray[np.int64]
     program: Program
     ops: NDArray[np.int16]
     levels: NDArray[np.int8]
@@ -48,10 +53,11 @@ class ProbeResult:
     level_srcc_per_op: dict[str, float]
 
 
-def probe_set(photographs: Tensor, space: DegradationSpace, seed: int) -> ProbeSet:
-    """Every photograph under each single op of ``space`` at each level."""
+def probe_set(photographs: Tensor, sources: NDArray[np.int64], space: DegradationSpace, seed: int) -> ProbeSet:
+    """Every crop (n, S, S, 3) under each single op of ``space`` at each level; sources (n,): its photograph."""
     program = space.every_level(len(photographs), seed=seed)
-    return ProbeSet(photographs, program, program.ops[:, 0].numpy(), program.levels[:, 0].numpy())
+    of_row = sources[program.source.numpy()]
+    return ProbeSet(photographs, of_row, program, program.ops[:, 0].numpy(), program.levels[:, 0].numpy())
 
 
 @torch.no_grad()
@@ -70,7 +76,10 @@ def pooled_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
 
 
 def probe(encoder: ResNet, fit_on: ProbeSet, measure_on: ProbeSet) -> ProbeResult:
-    """Fit linear probes on ``fit_on`` and measure them on ``measure_on``; the two must share no photograph."""
+    """Fit linear probes on ``fit_on`` and measure them on ``measure_on``; the two must share no photograph.
+
+    The level's ridge is the evaluation's: its penalty is chosen by cross-validation that keeps photographs together.
+    """
     known, asked = pooled_features(encoder, fit_on), pooled_features(encoder, measure_on)
     scaler = StandardScaler().fit(known)
     known, asked = scaler.transform(known), scaler.transform(asked)
@@ -79,8 +88,8 @@ def probe(encoder: ResNet, fit_on: ProbeSet, measure_on: ProbeSet) -> ProbeResul
     per_op = {}
     for op in np.unique(fit_on.ops):
         mine, theirs = fit_on.ops == op, measure_on.ops == op
-        ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(known[mine], fit_on.levels[mine])
-        per_op[DEGRADATIONS[op].name] = float(
-            spearmanr(ridge.predict(asked[theirs]), measure_on.levels[theirs]).statistic
-        )
+        features, levels = known[mine].astype(np.float64), fit_on.levels[mine].astype(np.float64)
+        choice = choose({"features": features}, levels, fit_on.sources[mine], seed=(0,))
+        predicted = fit_ridge(features, levels, (choice.penalty,)).predict(asked[theirs].astype(np.float64))[0]
+        per_op[DEGRADATIONS[op].name] = float(spearmanr(predicted, measure_on.levels[theirs]).statistic)
     return ProbeResult(accuracy, float(np.mean(list(per_op.values()))), per_op)

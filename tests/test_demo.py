@@ -4,11 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qpt import InputError
 from qpt.demo import CROP, MARKER, _clear, cut_crops, wheel_photographs
+from qpt.evaluate.run import untrained_encoder
+from qpt.probe import probe, probe_set
 from qpt.report import Section, read_log, write_page
+from qpt.space import DegradationSpace
 
 
 def test_wheels_hold_the_photographs() -> None:
@@ -50,3 +54,17 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
 def test_read_log(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("step,loss\n1,2.5\n2,2.25\n")
     assert read_log(tmp_path) == {"step": [1.0, 2.0], "loss": [2.5, 2.25]}
+
+
+def test_probe_sees_what_an_encoder_sees() -> None:
+    """Features that hold the answer score 1 and near it; the probe set covers every op and level once per crop."""
+    space = DegradationSpace(ops=("gaussian_noise", "brightness"), max_ops=1)
+    crops = torch.from_numpy(cut_crops([np.full((64, 64, 3), value, np.uint8) for value in (90, 110, 130, 150)], 8, 0))
+    sources = np.arange(8) % 4
+    known, asked = (probe_set(crops, sources, space, seed) for seed in (0, 1))
+    assert len(known.program) == 8 * 2 * 5
+    assert known.sources.tolist() == sources.repeat(10).tolist()
+    result = probe(untrained_encoder("resnet18", 8, 0), known, asked)
+    assert result.op_accuracy > 0.8
+    assert result.level_srcc_per_op["gaussian_noise"] > 0.9
+    assert result.level_srcc == pytest.approx(np.mean(list(result.level_srcc_per_op.values())))
