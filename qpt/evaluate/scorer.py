@@ -8,7 +8,6 @@ plain data only.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.run import encoder_views
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet, build_encoder
+from qpt.models.encoder import load_plain
 
 SCORER_FORMAT = "qpt-scorer-1"
 
@@ -120,11 +120,7 @@ class Scorer:
                 f"scorer: path must be a scorer file, got {path}; "
                 "make one with `qpt fit RUN --csv scores.csv --out scorer.pt`"
             )
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"scorer: {path} must hold tensors and plain data, got: {reason}") from None
+        state = load_plain("scorer", path)
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by != (SCORER_FORMAT, DEFINITION):
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")

@@ -26,6 +26,18 @@ def build_encoder(arch: str = "resnet18", width: int = 64) -> ResNet:
     return ResNet(arch, width)
 
 
+def load_plain(kind: str, path: str | Path) -> Any:
+    """What ``torch.save`` wrote to a file, on the CPU; only tensors and plain data are unpickled.
+
+    Raises InputError, opening with ``kind``, if the file is damaged or carries code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{kind}: {path} must hold tensors and plain data, got: {reason}") from error
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint written by ``qpt pretrain`` onto the CPU; only tensors and plain data are unpickled.
 
@@ -37,11 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"checkpoint: path must be a checkpoint or a run directory that holds one, got {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"checkpoint: {path} must be a checkpoint of tensors and plain data, got: {reason}") from error
+    state = load_plain("checkpoint", path)
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint: {path} must be a QPT checkpoint ({CHECKPOINT_FORMAT}), got another file")
     return state
