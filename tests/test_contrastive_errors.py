@@ -59,7 +59,7 @@ WRONG = {
     "weight nan": ({"same_image_weight": float("nan")}, "same_image_weight must be finite and >= 0, got nan"),
     "weight text": ({"same_image_weight": "1"}, "same_image_weight must be finite and >= 0, got '1'"),
     "self with other rows": ({"exclude_self": True}, "exclude_self needs .* got 4 queries and 5 keys"),
-    "backend unknown": ({"backend": "fortran"}, "backend must be one of auto, torch, got 'fortran'"),
+    "backend unknown": ({"backend": "fortran"}, "backend must be one of auto, cpp, triton, torch, got 'fortran'"),
 }
 
 

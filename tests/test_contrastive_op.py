@@ -28,6 +28,7 @@ def forward_arguments(dtype: torch.dtype, pool: bool, images: bool, need_gradien
         options.get("same_image_weight", 1.0),
         options.get("exclude_self", False),
         options.get("in_batch_negatives", True),
+        options.get("backend", "auto"),
         need_gradient,
         False,
         False,
@@ -44,8 +45,8 @@ def test_opcheck_forward(dtype, pool, need_gradient):
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, False)])
 def test_opcheck_backward(needs):
     arguments = forward_arguments(torch.float32, pool=True, images=True, need_gradient=False)
-    _, _, lse, positives, gradient, _ = contrastive_forward(*arguments[:13], True, False, False)
-    ids, temperature, options = arguments[2:6], arguments[9], arguments[10:13]
+    _, _, lse, positives, gradient, _ = contrastive_forward(*arguments[:14], True, False, False)
+    ids, temperature, options = arguments[2:6], arguments[9], arguments[10:14]
     upstream = torch.tensor(0.5)
     torch.library.opcheck(
         contrastive_backward,
@@ -215,12 +216,12 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_no_array_of_queries_by_keys_appears():
-    # One tile of logits (2 MiB), one look-up of keys (8192 x 64 floats: 2 MiB), a few N x D (64 KiB); the logits of
-    # 256 x 65536 would be 64 MiB, their ids compared 16 MiB.
+    # One tile of logits (2 MiB in float32) or partial results (at most 4 MiB), one look-up of keys (8192 x 64 floats:
+    # 2 MiB), a few N x D (64 KiB); the logits of 256 x 65536 would be 64 MiB, their ids compared 16 MiB.
     small = peak_mib(256, 4096, 64, torch.float32)
     large = peak_mib(256, 65536, 64, torch.float32)
     assert 1 < large < 8
-    assert large <= small + 1
+    assert large <= small + 4
     assert peak_mib(256, 65536, 64, torch.float16) <= large + 1
     assert peak_mib(256, 65536, 64, torch.float32, positives=True) < 8
     # Here N x D is 0.5 MiB and N x (M + K) would be 80 MiB, N x M 16 MiB.

@@ -1,14 +1,20 @@
-// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade.py, which checks shapes,
-// types and ranges and allocates; a wrong pointer here ends the process. The GIL is released while a batch runs.
+// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade.py and
+// qpt/ops/contrastive_cpp.py: their callers check shapes, types and ranges, they allocate; a wrong pointer here ends
+// the process. The GIL is released while a batch runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../chain.h"
+#include "contrastive_api.h"
 #include "degrade.h"
 
 namespace py = pybind11;
@@ -25,6 +31,82 @@ void degrade(std::uintptr_t images, int height, int width, std::uintptr_t out, i
   qpt::degrade({pointer<const qpt::u8>(images), pointer<qpt::u8>(out), height, width, rows, slots,
                 pointer<const qpt::i16>(ops), pointer<const float>(params), pointer<const qpt::i64>(seeds),
                 pointer<const qpt::i32>(source), pointer<qpt::u8>(scratch), threads});
+}
+
+// (data, stride, count, dtype, groups, images or 0); see contrastive.h.
+using SideFields = std::tuple<std::uintptr_t, qpt::i64, qpt::i64, int, std::uintptr_t, std::uintptr_t>;
+
+qpt::contrastive::Side side(const SideFields& fields) {
+  const auto& [data, stride, count, dtype, groups, images] = fields;
+  return {pointer<const void>(data),      stride, count, dtype, pointer<const qpt::i64>(groups),
+          pointer<const qpt::i64>(images)};
+}
+
+const qpt::contrastive::Kernels& kernels(const std::string& isa, qpt::i64 rows) {
+  const qpt::contrastive::Kernels* found = qpt::contrastive::kernels(isa.c_str(), rows);
+  if (!found) throw std::invalid_argument("no instruction set " + isa + " on this processor");
+  return *found;
+}
+
+std::vector<std::string> contrastive_isas() {
+  std::vector<std::string> names;
+  for (const auto* found :
+       {qpt::contrastive::avx512_kernels(), qpt::contrastive::avx2_kernels(), qpt::contrastive::portable_kernels()})
+    if (found) names.push_back(found->name);
+  return names;
+}
+
+std::pair<qpt::i64, qpt::i64> contrastive_plan(qpt::i64 rows, qpt::i64 stream, qpt::i64 dim) {
+  const qpt::contrastive::Plan plan = qpt::contrastive::plan(rows, stream, dim);
+  return {plan.group_rows, plan.splits};
+}
+
+// partial and out: (reference, total, sum or 0); `partial` has room for `splits` parts.
+using Sums = std::array<std::uintptr_t, 3>;
+
+void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64 dim, float scale, float image_bias,
+                      std::optional<qpt::i64> self_offset, bool running, bool same_group, std::uintptr_t bias,
+                      std::pair<qpt::i64, qpt::i64> plan, const Sums& partial, const Sums& out, const std::string& isa,
+                      int threads) {
+  qpt::contrastive::Problem problem = {};
+  problem.rows = side(rows);
+  problem.stream = side(stream);
+  problem.dim = dim;
+  problem.scale = scale;
+  problem.image_bias = image_bias;
+  problem.has_self = self_offset.has_value();
+  problem.self_offset = self_offset.value_or(0);
+  problem.running = running;
+  problem.bias = pointer<const float>(bias);
+  problem.weighted = out[2] != 0;
+  problem.group_rows = plan.first;
+  problem.splits = plan.second;
+  problem.reference = pointer<float>(partial[0]);
+  problem.total = pointer<float>(partial[1]);
+  problem.sum = pointer<float>(partial[2]);
+  float *const reference = pointer<float>(out[0]), *const total = pointer<float>(out[1]);
+  const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
+  py::gil_scoped_release unlocked;
+  if (same_group)
+    qpt::contrastive::run_same_group(problem, threads, reference, total, pointer<float>(out[2]));
+  else
+    qpt::contrastive::run(problem, chosen, threads, reference, total, pointer<float>(out[2]));
+}
+
+void contrastive_self(const SideFields& rows, qpt::i64 dim, float scale, float image_bias, std::uintptr_t inverse,
+                      std::uintptr_t total, std::uintptr_t sum, std::uintptr_t packed, qpt::i64 block_rows,
+                      const std::string& isa, int threads) {
+  qpt::contrastive::SelfProblem problem = {};
+  problem.rows = side(rows);
+  problem.dim = dim;
+  problem.image_bias = image_bias;
+  problem.inverse = pointer<const float>(inverse);
+  problem.total = pointer<float>(total);
+  problem.sum = pointer<float>(sum);
+  problem.block_rows = block_rows;
+  const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
+  py::gil_scoped_release unlocked;
+  qpt::contrastive::run_self(problem, scale, chosen, threads, pointer<float>(packed));
 }
 
 std::vector<std::string> op_names() {
@@ -68,12 +150,21 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade.";
+  m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade and qpt.contrastive_loss.";
   m.def("degrade", &degrade, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("out"), py::arg("rows"),
         py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("scratch"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>());
   m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"),
         "Bytes of scratch that each thread of degrade needs.");
+  m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
+  m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+        "(rows of a task, parts of the stream).");
+  m.def("contrastive_pass", &contrastive_pass, py::arg("rows"), py::arg("stream"), py::arg("dim"), py::arg("scale"),
+        py::arg("image_bias"), py::arg("self_offset"), py::arg("running"), py::arg("same_group"), py::arg("bias"),
+        py::arg("plan"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
+  m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),
+        py::arg("inverse"), py::arg("total"), py::arg("sum"), py::arg("packed"), py::arg("block_rows"), py::arg("isa"),
+        py::arg("threads"));
   m.def("op_names", &op_names, "Names of the ops, in id order.");
   m.def("build_info", &build_info);
   m.def("philox", &philox, py::arg("counter"), py::arg("key"),

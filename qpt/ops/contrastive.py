@@ -2,7 +2,8 @@
 
 ``contrastive_loss`` is the public function (``qpt.contrastive_loss``), ``QualityContrastiveLoss`` its module form; the
 pre-training step calls the latter. The argument checks are in ``contrastive_inputs.py``, the custom op with its fake
-and autograd in ``contrastive_op.py``, the arithmetic in ``contrastive_torch.py``. Formulas: docs/design.md.
+and autograd in ``contrastive_op.py``, the loss in ``contrastive_terms.py``, the choice of C++, Triton or torch for
+the work over pairs in ``contrastive_backends.py``. Formulas: docs/loss.md.
 """
 
 import math
@@ -58,9 +59,11 @@ def contrastive_loss(
     pool: qpt.NegativePool, or a tensor [K, D] with pool_groups [K] (and pool_images [K]). Gets no gradient.
     temperature: > 0; a float, or a tensor of one element, which may require its gradient.
     same_image_weight: >= 0; multiplies exp(z) of negatives of the query's own image; 0 removes them.
-    exclude_self: queries and keys are the same N rows (SimCLR, SupCon): pair (i, i) is in neither sum.
+    exclude_self: queries and keys are the same N rows (SimCLR, SupCon): pair (i, i) is in neither sum. When they are
+        the very same tensors (ids too), the symmetry of their similarities is used.
     in_batch_negatives: False (MoCo): of the in-batch keys only those of the query's own group are eligible.
-    backend: "auto" or "torch" (the tiled torch form, which "auto" picks on every device).
+    backend: "auto", "cpp" (CPU), "triton" (CUDA) or "torch" (tiled torch, any device). "auto" takes C++ on the CPU,
+        Triton on CUDA, and torch for float64.
     check_finite: on CUDA, also look for nan and infinity in the embeddings (waits for the device); the CPU always does.
 
     Raises InputError for a wrong shape, dtype, device or value. Gradients are exact; a second derivative raises
@@ -187,13 +190,14 @@ def _call(
     need_query_gradient = torch.is_grad_enabled() and (queries.requires_grad or tau.requires_grad)
     # A weight of 1 adds log 1 = 0: the image ids need not be looked at.
     weighted = same_image_weight != 1.0
+    same_rows = exclude_self and keys is queries and key_groups is query_groups and key_images is query_images
     loss, valid_rows, _, _, _, similarity = contrastive_forward(
         queries,
-        keys,
+        None if same_rows else keys,
         query_groups,
-        key_groups,
+        None if same_rows else key_groups,
         query_images if weighted else None,
-        key_images if weighted else None,
+        key_images if weighted and not same_rows else None,
         tensors.pool,
         tensors.pool_groups,
         tensors.pool_images if weighted else None,
@@ -201,6 +205,7 @@ def _call(
         float(same_image_weight),
         exclude_self,
         in_batch_negatives,
+        backend,
         need_query_gradient,
         need_similarity,
         check_finite,

@@ -13,8 +13,8 @@ from torch import Tensor
 from qpt.errors import InputError, describe
 from qpt.pool import NegativePool, check_rows_finite
 
+BACKENDS = ("auto", "cpp", "triton", "torch")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-BACKENDS = ("auto", "torch")
 
 
 class PoolTensors(NamedTuple):
@@ -138,7 +138,9 @@ def temperature_tensor(function: str, temperature: float | Tensor, device: torch
     return torch.full((), float(temperature), dtype=dtype, device=device)
 
 
-def check_values(queries: Tensor, keys: Tensor, pool: Tensor | None, temperature: Tensor, check_finite: bool) -> None:
+def check_values(
+    queries: Tensor, keys: Tensor | None, pool: Tensor | None, temperature: Tensor, check_finite: bool
+) -> None:
     """Refuses a temperature <= 0, nan and infinity: on the CPU always, elsewhere when asked (waits for the device)."""
     if queries.device.type != "cpu" and not check_finite:
         return
@@ -146,6 +148,7 @@ def check_values(queries: Tensor, keys: Tensor, pool: Tensor | None, temperature
     if not 0 < value < math.inf:
         raise InputError(f"contrastive_loss: temperature must be finite and > 0, got {value:g}")
     check_rows_finite("contrastive_loss", "queries", queries)
-    check_rows_finite("contrastive_loss", "keys", keys)
+    if keys is not None:
+        check_rows_finite("contrastive_loss", "keys", keys)
     if pool is not None:
         check_rows_finite("contrastive_loss", "pool", pool)

@@ -1,8 +1,11 @@
 """The contrastive loss as a torch op: schema, fake (shapes only) and autograd of ``qpt::contrastive_forward``.
 
 Called by ``qpt.ops.contrastive``, which has checked the arguments; values (nan, temperature) are checked here, because
-an op may read data where a compiled graph may not. Calls ``contrastive_torch.py``. The forward op also returns what the
+an op may read data where a compiled graph may not. Calls ``contrastive_terms.py``. The forward op also returns what the
 backward needs: the queries' gradient (from the same pass over the keys), log-sum-exps and numbers of positives.
+
+``keys=None``: the keys are the queries (SimCLR, SupCon) and the queries' gradient is that of both roles. The matrix of
+similarities is then symmetric: log-sum-exps first, and one pass in the backward for both roles.
 """
 
 from typing import Any
@@ -10,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpt.ops import contrastive_torch
-from qpt.ops.contrastive_inputs import accumulation_dtype, check_values
+from qpt.ops import contrastive_terms
+from qpt.ops.contrastive_backends import choose
+from qpt.ops.contrastive_inputs import check_values
+from qpt.ops.contrastive_terms import KeySet, Queries, Setting, Terms
 
 
 @torch.library.custom_op("qpt::contrastive_forward", mutates_args=())
 def contrastive_forward(
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     query_groups: Tensor,
-    key_groups: Tensor,
+    key_groups: Tensor | None,
     query_images: Tensor | None,
     key_images: Tensor | None,
     pool: Tensor | None,
@@ -29,39 +34,59 @@ def contrastive_forward(
     same_image_weight: float,
     exclude_self: bool,
     in_batch_negatives: bool,
+    backend: str,
     need_query_gradient: bool,
     need_similarity: bool,
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss [], valid_rows [], lse [N], positives [N], query gradient [N or 0, D], similarity [2]; see Result."""
     check_values(queries, keys, pool, temperature, check_finite)
-    key_sets = [contrastive_torch.KeySet(keys, key_groups, key_images, not exclude_self, in_batch_negatives)]
+    setting = Setting(choose(backend, temperature), temperature, same_image_weight)
+    rows = Queries(queries, query_groups, query_images)
+    key_sets = [_in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)]
     if pool is not None and pool_groups is not None:
-        key_sets.append(contrastive_torch.KeySet(pool, pool_groups, pool_images))
+        key_sets.append(KeySet(pool, pool_groups, pool_images))
     # Autocast would take any product that is not in place in half precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        result = contrastive_torch.forward(
-            queries,
-            contrastive_torch.Queries(query_groups, query_images),
-            key_sets,
-            temperature,
-            same_image_weight,
-            accumulation_dtype(queries, keys, pool),
-            need_query_gradient,
-            need_similarity,
-        )
-    gradient = result.query_gradient
-    if gradient is None:
-        gradient = result.lse.new_empty((0, queries.shape[1]))
-    return result.loss, result.valid_rows, result.lse, result.positives, gradient, result.similarity
+        terms = Terms(rows, setting, need_query_gradient)
+        for key_set in key_sets:
+            terms.add(rows, key_set, setting, weighted=key_set.vectors is not queries)
+        result = terms.finish(rows, setting)
+        valid = result.positives > 0
+        valid_rows = valid.sum()
+        counted = valid_rows.clamp(min=1).to(setting.dtype)
+        gradient = setting.temperature.new_empty((0, queries.shape[1]))
+        if need_query_gradient:
+            gradient = terms.query_gradient(result, setting, valid_rows)
+        similarity = setting.temperature.new_zeros(2)
+        similarity[0] = result.positive_z.sum() * temperature / counted
+        if need_similarity:
+            total, count = contrastive_terms.negative_similarity(rows, key_sets, valid, setting.dtype)
+            similarity[1] = total / count  # nan when there are none
+        return result.loss_sum() / counted, valid_rows, result.lse, result.positives, gradient, similarity
+
+
+def _in_batch(
+    rows: Queries,
+    keys: Tensor | None,
+    groups: Tensor | None,
+    images: Tensor | None,
+    exclude_self: bool,
+    in_batch_negatives: bool,
+) -> KeySet:
+    """The batch's own keys as a key set; those of ``rows`` themselves where ``keys`` is None."""
+    offset = 0 if exclude_self else None
+    if keys is None or groups is None:
+        return KeySet(rows.vectors, rows.groups, rows.images, 0, in_batch_negatives)
+    return KeySet(keys, groups, images, offset, in_batch_negatives)
 
 
 @contrastive_forward.register_fake
 def _(
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     query_groups: Tensor,
-    key_groups: Tensor,
+    key_groups: Tensor | None,
     query_images: Tensor | None,
     key_images: Tensor | None,
     pool: Tensor | None,
@@ -71,12 +96,13 @@ def _(
     same_image_weight: float,
     exclude_self: bool,
     in_batch_negatives: bool,
+    backend: str,
     need_query_gradient: bool,
     need_similarity: bool,
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, dim = queries.shape
-    real = queries.new_empty((), dtype=accumulation_dtype(queries, keys, pool))
+    real = temperature.new_empty(())
     whole = query_groups.new_empty(())
     gradient = real.new_empty((rows if need_query_gradient else 0, dim))
     return real, whole, real.new_empty(rows), whole.new_empty(rows), gradient, real.new_empty(2)
@@ -87,9 +113,9 @@ def contrastive_backward(
     upstream: Tensor,
     query_gradient: Tensor,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     query_groups: Tensor,
-    key_groups: Tensor,
+    key_groups: Tensor | None,
     query_images: Tensor | None,
     key_images: Tensor | None,
     temperature: Tensor,
@@ -98,27 +124,40 @@ def contrastive_backward(
     same_image_weight: float,
     exclude_self: bool,
     in_batch_negatives: bool,
+    backend: str,
     need_queries: bool,
     need_keys: bool,
     need_temperature: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """upstream (0-d) times the gradient of queries, keys and temperature; an empty tensor where it is not needed."""
+    setting = Setting(choose(backend, temperature), temperature, same_image_weight)
+    rows = Queries(queries, query_groups, query_images)
+    key_set = _in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         # Outputs of an op must not share memory: an empty tensor each.
         for_queries, for_keys, for_temperature = (lse.new_empty(0) for _ in range(3))
-        if need_queries:
-            for_queries = (query_gradient * upstream).to(queries.dtype)
-        if need_keys:
-            key_set = contrastive_torch.KeySet(keys, key_groups, key_images, not exclude_self, in_batch_negatives)
-            rows = contrastive_torch.Queries(query_groups, query_images)
-            for_keys = contrastive_torch.key_gradient(
-                queries, rows, key_set, temperature, same_image_weight, lse, positives
+        both_roles = None
+        if need_keys or keys is None:
+            scale = upstream / (positives > 0).sum().clamp(min=1)
+            softmax, pull = contrastive_terms.key_gradient(
+                rows, key_set, setting, lse, positives, both_roles=keys is None
             )
-            for_keys = for_keys.mul_(upstream).to(keys.dtype)
+            if keys is None:
+                both_roles = softmax.mul_(scale)
+                pull = torch.addcmul(both_roles, pull, scale)
+            else:
+                for_keys = pull.add_(softmax).mul_(scale).to(keys.dtype)
+        if need_queries:
+            for_queries = query_gradient * upstream
+            for_queries = (for_queries if both_roles is None else for_queries.add_(pull)).to(queries.dtype)
         if need_temperature:
-            # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i.
-            total = (queries.to(lse.dtype) * query_gradient).sum()
-            for_temperature = (-total / temperature * upstream).to(temperature.dtype)
+            # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i. Of a part in
+            # both roles half counts: sum_i q_i . dL/dq_i and sum_j k_j . dL/dk_j are the same sum over pairs.
+            wide = queries.to(lse.dtype)
+            total = (wide * query_gradient).sum() * upstream
+            if both_roles is not None:
+                total += (wide * both_roles).sum() / 2
+            for_temperature = (-total / temperature).to(temperature.dtype)
         return for_queries, for_keys, for_temperature
 
 
@@ -127,9 +166,9 @@ def _(
     upstream: Tensor,
     query_gradient: Tensor,
     queries: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     query_groups: Tensor,
-    key_groups: Tensor,
+    key_groups: Tensor | None,
     query_images: Tensor | None,
     key_images: Tensor | None,
     temperature: Tensor,
@@ -138,13 +177,14 @@ def _(
     same_image_weight: float,
     exclude_self: bool,
     in_batch_negatives: bool,
+    backend: str,
     need_queries: bool,
     need_keys: bool,
     need_temperature: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
         queries.new_empty(queries.shape) if need_queries else lse.new_empty(0),
-        keys.new_empty(keys.shape) if need_keys else lse.new_empty(0),
+        keys.new_empty(keys.shape) if need_keys and keys is not None else lse.new_empty(0),
         temperature.new_empty(temperature.shape) if need_temperature else lse.new_empty(0),
     )
 
@@ -155,15 +195,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(
         query_gradient, queries, keys, query_groups, key_groups, query_images, key_images, temperature, lse, positives
     )
-    ctx.options = inputs[10:13]
-    ctx.has_query_gradient = inputs[13]
+    ctx.options = inputs[10:14]
+    ctx.has_query_gradient = inputs[14]
     ctx.mark_non_differentiable(valid_rows, lse, positives, query_gradient, similarity)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    needed = (needs[0], needs[1], needs[9])
+    needed = (needs[0], needs[1], needs[9])  # queries, keys (None has no gradient), temperature
     if upstream is None or not any(needed):
         return (None,) * len(needs)
     if (needs[0] or needs[9]) and not ctx.has_query_gradient:

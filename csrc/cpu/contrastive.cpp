@@ -1,0 +1,172 @@
+// The contrastive loss's passes over pairs on the CPU: division into tasks, threads, partial results merged in order.
+// What one task does is in contrastive_kernel.h. Called by module.cpp. Results do not depend on the number of threads:
+// the division depends on the shape alone, and partial results are merged in the order of the stream.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "contrastive_api.h"
+
+namespace qpt {
+namespace contrastive {
+namespace {
+
+constexpr float kLn2 = 0.69314718f;
+
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Scratch = std::unique_ptr<float, Free>;
+
+Scratch scratch(i64 floats) {
+  const std::size_t bytes = (static_cast<std::size_t>(floats) * sizeof(float) + 63) / 64 * 64;
+  return Scratch(static_cast<float*>(std::aligned_alloc(64, bytes)));
+}
+
+// Parts in the order of the stream, each brought to the highest reference.
+void merge_row(const Problem& problem, i64 row, float* reference, float* total, float* sum) {
+  const i64 n = problem.rows.count, dim = problem.dim;
+  float highest = problem.reference[row];
+  for (i64 s = 1; s < problem.splits; ++s) highest = std::max(highest, problem.reference[s * n + row]);
+  const float shift = highest == -INFINITY ? 0.0f : highest;
+  double all = 0;
+  for (i64 s = 0; s < problem.splits; ++s) {
+    const float factor = std::exp2(problem.reference[s * n + row] - shift);
+    all += static_cast<double>(problem.total[s * n + row]) * factor;
+    if (!problem.weighted) continue;
+    const float* part = problem.sum + (s * n + row) * dim;
+    float* const out = sum + row * dim;
+    if (s == 0)
+      for (i64 d = 0; d < dim; ++d) out[d] = part[d] * factor;
+    else
+      for (i64 d = 0; d < dim; ++d) out[d] += part[d] * factor;
+  }
+  reference[row] = highest * kLn2;
+  total[row] = static_cast<float>(all);
+}
+
+float element(const Side& side, i64 row, i64 d) {
+  if (side.dtype == kFloat32) return static_cast<const float*>(side.data)[row * side.stride + d];
+  const u16 half = static_cast<const u16*>(side.data)[row * side.stride + d];
+  if (side.dtype == kBFloat16) {
+    const u32 bits = static_cast<u32>(half) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof bits);
+    return out;
+  }
+  const int exponent = (half >> 10) & 0x1F, fraction = half & 0x3FF;
+  const float magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)
+                          : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
+                                          : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+const Kernels* kernels(const char* name, i64 rows) {
+  const Kernels* const found[] = {avx512_kernels(), avx2_kernels(), portable_kernels()};
+  for (const Kernels* candidate : found) {
+    if (!candidate) continue;
+    if (*name ? std::strcmp(candidate->name, name) == 0 : true) {
+      // Few rows would leave most of a wide strip empty.
+      const bool narrow = !*name && candidate == found[0] && found[1] && rows <= 2 * found[1]->strip_rows;
+      return narrow ? found[1] : candidate;
+    }
+  }
+  return nullptr;
+}
+
+Plan plan(i64 rows, i64 stream, i64 dim) {
+  // Tasks enough for many cores, but each with a long stream, and partial results of at most 4 MiB.
+  constexpr i64 kTasks = 32, kLeastStream = 1024, kPartialFloats = 1 << 20;
+  const i64 group_rows = std::min(kGroupRows, std::max<i64>(1, rows));
+  const i64 groups = std::max<i64>(1, (rows + group_rows - 1) / group_rows);
+  i64 splits = (kTasks + groups - 1) / groups;
+  splits = std::min({splits, stream / kLeastStream, kPartialFloats / std::max<i64>(1, rows * dim)});
+  return {group_rows, std::max<i64>(1, splits)};
+}
+
+void run(Problem problem, const Kernels& isa, int threads, float* reference, float* total, float* sum) {
+  const i64 n = problem.rows.count, groups = (n + problem.group_rows - 1) / problem.group_rows;
+#pragma omp parallel num_threads(threads)
+  {
+    const Scratch own = scratch(isa.scratch_floats(problem));
+#pragma omp for schedule(dynamic, 1)
+    for (i64 job = 0; job < groups * problem.splits; ++job)
+      isa.task(problem, job / problem.splits, job % problem.splits, own.get());
+#pragma omp for schedule(static)
+    for (i64 row = 0; row < n; ++row) merge_row(problem, row, reference, total, sum);
+  }
+}
+
+void run_same_group(Problem problem, int threads, float* reference, float* total, float* sum) {
+  // Stream rows ordered by group: a row's own are neighbours, in the order of the stream.
+  std::vector<i64> order(static_cast<std::size_t>(problem.stream.count));
+  std::iota(order.begin(), order.end(), i64{0});
+  const i64* const groups = problem.stream.groups;
+  std::stable_sort(order.begin(), order.end(), [&](i64 a, i64 b) { return groups[a] < groups[b]; });
+  const i64 dim = problem.dim;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (i64 row = 0; row < problem.rows.count; ++row) {
+    const i64 group = problem.rows.groups[row];
+    auto at = std::lower_bound(order.begin(), order.end(), group, [&](i64 k, i64 id) { return groups[k] < id; });
+    float highest = problem.running ? -INFINITY : 0.0f;
+    double all = 0;
+    float* const out = problem.weighted ? sum + row * dim : nullptr;
+    for (i64 d = 0; out && d < dim; ++d) out[d] = 0.0f;
+    for (; at != order.end() && groups[*at] == group && group >= 0; ++at) {
+      if (problem.has_self && *at == row + problem.self_offset) continue;
+      double dot = 0;
+      for (i64 d = 0; d < dim; ++d)
+        dot += static_cast<double>(element(problem.rows, row, d)) * element(problem.stream, *at, d);
+      float z = static_cast<float>(dot * problem.scale);
+      if (problem.bias) z += problem.bias[*at];
+      if (!problem.running) z = std::min(z, 0.0f);
+      if (problem.running && z > highest) {
+        const float factor = std::exp2(highest - z);
+        all *= factor;
+        for (i64 d = 0; out && d < dim; ++d) out[d] *= factor;
+        highest = z;
+      }
+      const float e = std::exp2(z - highest);
+      all += e;
+      for (i64 d = 0; out && d < dim; ++d) out[d] += e * element(problem.stream, *at, d);
+    }
+    reference[row] = highest * kLn2;
+    total[row] = static_cast<float>(all);
+  }
+}
+
+void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads, float* packed) {
+  const i64 n = problem.rows.count, dim = problem.dim;
+  const i64 strips = (n + isa.strip_rows - 1) / isa.strip_rows;
+  const i64 blocks = (n + problem.block_rows - 1) / problem.block_rows;
+  const i64 seats = blocks + blocks % 2;  // an odd one meets nobody in a round
+  problem.packed = packed;
+#pragma omp parallel num_threads(threads)
+  {
+    const Scratch own = scratch(std::max(isa.self_scratch_floats(problem), dim));
+#pragma omp for schedule(static)
+    for (i64 s = 0; s < strips; ++s)
+      isa.pack(problem.rows, s * isa.strip_rows, std::min(isa.strip_rows, n - s * isa.strip_rows), dim, scale,
+               packed + s * isa.strip_rows * dim, own.get());
+#pragma omp for schedule(dynamic, 1)
+    for (i64 block = 0; block < blocks; ++block) isa.meet(problem, block, block, own.get());
+    // Everyone meets everyone: seat 0 stays, the others move on by one each round (the circle method).
+    for (i64 round = 0; round < seats - 1; ++round) {
+#pragma omp for schedule(dynamic, 1)
+      for (i64 pair = 0; pair < seats / 2; ++pair) {
+        const i64 left = pair == 0 ? 0 : (pair - 1 + round) % (seats - 1) + 1;
+        const i64 right = (seats - 2 - pair + round) % (seats - 1) + 1;
+        if (left < blocks && right < blocks) isa.meet(problem, std::min(left, right), std::max(left, right), own.get());
+      }
+    }
+  }
+}
+
+}  // namespace contrastive
+}  // namespace qpt

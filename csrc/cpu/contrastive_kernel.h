@@ -1,0 +1,348 @@
+// One task of the contrastive loss's passes over pairs. Included once per instruction set (contrastive_avx512.cpp,
+// ...), inside a namespace of its own that has defined
+//   Vec, kLanes, kVecs (vectors of a strip), kRows (stream rows at a time: kRows * kVecs accumulators fit the
+//   registers), zero, load, store, broadcast, fma, add, subtract, multiply, maximum, minimum, any_greater, sum_lanes,
+//   exp2_flushed, widen_row.
+// exp2_flushed(x): 2^x, exactly 0 below -126, nan for nan.
+//
+// A strip of kVecs * kLanes rows lies across vector lanes: packed[d][lane]. Stream rows are read as they lie, one
+// element broadcast at a time. The same loop, accumulate(), makes both products:
+//   logits   z[k][lane]   = sum_d stream[k][d] packed[d][lane]
+//   sums     s[d][lane]  += sum_k stream[k][d] p[k][lane],   p = exp2(z - reference[lane])
+// Logits exist only in registers and, as p, in kSlab x kStripRows floats that stay in the first-level cache.
+
+constexpr int kStripRows = kVecs * kLanes;
+// A row's reference follows its maximum only when a logit exceeds it by this much (units of log 2): float32 holds
+// 2^40 * K without loss, and rescaling becomes rare.
+constexpr float kSlack = 40.0f;
+constexpr float kNothing = -__builtin_inff();
+
+template <int kCount>
+inline void accumulate(Vec (&sum)[kCount][kVecs], const float* a, i64 a_row, i64 a_step, const float* b, i64 b_step,
+                       i64 count) {
+  for (i64 n = 0; n < count; ++n) {
+    Vec right[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) right[v] = load(b + n * b_step + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r) {
+      const Vec left = broadcast(a[r * a_row + n * a_step]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+    }
+  }
+}
+
+// Calls f.run<R>(start) so that `count` rows are covered by runs of kRows and one shorter run.
+template <int kCount, class F>
+inline void last_run(i64 start, i64 left, F& f) {
+  if (left == kCount) return f.template run<kCount>(start);
+  if constexpr (kCount > 1) last_run<kCount - 1>(start, left, f);
+}
+template <class F>
+inline void in_runs(i64 count, F& f) {
+  i64 start = 0;
+  for (; start + kRows <= count; start += kRows) f.template run<kRows>(start);
+  if (start < count) last_run<kRows - 1>(start, count - start, f);
+}
+
+// The image ids of up to kGroupRows rows; most stream rows share none, and are then left alone.
+struct ImageSet {
+  i64 place[kTable];
+
+  static i64 hash(i64 id) { return static_cast<i64>((static_cast<u64>(id) * 0x9E3779B97F4A7C15ull) >> 32) % kTable; }
+  void fill(const i64* ids, i64 count) {
+    for (i64& id : place) id = -1;
+    for (i64 i = 0; i < count; ++i) {
+      if (ids[i] < 0) continue;
+      i64 at = hash(ids[i]);
+      while (place[at] >= 0 && place[at] != ids[i]) at = (at + 1) % kTable;
+      place[at] = ids[i];
+    }
+  }
+  bool contains(i64 id) const {
+    for (i64 at = hash(id); place[at] >= 0; at = (at + 1) % kTable)
+      if (place[at] == id) return true;
+    return false;
+  }
+};
+
+inline const float* row_pointer(const Side& side, i64 row) {
+  return static_cast<const float*>(side.data) + row * side.stride;
+}
+
+// One row as float32; float32 rows are copied.
+inline void read_row(const Side& side, i64 row, i64 dim, float* out) {
+  if (side.dtype == kFloat32) {
+    const float* from = row_pointer(side, row);
+    for (i64 d = 0; d < dim; ++d) out[d] = from[d];
+  } else {
+    widen_row(static_cast<const u16*>(side.data) + row * side.stride, side.dtype, dim, out);
+  }
+}
+
+// A strip of rows across lanes, multiplied by `scale`; lanes beyond the last row are 0.
+void pack_strip(const Side& side, i64 first, i64 rows, i64 dim, float scale, float* packed, float* line) {
+  for (int lane = 0; lane < kStripRows; ++lane) {
+    if (lane < rows) read_row(side, first + lane, dim, line);
+    for (i64 d = 0; d < dim; ++d) packed[d * kStripRows + lane] = lane < rows ? line[d] * scale : 0.0f;
+  }
+}
+
+// What is known of a slab of stream rows before any strip passes over it.
+struct Slab {
+  const float* rows;  // float32, `stride` from row to row
+  i64 stride, first, count;
+  float bias[kSlab];
+  bool near[kSlab];  // may share an image with a row
+  bool any_bias;
+};
+
+inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const float* bias, bool leave_ignored_out,
+                      const ImageSet* images, float* widened, Slab& slab) {
+  slab.first = first;
+  slab.count = count;
+  if (stream.dtype == kFloat32) {
+    slab.rows = row_pointer(stream, first);
+    slab.stride = stream.stride;
+  } else {
+    for (i64 k = 0; k < count; ++k) read_row(stream, first + k, dim, widened + k * dim);
+    slab.rows = widened;
+    slab.stride = dim;
+  }
+  slab.any_bias = false;
+  for (i64 k = 0; k < count; ++k) {
+    const i64 row = first + k;
+    slab.bias[k] = bias ? bias[row] : 0.0f;
+    if (leave_ignored_out && stream.groups[row] < 0) slab.bias[k] = kNothing;
+    slab.any_bias |= slab.bias[k] != 0.0f;
+    slab.near[k] = images && stream.images[row] >= 0 && images->contains(stream.images[row]);
+  }
+}
+
+// Pairs whose logit is not the plain product: one image, or a row with itself. z: the strip's logits for stream row k.
+inline void mark_pairs(const Side& rows, const Side& stream, i64 strip_first, i64 strip_rows, i64 k, bool near,
+                       float image_bias, bool has_self, i64 self_offset, float* z) {
+  if (near) {
+    const i64 image = stream.images[k], group = stream.groups[k];
+    for (i64 lane = 0; lane < strip_rows; ++lane) {
+      const i64 row = strip_first + lane;
+      if (rows.images[row] == image && rows.groups[row] != group) z[lane] += image_bias;
+    }
+  }
+  const i64 own = k - self_offset - strip_first;
+  if (has_self && own >= 0 && own < strip_rows) z[own] = kNothing;
+}
+
+// The running state of one strip.
+struct Strip {
+  i64 first, rows;
+  float* packed;     // [dim][kStripRows]
+  float* sums;       // [dim][kStripRows], or null
+  float* reference;  // [kStripRows], -inf before anything eligible
+  float* shift;      // the same with 0 for -inf
+  float* partial;    // [kStripRows], of the slab in hand: few terms, so float32 is enough
+  double* total;     // [kStripRows], of the slabs before
+};
+
+struct Pass {
+  const Problem& problem;
+  const Slab& slab;
+  Strip& strip;
+  float* p;  // [kSlab][kStripRows]
+
+  // Lanes whose logits exceed their reference: a new reference, and everything summed so far on its scale.
+  __attribute__((noinline)) void raise(i64 start, const float* highest) {
+    for (int lane = 0; lane < kStripRows; ++lane) {
+      const float before = strip.reference[lane];
+      if (!(highest[lane] > before + kSlack)) continue;
+      const float factor = before == kNothing ? 0.0f : __builtin_exp2f(before - highest[lane]);
+      strip.reference[lane] = strip.shift[lane] = highest[lane];
+      strip.partial[lane] *= factor;
+      strip.total[lane] *= factor;
+      for (i64 k = 0; k < start; ++k) p[k * kStripRows + lane] *= factor;
+      for (i64 d = 0; strip.sums && d < problem.dim; ++d) strip.sums[d * kStripRows + lane] *= factor;
+    }
+  }
+
+  template <int kCount>
+  void run(i64 start) {
+    // 1. Logits of kCount stream rows with the strip, in registers.
+    Vec z[kCount][kVecs];
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) z[r][v] = zero();
+    accumulate<kCount>(z, slab.rows + start * slab.stride, slab.stride, 1, strip.packed, kStripRows, problem.dim);
+    if (slab.any_bias) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kCount; ++r) {
+        // A row left out stays out even where its products overflowed: inf - inf would be nan.
+        const Vec bias = broadcast(slab.bias[start + r]);
+        const bool out = slab.bias[start + r] == kNothing;
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) z[r][v] = out ? bias : add(z[r][v], bias);
+      }
+    }
+    float* const out = p + start * kStripRows;
+    if (special(start, kCount)) {
+      for (int r = 0; r < kCount; ++r) {
+        float* const row = out + r * kStripRows;
+        for (int v = 0; v < kVecs; ++v) store(row + v * kLanes, z[r][v]);
+        mark_pairs(problem.rows, problem.stream, strip.first, strip.rows, slab.first + start + r, slab.near[start + r],
+                   problem.image_bias, problem.has_self, problem.self_offset, row);
+        for (int v = 0; v < kVecs; ++v) z[r][v] = load(row + v * kLanes);
+      }
+    }
+    // 2. The references, where a logit has outgrown them.
+    if (problem.running) {
+      bool outgrown = false;
+      Vec highest[kVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) {
+        highest[v] = z[0][v];
+#pragma GCC unroll 16
+        for (int r = 1; r < kCount; ++r) highest[v] = maximum(highest[v], z[r][v]);
+        outgrown |= any_greater(highest[v], add(load(strip.reference + v * kLanes), broadcast(kSlack)));
+      }
+      if (outgrown) {
+        alignas(64) float values[kStripRows];
+        for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, highest[v]);
+        raise(start, values);
+      }
+    }
+    // 3. Exponentials of the accumulators; their sum, and what the second product reads.
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      const Vec shift = load(strip.shift + v * kLanes);
+      Vec sum = load(strip.partial + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kCount; ++r) {
+        Vec x = subtract(z[r][v], shift);
+        // z - lse is never above 0 but for rounding, which counts when logits are huge.
+        if (!problem.running) x = minimum(x, zero());
+        const Vec e = exp2_flushed(x);
+        sum = add(sum, e);
+        store(out + r * kStripRows + v * kLanes, e);
+      }
+      store(strip.partial + v * kLanes, sum);
+    }
+  }
+
+  bool special(i64 start, int count) const {
+    bool found = false;
+    for (int r = 0; r < count; ++r) found |= slab.near[start + r];
+    const i64 own = slab.first + start - problem.self_offset - strip.first;
+    return found || (problem.has_self && own > -count && own < strip.rows);
+  }
+};
+
+// sums[d][lane] += sum_k stream[k][d] p[k][lane].
+struct SecondProduct {
+  const Slab& slab;
+  const float* p;
+  float* sums;
+
+  template <int kCount>
+  void run(i64 d) {
+    Vec sum[kCount][kVecs];
+    float* const out = sums + d * kStripRows;
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = load(out + r * kStripRows + v * kLanes);
+    accumulate<kCount>(sum, slab.rows + d, 1, slab.stride, p, kStripRows, slab.count);
+#pragma GCC unroll 16
+    for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) store(out + r * kStripRows + v * kLanes, sum[r][v]);
+  }
+};
+
+inline i64 round_up(i64 n, i64 unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+// Per strip: packed, sums, reference, shift, partial, total (double). Per thread: p, a widened slab, a line.
+inline i64 strip_floats(const Problem& problem) {
+  return problem.dim * kStripRows * (problem.weighted ? 2 : 1) + 5 * kStripRows;
+}
+i64 scratch_floats(const Problem& problem) {
+  const i64 strips = (problem.group_rows + kStripRows - 1) / kStripRows;
+  return strips * strip_floats(problem) + kSlab * kStripRows + round_up(kSlab * problem.dim, 16) +
+         round_up(problem.dim, 16);
+}
+
+// Rows group * group_rows ... of the problem with part `split` of the stream; results go to that part's place.
+void task(const Problem& problem, i64 group, i64 split, float* scratch) {
+  const i64 dim = problem.dim, first_row = group * problem.group_rows;
+  const i64 rows =
+      problem.rows.count - first_row < problem.group_rows ? problem.rows.count - first_row : problem.group_rows;
+  const i64 strips = (rows + kStripRows - 1) / kStripRows;
+  float* const p = scratch + (problem.group_rows + kStripRows - 1) / kStripRows * strip_floats(problem);
+  float* const widened = p + kSlab * kStripRows;
+  float* const line = widened + round_up(kSlab * dim, 16);
+
+  auto strip_at = [&](i64 s) {
+    float* at = scratch + s * strip_floats(problem);
+    Strip strip;
+    strip.first = first_row + s * kStripRows;
+    strip.rows = rows - s * kStripRows < kStripRows ? rows - s * kStripRows : kStripRows;
+    strip.total = reinterpret_cast<double*>(at);
+    strip.reference = at + 2 * kStripRows;
+    strip.shift = at + 3 * kStripRows;
+    strip.partial = at + 4 * kStripRows;
+    strip.packed = at + 5 * kStripRows;
+    strip.sums = problem.weighted ? strip.packed + dim * kStripRows : nullptr;
+    return strip;
+  };
+  for (i64 s = 0; s < strips; ++s) {
+    Strip strip = strip_at(s);
+    pack_strip(problem.rows, strip.first, strip.rows, dim, problem.scale, strip.packed, line);
+    for (int lane = 0; lane < kStripRows; ++lane) {
+      strip.total[lane] = 0;
+      strip.reference[lane] = problem.running ? kNothing : 0.0f;
+      strip.shift[lane] = 0.0f;
+    }
+    for (i64 n = 0; strip.sums && n < dim * kStripRows; ++n) strip.sums[n] = 0.0f;
+  }
+
+  // A slab of the stream stays in cache while all strips of the group pass over it. Parts are whole slabs.
+  const i64 slabs = (problem.stream.count + kSlab - 1) / kSlab;
+  const i64 begin = slabs * split / problem.splits * kSlab;
+  const i64 end_slab = slabs * (split + 1) / problem.splits * kSlab;
+  const i64 end = end_slab < problem.stream.count ? end_slab : problem.stream.count;
+  const bool with_images = problem.rows.images && problem.stream.images;
+  ImageSet images;
+  if (with_images) images.fill(problem.rows.images + first_row, rows);
+  Slab slab;
+  for (i64 k = begin; k < end; k += kSlab) {
+    read_slab(problem.stream, dim, k, end - k < kSlab ? end - k : kSlab, problem.bias, problem.running,
+              with_images ? &images : nullptr, widened, slab);
+    for (i64 s = 0; s < strips; ++s) {
+      Strip strip = strip_at(s);
+      for (int lane = 0; lane < kStripRows; ++lane) strip.partial[lane] = 0.0f;
+      Pass pass{problem, slab, strip, p};
+      in_runs(slab.count, pass);
+      for (int lane = 0; lane < kStripRows; ++lane) strip.total[lane] += strip.partial[lane];
+      if (strip.sums) {
+        SecondProduct product{slab, p, strip.sums};
+        in_runs(dim, product);
+      }
+    }
+  }
+
+  for (i64 s = 0; s < strips; ++s) {
+    const Strip strip = strip_at(s);
+    for (i64 lane = 0; lane < strip.rows; ++lane) {
+      const i64 place = split * problem.rows.count + strip.first + lane;
+      problem.reference[place] = strip.reference[lane];
+      problem.total[place] = static_cast<float>(strip.total[lane]);
+      for (i64 d = 0; strip.sums && d < dim; ++d) problem.sum[place * dim + d] = strip.sums[d * kStripRows + lane];
+    }
+  }
+}
+
+#include "contrastive_self.h"
+
+constexpr Kernels kKernels = {kName, kStripRows, &scratch_floats, &task, &pack_strip, &self_scratch_floats, &meet};

@@ -1,0 +1,113 @@
+// The contrastive loss's tasks for any processor, in the compiler's own vectors of four: strips of 8 rows.
+#include "contrastive.h"
+
+namespace qpt {
+namespace contrastive {
+namespace {
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef i32 Integers __attribute__((vector_size(16)));
+constexpr int kLanes = 4;
+constexpr int kVecs = 2, kRows = 4;
+constexpr const char* kName = "portable";
+
+inline Vec broadcast(float x) {
+  return Vec{x, x, x, x};
+}
+inline Vec zero() {
+  return broadcast(0.0f);
+}
+inline Vec load(const float* p) {
+  Vec x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+inline void store(float* p, Vec x) {
+  __builtin_memcpy(p, &x, sizeof x);
+}
+inline Vec select(Integers mask, Vec yes, Vec no) {
+  return (Vec)((mask & (Integers)yes) | (~mask & (Integers)no));
+}
+inline Vec fma(Vec a, Vec b, Vec c) {  // rounded twice: baseline processors have no fused form
+  return a * b + c;
+}
+inline Vec add(Vec a, Vec b) {
+  return a + b;
+}
+inline Vec subtract(Vec a, Vec b) {
+  return a - b;
+}
+inline Vec multiply(Vec a, Vec b) {
+  return a * b;
+}
+inline Vec maximum(Vec a, Vec b) {
+  return select(a > b, a, b);
+}
+inline Vec minimum(Vec a, Vec b) {  // a where either is nan
+  return select(b < a, b, a);
+}
+inline bool any_greater(Vec a, Vec b) {
+  const Integers mask = a > b;
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+}
+inline float sum_lanes(Vec x) {
+  return (x[0] + x[1]) + (x[2] + x[3]);
+}
+
+// 2^n 2^f with n the nearest integer, as in contrastive_avx512.cpp. x stays below 2^7: see kSlack.
+inline Vec exp2_flushed(Vec x) {
+  const Integers flushed = x < broadcast(-126.0f);  // not nan
+  const Vec inside = select(flushed, broadcast(-126.0f), x);
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec n = (inside + magic) - magic;
+  const Vec f = inside - n;
+  Vec y = broadcast(1.534581243e-4f);
+  y = fma(y, f, broadcast(1.339993090e-3f));
+  y = fma(y, f, broadcast(9.618489072e-3f));
+  y = fma(y, f, broadcast(5.550328642e-2f));
+  y = fma(y, f, broadcast(2.402264625e-1f));
+  y = fma(y, f, broadcast(6.931471825e-1f));
+  y = fma(y, f, broadcast(1.0f));
+  // n lies in the low bits of n + magic: as integers, their difference is n (garbage for nan, which y already is).
+  const Integers power = ((Integers)(inside + magic) - (Integers)magic + 127) << 23;
+  return select(flushed, zero(), y * (Vec)power);
+}
+
+inline float from_half(u16 half) {
+  const u32 sign = static_cast<u32>(half & 0x8000u) << 16, exponent = (half >> 10) & 0x1Fu, fraction = half & 0x3FFu;
+  u32 bits = sign;
+  if (exponent == 31) {
+    bits |= 0x7F800000u | fraction << 13;
+  } else if (exponent != 0) {
+    bits |= (exponent + 112) << 23 | fraction << 13;
+  } else {
+    const float value = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // subnormal: fraction * 2^-24, exact
+    u32 magnitude;
+    __builtin_memcpy(&magnitude, &value, sizeof value);
+    bits |= magnitude;
+  }
+  float out;
+  __builtin_memcpy(&out, &bits, sizeof bits);
+  return out;
+}
+
+inline void widen_row(const u16* from, i32 dtype, i64 dim, float* out) {
+  for (i64 d = 0; d < dim; ++d) {
+    const u32 bits = static_cast<u32>(from[d]) << 16;
+    if (dtype == kFloat16)
+      out[d] = from_half(from[d]);
+    else
+      __builtin_memcpy(out + d, &bits, sizeof bits);
+  }
+}
+
+#include "contrastive_kernel.h"
+
+}  // namespace
+
+const Kernels* portable_kernels() {
+  return &kKernels;
+}
+
+}  // namespace contrastive
+}  // namespace qpt

@@ -1,0 +1,96 @@
+"""Which code walks the pairs of the contrastive loss: plain torch, C++ (CPU) or Triton (CUDA).
+
+``choose`` is called by the custom op and by the distributed form. A backend is two functions with the signatures of
+``contrastive_torch.py``, where they are documented; it is loaded at its first use.
+"""
+
+import importlib
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qpt.errors import BackendError, InputError
+from qpt.ops import backend as native
+
+_DEVICE = {"cpp": "cpu", "triton": "cuda"}
+
+
+class Attend(Protocol):
+    """See ``contrastive_torch.attend``."""
+
+    def __call__(
+        self, *tensors: Any, self_offset: int | None, negatives: bool, weighted: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+class SoftmaxKeyGradient(Protocol):
+    """See ``contrastive_torch.softmax_key_gradient``."""
+
+    def __call__(self, *tensors: Any, self_offset: int | None, negatives: bool, both_roles: bool = False) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The two passes over pairs, by the name that the public argument ``backend`` has for them."""
+
+    name: str
+    attend: Attend
+    softmax_key_gradient: SoftmaxKeyGradient
+
+
+def choose(name: str, temperature: Tensor) -> Backend:
+    """The backend for the public argument ``backend``, where ``temperature`` is and in its (the accumulation) dtype.
+
+    "auto": C++ on the CPU, Triton on CUDA; plain torch for float64, on other devices, and with one warning where the
+    native code cannot be used. Raises InputError for a device or dtype that does not fit, BackendError for what is
+    missing.
+    """
+    device, double = temperature.device, temperature.dtype == torch.float64
+    if name == "auto":
+        native_name = next((key for key, kind in _DEVICE.items() if kind == device.type), None)
+        if native_name is None or double:
+            return _load("torch")
+        reason = _reason_unusable(native_name)
+        if reason is None:
+            return _load(native_name)
+        _warn_once(f"contrastive_loss: {reason}; the slower torch form is used (backend='torch' silences this)")
+        return _load("torch")
+    if name != "torch":
+        if device.type != _DEVICE[name]:
+            raise InputError(f"contrastive_loss: backend={name!r} needs tensors on {_DEVICE[name]}, got {device}")
+        if double:
+            raise InputError(f"contrastive_loss: backend={name!r} accumulates in float32, got float64 embeddings")
+        reason = _reason_unusable(name)
+        if reason is not None:
+            raise BackendError(f"contrastive_loss: {reason}")
+    return _load(name)
+
+
+def _reason_unusable(name: str) -> str | None:
+    if name == "triton":
+        missing = importlib.util.find_spec("triton") is None
+        return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
+    if native.is_forked_worker():
+        return "called in a forked worker process, where C++ threads hang"
+    return native.available()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+@cache
+def _load(name: str) -> Backend:
+    places = {
+        "cpp": "qpt.ops.contrastive_cpp",
+        "triton": "qpt.kernels.contrastive",
+        "torch": "qpt.ops.contrastive_torch",
+    }
+    module = importlib.import_module(places[name])
+    return Backend(name, module.attend, module.softmax_key_gradient)
