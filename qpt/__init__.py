@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.models import load_encoder as load_encoder
     from qpt.ops.contrastive import QualityContrastiveLoss as QualityContrastiveLoss
     from qpt.ops.contrastive import contrastive_loss as contrastive_loss
+    from qpt.ops.contrastive_presets import info_nce as info_nce
+    from qpt.ops.contrastive_presets import nt_xent as nt_xent
+    from qpt.ops.contrastive_presets import supcon as supcon
     from qpt.ops.degrade import degrade as degrade
     from qpt.ops.degrade import degrade_patches as degrade_patches
     from qpt.pool import NegativePool as NegativePool
@@ -33,8 +36,11 @@ _HOMES = {
     "contrastive_loss": "qpt.ops.contrastive",
     "degrade": "qpt.ops.degrade",
     "degrade_patches": "qpt.ops.degrade",
+    "info_nce": "qpt.ops.contrastive_presets",
     "load_encoder": "qpt.models",
+    "nt_xent": "qpt.ops.contrastive_presets",
     "pretrain": "qpt.pretraining.engine",
+    "supcon": "qpt.ops.contrastive_presets",
 }
 
 __all__ = ["BackendError", "InputError", "__version__", *_HOMES]

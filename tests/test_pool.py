@@ -1,11 +1,13 @@
 """NegativePool against a plain Python ring, through saving and loading, and its refusals."""
 
 import io
+from collections import deque
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qpt.errors import InputError
 from qpt.ops.contrastive import contrastive_loss
@@ -44,6 +46,83 @@ def test_any_batches_equal_a_ring_written_one_by_one(capacity, batches, dtype):
     _, groups, images = pool.ring
     assert (groups[len(held) :] == -1).all()
     assert (images[len(held) :] == -1).all()
+
+
+@given(
+    capacity=st.integers(1, 9),
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(-1, 2**40)), max_size=10),
+)
+def test_new_groups_were_never_seen_and_the_newest_stay(capacity, steps):
+    pool, held, highest = NegativePool(capacity, 1), deque(maxlen=capacity), -1
+    for own, size, start in steps:
+        # Ids of the pool itself, or of somebody else.
+        groups = pool.new_groups(size) if own else torch.arange(start, start + size)
+        if own:
+            assert groups.tolist() == list(range(highest + 1, highest + 1 + size))
+        pool.push(torch.zeros(size, 1), groups)
+        held.extend(groups.tolist())
+        highest = max([highest, *groups.tolist()])
+    assert sorted(pool.groups.tolist()) == sorted(held)
+
+
+def test_handed_out_ids_are_not_handed_out_again_after_loading():
+    pool, loaded = NegativePool(4, 2), NegativePool(4, 2)
+    pool.push(*numbered(0, 3))  # groups 0, 10, 20
+    assert pool.new_groups(5).tolist() == [21, 22, 23, 24, 25]  # never pushed
+    state = pool.state_dict()
+    loaded.load_state_dict(state)
+    assert loaded.new_groups(2).tolist() == pool.new_groups(2).tolist() == [26, 27]
+    # A state written before there was a counter.
+    del state["next_group"]
+    loaded.load_state_dict(state)
+    assert loaded.new_groups(1).tolist() == [21]
+    empty = NegativePool(4, 2).state_dict()
+    del empty["next_group"]
+    loaded.load_state_dict(empty)
+    assert loaded.new_groups(1).tolist() == [0]
+
+
+def test_a_push_touches_no_more_than_its_keys():
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is not torch.ops.aten.slice.Tensor:  # a view: costs nothing
+                sizes = [x.numel() for x in args if isinstance(x, torch.Tensor)]
+                self.elements = max([self.elements, *sizes])
+            return function(*args, **(kwargs or {}))
+
+    pool = NegativePool(1000, 2)
+    pool.push(*numbered(0, 998))
+    with Largest() as seen:
+        pool.push(*numbered(998, 7))  # over the end of the ring
+    assert seen.elements == 14
+    assert pool.keys[:5, 0].tolist() == [1000, 1001, 1002, 1003, 1004]
+
+
+def test_memory_is_that_of_keys_and_ids():
+    assert NegativePool(1000, 128, dtype=torch.float16).memory_bytes == 1000 * (256 + 16)
+    assert NegativePool(10, 3).memory_bytes == 10 * (12 + 16)
+
+
+def test_a_pool_of_more_than_two_to_the_31_elements(long):
+    # Quick form: the same steps in a small ring. Long form: 4.6 GB, freed at the end.
+    capacity, dim = (16_800_000, 128) if long else (1_000, 128)
+    assert not long or capacity * dim > 2**31
+    pool = NegativePool(capacity, dim, dtype=torch.float16)
+    step = 2**20
+    for start in range(0, capacity - 3, step):
+        size = min(step, capacity - 3 - start)
+        ids = torch.arange(start, start + size)
+        pool.push((ids % 2048)[:, None].expand(size, dim).half(), ids, ids)
+    assert len(pool) == capacity - 3
+    ids = torch.arange(capacity, capacity + 5)
+    pool.push((ids % 2048)[:, None].expand(5, dim).half(), ids)  # the last three rows, then the first two
+    assert len(pool) == capacity
+    rows = torch.tensor([0, 1, 2, capacity // 2, capacity - 4, capacity - 3, capacity - 1])
+    expected = torch.tensor([capacity + 3, capacity + 4, 2, capacity // 2, capacity - 4, capacity, capacity + 2])
+    assert torch.equal(pool.groups[rows], expected)
+    assert torch.equal(pool.keys[rows], (expected % 2048)[:, None].expand(7, dim).half())
 
 
 def test_views_show_the_ring_and_not_a_copy():
@@ -122,6 +201,7 @@ def test_a_loaded_pool_continues_as_the_saved_one(pushed):
         ({"groups": None}, r"groups must be \(5,\) int64, got NoneType"),
         ({"pointer": 5, "count": 5}, "place in a ring of 5, got 5 and 5"),
         ({"pointer": 1, "count": 3}, "place in a ring of 5, got 1 and 3"),
+        ({"next_group": 3}, r"next_group must be \(\) int64, got int"),
         ({"count": -1}, "place in a ring of 5"),
         ({"count": "3"}, "place in a ring of 5, got 3 and '3'"),
     ],
@@ -167,6 +247,7 @@ def test_a_refused_push_changes_nothing(arguments, message):
     [
         ((0, 2), {}, "capacity must be an integer >= 1, got 0"),
         ((4.0, 2), {}, "capacity must be an integer >= 1, got 4.0"),
+        ((2**25 + 1, 2), {}, "capacity must be at most 33554432 keys, got 33554433"),
         ((4, -1), {}, "dim must be an integer >= 1, got -1"),
         ((4, 2), {"dtype": torch.float64}, "dtype must be float32, float16 or bfloat16, got torch.float64"),
     ],
@@ -174,6 +255,12 @@ def test_a_refused_push_changes_nothing(arguments, message):
 def test_refused_when_made(arguments, options, message):
     with pytest.raises(InputError, match=message):
         NegativePool(*arguments, **options)
+
+
+@pytest.mark.parametrize("count", [-1, 2.0, True])
+def test_new_groups_refuses_what_is_no_count(count):
+    with pytest.raises(InputError, match=f"NegativePool.new_groups: count must be an integer >= 0, got {count}"):
+        NegativePool(4, 2).new_groups(count)
 
 
 def test_says_what_it_is():

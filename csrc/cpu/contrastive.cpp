@@ -110,7 +110,7 @@ void run_same_group(Problem problem, int threads, float* reference, float* total
   const i64* const groups = problem.stream.groups;
   std::stable_sort(order.begin(), order.end(), [&](i64 a, i64 b) { return groups[a] < groups[b]; });
   const i64 dim = problem.dim;
-#pragma omp parallel for schedule(static) num_threads(threads)
+#pragma omp parallel for schedule(static) num_threads(threads) if (problem.rows.count > 256)
   for (i64 row = 0; row < problem.rows.count; ++row) {
     const i64 group = problem.rows.groups[row];
     auto at = std::lower_bound(order.begin(), order.end(), group, [&](i64 k, i64 id) { return groups[k] < id; });
@@ -138,6 +138,63 @@ void run_same_group(Problem problem, int threads, float* reference, float* total
     }
     reference[row] = highest * kLn2;
     total[row] = static_cast<float>(all);
+  }
+}
+
+void add_same_group(const Problem& problem, int threads, float* sum, i64* count) {
+  const i64 n = problem.rows.count, dim = problem.dim, keys = problem.stream.count;
+  // The distinct groups of the rows; a slot each.
+  std::vector<i64> groups(problem.rows.groups, problem.rows.groups + n);
+  std::sort(groups.begin(), groups.end());
+  groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
+  i64 places = 64;
+  while (places < 4 * n) places *= 2;
+  const auto hash = [places](i64 id) {
+    return static_cast<i64>((static_cast<u64>(id) * 0x9E3779B97F4A7C15ull) >> 32) & (places - 1);
+  };
+  std::vector<i32> slot_at(static_cast<std::size_t>(places), -1);
+  for (std::size_t slot = 0; slot < groups.size(); ++slot) {
+    i64 place = hash(groups[slot]);
+    while (slot_at[place] >= 0) place = (place + 1) & (places - 1);
+    slot_at[place] = static_cast<i32>(slot);
+  }
+  const auto slot_of = [&](i64 id) {
+    for (i64 place = hash(id); slot_at[place] >= 0; place = (place + 1) & (places - 1))
+      if (groups[slot_at[place]] == id) return slot_at[place];
+    return i32{-1};
+  };
+  // Few keys are of a row's group: found in parallel, added in the order of the stream.
+  constexpr i64 kChunk = 16384;
+  const i64 chunks = (keys + kChunk - 1) / kChunk;
+  std::vector<std::vector<i64>> found(static_cast<std::size_t>(chunks));
+#pragma omp parallel for schedule(static) num_threads(threads) if (chunks > 1)
+  for (i64 chunk = 0; chunk < chunks; ++chunk)
+    for (i64 k = chunk * kChunk; k < std::min(keys, (chunk + 1) * kChunk); ++k)
+      if (problem.stream.groups[k] >= 0 && slot_of(problem.stream.groups[k]) >= 0) found[chunk].push_back(k);
+  std::vector<float> sums;
+  std::vector<i64> counts;
+  for (const std::vector<i64>& part : found) {
+    if (!part.empty() && counts.empty()) {
+      sums.assign(groups.size() * static_cast<std::size_t>(dim), 0.0f);
+      counts.assign(groups.size(), 0);
+    }
+    for (const i64 k : part) {
+      const i32 slot = slot_of(problem.stream.groups[k]);
+      counts[slot] += 1;
+      for (i64 d = 0; d < dim; ++d) sums[slot * dim + d] += element(problem.stream, k, d);
+    }
+  }
+  if (counts.empty()) return;
+#pragma omp parallel for schedule(static) num_threads(threads) if (n * dim > 65536)
+  for (i64 row = 0; row < n; ++row) {
+    const i64 group = problem.rows.groups[row];
+    const i32 slot = group < 0 ? -1 : slot_of(group);
+    if (slot < 0 || counts[slot] == 0) continue;
+    const i64 own = row + problem.self_offset;
+    const bool left_out = problem.has_self && own >= 0 && own < keys && problem.stream.groups[own] == group;
+    count[row] += counts[slot] - left_out;
+    for (i64 d = 0; d < dim; ++d)
+      sum[row * dim + d] += sums[slot * dim + d] - (left_out ? element(problem.stream, own, d) : 0.0f);
   }
 }
 

@@ -21,6 +21,10 @@ void run(Problem problem, const Kernels& isa, int threads, float* reference, flo
 // The same for pairs of equal groups only, pair by pair: meant for few of them.
 void run_same_group(Problem problem, int threads, float* reference, float* total, float* sum);
 
+// Adds to sum [rows, dim] and count [rows] the stream rows of each row's group (group >= 0), pair (row, row +
+// self_offset) left out when has_self. Looks at problem.rows.groups, problem.stream, dim and the pair to leave out.
+void add_same_group(const Problem& problem, int threads, float* sum, i64* count);
+
 // Adds to problem.total or problem.sum. packed: room for rows.count rounded up to kStrip, times dim.
 void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads, float* packed);
 

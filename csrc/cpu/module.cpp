@@ -93,6 +93,18 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64
     qpt::contrastive::run(problem, chosen, threads, reference, total, pointer<float>(out[2]));
 }
 
+void contrastive_positives(const SideFields& rows, const SideFields& stream, qpt::i64 dim,
+                           std::optional<qpt::i64> self_offset, std::uintptr_t sum, std::uintptr_t count, int threads) {
+  qpt::contrastive::Problem problem = {};
+  problem.rows = side(rows);
+  problem.stream = side(stream);
+  problem.dim = dim;
+  problem.has_self = self_offset.has_value();
+  problem.self_offset = self_offset.value_or(0);
+  py::gil_scoped_release unlocked;
+  qpt::contrastive::add_same_group(problem, threads, pointer<float>(sum), pointer<qpt::i64>(count));
+}
+
 void contrastive_self(const SideFields& rows, qpt::i64 dim, float scale, float image_bias, std::uintptr_t inverse,
                       std::uintptr_t total, std::uintptr_t sum, std::uintptr_t packed, qpt::i64 block_rows,
                       const std::string& isa, int threads) {
@@ -162,6 +174,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("contrastive_pass", &contrastive_pass, py::arg("rows"), py::arg("stream"), py::arg("dim"), py::arg("scale"),
         py::arg("image_bias"), py::arg("self_offset"), py::arg("running"), py::arg("same_group"), py::arg("bias"),
         py::arg("plan"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
+  m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+        py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
   m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),
         py::arg("inverse"), py::arg("total"), py::arg("sum"), py::arg("packed"), py::arg("block_rows"), py::arg("isa"),
         py::arg("threads"));

@@ -7,6 +7,7 @@
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Backend:
     name: str
     attend: Attend
     softmax_key_gradient: SoftmaxKeyGradient
+    add_positives: Callable[..., None] | None = None  # where it is faster than torch operations
 
 
 def choose(name: str, temperature: Tensor) -> Backend:
@@ -93,4 +95,4 @@ def _load(name: str) -> Backend:
         "torch": "qpt.ops.contrastive_torch",
     }
     module = importlib.import_module(places[name])
-    return Backend(name, module.attend, module.softmax_key_gradient)
+    return Backend(name, module.attend, module.softmax_key_gradient, getattr(module, "add_positives", None))

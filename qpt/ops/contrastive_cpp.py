@@ -1,4 +1,4 @@
-"""The contrastive loss's two passes over pairs in C++ (csrc/cpu/contrastive.cpp): validated tensors in, pointers out.
+"""The contrastive loss's passes over pairs in C++ (csrc/cpu/contrastive.cpp): validated tensors in, pointers out.
 
 Called through ``contrastive_backends.py``; what the functions compute is written in ``contrastive_torch.py``. float32,
 float16 and bfloat16 on the CPU; half-precision rows are widened a slab at a time. ``queries is keys`` with every other
@@ -100,6 +100,22 @@ def softmax_key_gradient(
         softmax = torch.exp(reference - lse).nan_to_num_(0.0)  # -inf - inf where a row has no eligible key
         gradient.addcmul_(mean_sum, softmax[:, None])
     return gradient.div_(tau)
+
+
+def add_positives(
+    query_groups: Tensor,
+    keys: Tensor,
+    key_groups: Tensor,
+    positive_sum: Tensor,
+    positives: Tensor,
+    *,
+    self_offset: int | None,
+) -> None:
+    """Adds to positive_sum [N, D] float32 and positives [N] int64 the keys of each row's group; both contiguous."""
+    keys = _readable(keys)
+    rows, stream = _side(positive_sum, query_groups, None), _side(keys, key_groups, None)
+    arguments = (positive_sum.data_ptr(), positives.data_ptr(), torch.get_num_threads())
+    extension().contrastive_positives(rows[0], stream[0], keys.shape[1], self_offset, *arguments)
 
 
 def _readable(vectors: Tensor) -> Tensor:

@@ -75,12 +75,13 @@ class Terms:
         self.mean_sum = real.new_zeros((n, dim)) if weighted else None
         self.positive_sum = real.new_zeros((n, dim))
         self.positives = queries.groups.new_zeros(n)
+        self.empty = True  # of keys
 
     def add(self, queries: Queries, key_set: KeySet, setting: Setting, *, weighted: bool = True) -> None:
         """Adds the keys of one origin. weighted=False leaves them out of mean_sum (where there is one)."""
         if not queries.groups.numel() or not key_set.groups.numel():
             return
-        self._add_positives(queries, key_set)
+        self._add_positives(queries, key_set, setting)
         reference, total, mean_sum = setting.backend.attend(
             queries.vectors,
             key_set.vectors,
@@ -98,6 +99,10 @@ class Terms:
 
     def merge(self, reference: Tensor, total: Tensor, mean_sum: Tensor | None) -> None:
         """Adds sums over other keys, relative to another reference. Takes the tensors over."""
+        if self.empty and (self.mean_sum is None or mean_sum is not None):
+            self.empty, self.reference, self.total, self.mean_sum = False, reference, total, mean_sum
+            return
+        self.empty = False
         highest = torch.maximum(self.reference, reference)
         # -inf where nothing was eligible on either side: 0 then, so that no exponential is nan.
         shift = highest.masked_fill(highest == -math.inf, 0)
@@ -109,7 +114,12 @@ class Terms:
                 self.mean_sum.addcmul_(mean_sum, theirs[:, None])
         self.reference = highest
 
-    def _add_positives(self, queries: Queries, key_set: KeySet) -> None:
+    def _add_positives(self, queries: Queries, key_set: KeySet, setting: Setting) -> None:
+        if setting.backend.add_positives is not None:
+            own = {"self_offset": key_set.self_offset}
+            sums = (self.positive_sum, self.positives)
+            setting.backend.add_positives(queries.groups, key_set.vectors, key_set.groups, *sums, **own)
+            return
         groups = Ids(queries.groups)
         sums, counts = _group_sums(groups, key_set, self.total.dtype)
         if counts is not None and sums is not None:
