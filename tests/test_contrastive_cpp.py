@@ -67,7 +67,7 @@ def check_loss(tensors: dict[str, torch.Tensor], temperature: float = 0.1, **opt
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("weight", [1.0, 0.0, 3.0])
-@pytest.mark.parametrize("size", [(2, 3), (63, 64), (300, 20), (700, 64)], ids=str)
+@pytest.mark.parametrize("size", [(9, 3), (63, 64), (300, 20), (700, 64)], ids=str)
 def test_the_same_rows_as_queries_and_keys(size: tuple[int, int], weight: float) -> None:
     # The very same tensor: each logit is computed once. 700 rows are three blocks, one of which sits out each round.
     generator = torch.Generator().manual_seed(size[0])

@@ -116,9 +116,9 @@ class Terms:
 
     def _add_positives(self, queries: Queries, key_set: KeySet, setting: Setting) -> None:
         if setting.backend.add_positives is not None:
-            own = {"self_offset": key_set.self_offset}
             sums = (self.positive_sum, self.positives)
-            setting.backend.add_positives(queries.groups, key_set.vectors, key_set.groups, *sums, **own)
+            keys = (key_set.vectors, key_set.groups)
+            setting.backend.add_positives(queries.groups, *keys, *sums, self_offset=key_set.self_offset)
             return
         groups = Ids(queries.groups)
         sums, counts = _group_sums(groups, key_set, self.total.dtype)
