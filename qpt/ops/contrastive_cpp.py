@@ -219,4 +219,4 @@ def _same_rows(
         isa,
         torch.get_num_threads(),
     )
-    return out if inverse is None else out[:, :dim]
+    return out if inverse is None or dim == padded else out[:, :dim].contiguous()

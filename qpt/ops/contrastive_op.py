@@ -136,27 +136,26 @@ def contrastive_backward(
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         # Outputs of an op must not share memory: an empty tensor each.
         for_queries, for_keys, for_temperature = (lse.new_empty(0) for _ in range(3))
-        both_roles = None
-        if need_keys or keys is None:
-            scale = upstream / (positives > 0).sum().clamp(min=1)
-            softmax, pull = contrastive_terms.key_gradient(
-                rows, key_set, setting, lse, positives, both_roles=keys is None
-            )
-            if keys is None:
-                both_roles = softmax.mul_(scale)
-                pull = torch.addcmul(both_roles, pull, scale)
-            else:
-                for_keys = pull.add_(softmax).mul_(scale).to(keys.dtype)
-        if need_queries:
-            for_queries = query_gradient * upstream
-            for_queries = (for_queries if both_roles is None else for_queries.add_(pull)).to(queries.dtype)
-        if need_temperature:
-            # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i. Of a part in
-            # both roles half counts: sum_i q_i . dL/dq_i and sum_j k_j . dL/dk_j are the same sum over pairs.
-            wide = queries.to(lse.dtype)
-            total = (wide * query_gradient).sum() * upstream
-            if both_roles is not None:
-                total += (wide * both_roles).sum() / 2
+        scale = upstream / (positives > 0).sum().clamp(min=1)
+        # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i.
+        wide = queries.to(lse.dtype)
+        total = contrastive_terms.row_products(wide, query_gradient).sum() * upstream if need_temperature else None
+        if keys is None:
+            both = contrastive_terms.softmax_gradient(rows, key_set, setting, lse, both_roles=True)
+            if total is not None:
+                # Half of it is the queries': sum_i q_i . dL/dq_i and sum_j k_j . dL/dk_j are one sum over pairs.
+                total += contrastive_terms.row_products(wide, both).sum() * scale / 2
+            if need_queries:
+                contrastive_terms.subtract_positives(both, rows, key_set, setting, positives)
+                for_queries = both.mul_(scale).addcmul_(query_gradient, upstream).to(queries.dtype)
+        else:
+            if need_keys:
+                gradient = contrastive_terms.softmax_gradient(rows, key_set, setting, lse)
+                contrastive_terms.subtract_positives(gradient, rows, key_set, setting, positives)
+                for_keys = gradient.mul_(scale).to(keys.dtype)
+            if need_queries:
+                for_queries = (query_gradient * upstream).to(queries.dtype)
+        if total is not None:
             for_temperature = (-total / temperature).to(temperature.dtype)
         return for_queries, for_keys, for_temperature
 

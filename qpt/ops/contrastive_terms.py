@@ -6,6 +6,7 @@ positives, the mean over rows and the gradients. The formulas are derived in doc
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from qpt.ops.contrastive_backends import Backend
 from qpt.ops.contrastive_ids import Ids
 
-# Keys whose ids are looked up at a time; bounds the gather of positive keys to this many rows of D.
-_LOOKUP = 8192
+# Rows whose ids are looked up at a time; bounds the gather of positive keys to this many rows of D. A look-up waits for
+# an accelerator, hence few of them there.
+_LOOKUP = 2048
+_LOOKUP_ACCELERATOR = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Terms:
         real = setting.temperature
         self.reference = real.new_full((n,), -math.inf)
         self.total = real.new_zeros(n)
-        self.mean_sum = real.new_zeros((n, dim)) if weighted else None
+        self.mean_sum: Tensor | None = None  # until keys with weights are added
+        self.weighted = weighted
         self.positive_sum = real.new_zeros((n, dim))
         self.positives = queries.groups.new_zeros(n)
         self.empty = True  # of keys
@@ -93,16 +97,15 @@ class Terms:
             setting.log_weight,
             self_offset=key_set.self_offset,
             negatives=key_set.negatives,
-            weighted=weighted and self.mean_sum is not None,
+            weighted=weighted and self.weighted,
         )
         self.merge(reference, total, mean_sum)
 
     def merge(self, reference: Tensor, total: Tensor, mean_sum: Tensor | None) -> None:
         """Adds sums over other keys, relative to another reference. Takes the tensors over."""
-        if self.empty and (self.mean_sum is None or mean_sum is not None):
+        if self.empty:
             self.empty, self.reference, self.total, self.mean_sum = False, reference, total, mean_sum
             return
-        self.empty = False
         highest = torch.maximum(self.reference, reference)
         # -inf where nothing was eligible on either side: 0 then, so that no exponential is nan.
         shift = highest.masked_fill(highest == -math.inf, 0)
@@ -112,18 +115,20 @@ class Terms:
             self.mean_sum.mul_(ours[:, None])
             if mean_sum is not None:
                 self.mean_sum.addcmul_(mean_sum, theirs[:, None])
+        elif mean_sum is not None:
+            self.mean_sum = mean_sum.mul_(theirs[:, None])
         self.reference = highest
 
     def _add_positives(self, queries: Queries, key_set: KeySet, setting: Setting) -> None:
         if setting.backend.add_positives is not None:
             sums = (self.positive_sum, self.positives)
-            keys = (key_set.vectors, key_set.groups)
-            setting.backend.add_positives(queries.groups, *keys, *sums, self_offset=key_set.self_offset)
+            added = (queries.groups, key_set.vectors, key_set.groups, *sums)
+            setting.backend.add_positives(*added, self_offset=key_set.self_offset)
             return
         groups = Ids(queries.groups)
-        sums, counts = _group_sums(groups, key_set, self.total.dtype)
-        if counts is not None and sums is not None:
-            self.positive_sum += sums[groups.slots]
+        group_sums, counts = _group_sums(groups, key_set, self.total.dtype)
+        if counts is not None and group_sums is not None:
+            self.positive_sum += group_sums[groups.slots]
             self.positives += counts[groups.slots]
         if key_set.self_offset is not None:
             rows, columns = _own_pairs(queries, key_set)
@@ -132,23 +137,23 @@ class Terms:
             self.positives[rows] -= own.long()
 
     def finish(self, queries: Queries, setting: Setting) -> "RowTerms":
-        """Per row what the mean is taken of."""
+        """Per row what the mean is taken of. Takes the positives' sums over."""
         positives = self.positives.masked_fill(queries.groups < 0, 0)
         valid = positives > 0
-        positive_mean = self.positive_sum / positives.clamp(min=1)[:, None]
-        positive_z = (queries.vectors.to(setting.dtype) * positive_mean).sum(1) / setting.temperature
+        positive_mean = self.positive_sum.div_(positives.clamp(min=1)[:, None])
+        positive_z = row_products(queries.vectors.to(setting.dtype), positive_mean) / setting.temperature
         lse = self.reference + self.total.log()
         return RowTerms(torch.where(valid, lse, math.inf), torch.where(valid, positive_z, 0), positives, positive_mean)
 
     def query_gradient(self, rows: "RowTerms", setting: Setting, valid_rows: Tensor) -> Tensor:
         """d loss / d queries [N, D] for a mean over ``valid_rows``: (softmax-weighted key mean - positive mean) / tau,
         the former of the keys that were added with weights."""
-        assert self.mean_sum is not None
-        # exp(reference - lse) / valid rows / tau; lse is +inf where a row is left out: exactly 0.
-        scale = 1 / (valid_rows.clamp(min=1) * setting.temperature)
-        softmax = torch.exp(self.reference - rows.lse) * scale
-        gradient = self.mean_sum * torch.where(rows.positives > 0, softmax, 0)[:, None]
-        return gradient.addcmul_(rows.positive_mean, torch.where(rows.positives > 0, scale, 0)[:, None], value=-1)
+        scale = torch.where(rows.positives > 0, 1 / (valid_rows.clamp(min=1) * setting.temperature), 0)[:, None]
+        gradient = rows.positive_mean * -scale
+        if self.mean_sum is not None:
+            softmax = torch.where(rows.positives > 0, torch.exp(self.reference - rows.lse), 0)
+            gradient.addcmul_(self.mean_sum, softmax[:, None] * scale)
+        return gradient
 
 
 @dataclass(frozen=True)
@@ -166,19 +171,17 @@ class RowTerms:
         return torch.where(self.positives > 0, self.lse - self.positive_z, 0).sum()
 
 
-def key_gradient(
-    queries: Queries, key_set: KeySet, setting: Setting, lse: Tensor, positives: Tensor, *, both_roles: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Of one key set: (softmax part, positives' part), both [M, D]; their sum / valid rows is d loss / d keys.
+def softmax_gradient(
+    queries: Queries, key_set: KeySet, setting: Setting, lse: Tensor, *, both_roles: bool = False
+) -> Tensor:
+    """valid rows x what the log-sum-exps give the keys, [M, D]; ``subtract_positives`` does the rest.
 
-    lse, positives [N] as in RowTerms. both_roles: queries and keys are the same rows, and the softmax part also has
-    what a row is due as a query (the positives' part has not: ``Terms.query_gradient`` gives it).
+    lse [N] as in RowTerms. both_roles: queries and keys are the same rows, and a row gets what it is due as a query too
+    (but for its positives, which ``Terms.query_gradient`` has).
     """
-    n, keys, dim = queries.groups.numel(), key_set.groups.numel(), queries.vectors.shape[1]
-    pull = lse.new_zeros((keys, dim))
-    if not n or not keys:
-        return lse.new_zeros((keys, dim)), pull
-    softmax = setting.backend.softmax_key_gradient(
+    if not queries.groups.numel() or not key_set.groups.numel():
+        return lse.new_zeros(key_set.vectors.shape)
+    return setting.backend.softmax_key_gradient(
         queries.vectors,
         key_set.vectors,
         queries.groups,
@@ -192,19 +195,41 @@ def key_gradient(
         negatives=key_set.negatives,
         both_roles=both_roles,
     )
-    # Each key takes off its group's sum of q_i / (tau |P(i)|); rows left out have positives = 0.
-    scale = (positives > 0).to(lse.dtype) / positives.clamp(min=1) / setting.temperature
-    pulls = queries.vectors.to(lse.dtype) * scale[:, None]
+
+
+def subtract_positives(
+    gradient: Tensor, queries: Queries, key_set: KeySet, setting: Setting, positives: Tensor
+) -> Tensor:
+    """Takes sum_{i: j in P(i)} q_i / (tau |P(i)|) off row j of ``gradient`` [M, D], in place; returns it.
+
+    positives int64 [N]: |P(i)|, 0 for rows left out.
+    """
+    if not queries.groups.numel() or not key_set.groups.numel():
+        return gradient
+    scale = (positives > 0).to(gradient.dtype) / positives.clamp(min=1) / setting.temperature
     groups = Ids(queries.groups)
-    group_pulls = torch.zeros_like(pulls).index_add_(0, groups.slots, pulls)
-    for start in range(0, keys, _LOOKUP):
-        found, slots = groups.match(key_set.groups[start : start + _LOOKUP])
-        pull[start : start + _LOOKUP].index_add_(0, found, group_pulls[slots], alpha=-1)
+    # What the queries of one group pull their keys with, in the slot of the group.
+    pulls = gradient.new_zeros(queries.vectors.shape)
+    for part in _parts(queries.groups):
+        pulls.index_add_(0, groups.slots[part], queries.vectors[part].to(gradient.dtype) * scale[part, None])
+    for part in _parts(key_set.groups):
+        found, slots = groups.match(key_set.groups[part])
+        gradient[part].index_add_(0, found, pulls[slots], alpha=-1)
     if key_set.self_offset is not None:
         rows, columns = _own_pairs(queries, key_set)
         own = (queries.groups[rows] == key_set.groups[columns]) & (queries.groups[rows] >= 0)
-        pull[columns] += pulls[rows] * own[:, None]
-    return softmax, pull
+        gradient[columns].addcmul_(queries.vectors[rows].to(gradient.dtype), (scale[rows] * own)[:, None])
+    return gradient
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """sum_d left[i, d] right[i, d], [N], without an N x D array of products."""
+    return torch.einsum("nd,nd->n", left, right)
+
+
+def _parts(rows: Tensor) -> Iterator[slice]:
+    step = _LOOKUP if rows.device.type == "cpu" else _LOOKUP_ACCELERATOR
+    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
 
 
 def negative_similarity(
@@ -221,8 +246,7 @@ def negative_similarity(
         same_sum, same_count = _group_sums(groups, key_set, dtype)
         eligible = (key_set.groups >= 0).to(dtype)
         everything = vectors.new_zeros(vectors.shape[1])
-        for start in range(0, eligible.numel(), _LOOKUP):
-            part = slice(start, start + _LOOKUP)
+        for part in _parts(eligible):
             everything.addmv_(key_set.vectors[part].to(dtype).T, eligible[part])
         sums += everything
         counts += eligible.sum()
@@ -245,8 +269,7 @@ def _group_sums(groups: Ids, key_set: KeySet, dtype: torch.dtype) -> tuple[Tenso
     (None, None) when no key is of any of the groups."""
     rows, dim = groups.sorted.numel(), key_set.vectors.shape[1]
     sums = counts = None
-    for start in range(0, key_set.groups.numel(), _LOOKUP):
-        part = slice(start, start + _LOOKUP)
+    for part in _parts(key_set.groups):
         found, slots = groups.match(key_set.groups[part])
         if not found.numel():
             continue
