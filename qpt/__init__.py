@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.models import load_encoder as load_encoder
     from qpt.ops.contrastive import QualityContrastiveLoss as QualityContrastiveLoss
     from qpt.ops.contrastive import contrastive_loss as contrastive_loss
+    from qpt.ops.contrastive_distributed import distributed_contrastive_loss as distributed_contrastive_loss
     from qpt.ops.contrastive_presets import info_nce as info_nce
     from qpt.ops.contrastive_presets import nt_xent as nt_xent
     from qpt.ops.contrastive_presets import supcon as supcon
@@ -36,6 +37,7 @@ _HOMES = {
     "contrastive_loss": "qpt.ops.contrastive",
     "degrade": "qpt.ops.degrade",
     "degrade_patches": "qpt.ops.degrade",
+    "distributed_contrastive_loss": "qpt.ops.contrastive_distributed",
     "info_nce": "qpt.ops.contrastive_presets",
     "load_encoder": "qpt.models",
     "nt_xent": "qpt.ops.contrastive_presets",

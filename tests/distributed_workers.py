@@ -1,0 +1,124 @@
+"""What tests/test_contrastive_distributed.py runs in each process; an assertion that fails there fails the test."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.harness import tensor_peak
+from qpt.errors import InputError
+from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.contrastive_distributed import distributed_contrastive_loss
+from tests.test_contrastive import OPTIONS, problem
+from tests.tolerance import assert_close
+
+# Rows of each rank: uneven, one of them without any.
+COUNTS = {1: [9], 2: [7, 4], 4: [5, 0, 6, 3]}
+
+
+def start(rank: int, size: int, path: str, work: str, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
+    try:
+        globals()[work](rank, size, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def own(x: torch.Tensor, counts: list[int], rank: int) -> torch.Tensor:
+    return x[sum(counts[:rank]) : sum(counts[: rank + 1])]
+
+
+def equal_single_process(rank: int, size: int) -> None:
+    counts = COUNTS[size]
+    n = sum(counts)
+    cases = itertools.product(
+        OPTIONS.values(), ("gather", "ring"), (None, "replicated", "sharded"), (torch.float32, torch.float64)
+    )
+    for number, (options, travel, layout, dtype) in enumerate(cases):
+        tensors = {k: x.to(dtype) if x.is_floating_point() else x for k, x in problem(number, n, n, 40, 6).items()}
+        pool = {k: x for k, x in tensors.items() if k.startswith("pool")}
+        batch = {k: x for k, x in tensors.items() if not k.startswith("pool")}
+        leaves = [batch.pop("queries").requires_grad_(), batch.pop("keys").requires_grad_()]
+        tau = torch.tensor(0.2, dtype=dtype, requires_grad=True)
+        truth = contrastive_loss(*leaves, temperature=tau, **batch, **(pool if layout else {}), **options)
+        expected = torch.autograd.grad(truth * 2.5, [*leaves, tau])
+
+        mine = [own(x.detach(), counts, rank).clone().requires_grad_() for x in leaves]
+        ids = {k: own(x, counts, rank) for k, x in batch.items()}
+        shard = pool if layout == "replicated" else {k: x[rank::size] for k, x in pool.items()}
+        loss = distributed_contrastive_loss(
+            *mine, temperature=tau, **ids, **(shard if layout else {}), **options, keys_travel=travel,
+            pool_layout=layout or "replicated",
+        )  # fmt: skip
+        assert_close(loss, truth.detach(), dtype)
+        *gradients, for_tau = torch.autograd.grad(loss * 2.5, [*mine, tau])
+        for gradient, whole in zip(gradients, expected, strict=False):
+            # World size x the own rows' gradient; the bound is relative to all rows' gradient.
+            error = (gradient / size - own(whole, counts, rank)).double().norm()
+            assert error <= (1e-5 if dtype == torch.float32 else 1e-10) * whole.double().norm() + 1e-9
+        dist.all_reduce(for_tau)
+        assert_close(for_tau / size, expected[2], dtype, scale=10)
+
+
+def equal_single_process_under_ddp(rank: int, size: int) -> None:
+    torch.manual_seed(0)
+    encoder, x = nn.Linear(5, 4), torch.randn(6 * size, 5)
+    groups = torch.arange(6 * size) // 2
+    options = {"exclude_self": True, "temperature": 0.3}
+    embedded = encoder(x)
+    contrastive_loss(embedded, embedded, query_groups=groups, key_groups=groups, **options).backward()
+    expected = [p.grad.clone() for p in encoder.parameters()]
+    encoder.zero_grad()
+    parallel = nn.parallel.DistributedDataParallel(encoder)
+    part = slice(6 * rank, 6 * rank + 6)
+    for travel in ("gather", "ring"):
+        encoder.zero_grad()
+        embedded = parallel(x[part])
+        ids = {"query_groups": groups[part], "key_groups": groups[part]}
+        distributed_contrastive_loss(embedded, embedded, **ids, **options, keys_travel=travel).backward()
+        for parameter, truth in zip(encoder.parameters(), expected, strict=True):
+            assert_close(parameter.grad, truth, torch.float32)
+
+
+def refuse_together(rank: int, size: int) -> None:
+    tensors = problem(0, 4, 4, 0, 3)
+    given = {k: x for k, x in tensors.items() if not k.startswith("pool")}
+    wrong = dict(given)
+    if rank == 1:
+        wrong["keys"] = given["keys"].clone()
+        wrong["keys"][2, 1] = float("nan")
+    message = (
+        "keys must be finite, got nan in row 2" if rank == 1 else "rank 1 was given something wrong: .*nan in row 2"
+    )
+    with pytest.raises(InputError, match=message):
+        distributed_contrastive_loss(**wrong)
+    with pytest.raises(InputError, match="exclude_self must be the same on all ranks"):
+        distributed_contrastive_loss(**given, exclude_self=rank == 0)
+    with pytest.raises(InputError, match="keys_travel must be one of gather, ring, got 'post'"):
+        distributed_contrastive_loss(**given, keys_travel="post")
+    # Nobody is left waiting: the next call works.
+    assert distributed_contrastive_loss(**given).isfinite()
+    given["queries"].requires_grad_()
+    (gradient,) = torch.autograd.grad(distributed_contrastive_loss(**given), given["queries"], create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def measure_ring(rank: int, size: int, path: str) -> None:
+    """Writes the high-water mark of a step with equal rows on every rank."""
+    generator = torch.Generator().manual_seed(rank)
+    queries, keys = (torch.randn(256, 64, generator=generator, requires_grad=True) for _ in range(2))
+    groups = torch.arange(256) + 256 * rank
+
+    def step() -> Any:
+        loss = distributed_contrastive_loss(queries, keys, query_groups=groups, key_groups=groups, keys_travel="ring")
+        return torch.autograd.grad(loss, [queries, keys])
+
+    step()
+    peak = tensor_peak(step)
+    if rank == 0:
+        torch.save(peak, path)
