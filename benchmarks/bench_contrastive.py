@@ -1,103 +1,246 @@
-"""The contrastive loss (MoCo setting, forward and query gradient): tiled form, full logits, and the bare products.
+"""The contrastive loss, forward and with its gradient, beside every form of it that runs here: time and peak memory.
 
-Run by ``python -m benchmarks contrastive``. Every contender gets the same unit-length queries, keys and pool; losses
-and gradients must agree before anything is timed. The floor is two blocked matrix products and nothing else.
+Run by ``python -m benchmarks contrastive``. The contenders are in ``contrastive_rivals.py``. Each gets the same rows
+and must agree with the full logits before anything is timed; the rounds of a case are interleaved. The floor is the
+matrix products alone, one for the forward and two with the gradient. Peaks are of fresh processes (``memory.py``).
 """
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from benchmarks import roofline
-from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
-from qpt.ops.contrastive import contrastive_loss
+from benchmarks import contrastive_rivals as rivals
+from benchmarks import memory, roofline
+from benchmarks.contrastive_rivals import FLOOR, Answer, Call, Inputs, Setting, Unavailable
+from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 
-HELP = "loss and gradient: time and peak tensor memory against full logits"
-TEMPERATURE = 0.2
-DIM = 128
-SIZES = ((256, 65536), (1024, 65536))
-QUICK_SIZES = ((64, 2048),)
-# float32 sums over 65,537 keys in different orders.
+HELP = "the loss, forward and gradient: time and peak memory beside torch forms, libraries and bare products"
+SWEEP = "sweep over K, forward + gradient"  # these rows make the plot, see benchmarks/tables.py
+# float32 sums over up to 1,048,577 keys in different orders.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+# The forms that keep logits leave gigabytes of freed memory and a cold cache to whoever comes next: they come first,
+# and those that are held against the floor follow one another.
+_MOCO = (
+    "full logits",
+    "full logits compiled",
+    "lightly",
+    "cut-cross-entropy",
+    "chunked recompute",
+    "qpt torch",
+    "attention",
+    "qpt",
+    FLOOR,
+)
+_NTXENT = ("full logits", "full logits compiled", "lightly", "chunked recompute", "qpt torch", "qpt", FLOOR)
+_DTYPES = ("qpt bfloat16 pool", "qpt float16 pool", "qpt")
+_TORCH_FORMS = ("full logits", "full logits compiled", "lightly", "chunked recompute", "qpt torch", "attention", "qpt")
+_METRIC_LEARNING = ("pytorch-metric-learning", "lightly", "full logits", "qpt")  # its pairs of pairs grow with N^3
+_SWEEP = ("full logits", "chunked recompute", "attention", "qpt", FLOOR)
+_PEERS = ("lightly", "cut-cross-entropy")
+_WITH_PEAK = ("full logits", "chunked recompute", "attention", "qpt")
+SIZES = ((256, 65536), (1024, 65536), (4096, 65536), (256, 1048576))
+SWEEP_KEYS = tuple(2**power for power in range(12, 21))
+SWEEP_ROUNDS = 3
+# For the predictions until a compiled kernel is given: 64 query rows a block, one block on a multiprocessor.
+ASSUMED_LAUNCH = roofline.Launch(block_rows=64, blocks_per_multiprocessor=1)
 
 
-def run(settings: Settings) -> Report:
-    """Measures both sizes and predicts the same for two GPUs."""
-    sizes = QUICK_SIZES if settings.quick else SIZES
-    rows = measure([_case(n, k) for n, k in sizes], settings.rounds, warmup=1)
-    predictions = []
-    for n, k in sizes:
-        forms = {
-            "fused": roofline.fused_contrastive(n, k, DIM, 2, gradient=True),
-            "full logits": roofline.full_logits_contrastive(n, k, DIM, 2, gradient=True),
-        }
-        for gpu in roofline.GPUS:
-            for form, work in forms.items():
-                shape = f"N={n} K={k} D={DIM}"
-                predictions.append({"form": form, "shape": shape} | roofline.predict(work, gpu, "bfloat16"))
-    remarks = [
-        "Peak: tensor memory beyond the inputs, the returned gradient included.",
-        "Two products: the pool in blocks of 2,048 keys, logits = q k^T and logits k, no exponentials; not a loss.",
-    ]
-    return Report("contrastive", rows, predictions, remarks=remarks)
+@dataclass(frozen=True)
+class Plan:
+    """One case: a setting, who takes part, and how. repeat: calls in one timed call, for those of microseconds."""
+
+    op: str
+    setting: Setting
+    contenders: Sequence[str]
+    repeat: int = 1
+    rounds: int | None = None  # at most so many
+    with_peak: Sequence[str] = ()
 
 
-def _case(n: int, k: int) -> Case:
-    generator = torch.Generator().manual_seed(0)
-    queries, keys, pool = (F.normalize(torch.randn((r, DIM), generator=generator), dim=1) for r in (n, n, k))
-    queries.requires_grad_()
-    groups, pool_groups = torch.arange(n), torch.arange(k) + n
+@dataclass(frozen=True)
+class ContrastiveReport(Report):
+    """A report that also has the ratios of medians: of every row to its case's floor, and to qpt in the same case."""
 
-    def tiled() -> tuple[Tensor, Tensor]:
-        loss = contrastive_loss(
-            queries,
-            keys,
-            query_groups=groups,
-            key_groups=groups,
-            pool=pool,
-            pool_groups=pool_groups,
-            temperature=TEMPERATURE,
-            in_batch_negatives=False,
-        )
-        return loss.detach(), torch.autograd.grad(loss, queries)[0]
+    ratios: list[dict[str, Any]] = field(default_factory=list)
 
-    def full_logits() -> tuple[Tensor, Tensor]:
-        # He et al. 2020, algorithm 1.
-        logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ pool.T], dim=1) / TEMPERATURE
-        loss = F.cross_entropy(logits, torch.zeros(n, dtype=torch.int64))
-        return loss.detach(), torch.autograd.grad(loss, queries)[0]
 
-    def two_products() -> Tensor:
-        with torch.no_grad():
-            logits, total = torch.empty(n, 2048), torch.zeros(n, DIM)
-            for start in range(0, k, 2048):
-                block = pool[start : start + 2048]
-                torch.mm(queries, block.T, out=logits[:, : len(block)])
-                total.addmm_(logits[:, : len(block)], block)
-            return total
-
-    return Case(
-        op="contrastive loss + gradient",
-        shape=f"N={n} K={k} D={DIM}",
-        items=n,
-        contenders=[
-            Contender("qpt torch (tiled)", tiled),
-            Contender("full logits (MoCo)", full_logits),
-            Contender("two products", two_products, "floor, not a loss"),
-        ],
-        agree=_agree,
-        peak=True,
+def run(settings: Settings) -> ContrastiveReport:
+    """Measures every plan, then peak memory, and predicts the same for two GPUs."""
+    rows: list[Row] = []
+    ratios: list[dict[str, Any]] = []
+    remarks: dict[str, None] = {}  # in order, each once
+    for plan in plans(settings.quick):
+        print(f"contrastive: {plan.op}, {plan.setting.shape}", file=sys.stderr)
+        measured, missing = _measure(plan, settings.rounds)
+        remarks |= dict.fromkeys(missing)
+        for position, row in enumerate(measured):
+            if row.backend in plan.with_peak:
+                try:
+                    peak = memory.peak_mib(plan.setting, row.backend, torch.get_num_threads())
+                    measured[position] = replace(row, peak_mib=peak)
+                except RuntimeError as error:
+                    remarks[f"No peak: {error}"] = None
+        entries = ratios_of(measured)
+        rows += [_with_ratio(row, entry) for row, entry in zip(measured, entries, strict=True)]
+        ratios += entries
+    return ContrastiveReport(
+        "contrastive", rows, predictions(settings.quick), remarks=[*_REMARKS, *remarks], ratios=ratios
     )
 
 
-def _agree(answers: dict[str, Any]) -> dict[str, float]:
-    (ours, our_gradient), (theirs, their_gradient) = answers["qpt torch (tiled)"], answers["full logits (MoCo)"]
-    differences = {
-        "loss_relative": abs(ours.item() - theirs.item()) / abs(theirs.item()),
-        "gradient_relative": ((our_gradient - their_gradient).norm() / their_gradient.norm()).item(),
-    }
-    if not (differences["loss_relative"] <= LOSS_TOLERANCE and differences["gradient_relative"] <= GRADIENT_TOLERANCE):
-        raise Disagreement(f"contrastive: the tiled form and full logits differ: {differences}")
+_REMARKS = (
+    "Own keys and pool (MoCo): N queries, their N own keys and K pool keys, float32; the gradient is that of the "
+    "queries. NT-Xent: 2N rows against each other, gradients of both roles. A forward-only call asks for no gradient.",
+    "The floor is the matrix products alone, in blocks of 2,048 keys with their buffer given; one for the forward, two "
+    "with the gradient. Ratios are of medians in one case, whose rounds are interleaved.",
+    "Peak: high-water mark of a fresh process beyond inputs and gradients, after a small call. Inputs include "
+    "lightly's bank and cut-cross-entropy's concatenated keys; compiled forms are measured at their second call.",
+    roofline.published_table(),
+)
+
+
+def plans(quick: bool) -> list[Plan]:
+    """Every case in the order it is run; ``quick``: the same kinds at tiny sizes."""
+    found: list[Plan] = []
+    modes = ((False, "forward"), (True, "forward + gradient"))
+    for n, k in ((32, 2500),) if quick else SIZES:
+        for gradient, mode in modes:
+            # Several GiB of logits: the peers that hold them take part at the two smaller sizes.
+            taking_part = [name for name in _MOCO if n * k < 2**28 or name not in _PEERS]
+            peaks = (("qpt",) if quick else _WITH_PEAK) if gradient else ()
+            setting = Setting("moco", n, k, gradient)
+            found.append(Plan(f"own keys and pool, {mode}", setting, taking_part, with_peak=peaks))
+    for gradient, mode in modes:
+        rows = Setting("ntxent", 300 if quick else 8192, 0, gradient)
+        peaks = _WITH_PEAK if gradient and not quick else ()
+        taking_part = [name for name in _NTXENT if quick or name not in _PEERS]
+        found.append(Plan(f"NT-Xent, {mode}", rows, taking_part, with_peak=[p for p in peaks if p in taking_part]))
+    for n, k in ((32, 2500),) if quick else ((1024, 65536), (256, 1048576)):
+        for gradient, mode in modes:
+            found.append(Plan(f"dtype of the pool, {mode}", Setting("moco", n, k, gradient), _DTYPES))
+    for gradient, mode in modes:
+        small = Setting("moco", 16, 512 if quick else 4096, gradient)
+        found.append(Plan(f"small batch, {mode}", small, _TORCH_FORMS, repeat=2 if quick else 50))
+    pairs = Setting("ntxent", 16 if quick else 128, 0, True)
+    found.append(Plan("NT-Xent, few rows, forward + gradient", pairs, _METRIC_LEARNING))
+    for k in (512, 4096) if quick else SWEEP_KEYS:
+        setting = Setting("moco", 32 if quick else 256, k, True)
+        peaks = () if quick else ("full logits", "qpt")
+        found.append(Plan(SWEEP, setting, _SWEEP, rounds=SWEEP_ROUNDS, with_peak=peaks))
+    # Compiling takes seconds a shape: at tiny sizes one case, the first with a gradient, shows that it runs.
+    return [_without_compiled(plan) if quick and place != 1 else plan for place, plan in enumerate(found)]
+
+
+def _without_compiled(plan: Plan) -> Plan:
+    return replace(plan, contenders=[name for name in plan.contenders if not rivals.CONTENDERS[name].compiles])
+
+
+def _measure(plan: Plan, rounds: int) -> tuple[list[Row], list[str]]:
+    """The rows of one plan, times of one call; and a remark for each contender that cannot run here."""
+    inputs = rivals.make_inputs(plan.setting)
+    contenders, missing = [], []
+    for name in plan.contenders:
+        rival = rivals.CONTENDERS[name]
+        try:
+            call = rival.make(inputs)
+        except Unavailable as reason:
+            missing.append(f"Not measured: {name}: {reason}.")
+            continue
+        contenders.append(Contender(name, _repeated(call, plan.repeat), rival.note))
+    case = Case(
+        op=plan.op,
+        shape=plan.setting.shape,
+        items=plan.setting.n,
+        contenders=contenders,
+        agree=lambda answers: compare(inputs, answers),
+    )
+    rows = measure([case], min(rounds, plan.rounds or rounds), warmup=1)
+    return [_per_call(row, plan.repeat) for row in rows], missing
+
+
+def _repeated(call: Call, times: int) -> Call:
+    def calls() -> Answer:
+        first = call()  # lightly puts the keys into its bank at each call: only the first has the others' rows
+        for _ in range(times - 1):
+            call()
+        return first
+
+    return call if times == 1 else calls
+
+
+def _per_call(row: Row, calls: int) -> Row:
+    return replace(
+        row,
+        median_ms=row.median_ms / calls,
+        iqr_ms=row.iqr_ms / calls,
+        min_ms=row.min_ms / calls,
+        items_per_s=row.items_per_s * calls,
+    )
+
+
+def compare(inputs: Inputs, answers: dict[str, Answer]) -> dict[str, float]:
+    """Relative differences of each contender's loss and gradient from the full logits; Disagreement if one is large."""
+    truths: dict[str, Answer] = {}
+    differences = {}
+    for name, (loss, gradient) in answers.items():
+        gives = rivals.CONTENDERS[name].gives
+        if not gives:
+            continue
+        if gives not in truths:
+            truths[gives] = rivals.expected(inputs, gives)
+        true_loss, true_gradient = truths[gives]
+        found = {f"{name}: loss": (abs(loss - true_loss) / abs(true_loss)).item()}
+        wrong = not found[f"{name}: loss"] <= LOSS_TOLERANCE
+        if gradient is not None and true_gradient is not None:
+            difference = ((gradient - true_gradient).norm() / true_gradient.norm()).item()
+            found[f"{name}: gradient"] = difference
+            wrong |= not difference <= GRADIENT_TOLERANCE
+        elif inputs.setting.gradient:
+            wrong = True
+        if wrong:
+            raise Disagreement(f"contrastive: {name} differs at {inputs.setting.shape}: {found}")
+        differences |= found
     return differences
+
+
+def ratios_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each row of one case: its median over the floor's and over that of qpt, None where the case has none."""
+    medians = {row.backend: row.median_ms for row in rows}
+    return [
+        {
+            "op": row.op,
+            "shape": row.shape,
+            "backend": row.backend,
+            "to_floor": row.median_ms / medians[FLOOR] if FLOOR in medians else None,
+            "to_qpt": row.median_ms / medians["qpt"] if "qpt" in medians else None,
+        }
+        for row in rows
+    ]
+
+
+def _with_ratio(row: Row, entry: dict[str, Any]) -> Row:
+    """The row with its ratio in front of its note, where a reader of the table looks."""
+    shown = {"floor": entry["to_floor"], "qpt": entry["to_qpt"]}
+    text = ", ".join(f"{value:.2f} x {name}" for name, value in shown.items() if value is not None)
+    return replace(row, note="; ".join(part for part in (text, row.note) if part))
+
+
+def predictions(quick: bool, launch: roofline.Launch = ASSUMED_LAUNCH) -> list[dict[str, Any]]:
+    """The same sizes on two GPUs, bfloat16 queries and pool; ``launch``: block shape and residency of the kernel."""
+    found = []
+    for n, k in SIZES[:1] if quick else SIZES:
+        for gradient, mode in ((False, "forward"), (True, "forward + gradient")):
+            for gpu in roofline.GPUS:
+                parts = launch.parts(n, gpu)
+                fused = roofline.fused_contrastive(n, k, 128, 2, gradient, parts)
+                full = roofline.full_logits_contrastive(n, k, 128, 2, gradient)
+                shape = f"N={n} K={k} D=128"
+                for form, predicted in (
+                    ("fused", roofline.predict(fused, gpu, "bfloat16", launch=launch, rows=n)),
+                    ("full logits", roofline.predict(full, gpu, "bfloat16")),
+                ):
+                    found.append({"form": form, "mode": mode, "shape": shape} | predicted)
+    return found

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -126,18 +126,29 @@ def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
 
 
 def triton_cubin(
-    kernel: Any, signature: dict[str, str], constants: dict[str, object], architecture: int, warps: int
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, object],
+    architecture: int,
+    warps: int,
+    *,
+    stages: int | None = None,
+    divisible: Sequence[str] = (),
+    fp_fusion: bool = False,
 ) -> tuple[bytes, int]:
     """Compiles a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch).
 
-    signature: Triton's type of every argument, ``"constexpr"`` for those in ``constants``.
+    signature: Triton's type of every argument, ``"constexpr"`` for those in ``constants``. divisible: arguments that
+    are multiples of 16, as Triton finds out at a launch; it then copies in vectors.
     """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source = ASTSource(kernel, signature, constants)
-    options = {"num_warps": warps, "enable_fp_fusion": False}
+    attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name in divisible}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options: dict[str, object] = {"num_warps": warps, "enable_fp_fusion": fp_fusion}
+    options |= {} if stages is None else {"num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     return compiled.asm["cubin"], compiled.metadata.shared
 
@@ -154,25 +165,117 @@ def _crop_normalise(dtype: str, architecture: int) -> tuple[bytes, int]:
     return triton_cubin(patches._crop_normalise_kernel, signature, constants, architecture, patches.NUM_WARPS)
 
 
+def contrastive_pass(
+    dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "ieee", both_roles: bool = False
+) -> tuple[bytes, int]:
+    """The loss's pass over pairs with sums, for embeddings of one dtype ("fp32", "fp16", "bf16") and length.
+
+    running: the log-sum-exp pass, else the key gradient. Strides and pointers as of contiguous tensors.
+    """
+    from qpt.kernels import contrastive
+
+    kernel = contrastive._pass_kernel
+    launch = contrastive.launch_for(architecture, dtype != "fp32", dim)
+    types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
+    types |= dict.fromkeys(("rows", "stream"), f"*{dtype}")
+    types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "reference", "total", "weighted_sum"), "*fp32")
+    lengths = ("dim", "row_stride", "stream_stride", "split_length")
+    types |= dict.fromkeys((*lengths, "n_rows", "n_stream", "self_offset"), "i32") | {"image_bias": "fp32"}
+    pointers = [name for name, kind in types.items() if kind.startswith("*")]
+    constants: dict[str, object] = {
+        "row_step": 1,
+        "stream_step": 1,
+        "ROWS": launch.rows,
+        "STREAM": launch.stream,
+        "STEP": launch.step,
+        "COLUMNS": launch.columns,
+        "ONE_STEP": launch.step >= dim and launch.columns >= dim,
+        "RUNNING": running,
+        "WEIGHTED": True,
+        "BOTH_ROLES": both_roles,
+        "NEGATIVES": True,
+        "HAS_IMAGES": True,
+        "HAS_SELF": both_roles,
+        "WIDEN": dtype == "fp32",
+        "P_SCALE": contrastive.FLOAT16_SCALE if dtype == "fp16" else 1.0,
+        "PRECISION": precision,
+        "LOG2E": contrastive.LOG2_E,
+    }
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {name: types[name] for name in kernel.arg_names}
+    options = {"stages": launch.stages, "divisible": [*pointers, *lengths], "fp_fusion": True}
+    return triton_cubin(kernel, signature, constants, architecture, launch.warps, **options)  # type: ignore[arg-type]
+
+
+def contrastive_merge(architecture: int) -> tuple[bytes, int]:
+    """The merge of partial sums, at 128 columns."""
+    from qpt.kernels import contrastive
+
+    kernel = contrastive._merge_kernel
+    constants: dict[str, object] = {
+        "ROWS": contrastive.MERGE_ROWS,
+        "COLUMNS": 128,
+        "RUNNING": True,
+        "WEIGHTED": True,
+        "LOG2E": contrastive.LOG2_E,
+    }
+    types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(("n", "dim", "splits"), "i32")
+    types |= dict.fromkeys(constants, "constexpr")
+    return triton_cubin(kernel, types, constants, architecture, contrastive.MERGE_WARPS, fp_fusion=True)
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """One source file's kernel(s): a label, the threads of a block, architecture -> (cubin, shared bytes at launch)."""
+    """One source file's kernel(s): a label, architecture -> threads of a block, -> (cubin, shared bytes at launch)."""
 
     label: str
-    threads: int
+    threads: Callable[[int], int]
     compile: Callable[[int], tuple[bytes, int]]
 
 
 def kernels() -> list[Kernel]:
     """Every GPU kernel of the project."""
-    from qpt.kernels import patches
+    from qpt.kernels import contrastive, patches
 
-    cuda = [Kernel(f"csrc/{source}", build.BLOCK_THREADS, partial(cuda_cubin, source)) for source in build.CUDA_SOURCES]
+    cuda = [
+        Kernel(f"csrc/{source}", lambda _: build.BLOCK_THREADS, partial(cuda_cubin, source))
+        for source in build.CUDA_SOURCES
+    ]
     crop = [
-        Kernel(f"kernels/patches.py {dtype}", patches.NUM_WARPS * 32, partial(_crop_normalise, dtype))
+        Kernel(f"kernels/patches.py {dtype}", lambda _: patches.NUM_WARPS * 32, partial(_crop_normalise, dtype))
         for dtype in ("fp32", "fp16", "bf16")
     ]
-    return cuda + crop
+    merge = Kernel("kernels/contrastive.py merge", lambda _: contrastive.MERGE_WARPS * 32, contrastive_merge)
+    return [*cuda, *crop, *map(_contrastive_kernel, CONTRASTIVE), merge]
+
+
+# What the loss's kernels are compiled for, here and in the tests: (dtype, D, running pass?, precision).
+CONTRASTIVE = [
+    *[("fp32", dim, running, "ieee") for dim in (128, 256) for running in (True, False)],
+    *[
+        (half, dim, running, "ieee")
+        for half in ("fp16", "bf16")
+        for dim in (128, 256, 512)
+        for running in (True, False)
+    ],
+    *[("fp32", 128, running, "tf32x3") for running in (True, False)],
+]
+
+
+def _contrastive_kernel(variant: tuple[str, int, bool, str]) -> Kernel:
+    from qpt.kernels import contrastive
+
+    dtype, dim, running, precision = variant
+    work = "log-sum-exp" if running else "key gradient"
+    mode = f" {precision}" if dtype == "fp32" else ""
+
+    def compile_for(architecture: int) -> tuple[bytes, int]:
+        return contrastive_pass(dtype, dim, architecture, running=running, precision=precision)
+
+    def threads(architecture: int) -> int:
+        return contrastive.launch_for(architecture, dtype != "fp32", dim).warps * 32
+
+    return Kernel(f"kernels/contrastive.py {work}, {dtype}{mode}, D={dim}", threads, compile_for)
 
 
 def run(settings: Settings) -> Report:
@@ -184,6 +287,7 @@ def run(settings: Settings) -> Report:
             for name, found in read(cubin).items():
                 entry = {"source": kernel.label, "kernel": name, "architecture": f"sm_{architecture}"} | asdict(found)
                 entry["launch_shared_bytes"] = launch_shared
-                blocks = blocks_per_multiprocessor(found, kernel.threads, architecture, launch_shared)
-                compiled.append(entry | {"threads": kernel.threads, "blocks_per_multiprocessor": blocks})
+                threads = kernel.threads(architecture)
+                blocks = blocks_per_multiprocessor(found, threads, architecture, launch_shared)
+                compiled.append(entry | {"threads": threads, "blocks_per_multiprocessor": blocks})
     return Report("resources", compiled=compiled)

@@ -1,7 +1,9 @@
 """Roofline predictions for GPUs that were not at hand: the least time that arithmetic and traffic allow.
 
 Used by the benchmarks to put a labelled prediction beside CPU measurements; never mixed with them. A prediction is
-max(arithmetic, special functions, memory traffic) at the published peaks, divided by a stated efficiency.
+max(arithmetic, special functions, memory traffic) at the published peaks, divided by a stated efficiency and, where a
+kernel's launch is given, stretched by the multiprocessors that its last wave of blocks leaves idle. The figures that
+peers have published stand in ``PUBLISHED``.
 """
 
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ class Gpu:
     matrix: dict[str, float]  # multiply-add counted as two, by input dtype
     special: float  # exp2 and the like
     bandwidth: float  # device memory
+    multiprocessors: int
+    architecture: int  # 80 for sm_80, as benchmarks/resources.py names it
     source: str
 
 
@@ -27,6 +31,8 @@ GPUS = (
         {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12, "float16": 312e12},
         special=16 * 108 * 1.41e9,
         bandwidth=2.039e12,
+        multiprocessors=108,
+        architecture=80,
         source="NVIDIA A100 data sheet (2021)",
     ),
     Gpu(
@@ -34,6 +40,8 @@ GPUS = (
         {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12, "float16": 989.4e12},
         special=16 * 132 * 1.98e9,
         bandwidth=3.35e12,
+        multiprocessors=132,
+        architecture=90,
         source="NVIDIA H100 data sheet (2023), dense",
     ),
 )
@@ -53,41 +61,94 @@ class Work:
     peak_bytes: float  # beyond inputs and gradients
 
 
-def predict(work: Work, gpu: Gpu, dtype: str, efficiency: float = EFFICIENCY) -> dict[str, Any]:
-    """Predicted milliseconds and what bounds them. ValueError if the GPU has no published peak for ``dtype``."""
+@dataclass(frozen=True)
+class Launch:
+    """Blocks of a fused kernel. The pool is split so that they fill the GPU about once, or into ``splits`` parts.
+
+    blocks_per_multiprocessor: how many are resident at once, by the compiled registers and shared memory
+    (``benchmarks.resources.blocks_per_multiprocessor``). ValueError unless all are >= 1: it could not be launched.
+    """
+
+    block_rows: int
+    blocks_per_multiprocessor: int
+    splits: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "blocks_per_multiprocessor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Launch: {name} must be >= 1, got {getattr(self, name)}")
+        if self.splits is not None and self.splits < 1:
+            raise ValueError(f"Launch: splits must be >= 1 or None, got {self.splits}")
+
+    def parts(self, rows: int, gpu: Gpu) -> int:
+        """Into how many parts the pool is split for ``rows`` queries."""
+        if self.splits is not None:
+            return self.splits
+        return max(1, gpu.multiprocessors * self.blocks_per_multiprocessor // -(-rows // self.block_rows))
+
+    def blocks(self, rows: int, gpu: Gpu) -> int:
+        """Blocks in all: row blocks times parts of the pool."""
+        return -(-rows // self.block_rows) * self.parts(rows, gpu)
+
+    def waves(self, rows: int, gpu: Gpu) -> float:
+        """How often the resident blocks fill the GPU; 2.1 means that a third wave is nearly empty."""
+        return self.blocks(rows, gpu) / (gpu.multiprocessors * self.blocks_per_multiprocessor)
+
+    def stretch(self, rows: int, gpu: Gpu) -> float:
+        """Time over that of perfectly even multiprocessors, which are shared by the blocks resident on them; >= 1."""
+        blocks = self.blocks(rows, gpu)
+        whole, rest = divmod(blocks, gpu.multiprocessors * self.blocks_per_multiprocessor)
+        busiest = whole * self.blocks_per_multiprocessor + -(-rest // gpu.multiprocessors)
+        return busiest * gpu.multiprocessors / blocks
+
+
+def predict(
+    work: Work, gpu: Gpu, dtype: str, efficiency: float = EFFICIENCY, launch: Launch | None = None, rows: int = 0
+) -> dict[str, Any]:
+    """Predicted milliseconds and what bounds them; ``launch`` and its ``rows`` count idle multiprocessors too.
+
+    ValueError if the GPU has no published peak for ``dtype``, for an efficiency outside (0, 1], and for a launch
+    without rows.
+    """
     if dtype not in gpu.matrix:
         raise ValueError(f"predict: dtype must be one of {', '.join(gpu.matrix)}, got {dtype!r}")
     if not 0 < efficiency <= 1:
         raise ValueError(f"predict: efficiency must be in (0, 1], got {efficiency}")
+    if launch is not None and rows < 1:
+        raise ValueError(f"predict: rows must be >= 1 with a launch, got {rows}")
     seconds = {
         "matrix": work.matrix_ops / gpu.matrix[dtype],
         "special": work.special_ops / gpu.special,
         "memory": work.bytes_moved / gpu.bandwidth,
     }
     bound = max(seconds, key=lambda name: seconds[name])
+    stretch = 1.0 if launch is None else launch.stretch(rows, gpu)
     return {
         "gpu": gpu.name,
         "dtype": dtype,
-        "predicted_ms": round(seconds[bound] / efficiency * 1000, 4),
+        "predicted_ms": round(seconds[bound] / efficiency * stretch * 1000, 4),
         "bound_by": bound,
+        "waves": "" if launch is None else round(launch.waves(rows, gpu), 2),
         "peak_mib": round(work.peak_bytes / 2**20, 1),
         "efficiency": efficiency,
         "peaks": gpu.source,
     }
 
 
-def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, tile_bytes: int = 0) -> Work:
+def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1) -> Work:
     """The loss of N queries and K pool keys without stored logits: one product, two with the query gradient.
 
     Assumes row blocks that run together share their reads of the pool through the L2 cache: keys are moved once.
+    parts: into how many the pool is split; each writes its partial results (float32), which are read once to merge.
     """
     products = 2 if gradient else 1
     rows = n * d * 4 * products
+    partial = parts * n * 4 * (d + 2 if gradient else 2)  # maximum, sum and, with the gradient, weighted key sum
     return Work(
         matrix_ops=2.0 * n * k * d * products,
         special_ops=float(n * k),
-        bytes_moved=float(k * d * key_bytes + 2 * rows),
-        peak_bytes=float(rows + tile_bytes),
+        bytes_moved=float(k * d * key_bytes + 2 * rows + 2 * partial),
+        peak_bytes=float(partial),
     )
 
 
@@ -104,3 +165,48 @@ def full_logits_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bo
         bytes_moved=float(k * d * key_bytes * (2 if gradient else 1) + passes * n * k * 4),
         peak_bytes=float(copies * n * k * 4),
     )
+
+
+# What peers report of their own kernels, on their hardware and their problems: for scale, not for comparison.
+PUBLISHED = (
+    {
+        "who": "CCE (Cut Cross-Entropy)",
+        "what": "forward + backward, Gemma 2 2B vocabulary, A100",
+        "time": "134.8 ms",
+        "memory": "1,164 MB",
+        "full_logits": "208.8 ms, 28,000 MB; torch.compile 144.0 ms, 16,000 MB",
+        "source": "README of apple/ml-cross-entropy",
+    },
+    {
+        "who": "Inf-CL (Inf-CLIP)",
+        "what": "loss memory per GPU, 8 x A800, batch 65,536",
+        "time": "49.4 s an iteration",
+        "memory": "0.36 GB",
+        "full_logits": "OpenCLIP 48.9 s, 8.63 GB; CLIP 66.11 GB",
+        "source": "README of DAMO-NLP-SG/Inf-CLIP",
+    },
+    {
+        "who": "Inf-CL (Inf-CLIP)",
+        "what": "loss memory per GPU, 8 x A800, batch 131,072",
+        "time": "",
+        "memory": "0.72 GB",
+        "full_logits": "OpenCLIP 33.64 GB; CLIP out of memory",
+        "source": "README of DAMO-NLP-SG/Inf-CLIP",
+    },
+    {
+        "who": "Inf-CL (Inf-CLIP)",
+        "what": "loss memory per GPU, 8 x A800, batch 262,144",
+        "time": "",
+        "memory": "1.45 GB",
+        "full_logits": "OpenCLIP and CLIP out of memory",
+        "source": "README of DAMO-NLP-SG/Inf-CLIP",
+    },
+)
+
+
+def published_table() -> str:
+    """``PUBLISHED`` as a Markdown table under a line that says what it is."""
+    header = list(PUBLISHED[0])
+    lines = [header, ["---"] * len(header), *([entry[name] for name in header] for entry in PUBLISHED)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Published by peers about their own kernels, problems and hardware; not measured here:\n\n{table}"

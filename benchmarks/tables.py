@@ -1,16 +1,19 @@
 """The measured tables of the README and of docs/results.md, rendered from the JSON files in benchmarks/results.
 
-``python -m benchmarks.tables`` rewrites both between their markers; a test fails when they have drifted apart. Nothing
-is computed here beyond choosing figures and rounding them.
+``python -m benchmarks.tables`` rewrites both between their markers; a test fails when they have drifted apart. It also
+draws docs/images/contrastive.png. Nothing is computed here beyond choosing figures and rounding them.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench_contrastive import SWEEP
 from benchmarks.harness import RESULTS, Report, Row, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+PLOT = ROOT / "docs" / "images" / "contrastive.png"
 SETS = ("pcuid", "sr4k")
 REGIMES = {"all": "all labels", "few": "few labels"}
 METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
@@ -65,13 +68,65 @@ def paired_lines(runs: tuple[str, ...]) -> str:
 
 
 def benchmark_table(name: str) -> str:
-    """The table of a benchmark as its run printed it, after a line about where it was run."""
+    """The table of a benchmark as its run printed it, after a line about where it was run; a sweep has its plot."""
     content = load(name)
     where = content["circumstances"]
     machine = f"{where['machine']['cpu']}, {where['threads']} threads, {content['settings']['rounds']} rounds"
-    rows = [Row(**row) for row in content["rows"]]
+    rows = [Row(**row) for row in content["rows"] if row["op"] != SWEEP]
     report = Report(name, rows, content["predictions"], content["compiled"], content["remarks"])
     return f"{machine}, {where['time'][:10]}, torch {where['versions']['torch']}.\n\n{markdown(report)}"
+
+
+def sweep_lines(content: dict[str, Any]) -> dict[str, list[tuple[int, Row]]]:
+    """Rows of the sweep in a contrastive.json by contender, each with its number of keys, in increasing order."""
+    lines: dict[str, list[tuple[int, Row]]] = {}
+    for row in content["rows"]:
+        if row["op"] == SWEEP:
+            keys = re.search(r"\bK=(\d+)", row["shape"])
+            if keys is None:
+                raise ValueError(f"contrastive.json: shape of a row of the sweep must have K=..., got {row['shape']!r}")
+            lines.setdefault(row["backend"], []).append((int(keys[1]), Row(**row)))
+    return {backend: sorted(points, key=lambda point: point[0]) for backend, points in lines.items()}
+
+
+def plot_sweep(content: dict[str, Any], path: Path) -> None:
+    """Draws time and peak memory over the number of pool keys into a PNG. ValueError if there is no sweep."""
+    lines = sweep_lines(content)
+    if not lines:
+        raise ValueError(
+            "contrastive.json: must have rows of the sweep, got none; run: python -m benchmarks contrastive"
+        )
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    markers = dict(zip(lines, "ovs^Dxp*", strict=False))
+    labels = {"median_ms": "median ms", "peak_mib": "peak MiB (at least 0.1)"}  # a logarithmic axis has no place for 0
+    for panel, (field, label) in zip(panels, labels.items(), strict=True):
+        for place, (backend, points) in enumerate(lines.items()):
+            found = [(keys, getattr(row, field)) for keys, row in points]
+            drawn = [(keys, max(value, 0.1)) for keys, value in found if value is not None]
+            if drawn:
+                style = {"color": f"C{place}", "marker": markers.get(backend, "."), "markersize": 5}
+                style |= {"linewidth": 2.5 if backend == "qpt" else 1.2, "zorder": 3 if backend == "qpt" else 2}
+                panel.plot(*zip(*drawn, strict=True), label=backend, **style)
+        panel.set_xscale("log", base=2)
+        panel.set(yscale="log", xlabel="keys in the pool", ylabel=label)
+        panel.grid(alpha=0.3)
+    where, (_, first) = content["circumstances"], next(iter(lines.values()))[0]
+    queries, dim = (re.search(rf"\b{name}=(\d+)", first.shape) for name in "ND")
+    size = " ".join(match[0] for match in (queries, dim) if match)
+    figure.suptitle(
+        f"Contrastive loss, forward + gradient: {size} float32, {where['threads']} threads, {where['machine']['cpu']}",
+        fontsize=10,
+    )
+    panels[0].legend(fontsize=8)
+    panels[1].set_title("beyond inputs and gradients, fresh process", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 def replace_block(text: str, name: str, content: str) -> str:
@@ -112,3 +167,5 @@ if __name__ == "__main__":
     for path, text in render().items():
         path.write_text(text)
         print(f"written: {path.relative_to(ROOT)}")
+    plot_sweep(load("contrastive"), PLOT)
+    print(f"written: {PLOT.relative_to(ROOT)}")

@@ -32,13 +32,14 @@ def test_an_error_of_one_reaches_all(tmp_path: Path) -> None:
 
 
 def test_memory_of_the_ring_does_not_grow_with_the_world(tmp_path: Path) -> None:
+    # From three processes on: the own block, the one in use and the one that arrives.
     peaks = []
-    for size in (2, 4):
+    for size in (3, 4):
         path = tmp_path / f"peak-{size}"
         run(size, tmp_path, "measure_ring", str(path))
         peaks.append(torch.load(path))
     block = 256 * 64 * 4  # bytes of one process's keys
-    assert peaks[1] <= peaks[0] + block // 2
+    assert peaks[1] <= peaks[0] + block // 8, peaks
 
 
 def test_needs_a_process_group() -> None:
