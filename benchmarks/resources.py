@@ -195,7 +195,7 @@ def contrastive_pass(
         "BOTH_ROLES": both_roles,
         "NEGATIVES": True,
         "HAS_IMAGES": True,
-        "HAS_SELF": both_roles,
+        "HAS_SELF": True,
         "WIDEN": dtype == "fp32",
         "P_SCALE": contrastive.FLOAT16_SCALE if dtype == "fp16" else 1.0,
         "PRECISION": precision,

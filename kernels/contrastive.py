@@ -1,0 +1,417 @@
+"""The contrastive loss's two passes over pairs on a GPU; the N x K logits exist only in registers, tile by tile.
+
+Called by qpt.ops.contrastive_terms through qpt.ops.contrastive_backends, for validated CUDA tensors; what ``attend``
+and ``softmax_key_gradient`` compute is written in qpt/ops/contrastive_torch.py. One kernel does both: rows own their
+results, a stream is walked past them.
+
+    attend:        rows are queries, the stream is keys;  p = exp(z - running maximum);  total = sum p, sum = sum p k_j
+    key gradient:  rows are keys, the stream is queries;  p = exp(z - lse_i);                          sum = sum p q_i
+
+Deterministic: no atomics; the stream is split in parts whose results are merged in order. Exponentials are base 2, with
+log2(e) folded into the temperature's factor.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .contrastive_launch import launch_for, splits_for
+
+LOG2_E = 1.4426950408889634
+# p is at most 2, and of a million keys most are below float16's smallest number, 6e-8: moved up while it is a float16.
+FLOAT16_SCALE = 16384.0
+MERGE_ROWS, MERGE_WARPS = 16, 4  # of one program of the merge
+
+
+@triton.jit
+def _logits(
+    rows,
+    stream,
+    own,  # [ROWS, STEP], the rows' tile, when one step covers D
+    row,
+    column,
+    n_rows,
+    n_stream,
+    dim,
+    row_stride,
+    row_step,
+    stream_stride,
+    stream_step,
+    ROWS: tl.constexpr,
+    STREAM: tl.constexpr,
+    STEP: tl.constexpr,
+    ONE_STEP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """rows x stream^T, [ROWS, STREAM] float32; and the stream's tile, for the second product, if one step covers D."""
+    d = tl.arange(0, STEP)
+    if ONE_STEP:
+        tile = tl.load(
+            stream + column[:, None].to(tl.int64) * stream_stride + d[None, :] * stream_step,
+            mask=(column < n_stream)[:, None] & (d < dim)[None, :],
+            other=0.0,
+        )
+        if WIDEN:
+            tile = tile.to(tl.float32)
+        z = tl.dot(own, tl.trans(tile), input_precision=PRECISION)
+    else:
+        z = tl.zeros((ROWS, STREAM), tl.float32)
+        tile = own
+        for start in range(0, dim, STEP):
+            inside = (start + d) < dim
+            left = tl.load(
+                rows + row[:, None].to(tl.int64) * row_stride + (start + d)[None, :] * row_step,
+                mask=(row < n_rows)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            right = tl.load(
+                stream + column[:, None].to(tl.int64) * stream_stride + (start + d)[None, :] * stream_step,
+                mask=(column < n_stream)[:, None] & inside[None, :],
+                other=0.0,
+            )
+            if WIDEN:
+                left = left.to(tl.float32)
+                right = right.to(tl.float32)
+            z = tl.dot(left, tl.trans(right), z, input_precision=PRECISION)
+    return z, tile
+
+
+@triton.jit
+def _pass_kernel(
+    rows,  # [n_rows, dim]
+    stream,  # [n_stream, dim]
+    row_groups,  # int64 [n_rows]
+    stream_groups,
+    row_images,  # int64 [n_rows]; read when HAS_IMAGES
+    stream_images,
+    temperature,  # float32, one element
+    row_lse,  # float32 [n_rows]; read when BOTH_ROLES
+    stream_lse,  # float32 [n_stream]; read unless RUNNING
+    reference,  # out, float32 [splits, n_rows], units of log 2; when RUNNING
+    total,  # out, float32 [splits, n_rows]; when RUNNING
+    weighted_sum,  # out, float32 [splits, n_rows, dim]; when WEIGHTED
+    n_rows,
+    n_stream,
+    dim,
+    row_stride,
+    row_step,
+    stream_stride,
+    stream_step,
+    image_bias,  # log2 of the weight of same-image pairs
+    self_offset,
+    split_length,  # stream rows of one part, a multiple of STREAM
+    ROWS: tl.constexpr,
+    STREAM: tl.constexpr,
+    STEP: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # STEP and COLUMNS cover dim
+    RUNNING: tl.constexpr,  # rows are queries; else rows are keys
+    WEIGHTED: tl.constexpr,
+    BOTH_ROLES: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    HAS_IMAGES: tl.constexpr,
+    HAS_SELF: tl.constexpr,
+    WIDEN: tl.constexpr,
+    P_SCALE: tl.constexpr,  # a power of two that p is multiplied by where it is rounded
+    PRECISION: tl.constexpr,
+    LOG2E: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    out_column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    row_inside = row < n_rows
+    scale = LOG2E / tl.load(temperature)
+
+    # 1. What belongs to the rows. Rows beyond the last have group -2: equal to no group, and eligible nowhere.
+    groups = tl.load(row_groups + row, mask=row_inside, other=-2)
+    if HAS_IMAGES:
+        images = tl.load(row_images + row, mask=row_inside, other=-1)
+    if BOTH_ROLES:
+        own_lse = tl.load(row_lse + row, mask=row_inside, other=float("inf")) * LOG2E
+    d = tl.arange(0, STEP)
+    own = tl.load(
+        rows + row[:, None].to(tl.int64) * row_stride + d[None, :] * row_step,
+        mask=row_inside[:, None] & (d < dim)[None, :],
+        other=0.0,
+    )
+    if WIDEN:
+        own = own.to(tl.float32)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    sum_p = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+
+    # 2. The part of the stream, a tile at a time.
+    begin = part * split_length
+    end = tl.minimum(begin + split_length, n_stream)
+    for start in range(begin, end, STREAM):
+        column = start + tl.arange(0, STREAM)
+        column_inside = column < n_stream
+        z, tile = _logits(
+            rows, stream, own, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
+            ROWS, STREAM, STEP, ONE_STEP, WIDEN, PRECISION,
+        )  # fmt: skip
+        z = z * scale
+
+        # 3. Which pairs count, by their ids.
+        other = tl.load(stream_groups + column, mask=column_inside, other=-2)
+        if RUNNING:
+            eligible = (column_inside & (other >= 0))[None, :]
+        else:
+            eligible = column_inside[None, :] & (groups >= 0)[:, None]
+            if BOTH_ROLES:
+                eligible = eligible & (other >= 0)[None, :]
+        if not NEGATIVES:
+            eligible = eligible & (groups[:, None] == other[None, :])
+        if HAS_IMAGES:
+            other_images = tl.load(stream_images + column, mask=column_inside, other=-1)
+            same = (images[:, None] == other_images[None, :]) & (images >= 0)[:, None]
+            z = tl.where(same & (groups[:, None] != other[None, :]), z + image_bias, z)
+        if HAS_SELF:
+            eligible = eligible & (column[None, :] != row[:, None] + self_offset)
+        z = tl.where(eligible, z, float("-inf"))
+
+        # 4. Exponentials: against the running maximum, or against the log-sum-exps that are known.
+        if RUNNING:
+            raised = tl.maximum(highest, tl.max(z, 1))
+            shift = tl.where(raised == float("-inf"), 0.0, raised)
+            shrink = tl.exp2(highest - shift)
+            p = tl.exp2(z - shift[:, None])
+            sum_p = sum_p * shrink + tl.sum(p, 1)
+            highest = raised
+            if WEIGHTED:
+                acc = acc * shrink[:, None]
+        else:
+            # z - lse is never above 0 but for rounding, which counts when logits are huge.
+            lse = tl.load(stream_lse + column, mask=column_inside, other=float("inf")) * LOG2E
+            p = tl.exp2(tl.minimum(z - lse[None, :], 0.0))
+            if BOTH_ROLES:
+                p += tl.exp2(tl.minimum(z - own_lse[:, None], 0.0))
+
+        # 5. The second product.
+        if WEIGHTED:
+            if ONE_STEP:
+                values = tile
+            else:
+                values = tl.load(
+                    stream + column[:, None].to(tl.int64) * stream_stride + out_column[None, :] * stream_step,
+                    mask=column_inside[:, None] & (out_column < dim)[None, :],
+                    other=0.0,
+                )
+                if WIDEN:
+                    values = values.to(tl.float32)
+            acc = tl.dot((p * P_SCALE).to(values.dtype), values, acc, input_precision=PRECISION)
+
+    # 6. Every program owns its place in the results.
+    place = part.to(tl.int64) * n_rows + row
+    if RUNNING:  # noqa: SIM102 (a constant, then a value of the device)
+        if tl.program_id(2) == 0:
+            tl.store(reference + place, highest, mask=row_inside)
+            tl.store(total + place, sum_p, mask=row_inside)
+    if WEIGHTED:
+        tl.store(
+            weighted_sum + place[:, None] * dim + out_column[None, :],
+            acc / P_SCALE,
+            mask=row_inside[:, None] & (out_column < dim)[None, :],
+        )
+
+
+@triton.jit
+def _merge_kernel(
+    reference,  # float32 [splits, n], units of log 2
+    total,  # float32 [splits, n]
+    weighted_sum,  # float32 [splits, n, dim]; when WEIGHTED
+    out_reference,  # float32 [n], natural units; when RUNNING
+    out_total,
+    out_sum,  # float32 [n, dim]; when WEIGHTED
+    n,
+    dim,
+    splits,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RUNNING: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    LOG2E: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = row < n
+    within = inside[:, None] & (column < dim)[None, :]
+    shift = tl.zeros((ROWS,), tl.float32)
+    if RUNNING:
+        highest = tl.full((ROWS,), float("-inf"), tl.float32)
+        for part in range(splits):
+            highest = tl.maximum(highest, tl.load(reference + part * n + row, mask=inside, other=float("-inf")))
+        shift = tl.where(highest == float("-inf"), 0.0, highest)
+    all_p = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for part in range(splits):
+        place = tl.cast(part, tl.int64) * n + row
+        factor = tl.full((ROWS,), 1.0, tl.float32)
+        if RUNNING:
+            factor = tl.exp2(tl.load(reference + place, mask=inside, other=float("-inf")) - shift)
+            all_p += tl.load(total + place, mask=inside, other=0.0) * factor
+        if WEIGHTED:
+            piece = tl.load(weighted_sum + place[:, None] * dim + column[None, :], mask=within, other=0.0)
+            acc += piece * factor[:, None]
+    if RUNNING:  # noqa: SIM102
+        if tl.program_id(1) == 0:
+            tl.store(out_reference + row, highest / LOG2E, mask=inside)
+            tl.store(out_total + row, all_p, mask=inside)
+    if WEIGHTED:
+        tl.store(out_sum + row.to(tl.int64)[:, None] * dim + column[None, :], acc, mask=within)
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    query_groups: torch.Tensor,
+    key_groups: torch.Tensor,
+    query_images: torch.Tensor | None,
+    key_images: torch.Tensor | None,
+    temperature: torch.Tensor,
+    log_weight: float,
+    *,
+    self_offset: int | None,
+    negatives: bool,
+    weighted: bool,
+    precision: str = "ieee",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """See qpt.ops.contrastive_torch.attend. precision: "ieee" or "tf32x3" (three TF32 products on tensor cores), for
+    float32 products: embeddings of float32, or of two dtypes. Those of one half-precision dtype are multiplied in it"""
+    rows, stream = (queries, query_groups, query_images), (keys, key_groups, key_images)
+    options = (log_weight, self_offset, negatives, precision)
+    reference, total, mean_sum = _run(rows, stream, temperature, None, None, *options, running=True, weighted=weighted)
+    assert reference is not None
+    assert total is not None
+    return reference, total, mean_sum
+
+
+def softmax_key_gradient(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    query_groups: torch.Tensor,
+    key_groups: torch.Tensor,
+    query_images: torch.Tensor | None,
+    key_images: torch.Tensor | None,
+    temperature: torch.Tensor,
+    log_weight: float,
+    lse: torch.Tensor,
+    *,
+    self_offset: int | None,
+    negatives: bool,
+    both_roles: bool = False,
+    precision: str = "ieee",
+) -> torch.Tensor:
+    """See qpt.ops.contrastive_torch.softmax_key_gradient; precision as in ``attend``.
+
+    both_roles: with self_offset None or 0.
+    """
+    rows, stream = (keys, key_groups, key_images), (queries, query_groups, query_images)
+    options = (log_weight, None if self_offset is None else -self_offset, negatives, precision)
+    row_lse = lse if both_roles else None
+    gradient = _run(rows, stream, temperature, row_lse, lse, *options, running=False, weighted=True)[2]
+    assert gradient is not None
+    return gradient.div_(temperature)
+
+
+def _device(tensor: torch.Tensor) -> tuple[int, int]:
+    """(compute capability, multiprocessors); the smallest supported where the kernels are interpreted."""
+    if not tensor.is_cuda:
+        return 80, 2
+    properties = torch.cuda.get_device_properties(tensor.device)
+    return properties.major * 10 + properties.minor, properties.multi_processor_count
+
+
+def _run(
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    stream: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    temperature: torch.Tensor,
+    row_lse: torch.Tensor | None,
+    stream_lse: torch.Tensor | None,
+    log_weight: float,
+    self_offset: int | None,
+    negatives: bool,
+    precision: str,
+    *,
+    running: bool,
+    weighted: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """(reference, total, sum) of every row over the stream; None for what was not asked for."""
+    (vectors, groups, images), (others, other_groups, other_images) = rows, stream
+    # Neighbours in memory are loaded in vectors; a copy of another layout costs little beside the products.
+    vectors, others = (x if x.stride(1) == 1 else x.contiguous() for x in (vectors, others))
+    n, dim = vectors.shape
+    real = temperature
+    if n == 0 or others.shape[0] == 0:  # nothing to launch, nothing eligible
+        nothing = (real.new_full((n,), float("-inf")), real.new_zeros((n,))) if running else (None, None)
+        return *nothing, real.new_zeros((n, dim)) if weighted else None
+    half = vectors.dtype == others.dtype and vectors.dtype in (torch.float16, torch.bfloat16)
+    capability, multiprocessors = _device(vectors)
+    launch = launch_for(capability, half, dim)
+    splits = splits_for(n, others.shape[0], dim, launch, multiprocessors)
+    out = (
+        real.new_empty((n,)) if running else None,
+        real.new_empty((n,)) if running else None,
+        real.new_empty((n, dim)) if weighted else None,
+    )
+    partial = tuple(None if x is None else x.new_empty((splits, *x.shape)) for x in out)
+    tiles = triton.cdiv(triton.cdiv(others.shape[0], splits), launch.stream)
+    has_images = images is not None and other_images is not None and log_weight != 0
+    slices = triton.cdiv(dim, launch.columns) if weighted else 1
+    _pass_kernel[(triton.cdiv(n, launch.rows), splits, slices)](
+        vectors,
+        others,
+        groups.contiguous(),
+        other_groups.contiguous(),
+        None if images is None or not has_images else images.contiguous(),
+        None if other_images is None or not has_images else other_images.contiguous(),
+        temperature,
+        row_lse,
+        stream_lse,
+        *partial,
+        n,
+        others.shape[0],
+        dim,
+        *vectors.stride(),
+        *others.stride(),
+        log_weight * LOG2_E,
+        0 if self_offset is None else self_offset,
+        tiles * launch.stream,
+        ROWS=launch.rows,
+        STREAM=launch.stream,
+        STEP=launch.step,
+        COLUMNS=launch.columns,
+        ONE_STEP=launch.step >= dim and launch.columns >= dim,
+        RUNNING=running,
+        WEIGHTED=weighted,
+        BOTH_ROLES=row_lse is not None,
+        NEGATIVES=negatives,
+        HAS_IMAGES=has_images,
+        HAS_SELF=self_offset is not None,
+        WIDEN=not half,
+        P_SCALE=FLOAT16_SCALE if half and vectors.dtype == torch.float16 else 1.0,
+        PRECISION=precision,
+        LOG2E=LOG2_E,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+        enable_fp_fusion=True,
+    )
+    columns = min(128, triton.next_power_of_2(dim))
+    _merge_kernel[(triton.cdiv(n, MERGE_ROWS), triton.cdiv(dim, columns) if weighted else 1)](
+        *partial,
+        *out,
+        n,
+        dim,
+        splits,
+        ROWS=MERGE_ROWS,
+        COLUMNS=columns,
+        RUNNING=running,
+        WEIGHTED=weighted,
+        LOG2E=LOG2_E,
+        num_warps=MERGE_WARPS,
+        enable_fp_fusion=True,
+    )
+    return out

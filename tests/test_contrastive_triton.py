@@ -1,0 +1,234 @@
+"""The contrastive loss's Triton kernels without a GPU: interpreted against the definition, compiled with limits.
+
+The definition is ``dense`` of tests/contrastive_interpreted.py, in float64 as the truth and in float16 as the rival.
+bfloat16 is compiled only: the interpreter's product of bfloat16 tiles multiplies bit patterns.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from benchmarks import resources
+from tests import contrastive_interpreted as interpreted
+from tests import offline
+from tests.contrastive_interpreted import Case
+from tests.interpreter import Interpreter
+from tests.tolerance import TOL, assert_close
+
+# N, M, D, splits: one pair, one key, one query, ragged against blocks of 16, more splits than tiles
+SHAPES = [(1, 1, 1, 1), (3, 1, 33, 1), (1, 40, 96, 2), (17, 33, 33, 5), (16, 32, 128, 2), (21, 75, 128, 3)]
+LONG_SHAPES = [
+    (n, m, dim, splits) for n in (1, 16, 33) for m in (1, 17, 64) for dim in (1, 33, 128) for splits in (1, 3)
+]
+WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}
+
+
+def check_float32(interpreter: Interpreter, case: Case, splits: int, **blocks: int) -> None:
+    truth = interpreted.dense(case, torch.float64)
+    found = interpreter(interpreted.run, case, truth[0], splits, **blocks)
+    eligible = truth[0] > -math.inf
+    assert torch.equal(found["lse"] > -math.inf, eligible)
+    assert torch.equal(found["lse"], found["bare_lse"])
+    assert_close(found["lse"][eligible], truth[0][eligible], torch.float32)
+    assert_close(found["mean"], truth[1], torch.float32)
+    assert_close(found["gradient"], truth[2], torch.float32)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_ragged_shapes_agree_with_float64(interpreter: Interpreter, shape: tuple[int, int, int, int]) -> None:
+    check_float32(interpreter, interpreted.case(*shape[:3], log_weight=math.log(0.5)), shape[3])
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("self_offset", [None, 0, 7, -3])
+@pytest.mark.parametrize("negatives", [True, False])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_every_option_agrees_with_float64(
+    interpreter: Interpreter, self_offset: int | None, negatives: bool, weight: str
+) -> None:
+    log_weight = WEIGHTS[weight]
+    options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
+    case = interpreted.case(18, 35, 33, images=log_weight is not None, **options)
+    check_float32(interpreter, case, splits=2)
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_shapes_and_options_together(interpreter: Interpreter, long: bool) -> None:
+    grid = itertools.product(LONG_SHAPES if long else LONG_SHAPES[::27], (None, 0, 2), (True, False), WEIGHTS.values())
+    for seed, ((n, m, dim, splits), self_offset, negatives, log_weight) in enumerate(grid):
+        options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
+        case = interpreted.case(n, m, dim, seed=seed, images=log_weight is not None, **options)
+        check_float32(interpreter, case, splits)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize(("dim", "columns"), [(50, 16), (64, 32), (200, 128)])
+def test_columns_in_slices_agree_with_float64(interpreter: Interpreter, dim: int, columns: int) -> None:
+    case = interpreted.case(18, 35, dim, log_weight=math.log(0.5), self_offset=1)
+    check_float32(interpreter, case, splits=2, columns=columns)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("dim", [257, 1024])
+def test_long_rows_agree_with_float64(interpreter: Interpreter, dim: int) -> None:
+    check_float32(interpreter, interpreted.case(5, 20, dim, log_weight=math.log(0.5)), splits=1)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("log_weight", [0.0, math.log(0.5), -math.inf])
+@pytest.mark.parametrize("negatives", [True, False])
+def test_both_roles_agree_with_float64(interpreter: Interpreter, log_weight: float, negatives: bool) -> None:
+    rows = interpreted.case(35, 35, 33)
+    assert (rows.query_groups < 0).any()  # ignored as a key, and owes nothing as a query
+    case = Case(
+        rows.queries,
+        rows.queries,
+        rows.query_groups,
+        rows.query_groups,
+        rows.query_images,
+        rows.query_images,
+        log_weight=log_weight,
+        negatives=negatives,
+        self_offset=0,
+        both_roles=True,
+    )
+    check_float32(interpreter, case, splits=2)
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_nothing_eligible_anywhere(interpreter: Interpreter) -> None:
+    case = interpreted.case(18, 35, 33)
+    case.key_groups.fill_(-1)
+    check_float32(interpreter, case, splits=3)
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_ids_differ_above_the_low_32_bits(interpreter: Interpreter) -> None:
+    case = interpreted.case(18, 35, 33, negatives=False)
+    case.key_groups[::2] += 1 << 32
+    assert case.query_images is not None
+    assert case.key_images is not None
+    case.key_images[::3] += 1 << 40
+    check_float32(interpreter, case, splits=2)
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_huge_embeddings_stay_finite_and_agree(interpreter: Interpreter) -> None:
+    case = interpreted.case(18, 35, 33, scale=1e4 * math.sqrt(33), temperature=0.07)
+    largest = (case.queries @ case.keys.T).abs().max().item() / case.temperature
+    assert largest > 1e9
+    truth = interpreted.dense(case, torch.float64)
+    found = interpreter(interpreted.run, case, truth[0], 2)
+    assert (found["lse"].double() - truth[0]).abs().max() <= 1e-5 * largest
+    # Softmaxes are 0 or 1 there, but for ties within rounding: a convex mean, and gradients no larger than their sum.
+    assert found["mean"].abs().max() <= case.keys.abs().max() * (1 + 1e-5)
+    assert found["gradient"].isfinite().all()
+    assert found["gradient"].abs().max() <= 1.01 * case.queries.abs().sum(0).max() / case.temperature
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize(("shape", "columns"), [((17, 33, 33), None), ((21, 75, 128), None), ((18, 35, 50), 16)])
+def test_float16_is_no_worse_than_torch_in_float16(
+    interpreter: Interpreter, shape: tuple[int, int, int], columns: int | None
+) -> None:
+    case = interpreted.converted(interpreted.case(*shape, log_weight=math.log(0.5)), torch.float16)
+    truth, rival = interpreted.dense(case, torch.float64), interpreted.dense(case, torch.float16)
+    found = interpreter(interpreted.run, case, truth[0], 2, columns=columns)
+    relative, absolute = TOL[torch.float16]
+    for name, right, theirs in zip(("lse", "mean", "gradient"), truth, rival, strict=True):
+        fine = right.isfinite()
+        bound = (theirs.double() - right)[fine].norm() + absolute + relative * right[fine].norm()
+        assert (found[name].double() - right)[fine].norm() <= bound, name
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_softmax_below_float16s_range_is_kept(interpreter: Interpreter) -> None:
+    """Key gradients over very many keys are sums of softmaxes below 6e-8, which a float16 cannot hold."""
+    case = interpreted.converted(interpreted.case(18, 35, 33, images=False), torch.float16)
+    many = interpreted.dense(case, torch.float64)[0] + 14.0  # as with e^14, 1.2 million, times the keys
+    gradient = interpreter(interpreted.run, case, many, 2)["gradient"].double()
+    expected = interpreted.dense(case, torch.float64)[2] * math.exp(-14.0)
+    assert (gradient - expected).norm() <= 5e-3 * expected.norm()
+
+
+@pytest.mark.rung("Triton interpreter")
+def test_two_dtypes_are_multiplied_in_float32(interpreter: Interpreter) -> None:
+    case = interpreted.case(18, 35, 33)
+    mixed = Case(case.queries, case.keys.half(), case.query_groups, case.key_groups)
+    check_float32(interpreter, mixed, splits=2)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
+def test_no_rows(interpreter: Interpreter, n: int, m: int) -> None:
+    reference, total, mean_sum, gradient = interpreter(interpreted.run_empty, n, m, 8)
+    assert reference.tolist() == [-math.inf] * n
+    assert total.tolist() == [0.0] * n
+    assert torch.equal(mean_sum, torch.zeros(n, 8))
+    assert torch.equal(gradient, torch.zeros(m, 8))
+
+
+def test_launch_table_serves_every_device_and_dim() -> None:
+    from qpt.kernels import contrastive as kernels
+
+    for capability, half, dim in itertools.product((70, 80, 86, 90, 100, 120), (False, True), [*range(1, 1025), 4096]):
+        launch = kernels.launch_for(capability, half, dim)
+        for extent in launch[:4]:
+            assert extent >= 16  # what a product of tiles takes
+            assert extent & (extent - 1) == 0
+
+
+def test_splits_fill_a_large_gpu_and_bound_the_partials() -> None:
+    from qpt.kernels import contrastive as kernels
+
+    for n, m, dim in itertools.product((1, 16, 1024, 65536), (1, 1000, 65536, 1 << 24), (1, 128, 1024)):
+        launch = kernels.launch_for(90, True, dim)
+        splits = kernels.splits_for(n, m, dim, launch, 132)
+        assert 1 <= splits <= 2**16 - 1  # the grid's second axis
+        assert splits == 1 or splits * n * dim * 4 <= 8 << 20
+        assert splits == 1 or m // splits >= launch.stream
+    launch = kernels.launch_for(90, True, 128)
+    assert -(-256 // launch.rows) * kernels.splits_for(256, 65536, 128, launch, 132) >= 132
+
+
+def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **role: bool) -> None:
+    from qpt.kernels import contrastive as kernels
+
+    launch = kernels.launch_for(architecture, dtype != "fp32", dim)
+    cubin, shared_bytes = resources.contrastive_pass(dtype, dim, architecture, precision=precision, **role)
+    (found,) = resources.read(cubin).values()
+    # What one block may have; ptxas gives a thread 255 at most.
+    most = min(255, 65_536 // (launch.warps * 32))
+    offline.check(found, architecture, registers=most, launch_shared_bytes=shared_bytes)
+    assert resources.blocks_per_multiprocessor(found, launch.warps * 32, architecture, shared_bytes) >= 1
+    on_tensor_cores = dtype != "fp32" or precision == "tf32x3"
+    assert (found.tensor_core > 0) == on_tensor_cores, found
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+@pytest.mark.parametrize("variant", resources.CONTRASTIVE, ids=str)
+def test_pass_compiles_without_spills(architecture: int, variant: tuple[str, int, bool, str]) -> None:
+    dtype, dim, running, precision = variant
+    check_compiled(dtype, dim, architecture, precision, running=running)
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_every_launch_of_the_table_compiles_without_spills(architecture: int, long: bool) -> None:
+    wide = [("fp32", 1024, "ieee"), ("fp16", 1024, "ieee"), ("bf16", 64, "ieee"), ("fp32", 512, "tf32x3")]
+    reported = [(dtype, dim, precision) for dtype, dim, running, precision in resources.CONTRASTIVE if running]
+    for dtype, dim, precision in [*reported, *wide] if long else wide[:1]:
+        for role in ({"running": True}, {"running": False}, {"running": False, "both_roles": True}):
+            check_compiled(dtype, dim, architecture, precision, **role)
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_merge_compiles_without_spills(architecture: int) -> None:
+    cubin, shared_bytes = resources.contrastive_merge(architecture)
+    (found,) = resources.read(cubin).values()
+    offline.check(found, architecture, registers=128, launch_shared_bytes=shared_bytes)
