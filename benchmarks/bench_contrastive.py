@@ -8,12 +8,13 @@ matrix products alone, one for the forward and two with the gradient. Peaks are 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 
 from benchmarks import contrastive_rivals as rivals
-from benchmarks import memory, roofline
+from benchmarks import memory, resources, roofline
 from benchmarks.contrastive_rivals import FLOOR, Answer, Call, Inputs, Setting, Unavailable
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 
@@ -44,8 +45,6 @@ _WITH_PEAK = ("full logits", "chunked recompute", "attention", "qpt")
 SIZES = ((256, 65536), (1024, 65536), (4096, 65536), (256, 1048576))
 SWEEP_KEYS = tuple(2**power for power in range(12, 21))
 SWEEP_ROUNDS = 3
-# For the predictions until a compiled kernel is given: 64 query rows a block, one block on a multiprocessor.
-ASSUMED_LAUNCH = roofline.Launch(block_rows=64, blocks_per_multiprocessor=1)
 
 
 @dataclass(frozen=True)
@@ -228,12 +227,33 @@ def _with_ratio(row: Row, entry: dict[str, Any]) -> Row:
     return replace(row, note="; ".join(part for part in (text, row.note) if part))
 
 
-def predictions(quick: bool, launch: roofline.Launch = ASSUMED_LAUNCH) -> list[dict[str, Any]]:
-    """The same sizes on two GPUs, bfloat16 queries and pool; ``launch``: block shape and residency of the kernel."""
+@cache
+def _residency(architecture: int) -> tuple[int, int]:
+    """(rows of a block, blocks on a multiprocessor) of the bfloat16 kernel as it compiles for a GPU."""
+    from qpt.kernels.contrastive_launch import launch_for
+
+    launch = launch_for(architecture, True, 128)
+    cubin, shared_bytes = resources.contrastive_pass("bf16", 128, architecture)
+    (found,) = resources.read(cubin).values()
+    return launch.rows, resources.blocks_per_multiprocessor(found, launch.warps * 32, architecture, shared_bytes)
+
+
+def compiled_launch(n: int, k: int, gpu: roofline.Gpu) -> roofline.Launch:
+    """How the Triton kernel would be launched on ``gpu`` for N queries and K bfloat16 keys of 128."""
+    from qpt.kernels.contrastive_launch import launch_for, splits_for
+
+    rows, blocks = _residency(gpu.architecture)
+    splits = splits_for(n, k, 128, launch_for(gpu.architecture, True, 128), gpu.multiprocessors)
+    return roofline.Launch(rows, blocks, splits)
+
+
+def predictions(quick: bool) -> list[dict[str, Any]]:
+    """The same sizes on two GPUs, bfloat16 queries and pool, from the compiled kernel's residency and split."""
     found = []
     for n, k in SIZES[:1] if quick else SIZES:
         for gradient, mode in ((False, "forward"), (True, "forward + gradient")):
             for gpu in roofline.GPUS:
+                launch = compiled_launch(n, k, gpu)
                 parts = launch.parts(n, gpu)
                 fused = roofline.fused_contrastive(n, k, 128, 2, gradient, parts)
                 full = roofline.full_logits_contrastive(n, k, 128, 2, gradient)

@@ -64,6 +64,24 @@ def equal_single_process(rank: int, size: int) -> None:
         assert_close(for_tau / size, expected[2], dtype, scale=10)
 
 
+def equal_single_process_without_query_gradient(rank: int, size: int) -> None:
+    """No weighted key sums are kept then: loss alone, and loss with the keys' gradient; rank 1 of 4 has no rows."""
+    counts = COUNTS[size]
+    for travel, layout in itertools.product(("gather", "ring"), ("replicated", "sharded")):
+        tensors = problem(5, sum(counts), sum(counts), 40, 6)
+        pool = {k: tensors.pop(k) for k in list(tensors) if k.startswith("pool")}
+        mine = {k: own(x, counts, rank).clone() for k, x in tensors.items()}
+        shard = pool if layout == "replicated" else {k: x[rank::size] for k, x in pool.items()}
+        truth = contrastive_loss(**tensors, **pool)
+        given = {"keys_travel": travel, "pool_layout": layout, **shard}
+        assert_close(distributed_contrastive_loss(**mine, **given), truth, torch.float64)
+        tensors["keys"].requires_grad_()
+        mine["keys"].requires_grad_()
+        (whole,) = torch.autograd.grad(contrastive_loss(**tensors, **pool), tensors["keys"])
+        (gradient,) = torch.autograd.grad(distributed_contrastive_loss(**mine, **given), mine["keys"])
+        assert_close(gradient / size, own(whole, counts, rank), torch.float64, scale=10)
+
+
 def equal_single_process_under_ddp(rank: int, size: int) -> None:
     torch.manual_seed(0)
     encoder, x = nn.Linear(5, 4), torch.randn(6 * size, 5)
@@ -100,12 +118,20 @@ def refuse_together(rank: int, size: int) -> None:
         distributed_contrastive_loss(**given, exclude_self=rank == 0)
     with pytest.raises(InputError, match="keys_travel must be one of gather, ring, got 'post'"):
         distributed_contrastive_loss(**given, keys_travel="post")
+    with pytest.raises(InputError, match="backend='triton' needs tensors on cuda"):
+        distributed_contrastive_loss(**given, backend="triton" if rank == 1 else "torch")
+    # A float64 pool on one rank would make its sums wider than the others expect them.
+    single = {k: x.float() if x.is_floating_point() else x for k, x in given.items()}
+    pool = {"pool": torch.ones(2, 3, dtype=(torch.float32, torch.float64)[rank]), "pool_groups": torch.arange(2)}
+    with pytest.raises(InputError, match=r"accumulation dtype .* must be the same on all ranks"):
+        distributed_contrastive_loss(**single, **pool, pool_layout="sharded")
     # Nobody is left waiting: the next call works.
     assert distributed_contrastive_loss(**given).isfinite()
     given["queries"].requires_grad_()
-    (gradient,) = torch.autograd.grad(distributed_contrastive_loss(**given), given["queries"], create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        gradient.sum().backward()
+    loss = distributed_contrastive_loss(**given)
+    (gradient,) = torch.autograd.grad(loss, given["queries"], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not implemented"):
+        (loss + gradient.square().sum()).backward()
 
 
 def measure_ring(rank: int, size: int, path: str) -> None:

@@ -23,6 +23,10 @@ def test_equals_the_single_process(size: int, tmp_path: Path) -> None:
     run(size, tmp_path, "equal_single_process")
 
 
+def test_equals_the_single_process_without_query_gradients(tmp_path: Path) -> None:
+    run(4, tmp_path, "equal_single_process_without_query_gradient")
+
+
 def test_ddp_averages_to_the_single_process_gradient(tmp_path: Path) -> None:
     run(2, tmp_path, "equal_single_process_under_ddp")
 

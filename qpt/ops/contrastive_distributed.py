@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from qpt.errors import InputError
+from qpt.errors import BackendError, InputError
 from qpt.ops import contrastive_terms
 from qpt.ops.contrastive_backends import choose
 from qpt.ops.contrastive_inputs import (
@@ -65,14 +64,14 @@ def distributed_contrastive_loss(
         its own keys, and the queries go round with their running sums.
 
     Raises InputError on every process when one of them was given something wrong (the others name its rank), or when
-    they disagree. No second derivative.
+    they disagree; so with BackendError. A second derivative raises RuntimeError.
     """
     if not dist.is_available() or not dist.is_initialized():
         raise InputError(
             f"{_NAME}: needs an initialised process group; call torch.distributed.init_process_group first"
         )
     ring = _Ring(process_group)
-    error: InputError | None = None
+    error: InputError | BackendError | None = None
     try:
         for name, value, known in (("keys_travel", keys_travel, _TRAVEL), ("pool_layout", pool_layout, _LAYOUT)):
             if value not in known:
@@ -95,7 +94,8 @@ def distributed_contrastive_loss(
         dtype = accumulation_dtype(queries, keys, tensors.pool)
         tau = temperature_tensor(_NAME, temperature, queries.device, dtype)
         check_values(queries, keys, tensors.pool, tau, check_finite)
-    except InputError as caught:
+        backend = choose(backend, tau).name
+    except (InputError, BackendError) as caught:
         error, tau, tensors = caught, torch.ones(()), PoolTensors(None, None, None)
     wants = torch.is_grad_enabled()
     weighted = same_image_weight != 1.0
@@ -108,6 +108,7 @@ def distributed_contrastive_loss(
         "temperature": temperature if isinstance(temperature, float) else None,
         "length of an embedding": queries.shape[1] if error is None else None,
         "dtypes": [str(x.dtype) for x in (queries, keys)] if error is None else None,
+        "accumulation dtype (float64 if the pool is)": str(tau.dtype),
         "image ids": [query_images is not None, key_images is not None],
         "pool": tensors.pool is not None,
     }
@@ -117,7 +118,7 @@ def distributed_contrastive_loss(
     plan = _Plan(
         ring,
         world,
-        choose(backend, tau).name,
+        backend,
         float(same_image_weight),
         exclude_self,
         in_batch_negatives,
@@ -165,16 +166,20 @@ class _Ring:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     def agree(
-        self, error: InputError | None, options: dict[str, Any], rows: tuple[int, int], needs: tuple[bool, bool]
+        self,
+        error: InputError | BackendError | None,
+        options: dict[str, Any],
+        rows: tuple[int, int],
+        needs: tuple[bool, bool],
     ) -> _World:
         """Raises on every process if one has an error or other options; else what there is to know of the others."""
         told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, (None if error is None else str(error), options, rows, needs), group=self.group)
+        dist.all_gather_object(told, (error, options, rows, needs), group=self.group)
         if error is not None:
             raise error
-        for rank, (message, theirs, *_) in enumerate(told):
-            if message is not None:
-                raise InputError(f"{_NAME}: rank {rank} was given something wrong: {message}")
+        for rank, (fault, theirs, *_) in enumerate(told):
+            if fault is not None:
+                raise type(fault)(f"{_NAME}: rank {rank} was given something wrong: {fault}")
             for name, value in options.items():
                 if theirs[name] != value:
                     raise InputError(
@@ -268,17 +273,25 @@ class _Loss(torch.autograd.Function):
             return loss.to(setting.dtype) / valid_rows
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        needs = tuple(ctx.needs_input_grad[:3])
+        return *_Gradient.apply(ctx.plan, needs, upstream, *ctx.saved_tensors), *(None,) * 8
+
+
+class _Gradient(torch.autograd.Function):
+    """The backward as a function of its own, so that a gradient of it is refused. ``once_differentiable`` would return
+    constants where the upstream gradient needs none, and a gradient penalty would be dropped without a word."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, needs: tuple[bool, ...], upstream: Tensor, *saved: Any) -> tuple[Any, ...]:
         (queries, keys, temperature, query_groups, key_groups, query_images, key_images,
-         lse, positives, valid_rows, gradient) = ctx.saved_tensors  # fmt: skip
-        plan: _Plan = ctx.plan
+         lse, positives, valid_rows, gradient) = saved  # fmt: skip
         upstream = upstream * plan.ring.size
         for_queries = for_keys = for_temperature = None
         with torch.autocast(queries.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
+            if needs[0]:
                 for_queries = (gradient * upstream).to(queries.dtype)
-            if ctx.needs_input_grad[2]:
+            if needs[2]:
                 total = contrastive_terms.row_products(queries.to(lse.dtype), gradient).sum()
                 for_temperature = -total / temperature * upstream
             # Everyone takes part if anyone wants its keys' gradient: its share is computed where the queries are.
@@ -287,8 +300,12 @@ class _Loss(torch.autograd.Function):
                 batch = (keys, key_groups, key_images)
                 setting = plan.setting(temperature)
                 share = _key_gradient(rows, batch, setting, lse, positives, upstream / valid_rows, plan)
-                for_keys = share.to(keys.dtype) if ctx.needs_input_grad[1] else None
-        return for_queries, for_keys, for_temperature, *(None,) * 8
+                for_keys = share.to(keys.dtype) if needs[1] else None
+        return for_queries, for_keys, for_temperature
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(f"{_NAME}: second derivatives are not implemented")
 
 
 def _gathered(batch: tuple[Tensor, Tensor, Tensor | None], plan: _Plan) -> KeySet:
@@ -324,7 +341,8 @@ def _add_shards(terms: Terms, rows: Queries, shard: KeySet, setting: Setting, pl
     travelling = Terms(rows, setting, plan.world.need_queries)
     if plan.world.need_queries:
         travelling.mean_sum = torch.zeros_like(travelling.positive_sum)
-        travelling.empty = False
+    # Guests bring sums even where this process had nothing to add to its own: never take the next ones for the first.
+    travelling.empty = False
     guest = rows
     for step in range(ring.size):
         travelling.add(guest, shard, setting)
