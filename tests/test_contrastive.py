@@ -142,6 +142,23 @@ def test_gradcheck_when_queries_and_keys_are_one_tensor():
     assert torch.autograd.gradcheck(loss, (x,))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("other_ids", [False, True])
+@pytest.mark.parametrize("own_pool", [False, True])
+def test_one_tensor_in_several_places_has_the_gradient_of_copies(dtype, exclude_self, other_ids, own_pool):
+    # The gradient once left the batch's softmax out where one tensor was given twice without being the same rows.
+    x = unit(torch.Generator().manual_seed(0), 12, 5, dtype).requires_grad_()
+    groups = torch.arange(12) // 2
+    ids = {"query_groups": groups, "key_groups": groups.clone() if other_ids else groups}
+    pool = {"pool": x.detach(), "pool_groups": groups + 100} if own_pool else {}
+    gradients = [
+        torch.autograd.grad(contrastive_loss(x, keys, **ids, **pool, exclude_self=exclude_self), x)[0]
+        for keys in (x, x.clone())
+    ]
+    assert_close(gradients[0], gradients[1], dtype)
+
+
 def test_infonce_of_moco_is_a_setting():
     # He et al. 2020, algorithm 1: logits [l_pos, l_neg] / T, the label is column 0; the queue has no gradient.
     g = torch.Generator().manual_seed(1)

@@ -43,14 +43,16 @@ def contrastive_forward(
     check_values(queries, keys, pool, temperature, check_finite)
     setting = Setting(choose(backend, temperature), temperature, same_image_weight)
     rows = Queries(queries, query_groups, query_images)
-    key_sets = [_in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)]
+    batch = _in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)
+    key_sets = [batch]
     if pool is not None and pool_groups is not None:
         key_sets.append(KeySet(pool, pool_groups, pool_images))
     # Autocast would take any product that is not in place in half precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         terms = Terms(rows, setting, need_query_gradient)
         for key_set in key_sets:
-            terms.add(rows, key_set, setting, weighted=key_set.vectors is not queries)
+            # Without keys the batch's softmax waits for the backward, which gives it to both roles.
+            terms.add(rows, key_set, setting, weighted=keys is not None or key_set is not batch)
         result = terms.finish(rows, setting)
         valid = result.positives > 0
         valid_rows = valid.sum()
