@@ -8,6 +8,7 @@ positives, the mean over rows and the gradients. The formulas are derived in doc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,14 +88,7 @@ class Terms:
             return
         self._add_positives(queries, key_set, setting)
         reference, total, mean_sum = setting.backend.attend(
-            queries.vectors,
-            key_set.vectors,
-            queries.groups,
-            key_set.groups,
-            queries.images,
-            key_set.images,
-            setting.temperature,
-            setting.log_weight,
+            *_pairs(queries, key_set, setting),
             self_offset=key_set.self_offset,
             negatives=key_set.negatives,
             weighted=weighted and self.weighted,
@@ -132,7 +126,7 @@ class Terms:
             self.positives += counts[groups.slots]
         if key_set.self_offset is not None:
             rows, columns = _own_pairs(queries, key_set)
-            own = (queries.groups[rows] == key_set.groups[columns]) & (queries.groups[rows] >= 0)
+            own = _own_positives(queries, key_set)
             self.positive_sum[rows] -= key_set.vectors[columns].to(self.total.dtype) * own[:, None]
             self.positives[rows] -= own.long()
 
@@ -182,14 +176,7 @@ def softmax_gradient(
     if not queries.groups.numel() or not key_set.groups.numel():
         return lse.new_zeros(key_set.vectors.shape)
     return setting.backend.softmax_key_gradient(
-        queries.vectors,
-        key_set.vectors,
-        queries.groups,
-        key_set.groups,
-        queries.images,
-        key_set.images,
-        setting.temperature,
-        setting.log_weight,
+        *_pairs(queries, key_set, setting),
         lse,
         self_offset=key_set.self_offset,
         negatives=key_set.negatives,
@@ -217,7 +204,7 @@ def subtract_positives(
         gradient[part].index_add_(0, found, pulls[slots], alpha=-1)
     if key_set.self_offset is not None:
         rows, columns = _own_pairs(queries, key_set)
-        own = (queries.groups[rows] == key_set.groups[columns]) & (queries.groups[rows] >= 0)
+        own = _own_positives(queries, key_set)
         gradient[columns].addcmul_(queries.vectors[rows].to(gradient.dtype), (scale[rows] * own)[:, None])
     return gradient
 
@@ -288,3 +275,23 @@ def _own_pairs(queries: Queries, key_set: KeySet) -> tuple[slice, slice]:
     first = max(0, -offset)
     stop = max(first, min(queries.groups.numel(), key_set.groups.numel() - offset))
     return slice(first, stop), slice(first + offset, stop + offset)
+
+
+def _own_positives(queries: Queries, key_set: KeySet) -> Tensor:
+    """bool, of the pairs of ``_own_pairs``: their groups are equal, although the pair is taken out."""
+    rows, columns = _own_pairs(queries, key_set)
+    return (queries.groups[rows] == key_set.groups[columns]) & (queries.groups[rows] >= 0)
+
+
+def _pairs(queries: Queries, key_set: KeySet, setting: Setting) -> tuple[Any, ...]:
+    """What both passes of a backend take first; see ``contrastive_torch.py``."""
+    return (
+        queries.vectors,
+        key_set.vectors,
+        queries.groups,
+        key_set.groups,
+        queries.images,
+        key_set.images,
+        setting.temperature,
+        setting.log_weight,
+    )
