@@ -56,18 +56,14 @@ inline float sum_lanes(Vec x) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-// 2^n 2^f with n the nearest integer, as in contrastive_avx512.cpp. x stays below 2^7: see kSlack.
+#include "contrastive_exp2.h"
+
+// 2^n 2^f with n the nearest integer. x stays below 2^7: see kSlack.
 inline Vec exp2_flushed(Vec x) {
   const Vec kept = _mm256_cmp_ps(x, broadcast(-126.0f), _CMP_NLT_UQ);  // nan is kept
   const Vec n = _mm256_round_ps(_mm256_max_ps(broadcast(-126.0f), x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Vec f = _mm256_sub_ps(x, n);
-  Vec y = broadcast(1.534581243e-4f);
-  y = fma(y, f, broadcast(1.339993090e-3f));
-  y = fma(y, f, broadcast(9.618489072e-3f));
-  y = fma(y, f, broadcast(5.550328642e-2f));
-  y = fma(y, f, broadcast(2.402264625e-1f));
-  y = fma(y, f, broadcast(6.931471825e-1f));
-  y = fma(y, f, broadcast(1.0f));
+  const Vec y = exp2_fraction(f);
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_and_ps(_mm256_mul_ps(y, _mm256_castsi256_ps(power)), kept);
 }

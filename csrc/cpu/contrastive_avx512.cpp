@@ -56,18 +56,14 @@ inline float sum_lanes(Vec x) {
   return _mm512_reduce_add_ps(x);
 }
 
-// 2^n 2^f with n the nearest integer; the polynomial is a minimax fit on [-1/2, 1/2] (relative error 2e-8 in float32).
+#include "contrastive_exp2.h"
+
+// 2^n 2^f with n the nearest integer.
 inline Vec exp2_flushed(Vec x) {
   const __mmask16 kept = _mm512_cmp_ps_mask(x, broadcast(-126.0f), _CMP_NLT_UQ);  // nan is kept
   const Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const Vec f = _mm512_sub_ps(x, n);
-  Vec y = broadcast(1.534581243e-4f);
-  y = fma(y, f, broadcast(1.339993090e-3f));
-  y = fma(y, f, broadcast(9.618489072e-3f));
-  y = fma(y, f, broadcast(5.550328642e-2f));
-  y = fma(y, f, broadcast(2.402264625e-1f));
-  y = fma(y, f, broadcast(6.931471825e-1f));
-  y = fma(y, f, broadcast(1.0f));
+  const Vec y = exp2_fraction(f);
   return _mm512_maskz_scalef_ps(kept, y, n);
 }
 

@@ -33,6 +33,22 @@ inline void accumulate(Vec (&sum)[kCount][kVecs], const float* a, i64 a_row, i64
   }
 }
 
+// out[r][...] += that sum, for rows of `out_row` floats.
+template <int kCount>
+inline void add_product(float* out, i64 out_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_step,
+                        i64 count) {
+  Vec sum[kCount][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = load(out + r * out_row + v * kLanes);
+  accumulate<kCount>(sum, a, a_row, a_step, b, b_step, count);
+#pragma GCC unroll 16
+  for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store(out + r * out_row + v * kLanes, sum[r][v]);
+}
+
 // Calls f.run<R>(start) so that `count` rows are covered by runs of kRows and one shorter run.
 template <int kCount, class F>
 inline void last_run(i64 start, i64 left, F& f) {
@@ -120,6 +136,16 @@ inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const f
   }
 }
 
+// Products of kCount stream rows with a strip.
+template <int kCount>
+inline void logits(Vec (&z)[kCount][kVecs], const Slab& slab, i64 start, const float* packed, i64 dim) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) z[r][v] = zero();
+  accumulate<kCount>(z, slab.rows + start * slab.stride, slab.stride, 1, packed, kStripRows, dim);
+}
+
 // Pairs whose logit is not the plain product: one image, or a row with itself. z: the strip's logits for stream row k.
 inline void mark_pairs(const Side& rows, const Side& stream, i64 strip_first, i64 strip_rows, i64 k, bool near,
                        float image_bias, bool has_self, i64 self_offset, float* z) {
@@ -169,11 +195,7 @@ struct Pass {
   void run(i64 start) {
     // 1. Logits of kCount stream rows with the strip, in registers.
     Vec z[kCount][kVecs];
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) z[r][v] = zero();
-    accumulate<kCount>(z, slab.rows + start * slab.stride, slab.stride, 1, strip.packed, kStripRows, problem.dim);
+    logits<kCount>(z, slab, start, strip.packed, problem.dim);
     if (slab.any_bias) {
 #pragma GCC unroll 16
       for (int r = 0; r < kCount; ++r) {
@@ -245,17 +267,7 @@ struct SecondProduct {
 
   template <int kCount>
   void run(i64 d) {
-    Vec sum[kCount][kVecs];
-    float* const out = sums + d * kStripRows;
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = load(out + r * kStripRows + v * kLanes);
-    accumulate<kCount>(sum, slab.rows + d, 1, slab.stride, p, kStripRows, slab.count);
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) store(out + r * kStripRows + v * kLanes, sum[r][v]);
+    add_product<kCount>(sums + d * kStripRows, kStripRows, slab.rows + d, 1, slab.stride, p, kStripRows, slab.count);
   }
 };
 

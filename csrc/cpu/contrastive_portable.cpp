@@ -54,20 +54,16 @@ inline float sum_lanes(Vec x) {
   return (x[0] + x[1]) + (x[2] + x[3]);
 }
 
-// 2^n 2^f with n the nearest integer, as in contrastive_avx512.cpp. x stays below 2^7: see kSlack.
+#include "contrastive_exp2.h"
+
+// 2^n 2^f with n the nearest integer. x stays below 2^7: see kSlack.
 inline Vec exp2_flushed(Vec x) {
   const Integers flushed = x < broadcast(-126.0f);  // not nan
   const Vec inside = select(flushed, broadcast(-126.0f), x);
   const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec n = (inside + magic) - magic;
   const Vec f = inside - n;
-  Vec y = broadcast(1.534581243e-4f);
-  y = fma(y, f, broadcast(1.339993090e-3f));
-  y = fma(y, f, broadcast(9.618489072e-3f));
-  y = fma(y, f, broadcast(5.550328642e-2f));
-  y = fma(y, f, broadcast(2.402264625e-1f));
-  y = fma(y, f, broadcast(6.931471825e-1f));
-  y = fma(y, f, broadcast(1.0f));
+  const Vec y = exp2_fraction(f);
   // n lies in the low bits of n + magic: as integers, their difference is n (garbage for nan, which y already is).
   const Integers power = ((Integers)(inside + magic) - (Integers)magic + 127) << 23;
   return select(flushed, zero(), y * (Vec)power);

@@ -17,11 +17,7 @@ struct SelfPass {
   template <int kCount>
   void run(i64 start) {
     Vec z[kCount][kVecs];
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) z[r][v] = zero();
-    accumulate<kCount>(z, slab.rows + start * slab.stride, slab.stride, 1, packed, kStripRows, problem.dim);
+    logits<kCount>(z, slab, start, packed, problem.dim);
     float* const out = p + start * kStripRows;
     bool special = holes || own_block || slab.any_bias;
     for (int r = 0; r < kCount; ++r) special |= slab.near[start + r];
@@ -76,18 +72,8 @@ struct StreamProduct {
 
   template <int kCount>
   void run(i64 start) {
-    Vec sum[kCount][kVecs];
-    float* const out = problem.sum + (slab.first + start) * problem.dim + column;
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = load(out + r * problem.dim + v * kLanes);
-    accumulate<kCount>(sum, p + start * kStripRows, kStripRows, 1, row_pointer(problem.rows, first) + column,
-                       problem.rows.stride, rows);
-#pragma GCC unroll 16
-    for (int r = 0; r < kCount; ++r)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) store(out + r * problem.dim + v * kLanes, sum[r][v]);
+    add_product<kCount>(problem.sum + (slab.first + start) * problem.dim + column, problem.dim, p + start * kStripRows,
+                        kStripRows, 1, row_pointer(problem.rows, first) + column, problem.rows.stride, rows);
   }
 };
 
