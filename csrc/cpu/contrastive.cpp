@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "contrastive_api.h"
+#include "contrastive_half.h"
 
 namespace qpt {
 namespace contrastive {
@@ -51,18 +52,7 @@ void merge_row(const Problem& problem, i64 row, float* reference, float* total, 
 
 float element(const Side& side, i64 row, i64 d) {
   if (side.dtype == kFloat32) return static_cast<const float*>(side.data)[row * side.stride + d];
-  const u16 half = static_cast<const u16*>(side.data)[row * side.stride + d];
-  if (side.dtype == kBFloat16) {
-    const u32 bits = static_cast<u32>(half) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof bits);
-    return out;
-  }
-  const int exponent = (half >> 10) & 0x1F, fraction = half & 0x3FF;
-  const float magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)
-                          : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                          : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-  return half & 0x8000 ? -magnitude : magnitude;
+  return widen(static_cast<const u16*>(side.data)[row * side.stride + d], side.dtype);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // The contrastive loss's tasks for any processor, in the compiler's own vectors of four: strips of 8 rows.
 #include "contrastive.h"
+#include "contrastive_half.h"
 
 namespace qpt {
 namespace contrastive {
@@ -69,32 +70,8 @@ inline Vec exp2_flushed(Vec x) {
   return select(flushed, zero(), y * (Vec)power);
 }
 
-inline float from_half(u16 half) {
-  const u32 sign = static_cast<u32>(half & 0x8000u) << 16, exponent = (half >> 10) & 0x1Fu, fraction = half & 0x3FFu;
-  u32 bits = sign;
-  if (exponent == 31) {
-    bits |= 0x7F800000u | fraction << 13;
-  } else if (exponent != 0) {
-    bits |= (exponent + 112) << 23 | fraction << 13;
-  } else {
-    const float value = static_cast<float>(fraction) * 5.9604644775390625e-8f;  // subnormal: fraction * 2^-24, exact
-    u32 magnitude;
-    __builtin_memcpy(&magnitude, &value, sizeof value);
-    bits |= magnitude;
-  }
-  float out;
-  __builtin_memcpy(&out, &bits, sizeof bits);
-  return out;
-}
-
 inline void widen_row(const u16* from, i32 dtype, i64 dim, float* out) {
-  for (i64 d = 0; d < dim; ++d) {
-    const u32 bits = static_cast<u32>(from[d]) << 16;
-    if (dtype == kFloat16)
-      out[d] = from_half(from[d]);
-    else
-      __builtin_memcpy(out + d, &bits, sizeof bits);
-  }
+  for (i64 d = 0; d < dim; ++d) out[d] = widen(from[d], dtype);
 }
 
 #include "contrastive_kernel.h"
