@@ -246,3 +246,28 @@ def test_offsets_beyond_two_to_the_31(long: bool) -> None:
     weight = math.exp(20)
     assert (reference_ + total.log()).item() == pytest.approx(math.log(count - 1 + weight), rel=1e-6)
     assert (mean_sum[0, 0] / total[0]).item() == pytest.approx(weight / (count - 1 + weight), rel=1e-5)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, 7, 16, 33])
+@pytest.mark.parametrize("need_gradient", [False, True])
+def test_every_number_of_the_pool_is_looked_at(dtype: torch.dtype, dim: int, need_gradient: bool) -> None:
+    """Also in a key that is ignored, or whose logits would all be -inf: the pass over the keys looks at every slab."""
+    generator = torch.Generator().manual_seed(dim)
+    queries = torch.randn(300, dim, generator=generator).abs_().requires_grad_(need_gradient)
+    pool = torch.randn(2500, dim, generator=generator).to(dtype)
+    groups, pool_groups = torch.arange(300), torch.arange(1000, 3500)
+    pool_groups[97] = -1
+    given = {"query_groups": groups, "key_groups": groups, "pool_groups": pool_groups, "backend": "cpp"}
+    assert torch.isfinite(contrastive_loss(queries, queries.detach().clone(), pool=pool, **given))
+    for row, column, value in (
+        (0, 0, math.inf),
+        (97, dim - 1, math.nan),
+        (1311, dim // 2, -math.inf),
+        (2499, 0, -math.inf),
+    ):
+        broken = pool.clone()
+        broken[row, column] = value
+        with pytest.raises(InputError, match=rf"pool must be finite, got {value} in row {row}$"):
+            contrastive_loss(queries, queries.detach().clone(), pool=broken, **given)

@@ -16,8 +16,6 @@ namespace qpt {
 namespace contrastive {
 namespace {
 
-constexpr float kLn2 = 0.69314718f;
-
 struct Free {
   void operator()(float* p) const { std::free(p); }
 };
@@ -28,31 +26,28 @@ Scratch scratch(i64 floats) {
   return Scratch(static_cast<float*>(std::aligned_alloc(64, bytes)));
 }
 
-// Parts in the order of the stream, each brought to the highest reference.
-void merge_row(const Problem& problem, i64 row, float* reference, float* total, float* sum) {
+// Parts in the order of the stream, after what `out` holds when `add`, each brought to the highest reference.
+void merge_row(const Problem& problem, i64 row, Sums out, bool add) {
   const i64 n = problem.rows.count, dim = problem.dim;
-  float highest = problem.reference[row];
-  for (i64 s = 1; s < problem.splits; ++s) highest = std::max(highest, problem.reference[s * n + row]);
+  float highest = add ? out.reference[row] : -INFINITY;
+  for (i64 s = 0; s < problem.splits; ++s) highest = std::max(highest, problem.reference[s * n + row]);
   const float shift = highest == -INFINITY ? 0.0f : highest;
-  double all = 0;
+  const float kept = add ? std::exp2(out.reference[row] - shift) : 0.0f;
+  double all = add ? static_cast<double>(out.total[row]) * kept : 0.0;
+  float* const sum = problem.weighted ? out.sum + row * dim : nullptr;
+  for (i64 d = 0; add && sum && d < dim; ++d) sum[d] *= kept;
   for (i64 s = 0; s < problem.splits; ++s) {
     const float factor = std::exp2(problem.reference[s * n + row] - shift);
     all += static_cast<double>(problem.total[s * n + row]) * factor;
-    if (!problem.weighted) continue;
+    if (!sum) continue;
     const float* part = problem.sum + (s * n + row) * dim;
-    float* const out = sum + row * dim;
-    if (s == 0)
-      for (i64 d = 0; d < dim; ++d) out[d] = part[d] * factor;
+    if (s == 0 && !add)
+      for (i64 d = 0; d < dim; ++d) sum[d] = part[d] * factor;
     else
-      for (i64 d = 0; d < dim; ++d) out[d] += part[d] * factor;
+      for (i64 d = 0; d < dim; ++d) sum[d] += part[d] * factor;
   }
-  reference[row] = highest * kLn2;
-  total[row] = static_cast<float>(all);
-}
-
-float element(const Side& side, i64 row, i64 d) {
-  if (side.dtype == kFloat32) return static_cast<const float*>(side.data)[row * side.stride + d];
-  return widen(static_cast<const u16*>(side.data)[row * side.stride + d], side.dtype);
+  out.reference[row] = highest;
+  out.total[row] = static_cast<float>(all);
 }
 
 }  // namespace
@@ -80,7 +75,7 @@ Plan plan(i64 rows, i64 stream, i64 dim) {
   return {group_rows, std::max<i64>(1, splits)};
 }
 
-void run(Problem problem, const Kernels& isa, int threads, float* reference, float* total, float* sum) {
+void run(Problem problem, const Kernels& isa, int threads, Sums out, bool add) {
   const i64 n = problem.rows.count, groups = (n + problem.group_rows - 1) / problem.group_rows;
 #pragma omp parallel num_threads(threads)
   {
@@ -89,11 +84,11 @@ void run(Problem problem, const Kernels& isa, int threads, float* reference, flo
     for (i64 job = 0; job < groups * problem.splits; ++job)
       isa.task(problem, job / problem.splits, job % problem.splits, own.get());
 #pragma omp for schedule(static)
-    for (i64 row = 0; row < n; ++row) merge_row(problem, row, reference, total, sum);
+    for (i64 row = 0; row < n; ++row) merge_row(problem, row, out, add);
   }
 }
 
-void run_same_group(Problem problem, int threads, float* reference, float* total, float* sum) {
+void run_same_group(Problem problem, int threads, Sums out) {
   // Stream rows ordered by group: a row's own are neighbours, in the order of the stream.
   std::vector<i64> order(static_cast<std::size_t>(problem.stream.count));
   std::iota(order.begin(), order.end(), i64{0});
@@ -106,8 +101,8 @@ void run_same_group(Problem problem, int threads, float* reference, float* total
     auto at = std::lower_bound(order.begin(), order.end(), group, [&](i64 k, i64 id) { return groups[k] < id; });
     float highest = problem.running ? -INFINITY : 0.0f;
     double all = 0;
-    float* const out = problem.weighted ? sum + row * dim : nullptr;
-    for (i64 d = 0; out && d < dim; ++d) out[d] = 0.0f;
+    float* const sum = problem.weighted ? out.sum + row * dim : nullptr;
+    for (i64 d = 0; sum && d < dim; ++d) sum[d] = 0.0f;
     for (; at != order.end() && groups[*at] == group && group >= 0; ++at) {
       if (problem.has_self && *at == row + problem.self_offset) continue;
       double dot = 0;
@@ -119,15 +114,15 @@ void run_same_group(Problem problem, int threads, float* reference, float* total
       if (problem.running && z > highest) {
         const float factor = std::exp2(highest - z);
         all *= factor;
-        for (i64 d = 0; out && d < dim; ++d) out[d] *= factor;
+        for (i64 d = 0; sum && d < dim; ++d) sum[d] *= factor;
         highest = z;
       }
       const float e = std::exp2(z - highest);
       all += e;
-      for (i64 d = 0; out && d < dim; ++d) out[d] += e * element(problem.stream, *at, d);
+      for (i64 d = 0; sum && d < dim; ++d) sum[d] += e * element(problem.stream, *at, d);
     }
-    reference[row] = highest * kLn2;
-    total[row] = static_cast<float>(all);
+    out.reference[row] = highest;
+    out.total[row] = static_cast<float>(all);
   }
 }
 

@@ -36,6 +36,7 @@ struct Problem {
   float* reference;   // [splits, rows], in units of log 2; -inf where nothing is eligible
   float* total;       // [splits, rows]
   float* sum;         // [splits, rows, dim] when weighted
+  bool* not_finite;   // set when a stream row holds nan or infinity; or null: not looked at
 };
 
 // Queries and keys are the same rows, and |z| is bounded so that exp2(z) neither overflows nor vanishes: one

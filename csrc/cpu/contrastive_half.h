@@ -1,5 +1,6 @@
-// Half-precision numbers one at a time, for any processor. Included by contrastive.cpp and contrastive_portable.cpp
-// only; internal to each, because code compiled for a wider instruction set must not be linked into theirs.
+// Half-precision numbers one at a time, for any processor. Included by contrastive.cpp, contrastive_forward.cpp
+// and contrastive_portable.cpp only; internal to each, because code compiled for a wider instruction set must not be
+// linked into theirs.
 #pragma once
 #include "contrastive.h"
 
@@ -32,6 +33,11 @@ inline float widen(u16 half, i32 dtype) {
   float out;
   __builtin_memcpy(&out, &bits, sizeof bits);
   return out;
+}
+
+inline float element(const Side& side, i64 row, i64 d) {
+  if (side.dtype == kFloat32) return static_cast<const float*>(side.data)[row * side.stride + d];
+  return widen(static_cast<const u16*>(side.data)[row * side.stride + d], side.dtype);
 }
 
 }  // namespace

@@ -114,6 +114,22 @@ struct Slab {
   bool any_bias;
 };
 
+// nan times 0 is nan, and so is infinity times 0.
+inline bool all_finite(const Slab& slab, i64 dim) {
+  Vec even = zero(), odd = zero();
+  float rest = 0.0f;
+  for (i64 k = 0; k < slab.count; ++k) {
+    const float* const row = slab.rows + k * slab.stride;
+    i64 d = 0;
+    for (; d + 2 * kLanes <= dim; d += 2 * kLanes) {
+      even = fma(load(row + d), zero(), even);
+      odd = fma(load(row + d + kLanes), zero(), odd);
+    }
+    for (; d < dim; ++d) rest += row[d] * 0.0f;
+  }
+  return sum_lanes(add(even, odd)) + rest == 0.0f;
+}
+
 inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const float* bias, bool leave_ignored_out,
                       const ImageSet* images, float* widened, Slab& slab) {
   slab.first = first;
@@ -331,6 +347,8 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
   for (i64 k = begin; k < end; k += kSlab) {
     read_slab(problem.stream, dim, k, end - k < kSlab ? end - k : kSlab, problem.bias, problem.running,
               with_images ? &images : nullptr, widened, slab);
+    if (problem.not_finite && group == 0 && !all_finite(slab, dim))
+      __atomic_store_n(problem.not_finite, true, __ATOMIC_RELAXED);
     for (i64 s = 0; s < strips; ++s) {
       Strip strip = strip_at(s);
       for (int lane = 0; lane < kStripRows; ++lane) strip.partial[lane] = 0.0f;

@@ -84,13 +84,42 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64
   problem.reference = pointer<float>(partial[0]);
   problem.total = pointer<float>(partial[1]);
   problem.sum = pointer<float>(partial[2]);
-  float *const reference = pointer<float>(out[0]), *const total = pointer<float>(out[1]);
+  const qpt::contrastive::Sums sums = {pointer<float>(out[0]), pointer<float>(out[1]), pointer<float>(out[2])};
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
   py::gil_scoped_release unlocked;
   if (same_group)
-    qpt::contrastive::run_same_group(problem, threads, reference, total, pointer<float>(out[2]));
+    qpt::contrastive::run_same_group(problem, threads, sums);
   else
-    qpt::contrastive::run(problem, chosen, threads, reference, total, pointer<float>(out[2]));
+    qpt::contrastive::run(problem, chosen, threads, sums, false);
+  constexpr float kLn2 = 0.69314718f;
+  for (qpt::i64 row = 0; row < problem.rows.count; ++row) sums.reference[row] *= kLn2;
+}
+
+// (keys, self_offset or None, same_group, check), see KeySet; out: (loss, valid_rows, lse, positives, gradient or 0,
+// positive_similarity).
+using KeySetFields = std::tuple<SideFields, std::optional<qpt::i64>, bool, bool>;
+
+qpt::i64 contrastive_forward(const SideFields& queries, const std::vector<KeySetFields>& sets, qpt::i64 dim,
+                             double temperature, float image_bias, const std::array<std::uintptr_t, 6>& out,
+                             const std::string& isa, int threads) {
+  std::vector<qpt::contrastive::KeySet> key_sets;
+  for (const auto& [keys, self_offset, same_group, check] : sets)
+    key_sets.push_back({side(keys), self_offset.has_value(), self_offset.value_or(0), same_group, check});
+  const qpt::contrastive::Forward problem = {side(queries),
+                                             key_sets.data(),
+                                             static_cast<qpt::i64>(key_sets.size()),
+                                             dim,
+                                             temperature,
+                                             image_bias,
+                                             pointer<float>(out[0]),
+                                             pointer<qpt::i64>(out[1]),
+                                             pointer<float>(out[2]),
+                                             pointer<qpt::i64>(out[3]),
+                                             pointer<float>(out[4]),
+                                             pointer<float>(out[5])};
+  const qpt::contrastive::Kernels& chosen = kernels(isa, problem.queries.count);
+  py::gil_scoped_release unlocked;
+  return qpt::contrastive::forward(problem, chosen, threads);
 }
 
 void contrastive_positives(const SideFields& rows, const SideFields& stream, qpt::i64 dim,
@@ -174,6 +203,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("contrastive_pass", &contrastive_pass, py::arg("rows"), py::arg("stream"), py::arg("dim"), py::arg("scale"),
         py::arg("image_bias"), py::arg("self_offset"), py::arg("running"), py::arg("same_group"), py::arg("bias"),
         py::arg("plan"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
+  m.def("contrastive_forward", &contrastive_forward, py::arg("queries"), py::arg("sets"), py::arg("dim"),
+        py::arg("temperature"), py::arg("image_bias"), py::arg("out"), py::arg("isa"), py::arg("threads"),
+        "-1, or the first of the sets to check that holds nan or infinity.");
   m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
   m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,42 @@ from qpt.errors import BackendError, InputError
 from qpt.ops import backend as native
 
 _DEVICE = {"cpp": "cpu", "triton": "cuda"}
+
+
+@dataclass(frozen=True)
+class Queries:
+    """vectors [N, D]; groups int64 [N] (-1: left out of the mean); images int64 [N] or None (no same-image pairs)."""
+
+    vectors: Tensor
+    groups: Tensor
+    images: Tensor | None
+
+
+@dataclass(frozen=True)
+class KeySet:
+    """Keys of one origin (the batch, another process, the pool) and which pairs with them count.
+
+    vectors [M, D]; groups int64 [M] (-1: ignored); images int64 [M] or None. Pair (i, i + self_offset) is taken out;
+    ``negatives=False`` keeps only the keys of the row's own group.
+    """
+
+    vectors: Tensor
+    groups: Tensor
+    images: Tensor | None
+    self_offset: int | None = None
+    negatives: bool = True
+
+
+class LossTerms(NamedTuple):
+    """Results of the whole loss. loss, valid_rows (int64), positive_similarity: 0-d. lse [N]: +inf for rows left out.
+    positives int64 [N]: 0 there. gradient: d loss / d queries [N, D], or [0, D] when it was not wanted."""
+
+    loss: Tensor
+    valid_rows: Tensor
+    lse: Tensor
+    positives: Tensor
+    gradient: Tensor
+    positive_similarity: Tensor
 
 
 class Attend(Protocol):
@@ -37,12 +73,14 @@ class SoftmaxKeyGradient(Protocol):
 
 @dataclass(frozen=True)
 class Backend:
-    """The two passes over pairs, by the name that the public argument ``backend`` has for them."""
+    """The two passes over pairs, by the name that the public argument ``backend`` has for them; and, where a backend
+    has them, faster forms of what ``contrastive_terms.py`` does with torch operations."""
 
     name: str
     attend: Attend
     softmax_key_gradient: SoftmaxKeyGradient
-    add_positives: Callable[..., None] | None = None  # where it is faster than torch operations
+    add_positives: Callable[..., None] | None = None
+    forward: Callable[..., LossTerms] | None = None  # the whole loss; it looks for nan and infinity in the pool
 
 
 def choose(name: str, temperature: Tensor) -> Backend:
@@ -95,4 +133,5 @@ def _load(name: str) -> Backend:
         "torch": "qpt.ops.contrastive_torch",
     }
     module = importlib.import_module(places[name])
-    return Backend(name, module.attend, module.softmax_key_gradient, getattr(module, "add_positives", None))
+    faster = (getattr(module, form, None) for form in ("add_positives", "forward"))
+    return Backend(name, module.attend, module.softmax_key_gradient, *faster)

@@ -6,6 +6,7 @@ argument to match uses the symmetry of the similarities.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qpt.ops.backend import extension
+from qpt.ops.contrastive_backends import KeySet, LossTerms, Queries
+from qpt.pool import check_rows_finite
 
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType of csrc/cpu/contrastive.h
 _STRIP, _BLOCK = 64, 256  # kStrip and kGroupRows there
@@ -20,6 +23,39 @@ _STRIP, _BLOCK = 64, 256  # kStrip and kGroupRows there
 _SAFE_LOGIT = 40.0
 # Name of the instruction set (see ``qpt._C.contrastive_isas``); "" is the best one. For tests.
 isa = ""
+
+
+def forward(
+    queries: Queries, key_sets: Sequence[KeySet], temperature: Tensor, log_weight: float, need_gradient: bool
+) -> LossTerms:
+    """The whole loss in one call; the same as ``Terms`` of contrastive_terms.py gives with the passes below.
+
+    The batch's keys, the first set, have been looked at for nan and infinity; those of the others are looked at on the
+    way, and one InputError names the row.
+    """
+    n, dim = queries.vectors.shape
+    real = temperature.new_empty
+    terms = LossTerms(
+        loss=real(()),
+        valid_rows=queries.groups.new_empty(()),
+        lse=real(n),
+        positives=queries.groups.new_empty(n),
+        gradient=real((n if need_gradient else 0, dim)),
+        positive_similarity=real(()),
+    )
+    rows = _side(_readable(queries.vectors), queries.groups, queries.images)
+    sides = [_side(_readable(keys.vectors), keys.groups, keys.images) for keys in key_sets]
+    sets = [
+        (side[0], keys.self_offset, not keys.negatives, place > 0)
+        for place, (side, keys) in enumerate(zip(sides, key_sets, strict=True))
+    ]
+    addresses = [tensor.data_ptr() for tensor in terms]
+    addresses[4] = addresses[4] if need_gradient else 0
+    problem = (rows[0], sets, dim, temperature.item(), log_weight / math.log(2), addresses)
+    if extension().contrastive_forward(*problem, isa, torch.get_num_threads()) >= 0:
+        for keys in key_sets[1:]:
+            check_rows_finite("contrastive_loss", "pool", keys.vectors)
+    return terms
 
 
 def attend(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qpt.errors import BackendError, InputError
 from qpt.ops import contrastive_terms
-from qpt.ops.contrastive_backends import choose
+from qpt.ops.contrastive_backends import KeySet, Queries, choose
 from qpt.ops.contrastive_inputs import (
     PoolTensors,
     accumulation_dtype,
@@ -22,7 +22,7 @@ from qpt.ops.contrastive_inputs import (
     check_values,
     temperature_tensor,
 )
-from qpt.ops.contrastive_terms import KeySet, Queries, Setting, Terms
+from qpt.ops.contrastive_terms import Setting, Terms
 from qpt.pool import NegativePool
 
 _NAME = "distributed_contrastive_loss"

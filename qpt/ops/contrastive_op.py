@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from qpt.ops import contrastive_terms
-from qpt.ops.contrastive_backends import choose
+from qpt.ops.contrastive_backends import KeySet, Queries, choose
 from qpt.ops.contrastive_inputs import check_values
-from qpt.ops.contrastive_terms import KeySet, Queries, Setting, Terms
+from qpt.ops.contrastive_terms import Setting
 
 
 @torch.library.custom_op("qpt::contrastive_forward", mutates_args=())
@@ -40,32 +40,23 @@ def contrastive_forward(
     check_finite: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """loss [], valid_rows [], lse [N], positives [N], query gradient [N or 0, D], similarity [2]; see Result."""
-    check_values(queries, keys, pool, temperature, check_finite)
     setting = Setting(choose(backend, temperature), temperature, same_image_weight)
+    checked = pool if setting.backend.forward is None or keys is None else None
+    check_values(queries, keys, checked, temperature, check_finite)
     rows = Queries(queries, query_groups, query_images)
-    batch = _in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)
-    key_sets = [batch]
+    key_sets = [_in_batch(rows, keys, key_groups, key_images, exclude_self, in_batch_negatives)]
     if pool is not None and pool_groups is not None:
         key_sets.append(KeySet(pool, pool_groups, pool_images))
     # Autocast would take any product that is not in place in half precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        terms = Terms(rows, setting, need_query_gradient)
-        for key_set in key_sets:
-            # Without keys the batch's softmax waits for the backward, which gives it to both roles.
-            terms.add(rows, key_set, setting, weighted=keys is not None or key_set is not batch)
-        result = terms.finish(rows, setting)
-        valid = result.positives > 0
-        valid_rows = valid.sum()
-        counted = valid_rows.clamp(min=1).to(setting.dtype)
-        gradient = setting.temperature.new_empty((0, queries.shape[1]))
-        if need_query_gradient:
-            gradient = terms.query_gradient(result, setting, valid_rows)
-        similarity = setting.temperature.new_zeros(2)
-        similarity[0] = result.positive_z.sum() * temperature / counted
+        loss, valid_rows, lse, positives, gradient, positive = contrastive_terms.loss_terms(
+            rows, key_sets, setting, need_gradient=need_query_gradient, same=keys is None
+        )
+        similarity = torch.stack([positive, torch.zeros_like(positive)])
         if need_similarity:
-            total, count = contrastive_terms.negative_similarity(rows, key_sets, valid, setting.dtype)
+            total, count = contrastive_terms.negative_similarity(rows, key_sets, positives > 0, setting.dtype)
             similarity[1] = total / count  # nan when there are none
-        return result.loss_sum() / counted, valid_rows, result.lse, result.positives, gradient, similarity
+        return loss, valid_rows, lse, positives, gradient, similarity
 
 
 def _in_batch(
@@ -138,10 +129,11 @@ def contrastive_backward(
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
         # Outputs of an op must not share memory: an empty tensor each.
         for_queries, for_keys, for_temperature = (lse.new_empty(0) for _ in range(3))
-        scale = upstream / (positives > 0).sum().clamp(min=1)
         # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i.
         wide = queries.to(lse.dtype)
         total = contrastive_terms.row_products(wide, query_gradient).sum() * upstream if need_temperature else None
+        if keys is None or need_keys:
+            scale = upstream / (positives > 0).sum().clamp(min=1)
         if keys is None:
             both = contrastive_terms.softmax_gradient(rows, key_set, setting, lse, both_roles=True)
             if total is not None:

@@ -13,37 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpt.ops.contrastive_backends import Backend
+from qpt.ops.contrastive_backends import Backend, KeySet, LossTerms, Queries
 from qpt.ops.contrastive_ids import Ids
 
 # Rows whose ids are looked up at a time; bounds the gather of positive keys to this many rows of D. A look-up waits for
 # an accelerator, hence few of them there.
 _LOOKUP = 2048
 _LOOKUP_ACCELERATOR = 1 << 18
-
-
-@dataclass(frozen=True)
-class Queries:
-    """vectors [N, D]; groups int64 [N] (-1: left out of the mean); images int64 [N] or None (no same-image pairs)."""
-
-    vectors: Tensor
-    groups: Tensor
-    images: Tensor | None
-
-
-@dataclass(frozen=True)
-class KeySet:
-    """Keys of one origin (the batch, another process, the pool) and which pairs with them count.
-
-    vectors [M, D]; groups int64 [M] (-1: ignored); images int64 [M] or None. Pair (i, i + self_offset) is taken out;
-    ``negatives=False`` keeps only the keys of the row's own group.
-    """
-
-    vectors: Tensor
-    groups: Tensor
-    images: Tensor | None
-    self_offset: int | None = None
-    negatives: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,6 +37,29 @@ class Setting:
     @property
     def log_weight(self) -> float:
         return math.log(self.same_image_weight) if self.same_image_weight > 0 else -math.inf
+
+
+def loss_terms(
+    queries: Queries, key_sets: list[KeySet], setting: Setting, *, need_gradient: bool, same: bool
+) -> LossTerms:
+    """The loss of one process against all its key sets, by the backend's own form of it where it has one.
+
+    The first set is the batch's. same: queries and keys are the same rows; the batch's softmax then waits for the
+    backward, which gives it to both roles.
+    """
+    if setting.backend.forward is not None and not same:
+        return setting.backend.forward(queries, key_sets, setting.temperature, setting.log_weight, need_gradient)
+    terms = Terms(queries, setting, need_gradient)
+    for place, key_set in enumerate(key_sets):
+        terms.add(queries, key_set, setting, weighted=not same or place > 0)
+    rows = terms.finish(queries, setting)
+    valid_rows = (rows.positives > 0).sum()
+    counted = valid_rows.clamp(min=1).to(setting.dtype)
+    gradient = setting.temperature.new_empty((0, queries.vectors.shape[1]))
+    if need_gradient:
+        gradient = terms.query_gradient(rows, setting, valid_rows)
+    similarity = rows.positive_z.sum() * setting.temperature / counted
+    return LossTerms(rows.loss_sum() / counted, valid_rows, rows.lse, rows.positives, gradient, similarity)
 
 
 class Terms:
