@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
@@ -52,6 +54,27 @@ def test_opcheck_backward(needs):
         contrastive_backward,
         (upstream, gradient, *arguments[:2], *ids, temperature, lse, positives, *options, *needs),
     )
+
+
+def test_a_dispatch_mode_meets_the_op_and_plain_tensors_the_same_function():
+    calls = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    t = problem(2, 6, 6, 9, 4)
+    leaf = t["queries"].requires_grad_()
+    loss = contrastive_loss(**t)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    with Watch():
+        watched = contrastive_loss(**t)
+        (same,) = torch.autograd.grad(watched, leaf)
+    assert any("qpt.contrastive_forward" in call for call in calls)
+    assert torch.equal(loss, watched) and torch.equal(gradient, same)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert contrastive_loss(**{name: fake.from_tensor(x) for name, x in t.items()}).shape == ()
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qpt.ops.contrastive_inputs import accumulation_dtype, check_arguments, temperature_tensor
-from qpt.ops.contrastive_op import contrastive_forward
+from qpt.ops.contrastive_op import contrastive
 from qpt.pool import NegativePool
 
 
@@ -191,7 +191,7 @@ def _call(
     # A weight of 1 adds log 1 = 0: the image ids need not be looked at.
     weighted = same_image_weight != 1.0
     same_rows = exclude_self and keys is queries and key_groups is query_groups and key_images is query_images
-    loss, valid_rows, _, _, _, similarity = contrastive_forward(
+    loss, valid_rows, _, _, _, similarity = contrastive(
         queries,
         None if same_rows else keys,
         query_groups,

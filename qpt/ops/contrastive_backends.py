@@ -46,15 +46,16 @@ class KeySet:
 
 
 class LossTerms(NamedTuple):
-    """Results of the whole loss. loss, valid_rows (int64), positive_similarity: 0-d. lse [N]: +inf for rows left out.
-    positives int64 [N]: 0 there. gradient: d loss / d queries [N, D], or [0, D] when it was not wanted."""
+    """Results of the whole loss. loss, valid_rows (int64): 0-d. lse [N]: +inf for rows left out. positives int64 [N]: 0
+    there. gradient: d loss / d queries [N, D], or [0, D] when it was not wanted. similarity [2]: of the positives, and
+    a place for that of the negatives."""
 
     loss: Tensor
     valid_rows: Tensor
     lse: Tensor
     positives: Tensor
     gradient: Tensor
-    positive_similarity: Tensor
+    similarity: Tensor
 
 
 class Attend(Protocol):

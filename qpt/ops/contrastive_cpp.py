@@ -41,7 +41,7 @@ def forward(
         lse=real(n),
         positives=queries.groups.new_empty(n),
         gradient=real((n if need_gradient else 0, dim)),
-        positive_similarity=real(()),
+        similarity=temperature.new_zeros(2),
     )
     rows = _side(_readable(queries.vectors), queries.groups, queries.images)
     sides = [_side(_readable(keys.vectors), keys.groups, keys.images) for keys in key_sets]

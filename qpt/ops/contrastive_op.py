@@ -11,7 +11,8 @@ similarities is then symmetric: log-sum-exps first, and one pass in the backward
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from qpt.ops import contrastive_terms
 from qpt.ops.contrastive_backends import KeySet, Queries, choose
@@ -19,8 +20,7 @@ from qpt.ops.contrastive_inputs import check_values
 from qpt.ops.contrastive_terms import Setting
 
 
-@torch.library.custom_op("qpt::contrastive_forward", mutates_args=())
-def contrastive_forward(
+def _forward(
     queries: Tensor,
     keys: Tensor | None,
     query_groups: Tensor,
@@ -49,14 +49,16 @@ def contrastive_forward(
         key_sets.append(KeySet(pool, pool_groups, pool_images))
     # Autocast would take any product that is not in place in half precision.
     with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
-        loss, valid_rows, lse, positives, gradient, positive = contrastive_terms.loss_terms(
+        terms = contrastive_terms.loss_terms(
             rows, key_sets, setting, need_gradient=need_query_gradient, same=keys is None
         )
-        similarity = torch.stack([positive, torch.zeros_like(positive)])
         if need_similarity:
-            total, count = contrastive_terms.negative_similarity(rows, key_sets, positives > 0, setting.dtype)
-            similarity[1] = total / count  # nan when there are none
-        return loss, valid_rows, lse, positives, gradient, similarity
+            total, count = contrastive_terms.negative_similarity(rows, key_sets, terms.positives > 0, setting.dtype)
+            terms.similarity[1] = total / count  # nan when there are none
+        return (*terms,)
+
+
+contrastive_forward = torch.library.custom_op("qpt::contrastive_forward", _forward, mutates_args=())
 
 
 def _in_batch(
@@ -201,6 +203,10 @@ def _differentiate(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor |
         return (None,) * len(needs)
     if (needs[0] or needs[9]) and not ctx.has_query_gradient:
         raise RuntimeError("qpt::contrastive_forward: called without need_query_gradient, so it has no query gradient")
+    query_gradient, queries, keys = ctx.saved_tensors[:3]
+    if needed == (True, False, False) and keys is not None and not torch.is_grad_enabled():
+        # Nothing but a product, and no graph of it is wanted: an op would cost a small batch more than the product.
+        return ((query_gradient * upstream).to(queries.dtype), *(None,) * (len(needs) - 1))
     gradients = contrastive_backward(upstream, *ctx.saved_tensors, *ctx.options, *needed)
     result: list[Tensor | None] = [None] * len(needs)
     for place, need, gradient in zip((0, 1, 9), needed, gradients, strict=True):
@@ -217,3 +223,24 @@ def _refuse_second_derivative(ctx: Any, *_: Any) -> None:
 
 contrastive_forward.register_autograd(_differentiate, setup_context=_setup_context)
 contrastive_backward.register_autograd(_refuse_second_derivative)
+
+
+class _Eager(torch.autograd.Function):
+    """The op without torch's dispatcher, which costs a small batch more than its products do."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_differentiate)
+
+
+def contrastive(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """The op ``contrastive_forward`` wherever somebody may be watching (a compiler, a dispatch mode, a subclass of
+    Tensor); on plain tensors the same function called directly. Same arguments, results and gradients."""
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if watched or type(queries) not in (Tensor, nn.Parameter):
+        return contrastive_forward(queries, *arguments)
+    return _Eager.apply(queries, *arguments)

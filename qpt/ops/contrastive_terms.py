@@ -58,7 +58,8 @@ def loss_terms(
     gradient = setting.temperature.new_empty((0, queries.vectors.shape[1]))
     if need_gradient:
         gradient = terms.query_gradient(rows, setting, valid_rows)
-    similarity = rows.positive_z.sum() * setting.temperature / counted
+    similarity = setting.temperature.new_zeros(2)
+    similarity[0] = rows.positive_z.sum() * setting.temperature / counted
     return LossTerms(rows.loss_sum() / counted, valid_rows, rows.lse, rows.positives, gradient, similarity)
 
 
