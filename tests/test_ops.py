@@ -23,7 +23,8 @@ from PIL import Image, ImageEnhance
 from qpt import _C
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.engine import OP_NAMES, run, run_one
-from tests.reference.degradations import REFERENCE, aniso_kernel, disk_kernel, motion_kernel
+from tests.reference.blurs import aniso_kernel, disk_kernel, motion_kernel
+from tests.reference.degradations import REFERENCE
 
 # Half a level of rounding, and float32 arithmetic: at most 841 terms of 255 x 2^-24 each for the blurs.
 ROUNDED = 0.5 + 2e-3

@@ -1,23 +1,12 @@
 // The op table: X(name, largest scratch as a function of h and w) in id order, the order of qpt/degradations.py
-// (compared at load time). A new op: its function in its family's file, its line here, its row there, its definition in
-// tests/reference.
+// (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
+// definition in tests/reference/.
 #pragma once
 #include "blur.h"
 #include "colour.h"
 #include "jpeg.h"
 #include "noise.h"
 #include "rescale.h"
-
-namespace qpt {
-
-QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
-}
-QPT_FN i64 colour_bytes(i32, i32) {
-  return taken_bytes<u64>(kMaxMembers);
-}
-
-}  // namespace qpt
 
 #define QPT_OPS(X)                    \
   X(gaussian_blur, blur_bytes)        \

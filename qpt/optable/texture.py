@@ -1,0 +1,86 @@
+"""Rows of the op table that change texture: blurs, sharpening, noise, compression. See ``qpt.degradations``."""
+
+from __future__ import annotations
+
+import math
+
+from qpt.optable.row import IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter, Values, no_halo
+
+
+def _jpeg_halo(params: Values) -> int:
+    return 16  # a pixel's own 16-px block, and through chroma upsampling the block beside it
+
+
+_SIGMA = Parameter("sigma_px", "px", 0.1, 8.0, levels=(0.6, 1.1, 1.8, 2.8, 4.2))
+_ANGLE = Parameter("angle_deg", "degree", 0.0, 180.0)
+_STD = Parameter("std", "grey level of 255", 0.0, 128.0, levels=(4.0, 8.0, 14.0, 22.0, 34.0))
+
+TEXTURE: tuple[Degradation, ...] = (
+    Degradation(
+        "gaussian_blur",
+        "texture",
+        (_SIGMA,),
+        source=KADID + ", Gaussian blur",
+        oracle="cv2.GaussianBlur(x, (2r+1, 2r+1), sigma_px, borderType=BORDER_REFLECT_101), r = ceil(3 sigma_px)",
+        halo=lambda p: math.ceil(3 * p[0]),
+        doc="Isotropic Gaussian, taps exp(-d^2 / 2 sigma^2) out to ceil(3 sigma), sum 1, border reflect-101.",
+    ),
+    Degradation(
+        "gaussian_blur_aniso",
+        "texture",
+        (
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.8, 1.4, 2.2, 3.2, 4.6)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.3, 0.5, 0.7, 1.0, 1.4)),
+            _ANGLE,
+        ),
+        source=REALESRGAN + ", anisotropic Gaussian kernel",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel of ceil(3 max(sigma)) radius, sum 1",
+        halo=lambda p: math.ceil(3 * max(p[0], p[1])),
+        doc="Gaussian whose sigma_x axis is turned by angle_deg, counter-clockwise as seen; border reflect-101.",
+    ),
+    Degradation(
+        "motion_blur",
+        "texture",
+        (Parameter("length_px", "px", 1.0, 48.0, levels=(3.0, 6.0, 10.0, 15.0, 21.0)), _ANGLE),
+        source=KADID + ", motion blur",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel = segment with tent weights, sum 1",
+        halo=lambda p: math.ceil(p[0] / 2) + 1,
+        doc="Mean along a centred segment of length_px at angle_deg, counter-clockwise as seen; border reflect-101.",
+    ),
+    Degradation(
+        "defocus_blur",
+        "texture",
+        (Parameter("radius_px", "px", 0.5, 16.0, levels=(1.0, 1.8, 2.8, 4.2, 6.5)),),
+        source=IMAGENET_C + ", defocus blur, with an analytic edge",
+        oracle="cv2.filter2D(x, -1, disk, borderType=BORDER_REFLECT_101), disk = clip(radius + 0.5 - d, 0, 1), sum 1",
+        halo=lambda p: math.ceil(p[0]) + 1,
+        doc="Mean over a disk of radius_px whose edge pixel is weighted by its distance; border reflect-101.",
+    ),
+    Degradation(
+        "gaussian_noise",
+        "texture",
+        (_STD,),
+        source=KADID + ", white noise",
+        oracle="numpy: rint(clip(x + std * n, 0, 255)), n ~ N(0, 1) per pixel and channel",
+        halo=no_halo,
+        doc="Independent Gaussian noise on each channel; random numbers are indexed by image coordinates.",
+    ),
+    Degradation(
+        "gaussian_noise_grey",
+        "texture",
+        (_STD,),
+        source=REALESRGAN + ", grey noise",
+        oracle="numpy: rint(clip(x + std * n, 0, 255)), n ~ N(0, 1) per pixel",
+        halo=no_halo,
+        doc="One Gaussian number per pixel, added to all three channels.",
+    ),
+    Degradation(
+        "jpeg",
+        "texture",
+        (Parameter("quality", "libjpeg quality", 1.0, 100.0, levels=(75.0, 45.0, 28.0, 16.0, 8.0), integer=True),),
+        source="ITU-T T.81 baseline, 4:2:0, with libjpeg-turbo's colour conversion and fancy upsampling",
+        oracle="Pillow: Image.save(format='JPEG', quality=quality) then load (subsampling 4:2:0, its default)",
+        halo=_jpeg_halo,
+        doc="JPEG round trip without entropy coding (which loses nothing); blocks start at the image's corner.",
+    ),
+)
