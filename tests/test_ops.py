@@ -31,6 +31,8 @@ ROUNDED = 0.5 + 2e-3
 WITHIN = {"gaussian_blur_aniso": 0.5 + 0.012}  # its weights below 1e-6 of the peak are left out
 # The float64 transform rounds some coefficients to the other side, a whole step away: the mean of all pictures counts.
 MEAN_DIFFERENCE = {"jpeg": 0.5}
+# Samples of a picture that may be off: a uniform number within 1e-6 of a cumulative probability falls to either side.
+MISSES = {"poisson_noise": 1}
 
 SIZES = [(1, 1), (1, 7), (5, 1), (2, 3), (3, 4), (17, 23), (33, 64), (40, 11)]
 
@@ -78,7 +80,8 @@ def test_agrees_with_its_numpy_definition(row, level):
             ours = run_one(image, row.name, *params, seed=seed).astype(np.float64)
             differences.append(np.abs(ours - exact).ravel())
             if row.name not in MEAN_DIFFERENCE:
-                assert differences[-1].max() <= WITHIN.get(row.name, ROUNDED), (image.shape, params)
+                off = np.count_nonzero(differences[-1] > WITHIN.get(row.name, ROUNDED))
+                assert off <= MISSES.get(row.name, 0), (image.shape, params)
     assert np.concatenate(differences).mean() <= MEAN_DIFFERENCE.get(row.name, ROUNDED)
 
 
@@ -188,7 +191,7 @@ def test_hsv_ops_agree_with_colorsys_pixel_by_pixel():
 # --- properties -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "level"), [case for case in GRID if case.values[0].name.split("_")[0] != "gaussian"])
+@pytest.mark.parametrize(("row", "level"), [case for case in GRID if "noise" not in case.values[0].name])
 def test_a_grey_constant_image_stays_constant(row, level):
     image = np.full((19, 22, 3), 96, np.uint8)
     for params in settings_of(row, level):
@@ -212,6 +215,9 @@ def test_a_grey_constant_image_stays_constant(row, level):
         ("saturation", (1.0,)),
         ("hue", (0.0,)),
         ("hue", (360.0,)),
+        ("gaussian_noise_ycbcr", (0.0,)),
+        ("speckle_noise", (0.0,)),
+        ("impulse_noise", (0.0,)),
     ],
 )
 def test_the_neutral_parameter_changes_nothing(name, params):

@@ -1,5 +1,5 @@
-// Noise (texture family): Gaussian per sample and per pixel. A draw depends on (seed, slot, op tag, element) only.
-// 256 consecutive elements share 64 Philox counters: element e is word
+// Noise (texture family): Gaussian per sample, per pixel and in YCbCr, multiplicative, impulses, photon counts. A draw
+// depends on (seed, slot, op tag, element) only. 256 consecutive elements share 64 Philox counters: element e is word
 // (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, which keeps neighbours in neighbouring lanes and a crop's draws
 // local. Listed in table.h; definitions in qpt/degradations.py.
 #pragma once
@@ -11,6 +11,10 @@ namespace qpt {
 // Third counter word, so that different ops in the same slot draw differently.
 constexpr u32 kTagNoise = 4;
 constexpr u32 kTagNoiseGrey = 5;
+constexpr u32 kTagSpeckle = 6;
+constexpr u32 kTagImpulse = 7;
+constexpr u32 kTagPoisson = 8;
+constexpr u32 kTagYcbcr = 9;
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
@@ -24,6 +28,24 @@ QPT_INLINE i32 noise_blocks(i32 elements) {
 QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
   return philox4x32_10({static_cast<u32>(kNoiseLanes * block + lane), a.slot, tag, 0u}, static_cast<u32>(a.seed),
                        static_cast<u32>(a.seed >> 32));
+}
+
+// body(element, word) for every element.
+template <class Team, class Body>
+QPT_FN void with_words(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
+  each(team, noise_blocks(elements), kNoiseLanes, [&](i32 block, i32 lane) {
+    const Philox4 words = noise_words(a, tag, block, lane);
+    const i32 first = kNoiseElements * block + lane;
+    if (first < elements) body(first, words.x);
+    if (first + kNoiseLanes < elements) body(first + kNoiseLanes, words.y);
+    if (first + 2 * kNoiseLanes < elements) body(first + 2 * kNoiseLanes, words.z);
+    if (first + 3 * kNoiseLanes < elements) body(first + 3 * kNoiseLanes, words.w);
+  });
+}
+
+// A word as a uniform number in [0, 1), a multiple of 2^-24.
+QPT_INLINE float unit(u32 word) {
+  return static_cast<float>(static_cast<i32>(word >> 8)) * 0x1p-24f;
 }
 
 // out[e] = standard normal of element 256 first_block + e; out has room for a multiple of 256 elements.
@@ -83,8 +105,110 @@ QPT_FN void gaussian_noise_grey(Team& team, OpArgs a) {
   });
 }
 
+// x + x * std * n per sample. p0 = std, a share of the value.
+template <class Team>
+QPT_FN void speckle_noise(Team& team, OpArgs a) {
+  const float std = parameter(a.params[0], 0.0f, 4.0f);
+  with_normals(team, a, kTagSpeckle, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count, [&](i32 i) {
+      const float x = src[i];
+      dst[i] = to_u8(x + x * (std * normal[i]));
+    });
+  });
+}
+
+// Independent noise on Y, Cb and Cr of JFIF (ITU-T T.871), brought to R, G and B, which is linear. p0 = std on the
+// 0-255 scale.
+template <class Team>
+QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
+  const float std = parameter(a.params[0], 0.0f, 255.0f);
+  with_normals(team, a, kTagYcbcr, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count / 3, [&](i32 p) {
+      const float luma = std * normal[3 * p], cb = std * normal[3 * p + 1], cr = std * normal[3 * p + 2];
+      dst[3 * p] = to_u8(static_cast<float>(src[3 * p]) + (luma + 1.402f * cr));
+      dst[3 * p + 1] = to_u8(static_cast<float>(src[3 * p + 1]) + (luma - 0.344136286f * cb - 0.714136286f * cr));
+      dst[3 * p + 2] = to_u8(static_cast<float>(src[3 * p + 2]) + (luma + 1.772f * cb));
+    });
+  });
+}
+
+// Black with probability density / 2, white with density / 2, per sample. p0 = density.
+template <class Team>
+QPT_FN void impulse_noise(Team& team, OpArgs a) {
+  const float density = parameter(a.params[0], 0.0f, 1.0f);
+  with_words(team, a, kTagImpulse, a.h * a.w * 3, [&](i32 i, u32 word) {
+    const float u = unit(word);
+    a.dst[i] = u >= density ? a.src[i] : static_cast<u8>(u < 0.5f * density ? 0 : 255);
+  });
+}
+
+// The Poisson distributions of the 256 values, each from its mode outwards, so that nothing underflows.
+struct PhotonTable {
+  float* mass;        // [256] probability of the mode
+  float* cumulative;  // [256] probability of at most the mode
+  float peak;         // photons of value 255
+};
+
+constexpr float kLeastMass = 1e-10f;  // beyond it a tail holds no 24-bit uniform number
+
+template <class Team>
+QPT_FN PhotonTable photon_table(const Team& team, float peak, Scratch scratch) {
+  const PhotonTable table{scratch.take<float>(256), scratch.take<float>(256), peak};
+  each(team, 256, [&](i32 value) {
+    const float mean = peak * static_cast<float>(value) / 255.0f;
+    const i32 mode = static_cast<i32>(mean);
+    float below = 1.0f, above = 0.0f, mass = 1.0f;  // relative to the mode's
+    for (i32 k = mode; k > 0 && mass > kLeastMass; --k) {
+      mass *= static_cast<float>(k) / mean;
+      below += mass;
+    }
+    mass = 1.0f;
+    for (i32 k = mode + 1; mass > kLeastMass; ++k) {
+      mass *= mean / static_cast<float>(k);
+      above += mass;
+    }
+    table.mass[value] = 1.0f / (below + above);
+    table.cumulative[value] = below / (below + above);
+  });
+  return table;
+}
+
+// Photons counted for a value: the smallest k whose cumulative probability exceeds u, sought from the mode.
+QPT_INLINE i32 count_photons(const PhotonTable& table, i32 value, float u) {
+  const float mean = table.peak * static_cast<float>(value) / 255.0f;
+  i32 k = static_cast<i32>(mean);
+  float mass = table.mass[value], cumulative = table.cumulative[value];
+  while (u >= cumulative && mass > kLeastMass) {
+    ++k;
+    mass *= mean / static_cast<float>(k);
+    cumulative += mass;
+  }
+  while (k > 0 && u < cumulative - mass && mass > kLeastMass) {
+    cumulative -= mass;
+    mass *= static_cast<float>(k) / mean;
+    --k;
+  }
+  return k;
+}
+
+// Photons per sample, Poisson with mean p0 * x / 255, scaled back. p0 = peak, the photons of value 255.
+template <class Team>
+QPT_FN void poisson_noise(Team& team, OpArgs a) {
+  const PhotonTable table =
+      photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
+  team.sync();  // the table, written by all, is read by all
+  with_words(team, a, kTagPoisson, a.h * a.w * 3, [&](i32 i, u32 word) {
+    const i32 photons = count_photons(table, a.src[i], unit(word));
+    a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / table.peak);
+  });
+}
+
 QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
+  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);  // more than a PhotonTable
 }
 
 }  // namespace qpt

@@ -8,17 +8,21 @@
 #include "noise.h"
 #include "rescale.h"
 
-#define QPT_OPS(X)                    \
-  X(gaussian_blur, blur_bytes)        \
-  X(gaussian_blur_aniso, blur_bytes)  \
-  X(motion_blur, blur_bytes)          \
-  X(defocus_blur, blur_bytes)         \
-  X(gaussian_noise, noise_bytes)      \
-  X(gaussian_noise_grey, noise_bytes) \
-  X(jpeg, jpeg_bytes)                 \
-  X(rescale_bilinear, rescale_bytes)  \
-  X(rescale_bicubic, rescale_bytes)   \
-  X(brightness, colour_bytes)         \
-  X(contrast, colour_bytes)           \
-  X(saturation, colour_bytes)         \
+#define QPT_OPS(X)                     \
+  X(gaussian_blur, blur_bytes)         \
+  X(gaussian_blur_aniso, blur_bytes)   \
+  X(motion_blur, blur_bytes)           \
+  X(defocus_blur, blur_bytes)          \
+  X(gaussian_noise, noise_bytes)       \
+  X(gaussian_noise_grey, noise_bytes)  \
+  X(gaussian_noise_ycbcr, noise_bytes) \
+  X(speckle_noise, noise_bytes)        \
+  X(impulse_noise, noise_bytes)        \
+  X(poisson_noise, noise_bytes)        \
+  X(jpeg, jpeg_bytes)                  \
+  X(rescale_bilinear, rescale_bytes)   \
+  X(rescale_bicubic, rescale_bytes)    \
+  X(brightness, colour_bytes)          \
+  X(contrast, colour_bytes)            \
+  X(saturation, colour_bytes)          \
   X(hue, colour_bytes)
