@@ -15,6 +15,7 @@ constexpr u32 kTagSpeckle = 6;
 constexpr u32 kTagImpulse = 7;
 constexpr u32 kTagPoisson = 8;
 constexpr u32 kTagYcbcr = 9;
+constexpr u32 kTagGlass = 10;
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block

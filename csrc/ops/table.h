@@ -5,24 +5,40 @@
 #include "blur.h"
 #include "colour.h"
 #include "jpeg.h"
+#include "median.h"
 #include "noise.h"
 #include "rescale.h"
+#include "sharpen.h"
+#include "tone.h"
+#include "warp.h"
 
 #define QPT_OPS(X)                     \
   X(gaussian_blur, blur_bytes)         \
   X(gaussian_blur_aniso, blur_bytes)   \
   X(motion_blur, blur_bytes)           \
   X(defocus_blur, blur_bytes)          \
+  X(median_blur, median_bytes)         \
+  X(glass_blur, glass_bytes)           \
+  X(zoom_blur, zoom_bytes)             \
+  X(unsharp_mask, sharpen_bytes)       \
   X(gaussian_noise, noise_bytes)       \
   X(gaussian_noise_grey, noise_bytes)  \
   X(gaussian_noise_ycbcr, noise_bytes) \
   X(speckle_noise, noise_bytes)        \
-  X(impulse_noise, noise_bytes)        \
+  X(impulse_noise, no_bytes)           \
   X(poisson_noise, noise_bytes)        \
   X(jpeg, jpeg_bytes)                  \
+  X(rescale_nearest, rescale_bytes)    \
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \
+  X(pixelate, rescale_bytes)           \
   X(brightness, colour_bytes)          \
+  X(mean_shift, tone_bytes)            \
+  X(gamma, tone_bytes)                 \
   X(contrast, colour_bytes)            \
+  X(contrast_curve, tone_bytes)        \
   X(saturation, colour_bytes)          \
-  X(hue, colour_bytes)
+  X(hue, colour_bytes)                 \
+  X(quantise, tone_bytes)              \
+  X(colour_diffusion, sharpen_bytes)   \
+  X(colour_shift, no_bytes)

@@ -60,3 +60,41 @@ def saturation(image, params, seed, slot):
 def hue(image, params, seed, slot):
     old, saturation, value = to_hsv(image)
     return from_hsv((old + params[0] / 60) % 6, saturation, value)
+
+
+@define
+def mean_shift(image, params, seed, slot):
+    return np.clip(image + params[0], 0, 255)
+
+
+@define
+def gamma(image, params, seed, slot):
+    return 255 * (image / 255) ** params[0]
+
+
+@define
+def contrast_curve(image, params, seed, slot):
+    """Logistic of gain (x - 1/2) on [0, 1], moved and stretched so that 0 and 1 stay."""
+
+    def logistic(x):
+        return 1 / (1 + np.exp(-params[0] * (x - 0.5)))
+
+    return 255 * (logistic(image / 255) - logistic(0)) / (logistic(1) - logistic(0))
+
+
+@define
+def quantise(image, params, seed, slot):
+    values = np.arange(params[0]) * 255 / (params[0] - 1)
+    return values[np.abs(image[..., None] - values).argmin(axis=-1)]
+
+
+@define
+def colour_shift(image, params, seed, slot):
+    """Green moved right by rint(d cos), up by rint(d sin); the border is replicated."""
+    height, width, _ = image.shape
+    right, up = (int(np.rint(params[0] * trig(np.deg2rad(params[1])))) for trig in (np.cos, np.sin))
+    rows = np.clip(np.arange(height) + up, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    out = image.astype(np.float64)
+    out[..., 1] = image[rows][:, columns, 1]
+    return out

@@ -12,6 +12,10 @@ def triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(x), 0)
 
 
+def box(x: np.ndarray) -> np.ndarray:
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+
+
 def keys_cubic(x: np.ndarray) -> np.ndarray:
     """Cubic convolution with a = -1/2 (Keys, IEEE TASSP 1981)."""
     x = np.abs(x)
@@ -65,3 +69,25 @@ def rescale_bilinear(image, params, seed, slot):
 @define
 def rescale_bicubic(image, params, seed, slot):
     return down_up(image, params[0], keys_cubic, 2)
+
+
+@define
+def pixelate(image, params, seed, slot):
+    return down_up(image, params[0], box, 0.5)
+
+
+def nearest_pixels(size: int, new_size: int) -> np.ndarray:
+    """The source pixel of each new one: the one that holds its centre. Centres are summed step by step, in float64."""
+    step = size / new_size
+    centres = np.cumsum(np.concatenate([[step / 2], np.full(new_size - 1, step)]))
+    return np.minimum(centres.astype(int), size - 1)
+
+
+@define
+def rescale_nearest(image, params, seed, slot):
+    rows, columns = (
+        nearest_pixels(size, small)[nearest_pixels(small, size)]
+        for size in image.shape[:2]
+        for small in [max(round(size / params[0]), 1)]
+    )
+    return image[rows][:, columns].astype(np.float64)
