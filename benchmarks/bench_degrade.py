@@ -99,6 +99,10 @@ def _turn(hsv: np.ndarray, degrees: float) -> None:
     hsv[..., 0] = (hsv[..., 0] + degrees) % 360
 
 
+def _gamma(x: Picture, p: list[float]) -> Picture:
+    return cv2.LUT(x, np.rint(255 * (np.arange(256) / 255) ** p[0]).astype(np.uint8))
+
+
 # op -> (backend, call, largest mean absolute difference in grey levels that still counts as the same).
 RIVALS: dict[str, list[Rival]] = {
     "gaussian_blur": [("opencv", _gaussian, 0.5)],
@@ -107,6 +111,11 @@ RIVALS: dict[str, list[Rival]] = {
     "jpeg": [("opencv", _jpeg, 1.0), ("pillow", _jpeg_pillow, 1.0)],
     "rescale_bilinear": [("pillow", _rescale(Image.Resampling.BILINEAR), 0.0)],
     "rescale_bicubic": [("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
+    "rescale_nearest": [("pillow", _rescale(Image.Resampling.NEAREST), 0.0)],
+    "pixelate": [("pillow", _rescale(Image.Resampling.BOX), 0.0)],
+    "median_blur": [("opencv", lambda x, p: cv2.medianBlur(x, 2 * int(p[0]) + 1), 0.0)],
+    "mean_shift": [("opencv", lambda x, p: cv2.add(x, np.full(4, p[0])), 0.0)],
+    "gamma": [("opencv", _gamma, 0.0)],
     # Pillow truncates where the definition rounds.
     "brightness": [("pillow", lambda x, p: np.asarray(ImageEnhance.Brightness(Image.fromarray(x)).enhance(p[0])), 1.0)],
     "contrast": [("pillow", lambda x, p: np.asarray(ImageEnhance.Contrast(Image.fromarray(x)).enhance(p[0])), 1.0)],

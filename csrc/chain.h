@@ -76,7 +76,8 @@ QPT_ENTRY void run_row(Team& team, const u8* src, u8* dst, i32 h, i32 w,
     --left;
     u8* to = (left & 1) ? other : dst;
     run_op(team, ops[slot],
-           OpArgs{from, to, h, w, params + 4 * slot, seed, static_cast<u32>(slot), static_cast<void*>(rest.next)});
+           OpArgs{from, to, unknown(h), unknown(w), params + 4 * slot, seed, static_cast<u32>(slot),
+                  static_cast<void*>(rest.next)});
     from = to;
     team.sync();  // the op's image is the next op's input, and its scratch is reused
   }

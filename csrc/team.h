@@ -45,6 +45,15 @@ using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
 
+// x, but the compiler is not to know. Otherwise what ops compute from the image's size is moved out of the loop over
+// slots, where it takes GPU registers from every op: with 29 ops the kernel spilled.
+QPT_INLINE i32 unknown(i32 x) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // One thread owning a whole row. rank and size are compile-time constants, so each() is a plain loop nest.
 struct Solo {
   static constexpr bool kSolo = true;

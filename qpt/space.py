@@ -192,9 +192,8 @@ def _whole(caller: str, name: str, value: object, least: int, most: int = 2**31 
 def _qpt() -> DegradationSpace:
     """At most five ordered draws, with repetition, of every type in the op table.
 
-    This is the rule of Zhao et al. (CVPR 2023), which gives their "roughly 2 * 10^7" compositions: with 29 types,
-    sum of 29^s for s = 0..5 is 2.1 * 10^7 by type. Their list of types is not public. This table has fewer so far; each
-    row added to ``qpt.degradations`` joins the preset, and ``size()`` says how large it is now.
+    This is the rule of Zhao et al. (CVPR 2023), which gives their "roughly 2 * 10^7" compositions: the table's 29 types
+    make 29^0 + ... + 29^5 = 21,243,690 by type. Their list of types is not public.
     """
     return DegradationSpace(ops=NAMES, max_ops=5, min_ops=0, repeat=True, shuffle=True)
 

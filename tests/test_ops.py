@@ -23,11 +23,17 @@ from PIL import Image, ImageEnhance
 from qpt import _C
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.engine import OP_NAMES, run, run_one
-from tests.reference.degradations import REFERENCE, aniso_kernel, disk_kernel, motion_kernel
+from tests.reference.blurs import aniso_kernel, disk_kernel, motion_kernel
+from tests.reference.degradations import REFERENCE
 
 # Half a level of rounding, and float32 arithmetic: at most 841 terms of 255 x 2^-24 each for the blurs.
 ROUNDED = 0.5 + 2e-3
-WITHIN = {"gaussian_blur_aniso": 0.5 + 0.012}  # its weights below 1e-6 of the peak are left out
+WITHIN = {
+    "gaussian_blur_aniso": 0.5 + 0.012,  # its weights below 1e-6 of the peak are left out
+    "zoom_blur": 0.5 + 0.02,  # a position near 131 has 2^-17 of a pixel, a slope up to 255 levels
+}
+# Samples of a picture that may be off: a uniform number within 1e-6 of a cumulative probability falls to either side.
+MISSES = {"poisson_noise": 1}
 # The float64 transform rounds some coefficients to the other side, a whole step away: the mean of all pictures counts.
 MEAN_DIFFERENCE = {"jpeg": 0.5}
 
@@ -77,7 +83,8 @@ def test_agrees_with_its_numpy_definition(row, level):
             ours = run_one(image, row.name, *params, seed=seed).astype(np.float64)
             differences.append(np.abs(ours - exact).ravel())
             if row.name not in MEAN_DIFFERENCE:
-                assert differences[-1].max() <= WITHIN.get(row.name, ROUNDED), (image.shape, params)
+                off = np.count_nonzero(differences[-1] > WITHIN.get(row.name, ROUNDED))
+                assert off <= MISSES.get(row.name, 0), (image.shape, params)
     assert np.concatenate(differences).mean() <= MEAN_DIFFERENCE.get(row.name, ROUNDED)
 
 
@@ -128,6 +135,8 @@ ORACLES = {
     "saturation": skimage_hsv(1, lambda s, factor: np.clip(s * factor, 0, 1)),
     "hue": skimage_hsv(0, lambda h, degrees: (h + degrees / 360) % 1),
 }
+# Pillow before 13 never shrinks y first; the 8-bit rounding between its passes then falls elsewhere.
+PILLOW_BEFORE_13 = int(PIL.__version__.split(".")[0]) < 13
 EXACT = {"rescale_bilinear", "rescale_bicubic"} | ({"jpeg"} if PIL.features.check("libjpeg_turbo") else set())
 
 
@@ -141,8 +150,7 @@ def test_agrees_with_its_library_oracle(name, level):
             expected = ORACLES[name](image, params)
             difference = np.abs(run_one(image, name, *params) - expected)
             if name in EXACT:
-                tall = image.shape[0] > image.shape[1] and int(PIL.__version__.split(".")[0]) < 13
-                # Pillow before 13 never shrinks y first; the 8-bit rounding between its passes then falls elsewhere.
+                tall = image.shape[0] > image.shape[1] and PILLOW_BEFORE_13
                 assert difference.max() <= (2 if name.startswith("rescale") and tall else 0), (image.shape, params)
             elif name == "jpeg":
                 assert difference.mean() <= 1, (image.shape, params)
@@ -187,7 +195,7 @@ def test_hsv_ops_agree_with_colorsys_pixel_by_pixel():
 # --- properties -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("row", "level"), [case for case in GRID if case.values[0].name.split("_")[0] != "gaussian"])
+@pytest.mark.parametrize(("row", "level"), [case for case in GRID if "noise" not in case.values[0].name])
 def test_a_grey_constant_image_stays_constant(row, level):
     image = np.full((19, 22, 3), 96, np.uint8)
     for params in settings_of(row, level):
@@ -211,6 +219,20 @@ def test_a_grey_constant_image_stays_constant(row, level):
         ("saturation", (1.0,)),
         ("hue", (0.0,)),
         ("hue", (360.0,)),
+        ("median_blur", (0,)),
+        ("glass_blur", (0, 0.1)),
+        ("zoom_blur", (1.0,)),
+        ("unsharp_mask", (0.0, 1.0)),
+        ("gaussian_noise_ycbcr", (0.0,)),
+        ("speckle_noise", (0.0,)),
+        ("impulse_noise", (0.0,)),
+        ("rescale_nearest", (1.0,)),
+        ("pixelate", (1.0,)),
+        ("gamma", (1.0,)),
+        ("mean_shift", (0.0,)),
+        ("quantise", (256,)),
+        ("colour_diffusion", (0.1, 1.0)),
+        ("colour_shift", (0.0, 77.0)),
     ],
 )
 def test_the_neutral_parameter_changes_nothing(name, params):

@@ -63,6 +63,7 @@ def test_the_rule_of_preset_qpt_gives_the_published_order_of_magnitude():
     space = DegradationSpace.preset("qpt")
     assert (space.min_ops, space.max_ops, space.repeat, space.shuffle) == (0, 5, True, True)
     assert space.ops == NAMES
+    assert space.size() == at_most_five
 
 
 def test_size_of_the_presets_follows_the_table():

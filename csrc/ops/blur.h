@@ -41,19 +41,18 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   return {weights, first, last, taps, taps};
 }
 
-// exp(-x^2 / 2 sigma^2), radius ceil(3 sigma), along rows and columns. p0 = sigma_px in (0, 8].
-template <class Team>
-QPT_FN void gaussian_blur(Team& team, OpArgs a) {
-  const float sigma = parameter(a.params[0], 0.05f, 8.0f);
-  const i32 radius = minimum(ceil_to_int(3.0f * sigma), kMaxRadius), taps = 2 * radius + 1;
-  Scratch scratch{static_cast<u8*>(a.scratch)};
+// One kernel of 2 radius + 1 taps along rows and columns: tap(t) for t in [-radius, radius], divided by their sum. out,
+// band_step and finish: as correlate_separable has them.
+template <class Team, class Tap, class Out, class Finish>
+QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap, Scratch scratch, Out* out, i64 band_step,
+                           Finish finish) {
+  const i32 taps = 2 * radius + 1;
   float* raw = scratch.take<float>(kMaxTaps);
   float* weight = scratch.take<float>(kMaxTaps);
   i32* zeros = scratch.take<i32>(kMaxTaps);
   i32* last = scratch.take<i32>(1);
   each(team, taps, [&](i32 t) {
-    const float x = static_cast<float>(t - radius) / sigma;
-    raw[t] = exponential(-0.5f * x * x);
+    raw[t] = tap(t - radius);
     zeros[t] = 0;
   });
   team.once([&] { last[0] = taps - 1; });
@@ -62,7 +61,32 @@ QPT_FN void gaussian_blur(Team& team, OpArgs a) {
   for (i32 t = 0; t < taps; ++t) total += raw[t];
   // Not synced: the first barrier of correlate_separable comes before anyone reads weight.
   each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
-  correlate_separable(team, a, weight, zeros, last, radius, scratch);
+  correlate_separable(team, a, weight, zeros, last, radius, scratch, out, band_step, finish);
+}
+
+// The same, rounded, to dst.
+template <class Team, class Tap>
+QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap) {
+  separable_blur(team, a, radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst, static_cast<i64>(3) * a.w * kBand,
+                 [](i32, i32) {});
+}
+
+struct GaussianTap {
+  float sigma;
+  QPT_INLINE float operator()(i32 t) const {
+    const float x = static_cast<float>(t) / sigma;
+    return exponential(-0.5f * x * x);
+  }
+};
+QPT_INLINE i32 gaussian_radius(float sigma) {
+  return minimum(ceil_to_int(3.0f * sigma), kMaxRadius);
+}
+
+// exp(-x^2 / 2 sigma^2), radius ceil(3 sigma), along rows and columns. p0 = sigma_px in (0, 8].
+template <class Team>
+QPT_FN void gaussian_blur(Team& team, OpArgs a) {
+  const float sigma = parameter(a.params[0], 0.05f, 8.0f);
+  separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
 }
 
 // Gaussian with its long axis (p0 = sigma_x_px) turned by p2 = angle_deg counter-clockwise, p1 = sigma_y_px across it;
@@ -72,7 +96,7 @@ template <class Team>
 QPT_FN void gaussian_blur_aniso(Team& team, OpArgs a) {
   const float sigma_x = parameter(a.params[0], 0.05f, 8.0f), sigma_y = parameter(a.params[1], 0.05f, 8.0f);
   const SinCos angle = sin_cos_degrees(parameter(a.params[2], -36000.0f, 36000.0f));
-  const i32 radius = minimum(ceil_to_int(3.0f * maximum(sigma_x, sigma_y)), kMaxRadius);
+  const i32 radius = gaussian_radius(maximum(sigma_x, sigma_y));
   Scratch scratch{static_cast<u8*>(a.scratch)};
   const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
     const float x = static_cast<float>(dx), y = static_cast<float>(dy);

@@ -84,4 +84,8 @@ QPT_FN void hue(Team& team, OpArgs a) {
   });
 }
 
+QPT_FN i64 colour_bytes(i32, i32) {
+  return taken_bytes<u64>(kMaxMembers);
+}
+
 }  // namespace qpt

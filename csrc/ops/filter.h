@@ -1,7 +1,8 @@
 // Correlation of an image with a small kernel, the engine of all blurs. Borders are reflect-101
 // (cv2.BORDER_REFLECT_101). A band of kBand output rows at a time, from a ring of float rows: rows enter the ring once,
 // in order, and the slot of row y is y mod ring rows. Sums run over the kernel in raster order with one fma per tap,
-// whoever computes them. Used by blur.h. On x86 a team of one takes the rows of cpu/simd.h, which give the same bytes.
+// whoever computes them. Used by blur.h and sharpen.h. On x86 a team of one takes the rows of cpu/simd.h, which give
+// the same bytes.
 #pragma once
 #include "op.h"
 
@@ -116,11 +117,13 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
   }
 }
 
-// dst = src correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float in between.
+// src correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float in between. Row y of the
+// result goes to out + (y / kBand) * band_step + (y % kBand) * 3 w, as float or u8: band_step = 3 w kBand keeps the
+// whole image, 0 keeps one band. finish(y, rows) follows every band, whose samples all members may then read.
 // taps: 2 radius + 1 weights; zeros: at least as many i32 zeros (the spans of a one-column kernel).
-template <class Team>
+template <class Team, class Out, class Finish>
 QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, const i32* zeros, const i32* last,
-                                i32 radius, Scratch scratch) {
+                                i32 radius, Scratch scratch, Out* out, i64 band_step, Finish finish) {
   const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
   const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1};
   const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1};
@@ -145,11 +148,12 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, c
       loaded += count;
       if (loaded < needed) team.sync();  // all have read padded, which the next rows overwrite
     }
-    team.sync();  // ring rows and row_at, written by all, are read by all
+    team.sync();  // ring rows and row_at, written by all, are read by all; all are done with finish of the last band
     // 2. along columns, to the output
-    correlate_rows(team, along_column, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
+    correlate_rows(team, along_column, ring, row_at, rows, samples, out + (y / kBand) * band_step,
                    static_cast<i64>(samples));
-    team.sync();  // all have read this band's ring rows and row_at, which the next band overwrites
+    team.sync();  // finish reads what all wrote; the next band overwrites ring rows and row_at, which all have read
+    finish(y, rows);
   }
 }
 

@@ -42,6 +42,11 @@ QPT_FN i64 taken_bytes(i64 count) {
   return (count * static_cast<i64>(sizeof(T)) + 63) / 64 * 64;
 }
 
+// Scratch of an op without temporaries.
+QPT_FN i64 no_bytes(i32, i32) {
+  return 0;
+}
+
 // clamp() that maps NaN to `low`.
 QPT_INLINE float parameter(float x, float low, float high) {
   return x >= low ? minimum(x, high) : low;

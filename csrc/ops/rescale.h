@@ -1,7 +1,7 @@
 // Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. Pillow's
 // antialiased resize (Resample.c): filter support grows with the scale, weights in double, normalised, rounded to 22
-// fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Listed in table.h;
-// definitions in qpt/degradations.py.
+// fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Pillow's nearest
+// (Geometry.c): one pixel each, no weights. Listed in table.h; definitions in qpt/degradations.py.
 #pragma once
 #include "op.h"
 
@@ -10,12 +10,14 @@ namespace qpt {
 constexpr i32 kWeightBits = 22;
 constexpr i32 kMaxFactor = 16;
 
-// Filters are told apart by their support, so that the code of a resize exists once: 1 is the triangle, 2 is Keys'
-// cubic convolution with a = -1/2 (IEEE TASSP 1981).
+// Filters are told apart by their support, so that the code of a resize exists once: 0 is the box (support 1/2), 1 the
+// triangle, 2 Keys' cubic convolution with a = -1/2 (IEEE TASSP 1981).
+constexpr i32 kBox = 0;
 constexpr i32 kBilinear = 1;
 constexpr i32 kBicubic = 2;
 
 QPT_INLINE double filter_weight(i32 support, double x) {
+  if (support == kBox) return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
   x = x < 0.0 ? -x : x;
   if (support == kBilinear) return x < 1.0 ? 1.0 - x : 0.0;
   if (x < 1.0) return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1;
@@ -34,7 +36,7 @@ struct Resampling {
 // Taps that any output needs, for scale = in / out.
 QPT_INLINE i32 resampling_taps(i32 support, i32 in, i32 out) {
   const i32 scale = in > out ? (in + out - 1) / out : 1;  // rounded up: a bound, not the layout of Pillow
-  return 2 * support * scale + 2;
+  return (support == kBox ? 1 : 2 * support) * scale + 2;
 }
 
 template <class Team>
@@ -44,7 +46,7 @@ QPT_FN Resampling build_resampling(const Team& team, i32 support, i32 in, i32 ou
                          scratch.take<i32>(static_cast<i64>(out) * taps), taps};
   const double scale = static_cast<double>(in) / out;
   const double filter_scale = scale < 1.0 ? 1.0 : scale;
-  const double reach = support * filter_scale, inverse = 1.0 / filter_scale;
+  const double reach = (support == kBox ? 0.5 : support) * filter_scale, inverse = 1.0 / filter_scale;
   each(team, out, [&](i32 i) {
     const double centre = (i + 0.5) * scale;
     const i32 first = maximum(static_cast<i32>(centre - reach + 0.5), 0);
@@ -184,8 +186,50 @@ QPT_FN void rescale_bicubic(Team& team, OpArgs a) {
   rescale(team, a, kBicubic);
 }
 
+// Blocks: down and up again with the box filter, which repeats pixels on the way up. p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void pixelate(Team& team, OpArgs a) {
+  rescale(team, a, kBox);
+}
+
+// at[i]: the pixel of `in` that Pillow's nearest takes for pixel i of `out`. Positions are sums of the step, as Pillow
+// adds them up: their rounding decides which pixel an exact boundary falls to.
+QPT_INLINE void nearest_pixels(i32 in, i32 out, i32* at) {
+  const double step = static_cast<double>(in) / out;
+  double position = 0.5 * step;
+  for (i32 i = 0; i < out; ++i) {
+    at[i] = minimum(static_cast<i32>(position), in - 1);
+    position += step;
+  }
+}
+
+// Down and up again without a filter: every pixel is one of the source's. p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_nearest(Team& team, OpArgs a) {
+  const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
+  const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  i32 *down_y = scratch.take<i32>(a.h), *up_y = scratch.take<i32>(a.h);
+  i32 *down_x = scratch.take<i32>(a.w), *up_x = scratch.take<i32>(a.w);
+  team.once([&] {
+    nearest_pixels(a.h, small_h, down_y);
+    nearest_pixels(small_h, a.h, up_y);
+    nearest_pixels(a.w, small_w, down_x);
+    nearest_pixels(small_w, a.w, up_x);
+  });
+  team.sync();  // the four tables, written by one, are read by all
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const u8* from = a.src + (static_cast<i64>(down_y[up_y[y]]) * a.w + down_x[up_x[x]]) * 3;
+    u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+  });
+}
+
 // Scratch for factors in [1, 16]: two images of at most h x w and a table of the longer side. Shrinking, out <= in
-// and in <= out * ceil(in / out), so out * taps <= 4 (in + out) + 2 out <= 10 in; enlarging, taps is at most 6.
+// and in <= out * ceil(in / out), so out * taps <= 4 (in + out) + 2 out <= 10 in; enlarging, taps is at most 6. More
+// than the four tables of rescale_nearest.
 QPT_FN i64 rescale_bytes(i32 h, i32 w) {
   const i64 image = taken_bytes<u8>(static_cast<i64>(h) * w * 3), side = maximum(h, w);
   return 2 * image + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(10 * side);

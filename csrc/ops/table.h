@@ -1,35 +1,44 @@
 // The op table: X(name, largest scratch as a function of h and w) in id order, the order of qpt/degradations.py
-// (compared at load time). A new op: its function in its family's file, its line here, its row there, its definition in
-// tests/reference.
+// (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
+// definition in tests/reference/.
 #pragma once
 #include "blur.h"
 #include "colour.h"
 #include "jpeg.h"
+#include "median.h"
 #include "noise.h"
 #include "rescale.h"
+#include "sharpen.h"
+#include "tone.h"
+#include "warp.h"
 
-namespace qpt {
-
-QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
-}
-QPT_FN i64 colour_bytes(i32, i32) {
-  return taken_bytes<u64>(kMaxMembers);
-}
-
-}  // namespace qpt
-
-#define QPT_OPS(X)                    \
-  X(gaussian_blur, blur_bytes)        \
-  X(gaussian_blur_aniso, blur_bytes)  \
-  X(motion_blur, blur_bytes)          \
-  X(defocus_blur, blur_bytes)         \
-  X(gaussian_noise, noise_bytes)      \
-  X(gaussian_noise_grey, noise_bytes) \
-  X(jpeg, jpeg_bytes)                 \
-  X(rescale_bilinear, rescale_bytes)  \
-  X(rescale_bicubic, rescale_bytes)   \
-  X(brightness, colour_bytes)         \
-  X(contrast, colour_bytes)           \
-  X(saturation, colour_bytes)         \
-  X(hue, colour_bytes)
+#define QPT_OPS(X)                     \
+  X(gaussian_blur, blur_bytes)         \
+  X(gaussian_blur_aniso, blur_bytes)   \
+  X(motion_blur, blur_bytes)           \
+  X(defocus_blur, blur_bytes)          \
+  X(median_blur, median_bytes)         \
+  X(glass_blur, glass_bytes)           \
+  X(zoom_blur, zoom_bytes)             \
+  X(unsharp_mask, sharpen_bytes)       \
+  X(gaussian_noise, noise_bytes)       \
+  X(gaussian_noise_grey, noise_bytes)  \
+  X(gaussian_noise_ycbcr, noise_bytes) \
+  X(speckle_noise, noise_bytes)        \
+  X(impulse_noise, no_bytes)           \
+  X(poisson_noise, noise_bytes)        \
+  X(jpeg, jpeg_bytes)                  \
+  X(rescale_nearest, rescale_bytes)    \
+  X(rescale_bilinear, rescale_bytes)   \
+  X(rescale_bicubic, rescale_bytes)    \
+  X(pixelate, rescale_bytes)           \
+  X(brightness, colour_bytes)          \
+  X(mean_shift, tone_bytes)            \
+  X(gamma, tone_bytes)                 \
+  X(contrast, colour_bytes)            \
+  X(contrast_curve, tone_bytes)        \
+  X(saturation, colour_bytes)          \
+  X(hue, colour_bytes)                 \
+  X(quantise, tone_bytes)              \
+  X(colour_diffusion, sharpen_bytes)   \
+  X(colour_shift, no_bytes)

@@ -24,19 +24,30 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int], rounds: int = 10) -> n
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
+def words(counters: int, seed: int, slot: int, tag: int) -> np.ndarray:
+    """The four words of counters (0 .. counters - 1, slot, tag, 0) under the key (seed's low half, high half)."""
+    counter = np.zeros((counters, 4), np.uint32)
+    counter[:, 0] = np.arange(counters)
+    counter[:, 1] = slot
+    counter[:, 2] = tag
+    return philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
+
+
+def element_words(count: int, seed: int, slot: int, tag: int) -> np.ndarray:
+    """The words of elements 0 .. count - 1: element e is word (e // 64) % 4 of counter 64 (e // 256) + e % 64."""
+    blocks = -(-count // 256)
+    return words(blocks * 64, seed, slot, tag).reshape(blocks, 64, 4).transpose(0, 2, 1).reshape(-1)[:count]
+
+
 def normals(count: int, seed: int, slot: int, tag: int) -> np.ndarray:
     """Standard normal numbers of elements 0 .. count - 1, float64.
 
-    Element e is word (e // 64) % 4 of counter 64 (e // 256) + e % 64; words 0, 1 and words 2, 3 are Box-Muller pairs
-    (radius, angle) of 24 bits each: sqrt(-2 ln((r + 1) / 2^24)) times cos, sin of 2 pi a / 2^24.
+    Placed as element_words; words 0, 1 and words 2, 3 of a counter are Box-Muller pairs (radius, angle) of 24 bits
+    each: sqrt(-2 ln((r + 1) / 2^24)) times cos, sin of 2 pi a / 2^24.
     """
     blocks = -(-count // 256)
-    counter = np.zeros((blocks * 64, 4), np.uint32)
-    counter[:, 0] = np.arange(blocks * 64)
-    counter[:, 1] = slot
-    counter[:, 2] = tag
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)) >> np.uint32(8)
-    radius = np.sqrt(-2 * np.log((words[:, 0::2].astype(np.float64) + 1) / 2**24))
-    angle = 2 * np.pi * words[:, 1::2].astype(np.float64) / 2**24
+    drawn = words(blocks * 64, seed, slot, tag) >> np.uint32(8)
+    radius = np.sqrt(-2 * np.log((drawn[:, 0::2].astype(np.float64) + 1) / 2**24))
+    angle = 2 * np.pi * drawn[:, 1::2].astype(np.float64) / 2**24
     four = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2)  # (counters, pair, cos or sin)
     return four.reshape(blocks, 64, 4).transpose(0, 2, 1).reshape(-1)[:count]

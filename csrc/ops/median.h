@@ -1,0 +1,69 @@
+// Median filter (texture family): each channel's median over a square window, borders replicated, as cv2.medianBlur
+// has it. The median is found bit by bit, from the counts of smaller values in the window. Listed in table.h.
+#pragma once
+#include "op.h"
+
+namespace qpt {
+
+constexpr i32 kMaxMedianRadius = 7;
+
+// p0 = radius_px, a whole number in [0, 7]: a window of 2 radius + 1.
+template <class Team>
+QPT_FN void median_blur(Team& team, OpArgs a) {
+  const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxMedianRadius)) + 0.5f);
+  const i32 taps = 2 * radius + 1, half = taps * taps / 2, samples = 3 * a.w, stride = samples + 6 * radius;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
+  each(team, a.h, a.w + 2 * radius, [&](i32 y, i32 x) {
+    const u8* from = a.src + static_cast<i64>(y) * samples + 3 * clamp(x - radius, 0, a.w - 1);
+    u8* to = padded + static_cast<i64>(y) * stride + 3 * x;
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+  });
+  team.sync();  // padded rows, written by all, are read by all
+  const auto row_of = [&](i32 y, i32 dy) {
+    return padded + static_cast<i64>(clamp(y + dy - radius, 0, a.h - 1)) * stride;
+  };
+  // The median is the largest value with at most `half` samples below it.
+  if constexpr (Team::kSolo) {  // a row at a time, so that every loop runs over contiguous samples
+    u8* low = scratch.take<u8>(samples);
+    u8* below = scratch.take<u8>(samples);
+    for (i32 y = 0; y < a.h; ++y) {
+      for (i32 i = 0; i < samples; ++i) low[i] = 0;
+      for (i32 bit = 128; bit > 0; bit >>= 1) {
+        for (i32 i = 0; i < samples; ++i) below[i] = 0;
+        for (i32 dy = 0; dy < taps; ++dy)
+          for (i32 dx = 0; dx < taps; ++dx) {
+            const u8* p = row_of(y, dy) + 3 * dx;
+            QPT_INDEPENDENT
+            for (i32 i = 0; i < samples; ++i)
+              below[i] = static_cast<u8>(below[i] + (p[i] < static_cast<u8>(low[i] | bit) ? 1 : 0));
+          }
+        for (i32 i = 0; i < samples; ++i) low[i] = static_cast<u8>(low[i] | (below[i] <= half ? bit : 0));
+      }
+      for (i32 i = 0; i < samples; ++i) a.dst[static_cast<i64>(y) * samples + i] = low[i];
+    }
+  } else {
+    each(team, a.h, samples, [&](i32 y, i32 i) {
+      i32 low = 0;
+      for (i32 bit = 128; bit > 0; bit >>= 1) {
+        i32 below = 0;
+        for (i32 dy = 0; dy < taps; ++dy) {
+          const u8* p = row_of(y, dy) + i;
+          for (i32 dx = 0; dx < taps; ++dx) below += p[3 * dx] < (low | bit) ? 1 : 0;
+        }
+        low |= below <= half ? bit : 0;
+      }
+      a.dst[static_cast<i64>(y) * samples + i] = static_cast<u8>(low);
+    });
+  }
+}
+
+// Scratch: the padded image and two rows.
+QPT_FN i64 median_bytes(i32 h, i32 w) {
+  const i64 row = static_cast<i64>(3) * w;
+  return taken_bytes<u8>(h * (row + 6 * kMaxMedianRadius)) + 2 * taken_bytes<u8>(row);
+}
+
+}  // namespace qpt

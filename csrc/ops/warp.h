@@ -1,0 +1,119 @@
+// Ops that take pixels from elsewhere: zoom and glass blur (texture family) and a shifted channel (colour family).
+// Positions beyond the border take the nearest pixel of the image (replicated border). Listed in table.h; definitions
+// in qpt/degradations.py.
+#pragma once
+#include "blur.h"
+#include "noise.h"
+
+namespace qpt {
+
+constexpr i32 kZoomViews = 16;
+
+// Mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. A row at a
+// time: between two source rows for every view, then between two pixels of each.
+template <class Team>
+QPT_FN void zoom_blur(Team& team, OpArgs a) {
+  const float zoom = parameter(a.params[0], 1.0f, 2.0f);
+  const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
+  const i32 samples = 3 * a.w, stride = samples + 3;  // a pixel of padding, for the neighbour of the last one
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * samples);    // sample to the left of the position
+  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * samples);  // how far beyond it, [0, 1)
+  float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
+  float* sum = scratch.take<float>(samples);
+  // Where view v shows position i of n: always inside, since views are enlarged.
+  const auto place = [&](i32 v, i32 i, i32 n) {
+    const float centre = 0.5f * static_cast<float>(n - 1);
+    const float inverse = 1.0f / (1.0f + step * static_cast<float>(v));
+    return centre + (static_cast<float>(i) - centre) * inverse;
+  };
+  each(team, kZoomViews, samples, [&](i32 v, i32 i) {
+    const float x = place(v, i / 3, a.w);
+    const i32 whole = clamp(static_cast<i32>(x), 0, a.w - 1);
+    left_at[v * samples + i] = v * stride + 3 * whole + i % 3;
+    right[v * samples + i] = x - static_cast<float>(whole);
+  });
+  each(team, kZoomViews, 3, [&](i32 v, i32 c) { rows[v * stride + samples + c] = 0.0f; });
+  for (i32 y = 0; y < a.h; ++y) {
+    each(team, kZoomViews, samples, [&](i32 v, i32 i) {
+      const float at = place(v, y, a.h);
+      const i32 whole = clamp(static_cast<i32>(at), 0, a.h - 1);
+      const float upper = a.src[static_cast<i64>(whole) * samples + i];
+      const float lower = a.src[static_cast<i64>(minimum(whole + 1, a.h - 1)) * samples + i];
+      rows[v * stride + i] = upper + (at - static_cast<float>(whole)) * (lower - upper);
+    });
+    team.sync();  // rows of all views and the tables, written by all, are read by all
+    // A member keeps its samples from view to view, so their sums need no barrier.
+    each(team, samples, [&](i32 i) { sum[i] = 0.0f; });
+    QPT_UNROLL(1)
+    for (i32 v = 0; v < kZoomViews; ++v)
+      each(team, samples, [&](i32 i) {
+        const i32 at = left_at[v * samples + i];
+        sum[i] += rows[at] + right[v * samples + i] * (rows[at + 3] - rows[at]);
+      });
+    u8* const to = a.dst + static_cast<i64>(y) * samples;
+    each(team, samples, [&](i32 i) { to[i] = to_u8(sum[i] / static_cast<float>(kZoomViews)); });
+    team.sync();  // all have read the rows that the next ones overwrite
+  }
+}
+
+QPT_FN i64 zoom_bytes(i32, i32 w) {
+  const i64 samples = static_cast<i64>(3) * w;
+  return taken_bytes<i32>(kZoomViews * samples) + taken_bytes<float>(kZoomViews * samples) +
+         taken_bytes<float>(kZoomViews * (samples + 3)) + taken_bytes<float>(samples);
+}
+
+// A word as an integer in [-reach, reach].
+QPT_INLINE i32 offset_within(u32 word, i32 reach) {
+  const u64 choices = 2 * static_cast<u64>(reach) + 1;
+  return static_cast<i32>((word * choices) >> 32) - reach;
+}
+
+constexpr i32 kMaxGlass = 16;
+
+// Every pixel from up to p0 = delta_px rows and columns away, then a Gaussian blur of p1 = sigma_px. Pixel p takes the
+// words x and y of counter p as its row and column offsets.
+template <class Team>
+QPT_FN void glass_blur(Team& team, OpArgs a) {
+  const i32 reach = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxGlass)) + 0.5f);
+  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const Philox4 words = philox4x32_10({static_cast<u32>(y * a.w + x), a.slot, kTagGlass, 0u},
+                                        static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32));
+    const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
+    const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
+    const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
+    u8* to = moved + (static_cast<i64>(y) * a.w + x) * 3;
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+  });
+  team.sync();  // moved pixels, written by all, are blurred by all
+  a.src = moved;
+  a.scratch = scratch.next;
+  separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
+}
+
+// Green from p0 = shift_px away in the direction p1 = angle_deg, counter-clockwise as seen; rows and columns rounded.
+template <class Team>
+QPT_FN void colour_shift(Team& team, OpArgs a) {
+  const float distance = parameter(a.params[0], 0.0f, 64.0f);
+  const SinCos angle = sin_cos_degrees(parameter(a.params[1], -36000.0f, 36000.0f));
+  const i32 right = static_cast<i32>(nearest(distance * angle.cos)),
+            up = static_cast<i32>(nearest(distance * angle.sin));
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
+    const i64 from = static_cast<i64>(clamp(y + up, 0, a.h - 1)) * a.w + clamp(x - right, 0, a.w - 1);
+    a.dst[at] = a.src[at];
+    a.dst[at + 1] = a.src[3 * from + 1];
+    a.dst[at + 2] = a.src[at + 2];
+  });
+}
+
+QPT_FN i64 glass_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
+}
+
+}  // namespace qpt

@@ -1,0 +1,46 @@
+"""Rows of the op table that deform the sampling grid. See ``qpt.degradations``."""
+
+from __future__ import annotations
+
+from qpt.optable.row import IMAGENET_C, REALESRGAN, Degradation, Parameter
+
+_FACTOR = Parameter("factor", "size / reduced size", 1.0, 16.0, levels=(1.5, 2.0, 3.0, 5.0, 8.0))
+
+GEOMETRY: tuple[Degradation, ...] = (
+    Degradation(
+        "rescale_nearest",
+        "geometry",
+        (_FACTOR,),
+        source=REALESRGAN + ", resize; KADID-10k's non-uniform sampling",
+        oracle="Pillow: resize((round(w / factor), round(h / factor)), NEAREST), resize((w, h), NEAREST), sides >= 1",
+        halo="whole",
+        doc="Down and up again without a filter: aliased, then blocky.",
+    ),
+    Degradation(
+        "rescale_bilinear",
+        "geometry",
+        (_FACTOR,),
+        source=REALESRGAN + ", resize; KADID-10k's non-uniform sampling",
+        oracle="Pillow: resize((round(w / factor), round(h / factor)), BILINEAR), resize((w, h), BILINEAR); sides >= 1",
+        halo="whole",
+        doc="Down and up again with Pillow's antialiased triangle filter.",
+    ),
+    Degradation(
+        "rescale_bicubic",
+        "geometry",
+        (_FACTOR,),
+        source=REALESRGAN + ", resize; KADID-10k's non-uniform sampling",
+        oracle="Pillow: resize((round(w / factor), round(h / factor)), BICUBIC), resize((w, h), BICUBIC), sides >= 1",
+        halo="whole",
+        doc="Down and up again with Pillow's antialiased cubic filter (a = -0.5).",
+    ),
+    Degradation(
+        "pixelate",
+        "geometry",
+        (Parameter("factor", "size / reduced size", 1.0, 16.0, levels=(1.67, 2.0, 2.5, 3.33, 4.0)),),
+        source=IMAGENET_C + ", pixelate, with its five factors",
+        oracle="Pillow: resize((round(w / factor), round(h / factor)), BOX), resize((w, h), BOX); sides >= 1",
+        halo="whole",
+        doc="Means over blocks of about factor pixels: down and up again with Pillow's box filter.",
+    ),
+)
