@@ -207,7 +207,7 @@ def pipal(root: Path) -> Root:
         made.image(f"Train_Ref/A{ref:04d}.bmp")
         names = [f"A{ref:04d}_{kind:02d}_{variant:02d}.bmp" for kind in range(7) for variant in range(2)]
         for i, name in enumerate(names):
-            made.image(f"{('Train_Dist', 'Train_Dist2')[i % 2]}/{name}")
+            made.image(f"{('Distortion_1', 'Distortion_2')[i % 2]}/{name}")
         text = "".join(f"{name},{1000.5 + ref + 10 * i}\n" for i, name in enumerate(names))
         made.text(f"Train_Label/A{ref:04d}.txt", text)
     return made

@@ -73,6 +73,31 @@ def kadid10k(tmp_path_factory):
     return load_dataset("kadid10k", layouts.kadid10k(tmp_path_factory.mktemp("kadid10k") / "root").root)
 
 
+def test_row_numbers_that_count_a_list_beside_them(tmp_path):
+    """ARNIQA's CSIQ.txt lists by distortion, then image; the sheet by image, then distortion."""
+    root = layouts.csiq(tmp_path / "csiq").root
+    table = load_dataset("csiq", root)
+    by_type = sorted(range(len(table)), key=lambda row: (table.kinds[row], row))
+    lines = [f"CSIQ/{table.images[row].replace('awgn', 'AWGN')},x,y,0\n" for row in by_type]
+    (root / "CSIQ.txt").write_text("dis_img_path,dis_type,ref_img_path,score\n" + "".join(lines))
+    (root / "splits").mkdir()
+    test = [n for n, row in enumerate(by_type) if "boston" in table.images[row]]
+    np.save(root / "splits/test.npy", [[*test, -1]])
+    np.save(root / "splits/train.npy", [sorted(set(range(54)) - set(test))])
+    read = import_splits(table, root / "splits")
+    assert read.notes[-1] == "splits: 1 from splits, which number the lines of CSIQ.txt"
+    (split,) = read.splits
+    assert all("boston" in table.images[row] for row in split.test) and (len(split.train), len(split.test)) == (36, 18)
+    np.save(root / "splits/test.npy", [[54]])
+    with pytest.raises(InputError, match=r"must number the 54 lines of the list beside it from 0, got 54 to 54"):
+        import_splits(table, root / "splits")
+    (root / "CSIQ.txt").rename(root / "splits/other.txt")
+    with (root / "splits/other.txt").open("a") as file:
+        file.write("LIVE/jp2k/img2.bmp,x,y,0\n")
+    with pytest.raises(InputError, match=r"got 1 others \(first: LIVE/jp2k/img2.bmp\)"):
+        import_splits(table, root / "splits")
+
+
 def test_tid2013_in_mixed_case_is_complete(tid2013):
     table = tid2013
     assert len(table) == 3000 and len(np.unique(table.groups)) == 25 and not table.lower_better
@@ -183,7 +208,7 @@ def test_bid_numbers_become_names(tmp_path):
 def test_pipal_many_label_files_and_folders(tmp_path):
     table = load_dataset("pipal", layouts.pipal(tmp_path / "pipal").root)
     assert len(table) == 4 * 14 and len(np.unique(table.groups)) == 4 and not table.lower_better
-    assert table.images[:2] == ("Train_Dist/A0001_00_00.bmp", "Train_Dist2/A0001_00_01.bmp")
+    assert table.images[:2] == ("Distortion_1/A0001_00_00.bmp", "Distortion_2/A0001_00_01.bmp")
     assert table.kinds[-1] == "type 06" and table.levels is None and table.mos[0] == 1001.5
 
 

@@ -236,7 +236,7 @@ def pipal(folder: Folder, options: Options) -> Reading:
             if len(words) != 2 or match is None:
                 rows.append(f"{where}: must be A0001_TT_VV.bmp and an Elo score, got {','.join(words)!r}")
                 continue
-            inside = next((place for place in places if folder.has(f"{place}/{words[0]}")), "Dist_Imgs")
+            inside = next((place for place in places if folder.has(f"{place}/{words[0]}")), "Distortion_1")
             name = f"{inside}/{words[0]}"
             rows.append(Row(where, name, folder.find(name), words[1], match[1].lower(), f"type {match[2]}"))
     return Reading(rows, notes=(f"scores: Elo in {len(files)} files of Train_Label; comparable within a reference",))
