@@ -42,6 +42,17 @@ def test_a_smaller_recompressed_copy_in_another_group_is_found(csv):
     assert any("images/cup0.png ~ images/holiday.jpg" in line for line in warnings)
 
 
+def test_a_copy_that_is_turned_by_its_exif_orientation_is_found(csv):
+    original = Image.open(csv.parent / "images/rocket0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned = original.transpose(Image.Transpose.ROTATE_90)
+    turned.save(csv.parent / "images/turned.jpg", exif=exif, quality=90)
+    with csv.open("a", encoding="utf-8") as file:
+        file.write("images/turned.jpg,50,other\n")
+    assert "images/turned.jpg" in {pair.second for pair in near_duplicates(read_table(csv))}
+
+
 def test_the_splits_that_a_pair_crosses_are_named(csv, tmp_path):
     add(csv, "copy.jpg", Image.open(csv.parent / "images/cat0.png"), "copy")
     table = read_table(csv)

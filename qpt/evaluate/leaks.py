@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qpt.data.images import UNREADABLE
 from qpt.evaluate.table import ScoreTable, TableSplit
 
 MAX_DISTANCE = 4  # of 64 bits: what resizing, JPEG and small retouches change
 _DECODED_PX = 256  # JPEG files are decoded at the smallest scale that is still at least this large
-_BLOCK = 512  # hashes compared with all others at once
+_BLOCK = 128  # hashes compared with all others at once
 _MOST = 10_000  # pairs: a set with more has no use for the rest of the list
 
 
@@ -37,14 +37,14 @@ class NearDuplicate:
 
 
 def perceptual_hash(path: Path) -> int | None:
-    """The 64-bit DCT hash of an image file (Zauner 2010, as ImageHash computes it); None where it has no detail to
-    hash, as a plain colour, or cannot be decoded."""
+    """The 64-bit DCT hash of an image file, upright (Zauner 2010, as ImageHash computes it); None where it has no
+    detail to hash, as a plain colour, or cannot be decoded."""
     from imagehash import phash
 
     try:
         with Image.open(path) as image:
             image.draft("L", (_DECODED_PX, _DECODED_PX))
-            grey = image.convert("L")
+            grey = ImageOps.exif_transpose(image).convert("L")
     except UNREADABLE:
         return None
     if np.ptp(np.asarray(grey.resize((32, 32)))) < 4:  # levels: signs of such coefficients are rounding errors
