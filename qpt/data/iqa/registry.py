@@ -46,7 +46,7 @@ class Dataset:
         return "reference" if self.references else "image"
 
 
-_LIVE_TERMS = "on request by a form; password; research use with citation"
+_LIVE_TERMS = "on request, by a form; read its terms"
 _ASK = "read the terms that come with it"
 
 DATASETS = {
@@ -60,7 +60,7 @@ DATASETS = {
             terms=_LIVE_TERMS,
             needs=(*(f"{name}/img1.bmp..." for name in layouts.LIVE_FOLDERS), "dmos_realigned.mat or dmos.mat",
                    "refnames_all.mat"),
-            scale="DMOS, about 0 to 100, lower is better",
+            scale="DMOS, about 0 to 100 (realigned: some beyond), lower is better",
             images=779,
             read=layouts.live,
             mirror=100.0,
@@ -171,7 +171,7 @@ DATASETS = {
             paper="Gu et al., ECCV 2020",
             terms=f"{_ASK}; only the labels of the training part are public",
             needs=("Distortion_1/A0001_TT_VV.bmp, or any other folders", "Train_Label/A0001.txt..."),
-            scale="Elo, about 900 to 1850, higher is better; comparable within a reference",
+            scale="Elo, about 1,000 to 1,800, higher is better; comparable within a reference",
             images=23200,
             read=layouts.pipal,
             references=200,
