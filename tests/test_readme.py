@@ -9,7 +9,7 @@ import pytest
 from qpt.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/results.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/datasets.md")
 
 
 def blocks(document: str, language: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qpt.commands.evaluate import add_feature_arguments, add_table_arguments
+from qpt.commands.evaluate import add_feature_arguments, add_table_arguments, read_table_arguments
 
 HELP = "fit a scorer: an encoder, the read-out chosen for it, and a ridge on photographs with mean opinion scores"
 EXAMPLE = "  qpt fit runs/first --csv photos/scores.csv --out scorer.pt\n  qpt score holiday.jpg --scorer scorer.pt"
@@ -25,13 +25,12 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.report import check_writable, to_json
     from qpt.evaluate.run import feature_cache
     from qpt.evaluate.scorer import Scorer
-    from qpt.evaluate.table import read_table
     from qpt.models import load_encoder
 
     out = check_writable(args.out, "fit")
     scorer = Scorer.fit(
         load_encoder(args.run),
-        read_table(args.csv, root=args.root, name=args.name),
+        read_table_arguments(args),
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
         cache=Path(args.cache) if args.cache is not None else feature_cache(args.run),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qpt.commands.evaluate import add_table_arguments
+from qpt.commands.evaluate import add_table_arguments, read_table_arguments
 
 HELP = "score photographs: one number each, higher is better"
 EXAMPLE = (
@@ -64,16 +64,15 @@ def _scorer(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # Scorer
     from qpt.errors import InputError
     from qpt.evaluate.run import feature_cache
     from qpt.evaluate.scorer import Scorer
-    from qpt.evaluate.table import read_table
     from qpt.models import load_encoder
 
-    if args.scorer is not None and args.run is None and args.csv is None:
+    if args.scorer is not None and args.run is None and args.csv is None and args.dataset is None:
         return Scorer.load(args.scorer)
-    if args.scorer is None and args.run is not None and args.csv is not None:
-        table = read_table(args.csv, root=args.root, name=args.name)
-        return Scorer.fit(load_encoder(args.run), table, cache=feature_cache(args.run))
+    if args.scorer is None and args.run is not None and (args.csv is not None or args.dataset is not None):
+        return Scorer.fit(load_encoder(args.run), read_table_arguments(args), cache=feature_cache(args.run))
     raise InputError(
-        "score: give either --scorer FILE or both --run RUN and --csv scores.csv; an encoder alone has no scale. "
+        "score: give either --scorer FILE or both --run RUN and --csv scores.csv (or --dataset NAME); "
+        "an encoder alone has no scale. "
         "Make a scorer once with `qpt fit RUN --csv scores.csv --out scorer.pt`"
     )
 

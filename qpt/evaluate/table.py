@@ -1,167 +1,287 @@
-"""Reading a table of scores: a CSV of photographs with their mean opinion scores (MOS).
+"""Tables of scores: photographs with their mean opinion scores (MOS), where from and how they are split.
 
-Called by ``qpt evaluate``, ``qpt fit`` and ``qpt score``. A table is read whole and checked whole before any photograph
-is decoded: one InputError lists everything that is wrong with it. Relies on the csv module and on Pillow for headers.
+``read_table`` reads a CSV; the readers of official data sets in ``qpt.data.iqa`` hand their rows to ``assemble``, which
+checks and builds every table. A table is read whole and checked whole before any photograph is decoded: one TableError
+lists everything that is wrong with it. Called by ``qpt evaluate``, ``qpt fit`` and ``qpt score``. Relies on
+``qpt.data.tabular`` for files and on Pillow for the headers of photographs.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qpt.data.tabular import number, read_csv, refuse_repeated
 from qpt.errors import InputError
 from qpt.evaluate.photograph import check_header
 
 MIN_IMAGES = 10  # two test images in an 80/20 split by image
 MIN_GROUPS = 3  # two to train on with few labels, one to test on
+PARTS = ("train", "val", "test")
 _SHOWN = 20
+
+# QPT's own names come first, then pyiqa's: NR "name", FR "dist_name" with "ref_name".
+IMAGE_COLUMNS = ("image", "name", "img_name", "dist_name")
+MOS_COLUMNS = ("mos",)
+REF_COLUMNS = ("ref", "ref_name", "hq_name")
+#: "split", and pyiqa's "official_split", "ratio802_seed123_split01", "ILGnet_split".
+SPLIT_COLUMN = re.compile(r"(.+_)?split(\d+)?")
+PART_NAMES = {"train": 0, "training": 0, "val": 1, "validation": 1, "test": 2}
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TableSplit:
+    """One split of a table. train, val, test: (n,) int64 row numbers, ascending, disjoint; val may be empty."""
+
+    name: str
+    train: Index
+    val: Index
+    test: Index
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Labelled photographs, in the order of the CSV.
+    """Labelled photographs, in the order of the score file.
 
-    name: what results call the set; never a path.  images: names as written in the CSV.  paths: the files.
+    name: what results call the set; never a path.  images: names as written in the file.  paths: the files.
     mos: (n,) float64, higher is better.  groups: (n,) int64, equal for images with the same ref; each image its own
-    group where the CSV has no ref.  grouped: whether it has.  fingerprint: sha256 over names and file contents.
+    group where there is no ref.  grouped: whether there is.  fingerprint: sha256 over names and file contents.
     repeated: pairs of names with the same content but different groups (a leak between splits).
+    kinds, levels: distortion type and level (n,) int64 of each image, where the set says so.  splits: the official or
+    imported ones, references disjoint.  lower_better: of the file's own scores.  raw_scores: (n,) float64, those.
+    notes: choices made in reading, in words: which score file, which rows were left out.
     """
 
     name: str
     images: tuple[str, ...]
     paths: tuple[Path, ...]
     mos: NDArray[np.float64]
-    groups: NDArray[np.int64]
+    groups: Index
     grouped: bool
     fingerprint: str
     repeated: tuple[tuple[str, str], ...]
+    kinds: tuple[str, ...] | None = None
+    levels: Index | None = None
+    splits: tuple[TableSplit, ...] | None = None
+    lower_better: bool = False
+    raw_scores: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def read_table(csv_path: str | Path, *, root: str | Path | None = None, name: str | None = None) -> ScoreTable:
-    """Read and check a CSV with the columns image, mos and, optionally, ref; other columns are ignored.
+class TableError(InputError):
+    """A table cannot be used. problems: all of them, one line each.  missing: names of images without a file."""
 
-    csv_path: UTF-8, comma separated, with a header line.  root: the folder that image names are relative to, by
-    default the CSV's own.  name: of the set, by default the name of the CSV's folder.  ref: photographs that share it
-    (distorted versions of one original, near duplicates) always stay on one side of a split. Raises InputError
-    listing everything wrong: encoding, delimiter, columns, MOS that is not a finite number, empty fields, duplicates,
-    files that are missing or are no images, too few images or groups, constant MOS.
+    def __init__(self, source: str | Path, problems: Sequence[str], missing: Sequence[str] = ()) -> None:
+        rest = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        listed = "\n  ".join([*problems[:_SHOWN], *rest])
+        super().__init__(f"table: {source} has {len(problems)} problem(s):\n  {listed}")
+        self.problems = tuple(problems)
+        self.missing = tuple(missing)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image before it is checked. where: its place in the score file, for messages.  score: as written.
+    ref: None where the set has none.  parts: for each split of the table, 0, 1, 2 (train, val, test) or None."""
+
+    where: str
+    image: str
+    path: Path
+    score: str
+    ref: str | None = None
+    kind: str | None = None
+    level: int | None = None
+    parts: tuple[int | None, ...] = ()
+
+
+def assemble(
+    source: str | Path,
+    rows: Iterable[Row | str],
+    *,
+    name: str,
+    split_names: Sequence[str] = (),
+    lower_better: bool = False,
+    mirror: float = 0.0,
+    notes: Sequence[str] = (),
+) -> ScoreTable:
+    """Check rows and make the table of them.
+
+    source: what messages call the table.  rows: in the order of the score file; a string is a problem the reader found
+    there.  split_names: what the places in ``Row.parts`` are called.  lower_better: of the scores as written; then
+    mos = mirror - score.  Raises TableError listing scores that are not finite, empty refs, images listed twice,
+    missing or damaged files, too few images or groups, constant scores; InputError for a split that leaks.
     """
-    path = Path(csv_path)
-    lines = _read_lines(path)
-    folder = Path(root) if root is not None else path.parent
-    if not folder.is_dir():
-        raise InputError(f"table: root must be a folder, got {folder}")
-    header, rows = lines[0], lines[1:]
-    grouped = "ref" in header
-    where = {column: header.index(column) for column in ("image", "mos", "ref") if column in header}
-
     problems: list[str] = []
-    images: list[str] = []
-    paths: list[Path] = []
-    scores: list[float] = []
-    refs: list[str] = []
-    first_line: dict[Path, int] = {}
-    for number, row in enumerate(rows, start=2):
-        if not row:
+    missing: list[str] = []
+    kept: list[Row] = []
+    first_place: dict[Path, str] = {}
+    folders: dict[Path, Path] = {}  # resolved once each: a set has thousands of images in a few folders
+    for row in rows:
+        if isinstance(row, str):
+            problems.append(row)
             continue
-        if len(row) != len(header):
-            problems.append(f"line {number}: {len(row)} fields where the header has {len(header)}")
-            continue
-        image, mos = row[where["image"]].strip(), row[where["mos"]].strip()
-        ref = row[where["ref"]].strip() if grouped else str(number)
-        if not image:
-            problems.append(f"line {number}: image is empty")
-            continue
-        file = folder / image
-        resolved = file.resolve()
-        if resolved in first_line:
-            problems.append(f"line {number}: {image} is already on line {first_line[resolved]}")
-        first_line.setdefault(resolved, number)
-        score = _number(mos)
-        if not np.isfinite(score):
-            problems.append(f"line {number}: mos must be a finite number, got {mos!r}")
-        if not ref:
-            problems.append(f"line {number}: ref is empty; fill it everywhere or drop the column")
-        fault = check_header(file)
+        folder = row.path.parent
+        if folder not in folders:
+            folders[folder] = folder.resolve()
+        resolved = folders[folder] / row.path.name
+        if resolved in first_place:
+            problems.append(f"{row.where}: {row.image} is already on {first_place[resolved]}")
+        first_place.setdefault(resolved, row.where)
+        if not np.isfinite(number(row.score)):
+            problems.append(f"{row.where}: mos must be a finite number, got {row.score!r}")
+        if row.ref == "":
+            problems.append(f"{row.where}: ref is empty; fill it everywhere or drop the column")
+        fault = check_header(row.path)
         if fault:
-            problems.append(f"line {number}: {image}: {fault}")
-        images.append(image)
-        paths.append(file)
-        scores.append(score)
-        refs.append(ref)
+            problems.append(f"{row.where}: {row.image}: {fault}")
+            if not row.path.is_file():
+                missing.append(row.image)
+        kept.append(row)
 
-    groups = np.unique(np.array(refs, dtype=str), return_inverse=True)[1].astype(np.int64)
-    if len(images) < MIN_IMAGES:
-        problems.append(f"{len(images)} usable row(s); at least {MIN_IMAGES} images are needed")
+    grouped = any(row.ref is not None for row in kept)
+    refs = [row.where if row.ref is None else row.ref for row in kept]
+    scores = np.array([number(row.score) for row in kept], np.float64)
+    if len(kept) < MIN_IMAGES:
+        problems.append(f"{len(kept)} usable row(s); at least {MIN_IMAGES} images are needed")
     elif len(set(refs)) < MIN_GROUPS:
         problems.append(f"{len(set(refs))} different ref; at least {MIN_GROUPS} are needed to split by ref")
     if len(scores) > 1 and len(set(scores)) == 1:
         problems.append(f"mos is {scores[0]:g} everywhere; there is no quality to learn")
     if problems:
-        raise InputError(_listed(path, problems))
+        raise TableError(source, problems, missing)
 
-    contents = [_sha256(file) for file in paths]
+    groups = np.unique(np.array(refs, dtype=str), return_inverse=True)[1].astype(np.int64)
+    images = tuple(row.image for row in kept)
+    splits = tuple(split_of_parts(name, [row.parts[i] for row in kept]) for i, name in enumerate(split_names))
+    check_splits(splits, images, groups)
+    contents = [_sha256(row.path) for row in kept]
     listing = "".join(f"{image}\0{content}\n" for image, content in sorted(zip(images, contents, strict=True)))
     return ScoreTable(
-        name=name or path.resolve().parent.name,
-        images=tuple(images),
-        paths=tuple(paths),
-        mos=np.array(scores, np.float64),
+        name=name,
+        images=images,
+        paths=tuple(row.path for row in kept),
+        mos=mirror - scores if lower_better else scores,
         groups=groups,
         grouped=grouped,
         fingerprint=hashlib.sha256(listing.encode()).hexdigest(),
         repeated=_repeated(images, contents, groups),
+        kinds=tuple(str(row.kind) for row in kept) if all(row.kind is not None for row in kept) else None,
+        levels=(
+            np.array([row.level for row in kept], np.int64) if all(row.level is not None for row in kept) else None
+        ),
+        splits=splits or None,
+        lower_better=lower_better,
+        raw_scores=scores,
+        notes=tuple(notes),
     )
 
 
-def _read_lines(path: Path) -> list[list[str]]:
-    """The fields of every line, after the checks that concern the file as a whole."""
-    if not path.is_file():
-        raise InputError(f"table: csv must be a file, got {path}")
-    data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"table: {path} must be UTF-8, got UTF-16; save it as 'CSV UTF-8'")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"table: {path} must be UTF-8, got byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "save it as 'CSV UTF-8'"
-        ) from None
-    if "\0" in text:
-        raise InputError(f"table: {path} must be text, got NUL bytes")
-    try:
-        lines = list(csv.reader(io.StringIO(text, newline="")))
-    except csv.Error as error:
-        raise InputError(f"table: {path} is not a CSV: {error}") from None
-    if not lines or not lines[0]:
-        raise InputError(f"table: {path} must start with a header line (image,mos[,ref]), got an empty line or file")
-    lines[0] = [column.strip() for column in lines[0]]
-    missing = [column for column in ("image", "mos") if column not in lines[0]]
-    if missing:
-        other = next((d for d in (";", "\t", "|") if len(lines[0]) == 1 and d in lines[0][0]), None)
-        hint = f"; the delimiter must be a comma, got {other!r}" if other else ""
-        raise InputError(f"table: {path} lacks column(s) {', '.join(missing)}; it has {', '.join(lines[0])}{hint}")
-    twice = sorted({column for column in ("image", "mos", "ref") if lines[0].count(column) > 1})
-    if twice:
-        raise InputError(f"table: {path} has column(s) {', '.join(twice)} more than once")
-    return lines
+def read_table(
+    csv_path: str | Path, *, root: str | Path | None = None, name: str | None = None, lower_better: bool = False
+) -> ScoreTable:
+    """Read and check a CSV with the columns image and mos and, optionally, ref and split; others are ignored.
+
+    csv_path: UTF-8, comma separated, with a header line; pyiqa's column names (IMAGE_COLUMNS, REF_COLUMNS,
+    SPLIT_COLUMN) are understood too, the first that is there counts.  root: the folder that image names are relative
+    to, by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  ref: photographs that
+    share it (distorted versions of one original, near duplicates) always stay on one side of a split.  split: train,
+    val, test, or empty for a row in no part.  lower_better: the scores are DMOS; the table's mos is then their
+    negative. Raises InputError listing everything wrong, as ``assemble`` does, and for encoding, delimiter, columns.
+    """
+    path = Path(csv_path)
+    header, lines = read_csv(path, (IMAGE_COLUMNS, MOS_COLUMNS))
+    folder = Path(root) if root is not None else path.parent
+    if not folder.is_dir():
+        raise InputError(f"table: root must be a folder, got {folder}")
+    image_at, mos_at, ref_at = (
+        next((header.index(column) for column in columns if column in header), None)
+        for columns in (IMAGE_COLUMNS, MOS_COLUMNS, REF_COLUMNS)
+    )
+    assert image_at is not None and mos_at is not None  # read_csv refuses a header without them
+    split_names = [column for column in header if SPLIT_COLUMN.fullmatch(column)]
+    refuse_repeated(path, header, {*REF_COLUMNS, *split_names})
+    rows: list[Row | str] = []
+    for line_number, line in enumerate(lines, start=2):
+        where = f"line {line_number}"
+        if not any(line) and len(line) < 2:
+            continue
+        if len(line) != len(header):
+            rows.append(f"{where}: {len(line)} fields where the header has {len(header)}")
+            continue
+        image = line[image_at]
+        if not image:
+            rows.append(f"{where}: image is empty")
+            continue
+        parts: list[int | None] = []
+        for column in split_names:
+            written = line[header.index(column)]
+            if written and written.lower() not in PART_NAMES:
+                rows.append(f"{where}: {column} must be train, val or test, got {written!r}")
+            parts.append(PART_NAMES.get(written.lower()))
+        ref = line[ref_at] if ref_at is not None else None
+        rows.append(Row(where, image, folder / image, line[mos_at], ref, parts=tuple(parts)))
+    return assemble(
+        path,
+        rows,
+        name=name or path.resolve().parent.name,
+        split_names=split_names,
+        lower_better=lower_better,
+    )
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+def split_of_parts(name: str, parts: Sequence[int | None]) -> TableSplit:
+    """The split in which row i is in part ``parts[i]``: 0, 1, 2 for train, val, test, None for no part."""
+    return split_of_indices(name, [[row for row, part in enumerate(parts) if part == p] for p in range(3)])
+
+
+def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> TableSplit:
+    """The split with these row numbers as train, val and test. Without a test part, val is it, as in pyiqa's files."""
+    train, val, test = (np.sort(np.asarray(part, np.int64)) for part in rows)
+    if not len(test):
+        val, test = test, val
+    return TableSplit(name, train, val, test)
+
+
+def check_splits(splits: Sequence[TableSplit], images: Sequence[str], groups: Index) -> None:
+    """Refuse, by InputError, a split that has an empty train or test part, a row outside the table, a row twice, or
+    images of one reference (one group) in two parts."""
+    for split in splits:
+        parts = {part: getattr(split, part) for part in PARTS}
+        for part in ("train", "test"):
+            if not len(parts[part]):
+                raise InputError(f"table: split {split.name!r} must have a {part} part, got none")
+        everything = np.concatenate(list(parts.values()))
+        if everything.min() < 0 or everything.max() >= len(images):
+            raise InputError(
+                f"table: split {split.name!r} must number rows from 0 to {len(images) - 1}, "
+                f"got {everything.min()} to {everything.max()}; it was made for another table"
+            )
+        twice = np.flatnonzero(np.bincount(everything) > 1)
+        if len(twice):
+            raise InputError(
+                f"table: split {split.name!r} must hold a row once, got {len(twice)} more than once "
+                f"(first: {images[twice[0]]})"
+            )
+        for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+            shared = np.intersect1d(groups[parts[one]], groups[parts[other]])
+            if len(shared):
+                a = next(i for i in parts[one] if groups[i] == shared[0])
+                b = next(i for i in parts[other] if groups[i] == shared[0])
+                raise InputError(
+                    f"table: split {split.name!r} must keep references apart, got {len(shared)} in both {one} and "
+                    f"{other} (first: {images[a]} and {images[b]} come from one reference)"
+                )
 
 
 def _sha256(path: Path) -> str:
@@ -172,7 +292,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _repeated(images: list[str], contents: list[str], groups: NDArray[np.int64]) -> tuple[tuple[str, str], ...]:
+def _repeated(images: Sequence[str], contents: Sequence[str], groups: Index) -> tuple[tuple[str, str], ...]:
     first: dict[str, int] = {}
     pairs = []
     for index, content in enumerate(contents):
@@ -180,9 +300,3 @@ def _repeated(images: list[str], contents: list[str], groups: NDArray[np.int64])
         if groups[other] != groups[index]:
             pairs.append((images[other], images[index]))
     return tuple(pairs)
-
-
-def _listed(path: Path, problems: list[str]) -> str:
-    shown = problems[:_SHOWN]
-    rest = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    return f"table: {path} has {len(problems)} problem(s):\n  " + "\n  ".join(shown + rest)

@@ -1,0 +1,96 @@
+"""``qpt datasets``: what each known data set needs and whether a folder holds it. The work is in ``qpt.data.iqa``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "list the known data sets: what each needs, whom to ask for it; or check a folder"
+EXAMPLE = (
+    "  qpt datasets\n"
+    "  qpt datasets check koniq10k --root data/koniq10k\n"
+    "  qpt datasets check live:original --root data/live --json"
+)
+
+
+_SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", nargs="?", choices=("list", "check"), default="list", help="list (default) or check")
+    parser.add_argument("name", nargs="?", type=str, default=None, metavar="NAME", help="the data set to check")
+    parser.add_argument("--root", type=str, default=None, help="the folder to check")
+    parser.add_argument(
+        "--leaks",
+        action="store_true",
+        help="also look for near-duplicates across references (slow: decodes all)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON; for check, with every missing file")
+    parser.add_argument("--markdown", action="store_true", help="print the list as a Markdown table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0; of a check, 1 where the folder is not the whole data set."""
+    import json
+
+    from qpt.data.iqa import DATASETS, as_dict, markdown
+    from qpt.errors import InputError
+
+    if args.action == "check":
+        return _check(args)
+    if args.name is not None or args.root is not None or args.leaks:
+        raise InputError("datasets: to check a folder: qpt datasets check NAME --root FOLDER")
+    if args.markdown:
+        print(markdown(), end="")
+    elif args.json:
+        print(json.dumps([as_dict(entry) for entry in DATASETS.values()], indent=1))
+    else:
+        print("\n\n".join(_described(as_dict(entry)) for entry in DATASETS.values()))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    import json
+
+    from qpt.data.iqa import check_dataset
+    from qpt.errors import InputError
+
+    if args.name is None or args.root is None or args.markdown:
+        raise InputError("datasets: check needs a name and --root: qpt datasets check NAME --root FOLDER")
+    report = check_dataset(args.name, args.root, leaks=args.leaks)
+    print(json.dumps(report, indent=1) if args.json else _checked(report))
+    return 0 if report["complete"] else 1
+
+
+def _described(entry: dict[str, Any]) -> str:
+    split = "official" if entry["official_split"] else f"none official; random by {entry['split_by']}"
+    lines = {
+        "images": f"{entry['images']}" + (f" of {entry['references']} references" if entry["references"] else ""),
+        "scores": entry["scale"],
+        "split": split,
+        "needs": ", ".join(entry["needs"]),
+        "choices": "; ".join(f"{option}: {', '.join(values)}" for option, values in entry["options"].items()),
+        "ask": entry["owner"],
+        "cite": entry["paper"],
+        "note": entry["terms"],
+    }
+    return f"{entry['name']}: {entry['title']}\n" + "\n".join(f"  {k:<8} {v}" for k, v in lines.items() if v)
+
+
+def _checked(report: dict[str, Any]) -> str:
+    lines = [f"{report['name']}: {report['images']} of {report['expected']} images"]
+    if report.get("references") is not None:
+        lines.append(f"references: {report['references']} of {report['expected_references']}")
+    for name, (train, val, test) in report.get("splits", {}).items():
+        lines.append(f"split {name}: {train} train, {val} val, {test} test")
+    lines += report.get("notes", [])
+    lines += [f"warning: {warning}" for warning in report.get("warnings", [])]
+    if report["missing"]:
+        lines.append(f"{len(report['missing'])} missing file(s)")
+    if report["problems"]:
+        lines.append(f"{len(report['problems'])} problem(s):")
+        lines += [f"  {problem}" for problem in report["problems"][:_SHOWN]]
+        if len(report["problems"]) > _SHOWN:
+            lines.append(f"  ... and {len(report['problems']) - _SHOWN} more; --json has all")
+    lines.append("complete" if report["complete"] else "not complete, or not the published set")
+    return "\n".join(lines)
