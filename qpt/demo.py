@@ -34,7 +34,9 @@ from qpt.pictures import draw_degradations
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
 from qpt.probe import ProbeResult, probe, probe_set, read_photographs
-from qpt.report import Section, draw_curve, write_page
+from qpt.report.figures import training_loss, training_similarity
+from qpt.report.measurements import read_log
+from qpt.report.page import Picture, Section, write_page
 from qpt.space import DegradationSpace
 
 # Photographs (not drawings, not microscopy) in the two wheels; every third, from the first, is held out.
@@ -139,8 +141,6 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     result = pretrain(config)
     if not result.finished:
         raise KeyboardInterrupt
-    curve = out / "training.png"
-    draw_curve(result.run, curve)
 
     sets = {}
     for name, source in (("fit", kept), ("measure", held_out)):
@@ -164,7 +164,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     shutil.copyfile(result.run / "checkpoint.pt", out / "checkpoint.pt")
-    _write_page(out, config, results, space, seconds, grid, curve)
+    _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
             f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images (chance {1 / len(space.ops):.1%}), "
@@ -183,7 +183,6 @@ def _write_page(
     space: DegradationSpace,
     seconds: float,
     grid: Path,
-    curve: Path,
 ) -> None:
     trained, untrained = results["trained"], results["untrained"]
     summary = [
@@ -200,6 +199,8 @@ def _write_page(
         for name, value in trained.level_srcc_per_op.items()
     ]
     columns = ["", "pre-trained", "untrained"]
+    log = {"": read_log(Path(config.out))}
+    caption = f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions"
     sections = [
         Section(
             "Held-out photographs",
@@ -213,18 +214,14 @@ def _write_page(
             "Pre-training",
             "The loss falls while patches of one composition move together and the same photograph under another "
             "composition stays apart.",
-            png=[
-                (
-                    curve,
-                    f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions",
-                )
-            ],
+            pictures=[Picture(draw(log), caption) for draw in (training_loss, training_similarity)],
+            size="medium",
         ),
         Section("Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op),
         Section(
             "What it learned from",
             f"{len(space.ops)} degradations at five levels; {space.size():,} compositions by type.",
-            png=[(grid, "every degradation at every level, and random compositions")],
+            pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
         ),
         Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),
     ]

@@ -88,7 +88,7 @@ def pooled_features(encoder: ResNet, data: ProbeSet, *, label: str = "", quiet: 
 
     def batches() -> Iterator[Tensor]:
         starts = range(0, len(data.program), BATCH)
-        for start in _progress(starts, label, quiet):
+        for start in progress(starts, label, quiet):
             part = data.program[start : start + BATCH]
             yield degrade_patches(data.photographs, part, _corners(len(part)), size)[:, 0]
 
@@ -107,7 +107,8 @@ def pristine_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
     )
 
 
-def _progress(items: Sequence[T], label: str, quiet: bool) -> Iterable[T]:
+def progress(items: Sequence[T], label: str, quiet: bool) -> Iterable[T]:
+    """The items, under a progress bar on standard error where that is a terminal."""
     console = Console(stderr=True)
     return track(items, label, disable=quiet or not console.is_terminal, console=console, transient=True)
 
@@ -174,7 +175,7 @@ def read_photographs(
     """
     chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
     found, left_out = [], {}
-    for path in _progress(chosen, "reading photographs", quiet):
+    for path in progress(chosen, "reading photographs", quiet):
         try:
             pixels = load_rgb(path)
         except UNREADABLE as error:

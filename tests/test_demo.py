@@ -12,7 +12,8 @@ from qpt.data.crops import cut_crops
 from qpt.demo import CROP, MARKER, SCALES, _clear, wheel_photographs
 from qpt.evaluate.run import untrained_encoder
 from qpt.probe import probe, probe_set
-from qpt.report import Section, read_log, write_page
+from qpt.report.measurements import read_log
+from qpt.report.page import Picture, Section, write_page
 from qpt.space import DegradationSpace
 
 
@@ -45,7 +46,9 @@ def test_only_a_demonstration_is_cleared(tmp_path: Path) -> None:
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (3, 3)).save(picture)
-    section = Section("A & B", "x < y", ["name", "value"], [["one", "1"]], [(picture, "black")], "lr: 0.1")
+    section = Section(
+        "A & B", "x < y", ["name", "value"], [["one", "1"]], [Picture(picture.read_bytes(), "black")], code="lr: 0.1"
+    )
     write_page(tmp_path / "page.html", "Title", "Lead.", [section])
     text = (tmp_path / "page.html").read_text()
     assert "A &amp; B" in text and "x &lt; y" in text and "data:image/png;base64," in text and "lr: 0.1" in text
