@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from qpt.errors import BackendError, InputError
 
-COMMANDS = ("doctor", "degrade", "pretrain", "evaluate", "fit", "score", "datasets")
+COMMANDS = ("doctor", "degrade", "pretrain", "evaluate", "fit", "score", "datasets", "probe", "report")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -20,12 +20,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from qpt.data.images import UNREADABLE, list_images, load_rgb
+from qpt.data.crops import cut_crops
+from qpt.data.images import list_images
 from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import prepare
 from qpt.evaluate.run import untrained_encoder
@@ -33,8 +33,10 @@ from qpt.models import load_encoder
 from qpt.pictures import draw_degradations
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
-from qpt.probe import ProbeResult, probe, probe_set
-from qpt.report import Section, draw_curve, write_page
+from qpt.probe import ProbeResult, probe, probe_set, read_photographs
+from qpt.report.figures import training_loss, training_similarity
+from qpt.report.measurements import read_log
+from qpt.report.page import Picture, Section, write_page
 from qpt.space import DegradationSpace
 
 # Photographs (not drawings, not microscopy) in the two wheels; every third, from the first, is held out.
@@ -49,7 +51,7 @@ CROP = 208  # side of a crop in pixels: room for two 96-pixel patches at any all
 SCALES = (1.0, 0.75, 0.5)  # a crop covers CROP / scale pixels of the photograph, antialiased down to CROP
 CROPS = 360
 PROBE_CROPS = {"fit": 36, "measure": 18}
-MAX_FOLDER = 400  # photographs taken from a folder
+MAX_FOLDER = 400  # photographs taken from a folder, evenly spaced
 SEED = 0
 MARKER = ".qpt-demo"  # in every folder this module made: only such a folder is ever cleared
 
@@ -64,30 +66,6 @@ def wheel_photographs() -> list[Path]:
         root = Path(spec.origin).parent / ("data" if package == "skimage" else "datasets/images")
         found += [root / name for name in names if (root / name).is_file()]
     return found
-
-
-def cut_crops(photographs: list[NDArray[np.uint8]], count: int, seed: int) -> NDArray[np.uint8]:
-    """(count, CROP, CROP, 3) random crops, photographs in turn, each at a random scale of SCALES that fits."""
-    rng = np.random.default_rng(seed)
-    crops = []
-    for index in range(count):
-        image = photographs[index % len(photographs)]
-        sides = [side for side in (round(CROP / scale) for scale in SCALES) if side <= min(image.shape[:2])]
-        side = int(rng.choice(sides)) if sides else min(image.shape[:2])
-        top, left = (int(rng.integers(0, image.shape[axis] - side + 1)) for axis in (0, 1))
-        crop = Image.fromarray(image[top : top + side, left : left + side])
-        crops.append(np.asarray(crop.resize((CROP, CROP), Image.Resampling.BICUBIC)))
-    return np.stack(crops)
-
-
-def read_photographs(files: list[Path], console: Console) -> list[NDArray[np.uint8]]:
-    photographs = []
-    for path in track(files, "reading photographs", console=console, transient=True):
-        try:
-            photographs.append(load_rgb(path))
-        except UNREADABLE as error:
-            console.print(f"skipped {path}: {error}", highlight=False, markup=False)
-    return photographs
 
 
 def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32", "bfloat16"]:
@@ -116,8 +94,10 @@ def _clear(out: Path) -> None:
 def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     """The whole demonstration; True when the trained encoder beats the untrained one on both probes."""
     started = time.monotonic()
-    files = wheel_photographs() if data is None else list_images(data)[:MAX_FOLDER]
-    photographs = read_photographs(files, console)
+    files = wheel_photographs() if data is None else list_images(data)
+    photographs, left_out = read_photographs(files, 1, most=MAX_FOLDER)
+    for name, reason in left_out.items():
+        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
     held_out, kept = photographs[::3], [image for i, image in enumerate(photographs) if i % 3]
     if len(kept) < 2:
         raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(photographs)}")
@@ -125,7 +105,14 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     crops = out / "photographs"
     crops.mkdir(parents=True)
     (out / MARKER).touch()
-    for index, crop in enumerate(track(cut_crops(kept, CROPS, SEED), "cutting crops", console=console, transient=True)):
+    for index, crop in enumerate(
+        track(
+            cut_crops(kept, CROPS, size=CROP, seed=SEED, scales=SCALES),
+            "cutting crops",
+            console=console,
+            transient=True,
+        )
+    ):
         Image.fromarray(crop).save(crops / f"{index:04d}.png", compress_level=1)
     console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
 
@@ -154,18 +141,15 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     result = pretrain(config)
     if not result.finished:
         raise KeyboardInterrupt
-    curve = out / "training.png"
-    draw_curve(result.run, curve)
 
     sets = {}
     for name, source in (("fit", kept), ("measure", held_out)):
-        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], SEED + 1))
+        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], size=CROP, seed=SEED + 1, scales=SCALES))
         sets[name] = probe_set(pixels, np.arange(len(pixels)) % len(source), space, SEED + 2)
     untrained = untrained_encoder(config.arch, config.width, config.seed)
     results: dict[str, ProbeResult] = {}
     for name, encoder in (("trained", load_encoder(result.run)), ("untrained", untrained)):
-        with console.status(f"probing the {name} encoder on held-out photographs"):
-            results[name] = probe(encoder, sets["fit"], sets["measure"])
+        results[name] = probe(encoder, sets["fit"], sets["measure"], label=f"probing, {name}", quiet=False)
     better = all(
         getattr(results["trained"], key) > getattr(results["untrained"], key) for key in ("op_accuracy", "level_srcc")
     )
@@ -180,7 +164,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     shutil.copyfile(result.run / "checkpoint.pt", out / "checkpoint.pt")
-    _write_page(out, config, results, space, seconds, grid, curve)
+    _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
             f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images (chance {1 / len(space.ops):.1%}), "
@@ -199,18 +183,24 @@ def _write_page(
     space: DegradationSpace,
     seconds: float,
     grid: Path,
-    curve: Path,
 ) -> None:
     trained, untrained = results["trained"], results["untrained"]
     summary = [
         ["op named rightly (linear probe)", f"{trained.op_accuracy:.1%}", f"{untrained.op_accuracy:.1%}"],
         ["SRCC of the predicted level, mean over ops", f"{trained.level_srcc:.3f}", f"{untrained.level_srcc:.3f}"],
+        [
+            "SRCC of the distance to pristine and the level",
+            f"{trained.distance_srcc:.3f}",
+            f"{untrained.distance_srcc:.3f}",
+        ],
     ]
     per_op = [
         [name, f"{value:.3f}", f"{untrained.level_srcc_per_op[name]:.3f}"]
         for name, value in trained.level_srcc_per_op.items()
     ]
     columns = ["", "pre-trained", "untrained"]
+    log = {"": read_log(Path(config.out))}
+    caption = f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions"
     sections = [
         Section(
             "Held-out photographs",
@@ -224,18 +214,14 @@ def _write_page(
             "Pre-training",
             "The loss falls while patches of one composition move together and the same photograph under another "
             "composition stays apart.",
-            png=[
-                (
-                    curve,
-                    f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions",
-                )
-            ],
+            pictures=[Picture(draw(log), caption) for draw in (training_loss, training_similarity)],
+            size="medium",
         ),
         Section("Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op),
         Section(
             "What it learned from",
             f"{len(space.ops)} degradations at five levels; {space.size():,} compositions by type.",
-            png=[(grid, "every degradation at every level, and random compositions")],
+            pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
         ),
         Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),
     ]

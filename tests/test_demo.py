@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 
 from qpt import InputError
-from qpt.demo import CROP, MARKER, _clear, cut_crops, wheel_photographs
+from qpt.data.crops import cut_crops
+from qpt.demo import CROP, MARKER, SCALES, _clear, wheel_photographs
 from qpt.evaluate.run import untrained_encoder
 from qpt.probe import probe, probe_set
-from qpt.report import Section, read_log, write_page
+from qpt.report.measurements import read_log
+from qpt.report.page import Picture, Section, write_page
 from qpt.space import DegradationSpace
 
 
@@ -24,9 +26,9 @@ def test_wheels_hold_the_photographs() -> None:
 @pytest.mark.parametrize("size", [(300, 450), (CROP, CROP), (60, 500), (1, 1)])
 def test_crops_have_one_size_whatever_the_photograph(size: tuple[int, int]) -> None:
     photograph = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    crops = cut_crops([photograph], 6, seed=0)
+    crops = cut_crops([photograph], 6, size=CROP, seed=0, scales=SCALES)
     assert crops.shape == (6, CROP, CROP, 3) and crops.dtype == np.uint8
-    np.testing.assert_array_equal(crops, cut_crops([photograph], 6, seed=0))
+    np.testing.assert_array_equal(crops, cut_crops([photograph], 6, size=CROP, seed=0, scales=SCALES))
 
 
 def test_only_a_demonstration_is_cleared(tmp_path: Path) -> None:
@@ -44,7 +46,9 @@ def test_only_a_demonstration_is_cleared(tmp_path: Path) -> None:
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     Image.new("RGB", (3, 3)).save(picture)
-    section = Section("A & B", "x < y", ["name", "value"], [["one", "1"]], [(picture, "black")], "lr: 0.1")
+    section = Section(
+        "A & B", "x < y", ["name", "value"], [["one", "1"]], [Picture(picture.read_bytes(), "black")], code="lr: 0.1"
+    )
     write_page(tmp_path / "page.html", "Title", "Lead.", [section])
     text = (tmp_path / "page.html").read_text()
     assert "A &amp; B" in text and "x &lt; y" in text and "data:image/png;base64," in text and "lr: 0.1" in text
@@ -59,7 +63,9 @@ def test_read_log(tmp_path: Path) -> None:
 def test_probe_sees_what_an_encoder_sees() -> None:
     """Features that hold the answer score 1 and near it; the probe set covers every op and level once per crop."""
     space = DegradationSpace(ops=("gaussian_noise", "brightness"), max_ops=1)
-    crops = torch.from_numpy(cut_crops([np.full((64, 64, 3), value, np.uint8) for value in (90, 110, 130, 150)], 8, 0))
+    crops = torch.from_numpy(
+        cut_crops([np.full((64, 64, 3), value, np.uint8) for value in (90, 110, 130, 150)], 8, size=CROP, seed=0)
+    )
     sources = np.arange(8) % 4
     known, asked = (probe_set(crops, sources, space, seed) for seed in (0, 1))
     assert len(known.program) == 8 * 2 * 5

@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         resize_shorter=config.resize_shorter,
         cache_mib=config.cache_mib,
     )
-    fingerprint = _fingerprint(Path(config.data), files)
+    fingerprint = data_fingerprint(Path(config.data), files)
     table = degradations.fingerprint()
     run = _open_run(config, resume)
     with _threads(config.threads):
@@ -241,7 +241,7 @@ class _Loop:
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def _fingerprint(root: Path, files: list[Path]) -> str:
+def data_fingerprint(root: Path, files: list[Path]) -> str:
     """sha256 over the sorted relative names and sizes of the photographs."""
     listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
     return hashlib.sha256(listing.encode()).hexdigest()

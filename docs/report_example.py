@@ -1,0 +1,45 @@
+"""A small labelled set made from the photographs inside the scikit-image and scikit-learn wheels, to try a report on.
+
+``python docs/report_example.py FOLDER`` writes FOLDER/images and FOLDER/scores.csv. No person rated these pictures: the
+score is a made-up one that falls with the level of the degradation, with some noise. Used by docs/report.md.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qpt import DegradationSpace, degrade
+from qpt.data.crops import cut_crops
+from qpt.data.images import load_rgb
+from qpt.demo import wheel_photographs
+from qpt.program import Program
+
+SIZE, SEED = 224, 0
+
+
+def main(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    files = wheel_photographs()
+    crops = torch.from_numpy(cut_crops([load_rgb(path) for path in files], len(files), size=SIZE, seed=SEED))
+    rng = np.random.default_rng(SEED)
+    ops = DegradationSpace.preset("qpt").ops
+    rows = []
+    for index, path in enumerate(files):
+        chosen = rng.choice(len(ops), 5, replace=False)
+        chains = [[], *([(ops[op], level)] for level, op in enumerate(chosen, start=1))]
+        program = Program.from_chains(chains, seeds=list(range(len(chains))), source=[index] * len(chains))
+        for level, (chain, pixels) in enumerate(zip(chains, degrade(crops, program).numpy(), strict=True)):
+            kind = chain[0][0] if chain else "pristine"
+            name = f"images/{path.stem}-{level}-{kind}.png"
+            Image.fromarray(pixels).save(folder / name)
+            rows.append((name, f"{90 - 14 * level + rng.normal(0, 5):.1f}", path.stem, kind))
+    with open(folder / "scores.csv", "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("image", "mos", "ref", "kind"), *rows])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

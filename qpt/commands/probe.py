@@ -1,0 +1,74 @@
+"""``qpt probe``: what an encoder sees of degradations, without any opinion score. The work is in ``qpt.probe``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HELP = "measure, without any score, how well an encoder sees degradations of held-out photographs"
+EXAMPLE = "  qpt probe runs/first held-out-photos\n  qpt probe runs/first held-out-photos --photographs 60 --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=str, metavar="RUN", help="run directory or checkpoint file")
+    parser.add_argument("data", type=str, metavar="DATA", help="folder of photographs the run was not trained on")
+    parser.add_argument("--photographs", type=int, default=30, help="most photographs used, evenly spaced")
+    parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
+    parser.add_argument(
+        "--size", type=int, default=192, help="side of a crop in pixels; smaller photographs are left out"
+    )
+    parser.add_argument("--preset", type=str, default="qpt", help="name of the degradation space")
+    parser.add_argument("--seed", type=int, default=0, help="seed of crops, degradations and the untrained encoder")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from qpt.evaluate.report import to_json
+    from qpt.probe import probe_run
+
+    settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "preset", "seed")}
+    result = probe_run(args.run, args.data, **settings)
+    if args.json:
+        print(to_json(result))
+        return 0
+    console = Console()
+    console = console if console.is_terminal else Console(width=110)  # piped output has no width of its own
+    console.print(_table(result))
+    counts = result["photographs"]
+    console.print(
+        f"probes fitted on {counts['fit']} photographs, measured on {counts['measure']} others; chance is "
+        f"{result['chance']:.1%} for the op and 0 for a correlation; distance: Euclidean, from the pristine crop, "
+        "between standardised statistics of the stages",
+        highlight=False,
+    )
+    for name, reason in result["left_out"].items():
+        console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
+    if result["trained_on_this_folder"]:
+        console.print("warning: the run was trained on these photographs; a fair figure needs others", style="yellow")
+    return 0
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    """A row for each figure: means over ops first, then every op; both encoders side by side."""
+    from rich import box
+    from rich.table import Table
+
+    trained, untrained = result["trained"], result["untrained"]
+    title = f"{result['run']} on {result['held_out_images']} degraded images of {result['data']}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for figure in ("SRCC of predicted level", "SRCC of distance to pristine"):
+        for encoder in ("trained", "untrained"):
+            table.add_column(f"{figure}\n{encoder}", justify="right")
+    kinds = ("level_srcc", "distance_srcc")
+    table.add_row("mean over ops", *(f"{e[k]:.3f}" for k in kinds for e in (trained, untrained)), end_section=True)
+    for op in trained["level_srcc_per_op"]:
+        table.add_row(op, *(f"{e[f'{k}_per_op'][op]:.3f}" for k in kinds for e in (trained, untrained)))
+    table.caption = f"op named rightly: trained {trained['op_accuracy']:.1%}, untrained {untrained['op_accuracy']:.1%}"
+    return table

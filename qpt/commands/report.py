@@ -1,0 +1,49 @@
+"""``qpt report``: one HTML page about one or several runs. The work is in ``qpt.report.build``."""
+
+from __future__ import annotations
+
+import argparse
+
+from qpt.commands.evaluate import add_feature_arguments, add_table_arguments
+
+HELP = "write one self-contained HTML page about runs: predictions, severity curves, maps, training"
+EXAMPLE = (
+    "  qpt report runs/first --csv photos/scores.csv --out first.html\n"
+    "  qpt report runs/first --scorer scorer.pt --photographs held-out-photos --out first.html\n"
+    "  qpt report runs/first runs/second --csv photos/scores.csv --evaluation result.json --out both.html"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run directories or checkpoint files")
+    add_table_arguments(parser, required=False)
+    add_feature_arguments(parser)
+    parser.add_argument("--scorer", type=str, default=None, help="a scorer made from the run, for severity curves")
+    parser.add_argument("--evaluation", type=str, default=None, help="a result written by `qpt evaluate --out`")
+    parser.add_argument(
+        "--photographs", type=str, default=None, help="folder of photographs to degrade (default: best of the table)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds, crops and maps")
+    parser.add_argument("--out", type=str, required=True, help="the HTML file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from qpt.evaluate.features import FeatureProtocol
+    from qpt.evaluate.report import check_writable
+    from qpt.evaluate.table import read_table
+    from qpt.report.build import write_report
+
+    out = check_writable(args.out, "report")
+    write_report(
+        args.runs,
+        out,
+        table=read_table(args.csv, root=args.root, name=args.name) if args.csv is not None else None,
+        scorer=args.scorer,
+        evaluation=args.evaluation,
+        photographs=args.photographs,
+        protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
+        cache=args.cache,
+        seed=args.seed,
+    )
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, self-contained")
+    return 0

@@ -1,0 +1,156 @@
+"""The sections of a report about photographs that the engine degraded: severity curves and the map of patches.
+
+Called by ``qpt.report.build``. Every op of the default space at each level on a few photographs; what is drawn is how
+a score, or the distance to the pristine picture, changes with the level. Relies on ``qpt.probe`` for the set and the
+features, on ``measurements`` and ``figures``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
+
+from qpt.data.crops import cut_crops
+from qpt.data.images import list_images
+from qpt.errors import InputError
+from qpt.evaluate.photograph import MIN_SIDE
+from qpt.evaluate.scorer import Scorer
+from qpt.evaluate.table import ScoreTable
+from qpt.models import ResNet
+from qpt.ops.degrade import degrade
+from qpt.probe import ProbeSet, pooled_features, pristine_features, probe_set, progress, read_photographs
+from qpt.report import figures
+from qpt.report.measurements import Severity, distance_severity, embedding_map, score_severity
+from qpt.report.page import Picture, Section
+from qpt.space import DegradationSpace
+
+PHOTOGRAPHS = 8
+CROP_PX = 224
+_TITLE, _MAP_TITLE = "Score and severity", "Map of degraded patches"
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """A crop of each photograph under every op and level.  origin: in words, where the photographs come from."""
+
+    data: ProbeSet
+    origin: str
+
+
+def degraded_photographs(
+    folder: str | Path | None, table: ScoreTable | None, *, seed: int, quiet: bool
+) -> Degraded | str:
+    """One crop of up to PHOTOGRAPHS photographs, of ``folder`` or else the best rated of the table (one of each
+    group); without either, why there are none. Raises InputError for a folder without a usable photograph."""
+    if folder is not None:
+        files, origin = list_images(folder), f"photographs of {Path(folder).resolve().name}"
+    elif table is not None:
+        best = np.argsort(-table.mos, kind="stable")
+        _, first = np.unique(table.groups[best], return_index=True)
+        files = [table.paths[row] for row in best[np.sort(first)][:PHOTOGRAPHS]]
+        origin = f"of the best rated photographs of {table.name}"
+    else:
+        return "Not shown: it needs photographs to degrade; none were given (--photographs or --csv)."
+    pixels, left_out = read_photographs(files, MIN_SIDE, most=PHOTOGRAPHS, quiet=quiet)
+    if not pixels:
+        raise InputError(f"report: photographs must hold a usable photograph, got none: {left_out}")
+    size = min(CROP_PX, *(min(p.shape[:2]) for p in pixels))
+    crops = torch.from_numpy(cut_crops(pixels, len(pixels), size=size, seed=seed))
+    data = probe_set(crops, np.arange(len(pixels)), DegradationSpace.preset("qpt"), seed)
+    return Degraded(data, f"{len(pixels)} {origin}, {size} × {size} px of each")
+
+
+def degraded_sections(
+    encoders: Mapping[str, ResNet],
+    scorers: Mapping[str, Scorer],
+    degraded: Degraded | str,
+    *,
+    seed: int,
+    quiet: bool,
+) -> list[Section]:
+    """Curves of each op, a table of them, and last the map of the degraded patches.
+
+    The curves are of scores where every run has a scorer, else of distances.
+    """
+    if isinstance(degraded, str):
+        return [Section(_TITLE, degraded), Section(_MAP_TITLE, degraded)]
+    data = degraded.data
+    features = {
+        name: pooled_features(encoder, data, label=f"degraded patches, {name}", quiet=quiet).astype(np.float64)
+        for name, encoder in encoders.items()
+    }
+    scored = set(scorers) == set(encoders)
+    curves: dict[str, Severity] = {}
+    if scored:
+        pictures = list(degrade(data.photographs, data.program).numpy())
+        for name, scorer in scorers.items():
+            rows = progress(pictures, f"scores under degradation, {name}", quiet)
+            curves[name] = score_severity(scorer, data.photographs.numpy(), rows, data)
+    else:
+        for name, encoder in encoders.items():
+            scaler = StandardScaler().fit(features[name])
+            pristine = scaler.transform(pristine_features(encoder, data).astype(np.float64))
+            curves[name] = distance_severity(scaler.transform(features[name]), pristine, data)
+    return [*_curve_sections(curves, degraded, scored), _map_section(features, degraded, seed)]
+
+
+def _curve_sections(curves: Mapping[str, Severity], degraded: Degraded, scored: bool) -> list[Section]:
+    values = np.concatenate([change.ravel() for curve in curves.values() for change in curve.changes.values()])
+    low, high = np.quantile(values, (0.002, 0.998))  # one outlier must not flatten every other plot
+    limits = (float(low - 0.05 * (high - low)), float(high + 0.05 * (high - low)))
+    ops = list(next(iter(curves.values())).changes)
+    pictures = [Picture(figures.severity_curve(op, curves, limits)) for op in ops]
+    rows = [[op, *(cell for curve in curves.values() for cell in _cells(curve, op))] for op in ops]
+    quantity = "mean SRCC with level"
+    step = "falls at every level" if scored else "rises at every level"
+    header = ["op", *(f"{name}: {what}" for name in curves for what in (quantity, step))]
+    return [
+        Section(_TITLE, _severity_text(degraded, curves, scored), pictures=pictures, size="small"),
+        Section("Each op", header=header, rows=rows, part=True),
+    ]
+
+
+def _cells(curve: Severity, op: str) -> tuple[str, str]:
+    return f"{curve.correlation(op):.3f}", "yes" if curve.monotone(op) else "no"
+
+
+def _severity_text(degraded: Degraded, curves: Mapping[str, Severity], scored: bool) -> str:
+    what = (
+        "the score, minus that of the pristine picture,"
+        if scored
+        else "the distance to the pristine picture's features"
+    )
+    way = "falls" if scored else "rises"
+    counts = ", ".join(
+        f"{sum(curve.monotone(op) for op in curve.changes)} of {len(curve.changes)} ops"
+        + (f" ({name})" if len(curves) > 1 else "")
+        for name, curve in curves.items()
+    )
+    source = (
+        "The scorer was fitted on all scored images; the degraded pictures are new to it, their originals may not be."
+        if scored
+        else "No scorer is at hand, so this is Euclidean distance between standardised features."
+    )
+    return (
+        f"How {what} changes with the level of an op, 0 (pristine) to 5: {degraded.origin} (thin lines), and their "
+        f"mean (thick). The mean {way} at every one of the five levels for {counts}. {source}"
+    )
+
+
+def _map_section(features: Mapping[str, NDArray[np.float64]], degraded: Degraded, seed: int) -> Section:
+    ops, levels = degraded.data.ops.astype(np.int64), degraded.data.levels.astype(np.int64)
+    pictures, method = [], ""
+    for name, values in features.items():
+        cloud = embedding_map(values, seed)
+        method, kept = cloud.method, cloud.kept
+        by_op = figures.map_by_op(cloud, ops[kept], levels[kept])
+        pictures.append(Picture(by_op, f"{name}: hue by family, shade by op, larger for a higher level"))
+        pictures.append(Picture(figures.map_by_level(cloud, levels[kept]), f"{name}: by level"))
+    text = f"{method} of the statistics of the encoder's stages: {degraded.origin}, each under every op at every level."
+    return Section(_MAP_TITLE, text, pictures=pictures, size="medium")
