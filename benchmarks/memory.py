@@ -10,14 +10,17 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from benchmarks.contrastive_rivals import CONTENDERS, Inputs, Setting, make_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
+Answer = TypeVar("Answer")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 AVAILABLE = _CLEAR.exists()
 # Large enough that libraries start their threads and take what they keep, small beside any measured size.
@@ -48,13 +51,19 @@ def measure_peak(setting: Setting, name: str) -> float:
     call = rival.make(inputs)
     if rival.compiles:
         call()  # the compiler's own memory is not the loss's
+    answer, peak = peak_of(call)
+    held = sum(tensor.nbytes for tensor in answer if tensor is not None)
+    return max(0.0, (peak - held) / 2**20)
+
+
+def peak_of(call: Callable[[], Answer]) -> tuple[Answer, int]:
+    """What ``call`` returns, and how many bytes more than before it the process held at its highest."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")
     before = _status("VmRSS")
     answer = call()
-    held = sum(tensor.nbytes for tensor in answer if tensor is not None)
-    return max(0.0, (_status("VmHWM") - before - held) / 2**20)
+    return answer, _status("VmHWM") - before
 
 
 def _status(field: str) -> int:

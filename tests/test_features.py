@@ -6,12 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from qpt.errors import InputError
-from qpt.evaluate import features
+from qpt.evaluate import features, photograph
 from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, photograph_features, weights_hash
-from qpt.evaluate.photograph import crop_boxes, half_scale, load_photograph
+from qpt.evaluate.photograph import crop_boxes, extend, half_scale, load_photograph
 from qpt.evaluate.run import untrained_encoder
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs
@@ -169,17 +170,42 @@ def test_classical_features_by_definition():
 
 @pytest.mark.parametrize(
     "pixels",
-    [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64, 4), np.uint8), "x.png", None],
+    [
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((0, 9, 3), np.uint8),
+        "x.png",
+        None,
+    ],
 )
 def test_pixels_of_another_form_are_refused(encoder, pixels):
     with pytest.raises(InputError, match="pixels must be"):
         photograph_features(encoder, pixels)
 
 
-def test_smallest_photograph_works_and_smaller_ones_are_refused(encoder):
-    assert np.isfinite(photograph_features(encoder, np.zeros((32, 32, 3), np.uint8))).all()
-    with pytest.raises(InputError, match="at least 32 px, got 40x31"):
-        photograph_features(encoder, np.zeros((31, 40, 3), np.uint8))
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (31, 40), (5, 7), (33, 1)])
+def test_small_photographs_are_continued_by_mirror_images(encoder, shape):
+    """As SciPy's "mirror with the edge repeated" continues a signal, evenly on both ends."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    found = extend(pixels)
+    assert found.shape == (max(32, shape[0]), max(32, shape[1]), 3)
+    before = [max(0, 32 - side) // 2 for side in shape]
+    ys, xs = (np.arange(length) - start for length, start in zip(found.shape[:2], before, strict=True))
+    grid = np.meshgrid(ys, xs, indexing="ij")
+    for channel in range(3):
+        expected = ndimage.map_coordinates(pixels[..., channel], grid, order=0, mode="reflect")  # SciPy's name for it
+        np.testing.assert_array_equal(found[..., channel], expected)
+    np.testing.assert_array_equal(photograph_features(encoder, pixels), photograph_features(encoder, found))
+
+
+@given(st.integers(2, 70), st.integers(2, 70), st.integers(1, 300))
+def test_half_scale_by_bands_is_one_resize_of_pillow(height, width, band):
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    expected = Image.fromarray(pixels).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(photograph, "_BAND_PIXELS", band)
+        np.testing.assert_array_equal(half_scale(pixels), np.asarray(expected))
 
 
 def test_protocol_bounds():

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qpt import InputError
-from qpt.data.images import UNREADABLE, list_images, load_rgb
+from qpt.data import images
+from qpt.data.images import UNREADABLE, find_images, list_images, load_rgb
 
 
 def test_folder_is_walked_sorted_and_filtered(tmp_path: Path) -> None:
@@ -28,15 +29,16 @@ def test_no_folder_and_no_images_are_refused(tmp_path: Path) -> None:
         list_images(tmp_path / "absent")
 
 
-def test_orientation_is_honoured(tmp_path: Path) -> None:
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[0, 0] = 255
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("band", [1, 1 << 20])
+def test_orientation_is_honoured(tmp_path: Path, orientation: int, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_BAND_PIXELS", band)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
-    upright = load_rgb(tmp_path / "turned.png")
-    assert upright.shape == (6, 4, 3)
-    assert upright[0, 3].tolist() == [255, 255, 255] and upright.sum() == 3 * 255
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+    picture.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as stored:
+        np.testing.assert_array_equal(load_rgb(tmp_path / "turned.png"), np.asarray(ImageOps.exif_transpose(stored)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -79,3 +81,28 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     with pytest.raises(UNREADABLE):
         load_rgb(tmp_path / "large.png")
+
+
+def test_a_limit_of_pixels_for_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the place of Pillow's, which is the same afterwards, whatever happens."""
+    Image.new("L", (400, 400)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert load_rgb(tmp_path / "large.png", max_pixels=160_000).shape == (400, 400, 3)
+    with pytest.raises(UNREADABLE, match="400x400 px is more than the limit of 159,999"):
+        load_rgb(tmp_path / "large.png", max_pixels=159_999)
+    with pytest.raises(UNREADABLE):
+        load_rgb(tmp_path / "text.png", max_pixels=10)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_names_are_files_folders_and_patterns(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/b/2.JPG", "a/note.txt", "c/3.png", "odd[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    at = {name: str(tmp_path / name) for name in ("a", "a/note.txt", "odd[1].png", "empty", "*.gif", "**/*.png", "no")}
+    found, faults = find_images(at.values())
+    names = ["a/1.png", "a/b/2.JPG", "a/note.txt", "odd[1].png", "c/3.png", "no"]  # the pattern adds only c/3.png
+    assert found == [str(tmp_path / name) for name in names]
+    assert faults == {at["empty"]: "no image in this folder", at["*.gif"]: "no file matches this pattern"}

@@ -1,15 +1,18 @@
 """Scorers: fitted, saved, loaded, and the same number for a photograph whatever is scored beside it."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import optimize
 
 import qpt
 from qpt import cli
 from qpt.errors import InputError
+from qpt.evaluate.calibration import fit_logistic
 from qpt.evaluate.features import FeatureProtocol
 from qpt.evaluate.run import encoder_views
 from qpt.evaluate.scorer import Scorer
@@ -88,8 +91,8 @@ def test_people_get_a_number_and_a_scale(fitted, capsys):
     _, csv, _, out = fitted
     image = str(csv.parent / "images/cat2.png")
     assert cli.main(["score", image, "--scorer", str(out)]) == 0
-    first, scale = capsys.readouterr().out.splitlines()
-    assert first.split() == [f"{Scorer.load(out)(image):.3f}", image]
+    *_, row, scale = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert row.split() == [f"{Scorer.load(out)(image):.3f}", image]
     assert "from 33 (worst) to 96 (best); higher is better" in scale
 
 
@@ -105,7 +108,7 @@ def test_good_photographs_are_scored_beside_bad_ones(fitted, tmp_path, capsys):
     _, csv, _, out = fitted
     good, cut = str(csv.parent / "images/cat2.png"), tmp_path / "cut.png"
     cut.write_bytes((csv.parent / "images/cat0.png").read_bytes()[:3000])
-    assert cli.main(["score", str(cut), good, "none.jpg", "--scorer", str(out), "--json"]) == 2
+    assert cli.main(["score", str(cut), good, "none.jpg", "--scorer", str(out), "--json"]) == 1
     captured = capsys.readouterr()
     answer = json.loads(captured.out)
     assert [item["image"] for item in answer["scores"]] == [good]
@@ -139,6 +142,11 @@ def test_files_that_are_no_scorer(fitted, tmp_path):
     torch.save(state, tmp_path / "damaged.pt")
     with pytest.raises(InputError, match="damaged"):
         Scorer.load(tmp_path / "damaged.pt")
+    state = torch.load(out, weights_only=True)
+    for weights in (state["weights"][1:], state["weights"] * float("nan"), "none"):
+        torch.save({**state, "weights": weights}, tmp_path / "damaged.pt")
+        with pytest.raises(InputError, match="damaged"):
+            Scorer.load(tmp_path / "damaged.pt")
 
 
 def test_a_scorer_file_cannot_carry_code(tmp_path):
@@ -146,7 +154,7 @@ def test_a_scorer_file_cannot_carry_code(tmp_path):
         def __reduce__(self):
             return (print, ("executed",))
 
-    torch.save({"format": "qpt-scorer-1", "x": Call()}, tmp_path / "code.pt")
+    torch.save({"format": "qpt-scorer-2", "x": Call()}, tmp_path / "code.pt")
     with pytest.raises(InputError, match="tensors and plain data"):
         Scorer.load(tmp_path / "code.pt")
 
@@ -155,3 +163,41 @@ def test_scorer_is_asked_for_a_place_before_it_is_fitted(fitted, tmp_path, capsy
     _, csv, run, _ = fitted
     assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path)]) == 2
     assert "fit: error: out must be a writable file" in capsys.readouterr().err
+
+
+def test_fit_keeps_the_record_of_the_run_without_its_paths(fitted):
+    _, _, run, out = fitted
+    record = Scorer.load(out).pretraining
+    assert record["config"] == {"arch": "resnet18", "width": 4, "data": "somewhere"}
+    assert record["checkpoint_sha256"] == hashlib.sha256((run / "checkpoint.pt").read_bytes()).hexdigest()
+
+
+def test_calibration_is_monotone_bounded_and_honest(fitted, tmp_path, capsys):
+    """Scores keep their order, the file keeps the map, and the error is that of photographs it was not fitted on."""
+    _, csv, run, out = fitted
+    arguments = ["fit", str(run), "--csv", str(csv), "--out", str(tmp_path / "s.pt"), "--calibrate"]
+    assert cli.main(arguments) == 0
+    assert "calibration: RMSE over held-out photographs" in capsys.readouterr().out
+    plain, bent = Scorer.load(out), Scorer.load(tmp_path / "s.pt")
+    pictures = list(photographs().values())
+    raw, mapped = np.array([plain(p) for p in pictures]), np.array([bent(p) for p in pictures])
+    assert np.array_equal(np.argsort(raw), np.argsort(mapped))
+    np.testing.assert_allclose(mapped, bent.calibration(raw), rtol=1e-12)
+    span = plain.mos_max - plain.mos_min
+    assert np.all((mapped > plain.mos_min - span) & (mapped < plain.mos_max + span))
+    errors = bent.fitted_on["calibration"]
+    assert errors["rmse_raw"] == pytest.approx(bent.fitted_on["rmse"], rel=1e-9) and errors["rmse_calibrated"] > 0
+
+
+def test_calibration_finds_a_known_logistic():
+    """Equal to SciPy's curve_fit of the same four parameters on noisy data."""
+    rng = np.random.default_rng(0)
+    raw = rng.uniform(0, 6, 400)
+
+    def logistic(x, low, high, centre, width):
+        return low + (high - low) / (1 + np.exp(-(x - centre) / width))
+
+    mos = logistic(raw, 1, 5, 3.5, 0.6) + rng.normal(0, 0.1, 400)
+    expected = optimize.curve_fit(logistic, raw, mos, p0=(1, 5, 3, 1))[0]
+    found = fit_logistic(raw, mos)
+    assert (found.low, found.high, found.centre, found.width) == pytest.approx(expected, rel=1e-3)

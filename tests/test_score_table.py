@@ -77,14 +77,13 @@ def test_same_content_in_two_groups_is_reported(csv):
 
 def test_everything_wrong_is_listed_at_once(csv):
     (csv.parent / "images/face1.png").write_text("no picture")
-    Image.new("RGB", (20, 200)).save(csv.parent / "images/cup1.png")
     replace(csv, "images/cat0.png,93,cat", "images/missing.png,nan,cat")
     replace(csv, "images/cat1.png,73,cat", "images/cat2.png,good,")
     replace(csv, "images/cat3.png,33,cat", "images/cat3.png,33")
     replace(csv, "images/face0.png", "")
     message = refusal(csv)
     for words in (
-        "has 9 problem(s)",
+        "has 8 problem(s)",
         "line 2: mos must be a finite number, got 'nan'",
         "line 2: images/missing.png: no such file",
         "line 3: mos must be a finite number, got 'good'",
@@ -93,7 +92,6 @@ def test_everything_wrong_is_listed_at_once(csv):
         "line 5: 2 fields where the header has 3",
         "line 6: image is empty",
         "line 7: images/face1.png: not an image",
-        "line 15: images/cup1.png: both sides must be at least 32 px, got 20x200",
     ):
         assert words in message, message
 

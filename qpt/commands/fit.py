@@ -14,6 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="run directory or checkpoint file")
     add_table_arguments(parser, required=True)
     add_feature_arguments(parser)
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="also fit a monotone logistic from raw scores to the labels, on out-of-fold predictions",
+    )
     parser.add_argument("--out", type=str, required=True, help="the scorer file to write")
     parser.add_argument("--json", action="store_true", help="print what was chosen as JSON")
 
@@ -26,12 +31,15 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.run import feature_cache
     from qpt.evaluate.scorer import Scorer
     from qpt.models import load_encoder
+    from qpt.models.encoder import run_record
 
     out = check_writable(args.out, "fit")
     scorer = Scorer.fit(
         load_encoder(args.run),
         read_table_arguments(args),
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
+        calibration=args.calibrate,
+        pretraining=run_record(args.run),
         cache=Path(args.cache) if args.cache is not None else feature_cache(args.run),
     )
     scorer.save(out)
@@ -44,4 +52,10 @@ def run(args: argparse.Namespace) -> int:
             f"{fitted['images']} images of {fitted['name']}\nSRCC {fitted['srcc']:.3f} over held-out photographs "
             f"({fitted['folds']}; the choice was made on them: for a fair figure use `qpt evaluate`)"
         )
+        if scorer.calibration is not None:
+            errors = fitted["calibration"]
+            print(
+                f"calibration: RMSE over held-out photographs {errors['rmse_raw']:.3g} without it, "
+                f"{errors['rmse_calibrated']:.3g} with it; order unchanged"
+            )
     return 0

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.errors import InputError
-from qpt.evaluate.photograph import check_pixels, crops, half_scale, load_photograph
+from qpt.evaluate.photograph import check_pixels, crops, extend, half_scale, load_photograph
 from qpt.models import ResNet
 
 SCALES = ("full", "half")
@@ -81,16 +81,19 @@ def photograph_features(
 ) -> NDArray[np.float32]:
     """Features of one photograph: (2 scales, 2 statistics, sum(stage_dims)) float32.
 
-    encoder: in eval mode (``prepare``).  pixels: (H, W, 3) uint8, both sides >= 32 px.
-    The statistics of a stage are taken over the positions of all crops together; std is the population's.
+    encoder: in eval mode (``prepare``); it may be float16 or bfloat16.  pixels: (H, W, 3) uint8; a side under 32 px is
+    continued by mirror images (``extend``).
+    The statistics of a stage are taken over the positions of all crops together; std is the population's. They are
+    float32 or better whatever the encoder is.
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
+    pixels, dtype = extend(pixels), encoder.conv1.weight.dtype
     rows = []
     for picture in (pixels, half_scale(pixels)):
         parts = crops(picture, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
-        moments = torch.stack([_moments(encoder.stages(_to_input(part))) for part in parts])
+        moments = torch.stack([_moments(encoder.stages(_to_input(part).to(dtype))) for part in parts])
         # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
         mean, square = moments.mean(0)
         rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))
@@ -166,7 +169,7 @@ def _to_input(part: NDArray[np.uint8]) -> Tensor:
 
 def _moments(maps: Iterable[Tensor]) -> Tensor:
     """First and second moment over positions of (1, C_i, h_i, w_i) maps: (2, sum C_i) float64."""
-    pairs = [torch.var_mean(stage[0].flatten(1), dim=1, correction=0) for stage in maps]
+    pairs = [torch.var_mean(stage[0].flatten(1).float(), dim=1, correction=0) for stage in maps]
     mean = torch.cat([mean for _, mean in pairs]).double()
     return torch.stack([mean, torch.cat([variance for variance, _ in pairs]).double() + mean * mean])
 

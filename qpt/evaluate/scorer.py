@@ -1,25 +1,36 @@
 """A scorer: an encoder, the read-out chosen for it, and a ridge fitted on a table of scores; photograph in, score out.
 
 Made by ``qpt fit``, used by ``qpt score`` and as ``qpt.Scorer``. Relies on the same feature code as evaluation, one
-photograph at a time, so that a photograph's score does not depend on what else is scored. Files hold tensors and
-plain data only.
+photograph at a time and one crop at a time, so that a photograph's score does not depend on what else is scored. Files
+hold tensors and plain data only.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from qpt.errors import InputError
-from qpt.evaluate.features import DEFINITION, READ_OUTS, FeatureProtocol, ReadOut, photograph_features, prepare
-from qpt.evaluate.photograph import load_photograph
+from qpt.evaluate.calibration import LogisticCalibration, calibrate
+from qpt.evaluate.features import (
+    DEFINITION,
+    READ_OUTS,
+    SCALES,
+    STATISTICS,
+    FeatureProtocol,
+    ReadOut,
+    photograph_features,
+    prepare,
+)
+from qpt.evaluate.photograph import MAX_PIXELS, check_pixels, load_photograph
 from qpt.evaluate.protocol import choose
 from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.run import encoder_views
@@ -27,7 +38,13 @@ from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet, build_encoder
 from qpt.models.encoder import load_plain
 
-SCORER_FORMAT = "qpt-scorer-1"
+if TYPE_CHECKING:
+    from qpt.evaluate.metric import Metric
+
+SCORER_FORMAT = "qpt-scorer-2"
+#: What the encoder may run in. Everything after it, from the statistics over positions on, is float32 or better.
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CHOICE_SEED = (0,)
 
 
 @dataclass
@@ -37,6 +54,13 @@ class Scorer:
     encoder: in eval mode.  read_out, protocol: what it sees.  weights: (d,) float64 and intercept: the ridge, on raw
     features.  mos_min, mos_max: the range of the labels; a score is not clipped to it, so an unusual photograph may
     fall slightly outside.  fitted_on: name, sha256 and size of the table, and the choice made on it.
+    calibration: applied to the ridge's output, or None.  pretraining: the record of the encoder's run (``run_record``),
+    if known.  max_pixels: larger photographs are refused, with a side counted as at least 32 px; not kept in the file.
+
+    A photograph of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many
+    crops, at full and at half scale; the score is the ridge on the statistics of all crops together, not a mean of
+    scores of crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole,
+    if it is small).
     """
 
     encoder: ResNet
@@ -47,16 +71,60 @@ class Scorer:
     mos_min: float
     mos_max: float
     fitted_on: dict[str, Any]
+    calibration: LogisticCalibration | None = None
+    pretraining: dict[str, Any] | None = None
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, photograph: str | Path | NDArray[np.uint8]) -> float:
-        """The score of one photograph. photograph: a file, or (H, W, 3) uint8 RGB pixels; both sides >= 32 px.
+        """The score of one photograph.
 
-        Raises InputError for a file that cannot be decoded or pixels of another form.
+        photograph: a file, turned upright as its EXIF orientation says, or (H, W, 3) uint8 RGB pixels; any size from
+        1x1 to ``max_pixels``. A side under 32 px is continued by mirror images (``photograph.extend``). Raises
+        InputError for a file that cannot be decoded, pixels of another form, a photograph that is too large, or an
+        encoder that gives no finite features (float16 ends at 65,504).
         """
-        pixels = load_photograph(photograph) if isinstance(photograph, (str, Path)) else photograph
-        features = photograph_features(self.encoder, pixels, self.protocol)
+        if isinstance(photograph, (str, Path)):
+            pixels = load_photograph(photograph, max_pixels=self.max_pixels)
+        else:
+            pixels = photograph
+            check_pixels(pixels, max_pixels=self.max_pixels)
+        score = self.head(photograph_features(self.encoder, pixels, self.protocol))
+        if not np.isfinite(score):
+            raise InputError(f"scorer: encoder must give finite features, got none in {self.dtype}; try float32")
+        return score
+
+    def head(self, features: NDArray[np.float32]) -> float:
+        """(2 scales, 2 statistics, sum(stage_dims)) features of one photograph -> its score."""
         seen = self.read_out.select(features[None], self.encoder.stage_dims)[0]
-        return float(seen @ self.weights + self.intercept)
+        raw = seen @ self.weights + self.intercept
+        return float(raw if self.calibration is None else self.calibration(raw))
+
+    @property
+    def dtype(self) -> str:
+        """What the encoder runs in: a name of ``DTYPES``."""
+        return str(self.encoder.conv1.weight.dtype).removeprefix("torch.")
+
+    def in_dtype(self, dtype: str) -> Scorer:
+        """The same scorer with a copy of the encoder in float32, float16 or bfloat16.
+
+        Half precision halves the encoder's memory, and its time where the processor multiplies in it; without such
+        instructions a CPU is several times slower. Scores move by at most 0.001 (float16) or 0.01 (bfloat16) of the
+        range of the labels where the ridge was fitted on enough photographs to choose a penalty of 0.1 per feature or
+        more (tested); a smaller one can magnify the rounding of features. From float32 only.
+        """
+        if dtype not in DTYPES or self.dtype != "float32":
+            allowed = ", ".join(DTYPES)
+            raise InputError(
+                f"scorer: dtype must be one of {allowed}, from a float32 scorer, got {dtype!r} from {self.dtype}"
+            )
+        encoder = prepare(copy.deepcopy(self.encoder).to(DTYPES[dtype]))
+        return replace(self, encoder=encoder)
+
+    def as_metric(self) -> Metric:
+        """A ``torch.nn.Module`` with pyiqa's calling convention: see ``qpt.evaluate.metric``."""
+        from qpt.evaluate.metric import Metric
+
+        return Metric(self)
 
     @classmethod
     def fit(
@@ -65,18 +133,27 @@ class Scorer:
         table: ScoreTable,
         *,
         protocol: FeatureProtocol | None = None,
+        calibration: bool = False,
+        pretraining: dict[str, Any] | None = None,
         cache: Path | None = None,
         quiet: bool = False,
     ) -> Scorer:
         """Fit on every image of a table; read-out and penalty by the inner cross-validation of the evaluation.
 
-        cache: folder for features, None keeps none.  quiet: no progress bar.
+        calibration: also fit a logistic on the out-of-fold predictions of that cross-validation; ``fitted_on`` then
+        says what it does to the error.  pretraining: the record to keep.  cache: folder for features, None keeps none.
+        quiet: no progress bar.
         """
         protocol = protocol or FeatureProtocol()
         views = encoder_views(encoder, table, protocol, label="features", cache=cache, quiet=quiet)
-        choice = choose(views, table.mos, table.groups, seed=(0,))
+        choice = choose(views, table.mos, table.groups, seed=_CHOICE_SEED)
         ridge = fit_ridge(views[choice.read_out], table.mos, (choice.penalty,))
         weights = ridge.weights[0] / ridge.scale
+        fitted_on = {"name": table.name, "sha256": table.fingerprint, "images": len(table), **asdict(choice)}
+        mapping = None
+        if calibration:
+            seen = views[choice.read_out]
+            mapping, fitted_on["calibration"] = calibrate(seen, table.mos, table.groups, choice.penalty, _CHOICE_SEED)
         return cls(
             encoder=prepare(encoder),
             read_out={str(read_out): read_out for read_out in READ_OUTS}[choice.read_out],
@@ -85,11 +162,15 @@ class Scorer:
             intercept=float(ridge.intercept - ridge.mean @ weights),
             mos_min=float(table.mos.min()),
             mos_max=float(table.mos.max()),
-            fitted_on={"name": table.name, "sha256": table.fingerprint, "images": len(table), **asdict(choice)},
+            fitted_on=fitted_on,
+            calibration=mapping,
+            pretraining=pretraining,
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one file, whole or not at all."""
+        """Write one file, whole or not at all. Raises InputError for a scorer in half precision."""
+        if self.dtype != "float32":
+            raise InputError(f"scorer: only a float32 scorer is saved, got {self.dtype}; choose the dtype when loading")
         target = Path(path)
         state = {
             "format": SCORER_FORMAT,
@@ -104,16 +185,19 @@ class Scorer:
             "mos_min": self.mos_min,
             "mos_max": self.mos_max,
             "fitted_on": self.fitted_on,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "pretraining": self.pretraining,
         }
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         torch.save(state, unfinished)
         os.replace(unfinished, target)
 
     @classmethod
-    def load(cls, path: str | Path) -> Scorer:
+    def load(cls, path: str | Path, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
         """Read a file written by ``save`` onto the CPU; only tensors and plain data are unpickled.
 
-        Raises InputError if the file is missing, damaged, carries code, or was not written by this version's ``save``.
+        dtype: see ``in_dtype``.  max_pixels: of a photograph, >= 1. Raises InputError if the file is missing, damaged,
+        carries code, or was not written by this version's ``save``.
         """
         if not Path(path).is_file():
             raise InputError(
@@ -124,22 +208,32 @@ class Scorer:
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by != (SCORER_FORMAT, DEFINITION):
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
+        if max_pixels < 1:
+            raise InputError(f"scorer: max_pixels must be >= 1, got {max_pixels}")
         try:
-            return cls._from_state(state)
-        except (KeyError, TypeError, RuntimeError) as error:
+            scorer = replace(cls._from_state(state), max_pixels=max_pixels)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(f"scorer: {path} is damaged ({type(error).__name__}: {error})") from None
+        return scorer if dtype == "float32" else scorer.in_dtype(dtype)
 
     @classmethod
     def _from_state(cls, state: Mapping[str, Any]) -> Scorer:
         encoder = build_encoder(state["arch"], state["width"])
         encoder.load_state_dict(state["encoder"])
+        read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
+        weights = state["weights"].numpy()
+        stack = np.empty((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
+        if weights.shape != read_out.select(stack, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
+            raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
         return cls(
             encoder=prepare(encoder),
-            read_out=ReadOut(**state["read_out"]),
+            read_out=read_out,
             protocol=FeatureProtocol(**state["protocol"]),
-            weights=state["weights"].numpy(),
+            weights=weights,
             intercept=state["intercept"],
             mos_min=state["mos_min"],
             mos_max=state["mos_max"],
             fitted_on=state["fitted_on"],
+            calibration=None if calibration is None else LogisticCalibration(**calibration),
+            pretraining=state["pretraining"],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint: {path} must be a QPT checkpoint ({CHECKPOINT_FORMAT}), got another file")
     return state
+
+
+def run_record(path: str | Path) -> dict[str, Any]:
+    """What a run's checkpoint says of itself, as plain data without paths: for scorer files and model cards.
+
+    path: as for ``load_encoder``. Returns checkpoint_sha256, config (of a path only its last part), and as far as the
+    checkpoint has them steps, op_table, data_fingerprint, unreadable (a count), seconds and threads.
+    """
+    state, file = read_checkpoint(path), Path(path)
+    file = file / "checkpoint.pt" if file.is_dir() else file
+    config = {k: Path(v).name if k in ("data", "out", "init") else v for k, v in state["config"].items()}
+    record: dict[str, Any] = {"checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "config": config}
+    names = {"step": "steps", "table": "op_table", "data_fingerprint": "data_fingerprint", "threads": "threads"}
+    record |= {new: state[old] for old, new in names.items() if old in state}
+    if "seconds" in state:
+        record["seconds"] = round(float(state["seconds"]), 1)
+    if "unreadable" in state:
+        record["unreadable"] = len(state["unreadable"])
+    return record
 
 
 def load_encoder(path: str | Path) -> ResNet:
