@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from qpt.commands.evaluate import add_feature_arguments, add_table_arguments
+from qpt.commands.evaluate import add_feature_arguments, add_table_arguments, read_table_arguments
 
 HELP = "write one self-contained HTML page about runs: predictions, severity curves, maps, training"
 EXAMPLE = (
@@ -30,14 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.features import FeatureProtocol
     from qpt.evaluate.report import check_writable
-    from qpt.evaluate.table import read_table
     from qpt.report.build import write_report
 
     out = check_writable(args.out, "report")
     write_report(
         args.runs,
         out,
-        table=read_table(args.csv, root=args.root, name=args.name) if args.csv is not None else None,
+        table=read_table_arguments(args) if args.csv is not None or args.dataset is not None else None,
         scorer=args.scorer,
         evaluation=args.evaluation,
         photographs=args.photographs,
