@@ -41,6 +41,8 @@ _TORCH_FORMS = ("full logits", "full logits compiled", "lightly", "chunked recom
 _METRIC_LEARNING = ("pytorch-metric-learning", "lightly", "full logits", "qpt")  # its pairs of pairs grow with N^3
 _SWEEP = ("full logits", "chunked recompute", "attention", "qpt", FLOOR)
 _PEERS = ("lightly", "cut-cross-entropy")
+# With gigabytes of logits a case takes minutes: there only what the loss is held against takes part.
+_AT_LARGE_SIZES = ("full logits", "attention", "qpt", FLOOR)
 _WITH_PEAK = ("full logits", "chunked recompute", "attention", "qpt")
 SIZES = ((256, 65536), (1024, 65536), (4096, 65536), (256, 1048576))
 SWEEP_KEYS = tuple(2**power for power in range(12, 21))
@@ -107,8 +109,7 @@ def plans(quick: bool) -> list[Plan]:
     modes = ((False, "forward"), (True, "forward + gradient"))
     for n, k in ((32, 2500),) if quick else SIZES:
         for gradient, mode in modes:
-            # Several GiB of logits: the peers that hold them take part at the two smaller sizes.
-            taking_part = [name for name in _MOCO if n * k < 2**28 or name not in _PEERS]
+            taking_part = _MOCO if n * k < 2**28 else _AT_LARGE_SIZES
             peaks = (("qpt",) if quick else _WITH_PEAK) if gradient else ()
             setting = Setting("moco", n, k, gradient)
             found.append(Plan(f"own keys and pool, {mode}", setting, taking_part, with_peak=peaks))

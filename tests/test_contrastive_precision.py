@@ -1,0 +1,69 @@
+"""What each product mode of the loss's Triton kernels costs in accuracy, with TF32's rounding written out.
+
+No tensor core is here: `cvt.rna.tf32.f32` (PTX ISA: 10 explicit fraction bits, to nearest, ties away) is emulated, and
+a product of TF32 numbers is exact in float32's accumulator but for its additions. Triton's "tf32x3" takes the high and
+low part of each factor and leaves out low x low. docs/loss.md quotes the bounds asserted here.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.test_contrastive import unit
+
+TEMPERATURE = 0.1
+
+
+def tf32(x: Tensor) -> Tensor:
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def ieee(a: Tensor, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def one_tf32(a: Tensor, b: Tensor) -> Tensor:
+    return tf32(a) @ tf32(b)
+
+
+def three_tf32(a: Tensor, b: Tensor) -> Tensor:
+    high_a, high_b = tf32(a), tf32(b)
+    low_a, low_b = tf32(a - high_a), tf32(b - high_b)
+    return low_a @ high_b + high_a @ low_b + high_a @ high_b
+
+
+def info_nce(queries: Tensor, keys: Tensor, pool: Tensor, product) -> tuple[Tensor, Tensor]:
+    """Loss and d loss / d queries; the products over the pool by ``product``, the row's own key exactly."""
+    own = (queries.double() * keys.double()).sum(1, keepdim=True).to(queries.dtype) / TEMPERATURE
+    z = torch.cat([own, product(queries, pool.T) / TEMPERATURE], 1)
+    p = z.softmax(1)
+    mean = p[:, :1] * keys + product(p[:, 1:].contiguous(), pool)
+    return (z.logsumexp(1) - z[:, 0]).double().mean(), (mean - keys) / (TEMPERATURE * len(queries))
+
+
+def errors(product, dim: int) -> tuple[float, float]:
+    """Relative error of the loss and norm-wise error of the gradient against float64."""
+    generator = torch.Generator().manual_seed(dim)
+    queries, pool = (unit(generator, rows, dim, torch.float32) for rows in (64, 4096))
+    keys = F.normalize(queries + 0.5 * unit(generator, 64, dim, torch.float32), dim=1)
+    true_loss, true_gradient = info_nce(queries.double(), keys.double(), pool.double(), ieee)
+    loss, gradient = info_nce(queries, keys, pool, product)
+    norm = torch.linalg.vector_norm(true_gradient)
+    return abs(loss - true_loss).item() / true_loss.item(), ((gradient - true_gradient).norm() / norm).item()
+
+
+def test_the_rounding_keeps_ten_bits_to_nearest():
+    step = 2.0**-10
+    values = torch.tensor([1.0, 1 + step, 1 + step / 2, 1 + step / 2.01, -1 - step / 2, 3e-39])
+    assert tf32(values)[:5].tolist() == [1.0, 1 + step, 1 + step, 1.0, -1 - step]
+
+
+@pytest.mark.parametrize("dim", [128, 256])
+def test_three_tf32_products_are_as_good_as_ieee_ones_and_one_is_not(dim):
+    for product in (ieee, three_tf32):
+        loss, gradient = errors(product, dim)
+        assert loss <= 1e-6 and gradient <= 2e-6, (product.__name__, loss, gradient)
+    loss, gradient = errors(one_tf32, dim)
+    assert gradient > 1e-5, "a single TF32 product would pass as float32: offer it"
