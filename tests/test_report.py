@@ -38,7 +38,7 @@ from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run, write_set
 
 SECTIONS = (
-    *("Summary", "Predictions and MOS", "Ranks", "By distortion", "Best and worst predictions", "Score and severity"),
+    *("Summary", "Predictions and MOS", "By distortion", "Best and worst predictions", "Score and severity"),
     *("Map of the images, by MOS", "Map of degraded patches", "Training", "Evaluation over splits", "Settings"),
 )
 
@@ -128,8 +128,7 @@ def test_every_section_of_a_run_has_its_content(tiny: tuple[Path, Path, Path], t
     assert str(tmp_path.parent) not in page.source and str(run.parent) not in page.source
     assert tuple(page.text)[1:] == SECTIONS
     assert {name: len(found) for name, found in page.pictures.items() if found} == {
-        "Predictions and MOS": 1,
-        "Ranks": 1,
+        "Predictions and MOS": 2,
         "By distortion": 1,
         "Best and worst predictions": 12,
         "Score and severity": len(DEGRADATIONS),
@@ -175,7 +174,7 @@ def test_two_runs_are_compared(tiny: tuple[Path, Path, Path], tmp_path: Path, ca
     assert "self-contained" in capsys.readouterr().out
     page = Page(out)
     page.assert_self_contained()
-    assert len(page.pictures["Predictions and MOS"]) == len(page.pictures["Ranks"]) == 2
+    assert len(page.pictures["Predictions and MOS"]) == 4
     assert len(page.pictures["Best and worst predictions"]) == 24
     assert len(page.pictures["Score and severity"]) == len(DEGRADATIONS)  # both runs in each
     assert "Without a log: other" in page.text["Training"]
@@ -193,7 +192,7 @@ def test_a_scorer_alone_gives_score_curves(tiny: tuple[Path, Path, Path], tmp_pa
         page = Page(tmp_path / "page.html")
         assert words in page.text["Score and severity"]
         assert len(page.pictures["Score and severity"]) == len(DEGRADATIONS)
-        assert len(page.pictures["Map of degraded patches"]) == 2 and not page.pictures["Ranks"]
+        assert len(page.pictures["Map of degraded patches"]) == 2 and not page.pictures["Predictions and MOS"]
     with pytest.raises(InputError, match="scorer must be made from other"):
         write_report([write_run(tmp_path / "other")], tmp_path / "page.html", scorer=scorer, quiet=True)
 

@@ -106,7 +106,7 @@ def write_report(
     )
     sections = [
         _summary(records, table),
-        *_predictions(records, table),
+        _predictions(records, table),
         _by_kind(records, table),
         *_thumbnails(records, table),
         *severity,
@@ -177,7 +177,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     facts = {"encoder": f"{run.encoder.arch}, width {run.encoder.width}"}
     if run.predictions is not None and table is not None:
         for metric, value in measure(run.predictions.predictions, table.mos).items():
-            facts[f"{_METRIC_NAMES.get(metric, metric)} on {table.name}, out of fold"] = f"{value:.3f}"
+            facts[f"{_METRIC_NAMES.get(metric, metric)}, out of fold"] = f"{value:.3f}"
     if "step" in run.checkpoint:
         facts["steps"] = f"{run.checkpoint['step']:,}"
     if "seconds" in run.checkpoint:
@@ -200,22 +200,24 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     return {**facts, "weights (sha256)": weights_hash(run.encoder)[:12]}
 
 
-def _predictions(records: Sequence[RunRecord], table: ScoreTable | None) -> list[Section]:
+def _predictions(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:
     found = [(run, run.predictions.predictions) for run in records if run.predictions is not None]
     if table is None or not found or records[0].predictions is None:
-        return [Section("Predictions and MOS", _NO_TABLE), Section("Ranks", _NO_TABLE)]
+        return Section("Predictions and MOS", _NO_TABLE)
     text = (
         f"One out-of-fold prediction for each of the {len(table)} images of {table.name} "
         f"({records[0].predictions.folds} by {'ref' if table.grouped else 'image'}; read-out and penalty are "
         "chosen inside the training folds). The curve is the 4-parameter logistic through these points."
     )
-    scatter = [Picture(figures.prediction_scatter(p, table.mos, run.colour), run.name) for run, p in found]
-    ranks = [Picture(figures.rank_scatter(p, table.mos, run.colour), run.name) for run, p in found]
-    rank_text = "The same predictions by rank, which is all that SRCC looks at; the dotted line is perfect order."
-    return [
-        Section("Predictions and MOS", text, pictures=scatter, size="medium"),
-        Section("Ranks", rank_text, pictures=ranks, size="medium"),
+    pictures = [
+        picture
+        for run, p in found
+        for picture in (
+            Picture(figures.prediction_scatter(p, table.mos, run.colour), f"{run.name}: by value"),
+            Picture(figures.rank_scatter(p, table.mos, run.colour), f"{run.name}: by rank, all that SRCC looks at"),
+        )
     ]
+    return Section("Predictions and MOS", text, pictures=pictures, size="medium")
 
 
 def _by_kind(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:

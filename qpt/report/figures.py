@@ -93,8 +93,9 @@ def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64
     if fit is not None:
         x = np.linspace(predictions.min(), predictions.max(), 200)
         axes.plot(x, logistic(x, *fit), color="#1b1f24", linewidth=1.6, label="4-parameter logistic")
-    axes.set(xlabel="out-of-fold prediction", ylabel="MOS")
-    axes.legend(frameon=False, loc="upper left")
+    edge = 0.06 * float(np.ptp(mos))  # the axis is that of MOS: predictions far outside must not squeeze it
+    axes.set(xlabel="out-of-fold prediction", ylabel="MOS", ylim=(mos.min() - edge, mos.max() + edge))
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8.5)
     return _png(figure)
 
 
