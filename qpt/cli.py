@@ -18,7 +18,9 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from qpt.errors import BackendError, InputError
 
-COMMANDS = ("doctor", "degrade", "pretrain", "evaluate", "fit", "score", "datasets", "probe", "report")
+COMMANDS = (
+    "doctor", "degrade", "pretrain", "evaluate", "compare", "fit", "score", "datasets", "probe", "report",
+)  # fmt: skip
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

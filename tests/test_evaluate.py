@@ -19,12 +19,11 @@ from qpt.evaluate.protocol import (
     evaluate_splits,
     inner_folds,
     make_splits,
-    paired_difference,
-    summarise,
 )
 from qpt.evaluate.report import to_json
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 from qpt.evaluate.run import evaluate
+from qpt.evaluate.summary import paired_difference, summarise
 from qpt.evaluate.table import read_table
 from tests.labelled import one_thread as one_thread
 from tests.labelled import write_run, write_set

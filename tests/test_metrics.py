@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt.errors import InputError
-from qpt.evaluate.metrics import METRICS, logistic, measure, plcc_logistic
+from qpt.evaluate.logistic import logistic
+from qpt.evaluate.metrics import METRICS, measure, plcc_logistic
 
 COEFFICIENTS = ("srcc", "plcc_raw", "plcc_logistic", "krcc")
 

@@ -1,14 +1,14 @@
-"""The protocol: splits by group, a ridge whose read-out and penalty are chosen inside the training part, and summaries.
+"""The protocol: splits, and a regressor whose read-out and setting are chosen inside the training part of each.
 
 Called by ``qpt.evaluate.run`` for encoders and classical features alike, and by ``Scorer.fit`` for the choice. All
-methods meet the same splits, so their scores can be compared split by split. Relies on ``ridge``, ``metrics`` and
+methods meet the same splits, so their scores can be compared split by split. Relies on ``regressors``, ``metrics`` and
 scikit-learn's GroupKFold. Every random number comes from a generator seeded by (seed, regime, split).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,16 @@ from scipy import stats
 from sklearn.model_selection import GroupKFold
 
 from qpt.errors import InputError
-from qpt.evaluate.metrics import METRICS, measure
-from qpt.evaluate.ridge import PENALTIES, fit_ridge
+from qpt.evaluate.metrics import measure_and_fit
+from qpt.evaluate.regressors import Regressor, RidgeRegressor
+from qpt.evaluate.table import ScoreTable
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 INNER_FOLDS = 5
 _DRAWS = 200  # attempts at a usable, new split before repeats are accepted
+_OFFICIAL, _SHARES = 100, 101  # parts of seeds, apart from the numbers of the regimes
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ REGIMES = (Regime("all", splits=10, train_share=0.8), Regime("few", splits=20, t
 _REGIME_IDS = {regime.name: index for index, regime in enumerate(REGIMES)}
 
 
+def _nothing() -> Index:
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class Split:
-    """train, test: indices into the table, disjoint in groups.  seed: what ``numpy.random.default_rng`` was given."""
+    """train, test, val: indices into the table, disjoint; the choice is made on val if it is not empty.  seed: what
+    ``numpy.random.default_rng`` was given, or of a split that was not drawn, what draws on it start from.  name: of an
+    imported split."""
 
     train: Index
     test: Index
-    seed: tuple[int, int, int, int]
+    seed: tuple[int, ...]
+    val: Index = field(default_factory=_nothing)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,27 +117,84 @@ def inner_folds(groups: Index, seed: Sequence[int]) -> tuple[list[tuple[Index, I
     return list(splitter.split(groups, groups=groups)), f"GroupKFold({folds})"
 
 
+def official_splits(table: ScoreTable, seed: int) -> list[Split]:
+    """The splits that came with a table. Raises InputError if there are none, or if one cannot be used: parts that
+    overlap, rows that do not exist, a training or test part with fewer than two different MOS."""
+    if not table.splits:
+        raise InputError(f"evaluate: protocol must be random, since {table.name} has no official or imported splits")
+    splits = []
+    for number, given in enumerate(table.splits):
+        rows = np.concatenate([given.train, given.val, given.test])
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
+            raise InputError(f"evaluate: split {given.name!r} must name rows 0 to {len(table) - 1}, got {rows.max()}")
+        if len(np.unique(rows)) != len(rows):
+            raise InputError(f"evaluate: parts of split {given.name!r} must be disjoint, got rows in two of them")
+        for part, index in (("training", given.train), ("test", given.test)):
+            if len(np.unique(table.mos[index])) < 2:
+                raise InputError(
+                    f"evaluate: the {part} part of split {given.name!r} must have images of different MOS, "
+                    f"got {len(index)} image(s)"
+                )
+        splits.append(Split(given.train, given.test, (seed, _OFFICIAL, number), given.val, given.name))
+    return splits
+
+
+def label_share(splits: Sequence[Split], mos: Array, groups: Index, share: float) -> list[Split]:
+    """The same splits with part of their training labels: the test parts stay, so that shares form a curve.
+
+    share: of the groups of the training part, 0 < share < 1; at least two are kept, and so many that two MOS differ.
+    A smaller share of a split is within every larger one.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"evaluate: label_shares must be above 0 and below 1, got {share:g}")
+    kept = []
+    for split in splits:
+        order = np.random.default_rng([*split.seed, _SHARES]).permutation(np.unique(groups[split.train]))
+        count = max(2, round(share * len(order)))
+        while True:
+            train = split.train[np.isin(groups[split.train], order[:count])]
+            if count >= len(order) or len(np.unique(mos[train])) > 1:
+                break
+            count += 1
+        kept.append(Split(train, split.test, split.seed, split.val, split.name))
+    return kept
+
+
 def choose(views: Mapping[str, Array], mos: Array, groups: Index, seed: Sequence[int]) -> Choice:
-    """Read-out and penalty with the highest SRCC of the pooled held-out predictions; ties go to the smaller error.
+    """``search`` for the ridge over ``inner_folds``. views: read-out name -> (n, d) features of the training part
+    alone.  mos, groups: (n,).  seed: shuffles the folds."""
+    folds, name = inner_folds(groups, seed)
+    regressor = RidgeRegressor()
+    read_out, setting, srcc, rmse = search(views, mos, folds, regressor)
+    return Choice(read_out, regressor.settings[setting]["penalty"], name, srcc, rmse)
+
+
+def search(
+    views: Mapping[str, Array], mos: Array, folds: Sequence[tuple[Index, Index]], regressor: Regressor
+) -> tuple[str, int, float, float]:
+    """Read-out and setting with the highest SRCC of the pooled held-out predictions; ties go to the smaller error.
 
     SRCC, not squared error: where groups differ in level (scenes), squared error favours penalties so large that the
-    order within a group is lost. Compared on random encoders only. views: read-out name -> (n, d) features of the
-    training part alone.  mos, groups: (n,).  seed: shuffles the folds.
+    order within a group is lost. Compared on random encoders only. views: read-out name -> (n, d).  folds: pairs
+    (fitted on, held out).  Returns (read-out, number of the setting, SRCC, RMSE).
     """
-    folds, name = inner_folds(groups, seed)
-    best: tuple[float, float, str, float] | None = None
+    every = range(len(regressor.settings))
+    held_all = np.sort(np.concatenate([held for _, held in folds]))
+    best: tuple[float, float, str, int] | None = None
     for read_out, features in views.items():
-        held_out = np.empty((len(PENALTIES), len(mos)))
+        held_out = np.empty((len(every), len(mos)))
         for fitted, held in folds:
-            held_out[:, held] = fit_ridge(features[fitted], mos[fitted]).predict(features[held])
-        errors = np.sqrt(np.mean((held_out - mos) ** 2, axis=1))
-        for penalty, srcc, error in zip(PENALTIES, _rank_correlations(held_out, mos), errors, strict=True):
+            held_out[:, held] = regressor.predict(features[fitted], mos[fitted], features[held], every)
+        predicted, wanted = held_out[:, held_all], mos[held_all]
+        errors = np.sqrt(np.mean((predicted - wanted) ** 2, axis=1))
+        correlations = _rank_correlations(predicted, wanted)
+        for setting, srcc, error in zip(every, correlations, errors, strict=True):
             if best is None or (srcc, -error) > (best[0], -best[1]):
-                best = (float(srcc), float(error), read_out, penalty)
+                best = (float(srcc), float(error), read_out, setting)
     if best is None:
         raise InputError("choose: views must hold at least one read-out, got none")
-    srcc, error, read_out, penalty = best
-    return Choice(read_out, penalty, name, srcc, error)
+    srcc, error, read_out, setting = best
+    return read_out, setting, srcc, error
 
 
 def _rank_correlations(predictions: Array, mos: Array) -> Array:
@@ -141,74 +208,47 @@ def _rank_correlations(predictions: Array, mos: Array) -> Array:
 
 
 def evaluate_splits(
-    views: Mapping[str, Array], mos: Array, groups: Index, splits: Sequence[Split]
+    views: Mapping[str, Array],
+    mos: Array,
+    groups: Index,
+    splits: Sequence[Split],
+    regressor: Regressor | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per split: its seed, sizes, the metrics on the test part, and the choice made on the training part."""
+    """One record per split: its seed, sizes, the metrics on the test part, the choice, and the test predictions.
+
+    The choice is made by cross-validation inside the training part, or on the validation part where the split has
+    one; the fit is on the training part alone either way.
+    """
+    regressor = regressor or RidgeRegressor()
     records = []
     for split in splits:
-        train = {name: features[split.train] for name, features in views.items()}
-        choice = choose(train, mos[split.train], groups[split.train], split.seed)
-        fit = fit_ridge(train[choice.read_out], mos[split.train], (choice.penalty,))
-        predicted = fit.predict(views[choice.read_out][split.test])[0]
-        records.append(
-            {
-                "seed": list(split.seed),
-                "train_images": len(split.train),
-                "test_images": len(split.test),
-                **measure(predicted, mos[split.test]),
-                **{f"chosen_{key}": value for key, value in asdict(choice).items()},
-            }
-        )
+        if len(split.val):
+            rows = np.concatenate([split.train, split.val])
+            everything = np.arange(len(rows))
+            folds, name = [(everything[: len(split.train)], everything[len(split.train) :])], "validation part"
+        else:
+            rows = split.train
+            folds, name = inner_folds(groups[rows], split.seed)
+        inside = {read_out: features[rows] for read_out, features in views.items()}
+        read_out, setting, srcc, rmse = search(inside, mos[rows], folds, regressor)
+        view = views[read_out]
+        predicted = regressor.predict(view[split.train], mos[split.train], view[split.test], [setting])[0]
+        chosen = {"read_out": read_out, **regressor.settings[setting], "folds": name, "srcc": srcc, "rmse": rmse}
+        records.append(split_record(split, predicted, mos, {f"chosen_{key}": value for key, value in chosen.items()}))
     return records
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Median, quartiles and inter-quartile range of each metric over splits.
-
-    A coefficient that is nan (constant predictions: labels of a split never are) counts as 0, since such predictions
-    order nothing; ``undefined`` says how many did.
-    """
-    summary: dict[str, Any] = {"splits": len(records)}
-    for metric in METRICS:
-        values = np.array([record[metric] for record in records], np.float64)
-        missing = np.isnan(values)
-        q25, median, q75 = np.quantile(np.where(missing, 0.0, values), (0.25, 0.5, 0.75))
-        summary[metric] = {
-            "median": float(median),
-            "q25": float(q25),
-            "q75": float(q75),
-            "iqr": float(q75 - q25),
-            "undefined": int(missing.sum()),
-        }
-    names, counts = np.unique([record["chosen_read_out"] for record in records], return_counts=True)
-    summary["chosen_read_outs"] = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
-    summary["chosen_on"] = sorted({record["chosen_folds"] for record in records})
-    return summary
-
-
-def paired_difference(
-    pretrained: Sequence[Sequence[Mapping[str, Any]]],
-    untrained: Sequence[Sequence[Mapping[str, Any]]],
-    metric: str = "srcc",
-) -> dict[str, Any]:
-    """Pre-trained minus untrained, split by split: the median over splits for every pair, and the median over pairs.
-
-    pretrained, untrained: one list of split records for each pre-training seed and each random initialisation, all
-    over the same splits. A nan counts as 0. Returns per_pair (pre-trained x untrained), median, min and max over
-    pairs, and share_positive, the share of all (pair, split) differences above 0.
-    """
-    first = np.array([[record[metric] for record in records] for records in pretrained], np.float64)
-    second = np.array([[record[metric] for record in records] for records in untrained], np.float64)
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise InputError(f"paired_difference: both must cover the same splits, got {first.shape} and {second.shape}")
-    difference = np.nan_to_num(first)[:, None] - np.nan_to_num(second)[None]
-    per_pair = np.median(difference, axis=2)
+def split_record(split: Split, predicted: Array, mos: Array, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of one split: seed, sizes, metrics, ``more``, and what it takes to measure again: the predictions of
+    its test part, to 7 digits, and the parameters of the logistic curves fitted to them."""
+    kept = [float(f"{value:.7g}") for value in predicted]
+    metrics, fits = measure_and_fit(kept, mos[split.test])
     return {
-        "metric": metric,
-        "splits": first.shape[1],
-        "per_pair": per_pair.tolist(),
-        "median": float(np.median(per_pair)),
-        "min": float(per_pair.min()),
-        "max": float(per_pair.max()),
-        "share_positive": float(np.mean(difference > 0)),
+        "seed": list(split.seed),
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        **metrics,
+        **more,
+        "fits": {name: list(parameters) for name, parameters in fits.items()},
+        "predictions": kept,
     }

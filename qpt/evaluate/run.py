@@ -1,8 +1,8 @@
 """One evaluation from end to end: runs and a table in, a result (a JSON-ready dict) and a printed table out.
 
-Called by ``qpt evaluate`` and the demo. Relies on ``features`` for what an encoder sees and on ``protocol`` for what
-is done with it. The result holds all that is needed to repeat it and no path: runs and sets are named, files are
-hashed.
+Called by ``qpt evaluate``. Relies on ``features`` for what an encoder sees, on ``plan`` and ``protocol`` for what is
+done with it and on ``summary`` for figures over splits. The result holds all that is needed to repeat it, or to
+compare it with another, and no path: runs and sets are named, files are hashed.
 """
 
 from __future__ import annotations
@@ -22,27 +22,32 @@ from numpy.typing import NDArray
 from PIL import __version__ as pillow_version
 
 from qpt.errors import InputError
+from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, weights_hash
-from qpt.evaluate.protocol import REGIMES, Split, evaluate_splits, make_splits, paired_difference, summarise
-from qpt.evaluate.ridge import PENALTIES
+from qpt.evaluate.finetune import Photographs, fine_tune, hold_out
+from qpt.evaluate.plan import Plan, make_regimes
+from qpt.evaluate.protocol import Split, evaluate_splits, split_record
+from qpt.evaluate.regressors import regressor
+from qpt.evaluate.summary import paired_difference, summarise_on
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet, build_encoder, load_encoder
 from qpt.models.encoder import read_checkpoint
 from qpt.version import __version__
 
-FORMAT = "qpt-evaluation-1"
+FORMAT = "qpt-evaluation-2"
 
 
 @dataclass(frozen=True)
 class Method:
     """A row of the result. kind: "pretrained", "untrained" or "classical".  about: what identifies it, for the record.
-    views: read-out name -> (n, d) float64 features of all images of the table."""
+    views: read-out name -> (n, d) float64 features of all images of the table; empty: ``encoder`` is fine-tuned."""
 
     name: str
     kind: str
     about: Mapping[str, Any]
     views: Mapping[str, NDArray[np.float64]]
+    encoder: ResNet | None = None
 
 
 def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
@@ -56,6 +61,8 @@ def evaluate(
     runs: Sequence[str | Path],
     table: ScoreTable,
     *,
+    others: Sequence[ScoreTable] = (),
+    plan: Plan | None = None,
     untrained: int = 1,
     seed: int = 0,
     protocol: FeatureProtocol | None = None,
@@ -64,51 +71,97 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate pre-trained encoders beside untrained ones and two classical features, all on the same splits.
 
-    runs: run directories or checkpoint files, at least one.  untrained: random initialisations for each architecture
-    and width among the runs, >= 0, with seeds 0, 1, ...  seed: of the splits.  protocol: what of a photograph is
-    looked at. cache: folder for features; by default ``features`` in the first run directory.  quiet: no progress
-    bars. Returns the result as plain data: data, protocol, versions, methods (with every split) and paired
-    differences. Raises InputError for what ``load_encoder`` or the photographs refuse, or a set too small to split.
+    runs: run directories or checkpoint files, at least one.  others: further tables, for a plan across data sets.
+    plan: splits, regressor and fine-tuning, by default random splits and ridge.  untrained: random initialisations for
+    each architecture and width among the runs, >= 0, with seeds 0, 1, ...  seed: of the splits.  protocol: what of a
+    photograph is looked at.  cache: folder for features; by default ``features`` in the first run directory.  quiet: no
+    progress bars. Returns the result as plain data: data, protocol, versions, splits, methods (with every split and its
+    predictions) and paired differences. Raises InputError for what ``load_encoder`` or the photographs refuse, tables
+    that do not fit the plan, or a set too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
     if untrained < 0 or seed < 0:
         raise InputError(f"evaluate: untrained and seed must be >= 0, got {untrained} and {seed}")
-    protocol = protocol or FeatureProtocol()
+    protocol, plan = protocol or FeatureProtocol(), plan or Plan()
     folder = Path(cache) if cache is not None else feature_cache(runs[0])
-    splits = {regime.name: make_splits(table.mos, table.groups, regime, seed) for regime in REGIMES}
+    tables = (table, *others)
+    whole, regimes = make_regimes(plan, tables, seed)
     encoders = _encoders(runs, untrained)
     # The classical features decode every photograph: a damaged one is found here, before the longer passes.
-    classical = classical_features(table.paths, quiet=quiet)
+    classical = classical_features(whole.paths, quiet=quiet)
     methods = []
     for name, kind, about, encoder in encoders:
-        views = encoder_views(encoder, table, protocol, label=name, cache=folder, quiet=quiet)
-        methods.append(Method(name, kind, about, views))
+        # Table by table: then the cache of one serves every plan that includes it.
+        views = [encoder_views(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
+        methods.append(Method(name, kind, about, {key: np.concatenate([v[key] for v in views]) for key in views[0]}))
+    if plan.fine_tuning is not None:
+        methods += [
+            Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
+        ]
     methods += [Method(name, "classical", {}, {name: feature}) for name, feature in classical.items()]
-    records = [_evaluate_method(method, table, splits) for method in methods]
+    photographs = Photographs(whole.paths)
+    records = [_evaluate_method(method, whole, regimes, plan, photographs, seed) for method in methods]
+    chosen = regressor(plan.regressor)
     return {
         "format": FORMAT,
         "data": {
-            "name": table.name,
-            "images": len(table),
-            "groups": len(np.unique(table.groups)),
-            "split_by": "ref" if table.grouped else "image",
-            "sha256": table.fingerprint,
-            "repeated_across_groups": [list(pair) for pair in table.repeated],
+            "name": whole.name,
+            "images": len(whole),
+            "groups": len(np.unique(whole.groups)),
+            "split_by": "ref" if whole.grouped else "image",
+            "sha256": whole.fingerprint,
+            "repeated_across_groups": [list(pair) for pair in whole.repeated],
+            "tables": [_table_record(t) for t in tables],
+            "image_names": list(whole.images),
+            "group_of_image": whole.groups.tolist(),
+            "mos": whole.mos.tolist(),
         },
         "protocol": {
+            "name": plan.protocol,
             "seed": seed,
+            "mos_scale": "standardised in each table" if others else "as in the table",
             "features": protocol.describe(),
             "read_outs": [str(read_out) for read_out in READ_OUTS],
-            "regressor": "ridge on standardised features",
-            "penalties_per_feature": list(PENALTIES),
-            "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation",
-            "regimes": [{"name": r.name, "splits": r.splits, "train_share": r.train_share} for r in REGIMES],
+            "regressor": chosen.description,
+            "settings": [dict(setting) for setting in chosen.settings],
+            "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation, or of the validation part",
+            "fine_tuning": plan.fine_tuning.describe() if plan.fine_tuning is not None else None,
+            "label_shares": plan.label_shares,
+            "regimes": [
+                {"name": name, "splits": len(splits), "train_share": len(splits[0].train) / len(whole)}
+                for name, splits in regimes.items()
+            ],
+            "intervals": {
+                "of": "the median over splits, models held fixed",
+                "level": LEVEL,
+                "resamples": RESAMPLES,
+                "units": "groups",
+                "krcc": f"{KRCC_RESAMPLES} resamples above {KRCC_IMAGES} test images",
+            },
         },
         "versions": _versions(),
+        "splits": {name: [_split_places(split) for split in splits] for name, splits in regimes.items()},
         "methods": records,
         "paired": _paired(records),
     }
+
+
+def _table_record(table: ScoreTable) -> dict[str, Any]:
+    return {
+        "name": table.name,
+        "images": len(table),
+        "sha256": table.fingerprint,
+        "mos_mean": float(table.mos.mean()),
+        "mos_std": float(table.mos.std()),
+        "lower_better": table.lower_better,
+    }
+
+
+def _split_places(split: Split) -> dict[str, Any]:
+    """Row numbers of the parts, into ``data.image_names``."""
+    parts = {"train": split.train, "val": split.val, "test": split.test}
+    return {"name": split.name, "seed": list(split.seed), **{name: rows.tolist() for name, rows in parts.items()}}
 
 
 def encoder_views(
@@ -168,12 +221,38 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: Path(v).name if isinstance(v, str) and ("/" in v or "\\" in v) else v for k, v in config.items()}
 
 
-def _evaluate_method(method: Method, table: ScoreTable, splits: Mapping[str, Sequence[Split]]) -> dict[str, Any]:
-    regimes = {}
-    for name, chosen in splits.items():
-        records = evaluate_splits(method.views, table.mos, table.groups, chosen)
-        regimes[name] = {"summary": summarise(records), "splits": records}
-    return {"name": method.name, "kind": method.kind, **method.about, "regimes": regimes}
+def _evaluate_method(
+    method: Method,
+    table: ScoreTable,
+    regimes: Mapping[str, Sequence[Split]],
+    plan: Plan,
+    photographs: Photographs,
+    seed: int,
+) -> dict[str, Any]:
+    found = {}
+    for name, splits in regimes.items():
+        if method.encoder is None:
+            # The ridge and the SVR meet the same splits; classical features have one read-out and no choice of it.
+            records = evaluate_splits(method.views, table.mos, table.groups, splits, regressor(plan.regressor))
+        else:
+            records = [_fine_tuned(method.encoder, table, split, plan, photographs) for split in splits]
+        summary = summarise_on(records, [split.test for split in splits], table, seed)
+        found[name] = {"summary": summary, "splits": records}
+    return {"name": method.name, "kind": method.kind, **method.about, "regimes": found}
+
+
+def _fine_tuned(
+    encoder: ResNet, table: ScoreTable, split: Split, plan: Plan, photographs: Photographs
+) -> dict[str, Any]:
+    """The record of one fine-tuned split; on the split's validation part, else on a fifth of its training part."""
+    assert plan.fine_tuning is not None
+    train, val = split.train, split.val
+    if not len(val):
+        train, val = hold_out(train, table.mos, table.groups, split.seed)
+    predicted, more = fine_tune(
+        encoder, photographs, table.mos, train=train, val=val, test=split.test, config=plan.fine_tuning, seed=split.seed
+    )
+    return split_record(split, predicted, table.mos, {**more, "chosen_folds": f"{len(val)} validation images"})
 
 
 def _paired(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -184,14 +263,14 @@ def _paired(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         same = [r for r in records if (r.get("arch"), r.get("width")) == (arch, width)]
         ours = [r for r in same if r["kind"] == "pretrained"]
         random = [r for r in same if r["kind"] == "untrained"]
-        for regime in REGIMES:
+        for regime in random[0]["regimes"]:
             difference = paired_difference(
-                [r["regimes"][regime.name]["splits"] for r in ours],
-                [r["regimes"][regime.name]["splits"] for r in random],
+                [r["regimes"][regime]["splits"] for r in ours],
+                [r["regimes"][regime]["splits"] for r in random],
             )
             results.append(
                 {
-                    "regime": regime.name,
+                    "regime": regime,
                     "arch": arch,
                     "width": width,
                     "pretrained": [r["name"] for r in ours],

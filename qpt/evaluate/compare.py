@@ -1,0 +1,192 @@
+"""Comparison of two methods on shared test sets, from the results that ``qpt evaluate`` wrote.
+
+Called by ``qpt compare``. Two tests: a paired bootstrap over photographs (groups), models held fixed; and the corrected
+resampled t-test over splits. A plain t-test over splits is not offered: splits share training and test images, so it
+finds differences where there are none. Relies on ``bootstrap``; computes from the stored predictions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from qpt.errors import InputError
+from qpt.evaluate.bootstrap import draw_weights, median_over_splits, percentile_interval, resampled_metrics
+from qpt.evaluate.metrics import METRICS
+from qpt.evaluate.run import FORMAT
+
+COMPARISON_FORMAT = "qpt-comparison-1"
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A JSON file of ``qpt evaluate --out``. Raises InputError for a file that is missing, is not one, is damaged, or
+    is of a version that kept no predictions."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"compare: result must be a file, got {path} ({error.strerror})") from None
+    except ValueError as error:
+        raise InputError(f"compare: {path} must be JSON written by `qpt evaluate --out`, got: {error}") from None
+    made_by = result.get("format") if isinstance(result, dict) else None
+    if made_by == "qpt-evaluation-1":
+        raise InputError(f"compare: {path} has no predictions ({made_by}); run `qpt evaluate --out` again")
+    if made_by != FORMAT:
+        raise InputError(f"compare: {path} must be a {FORMAT} file, got {made_by!r}")
+    try:
+        data, images = result["data"], result["data"]["images"]
+        for name in ("image_names", "group_of_image", "mos"):
+            if len(data[name]) != images:
+                raise InputError(f"compare: {path} is damaged: data.{name} must have {images} entries")
+        for method in result["methods"]:
+            for name, splits in result["splits"].items():
+                records = method["regimes"][name]["splits"]
+                sizes = [len(split["test"]) for split in splits]
+                if [len(record["predictions"]) for record in records] != sizes:
+                    raise InputError(f"compare: {path} is damaged: {method['name']} must predict every test image")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"compare: {path} is damaged ({type(error).__name__}: {error})") from None
+    return dict(result)
+
+
+def find_method(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
+    """The method of this name, by default the first. Raises InputError listing the names there are."""
+    methods = result["methods"]
+    for method in methods:
+        if name is None or method["name"] == name:
+            return dict(method)
+    raise InputError(f"compare: method must be one of {', '.join(m['name'] for m in methods)}, got {name!r}")
+
+
+def compare(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    *,
+    method_a: str | None = None,
+    method_b: str | None = None,
+    metric: str = "srcc",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Method a of the first result minus method b of the second, for each regime whose splits both share.
+
+    first, second: as ``read_result`` returns them; may be the same.  metric: one of METRICS; for rmse, less is better.
+    seed: of the resamples. Raises InputError if the results are of other photographs or MOS, share no regime with equal
+    splits, or if both methods are one.
+    """
+    if metric not in METRICS:
+        raise InputError(f"compare: metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    a, b = find_method(first, method_a), find_method(second, method_b)
+    if first is second and a["name"] == b["name"]:
+        raise InputError(f"compare: methods must be two different ones, got {a['name']!r} twice")
+    for key, words in (("sha256", "photographs"), ("image_names", "photographs"), ("mos", "MOS")):
+        if first["data"][key] != second["data"][key]:
+            raise InputError(
+                f"compare: results must be of the same {words}, got {first['data']['name']} and "
+                f"{second['data']['name']} with different {key}"
+            )
+    shared = [name for name, splits in first["splits"].items() if _parts(second["splits"].get(name)) == _parts(splits)]
+    if not shared:
+        raise InputError("compare: results must share a regime with the same splits; evaluate with the same seed")
+    mos = np.array(first["data"]["mos"])
+    groups = np.array(first["data"]["group_of_image"])
+    weights = draw_weights(groups, seed)
+    regimes = {}
+    for name in shared:
+        splits = first["splits"][name]
+        tests = [np.array(split["test"], np.int64) for split in splits]
+        records = [method["regimes"][name]["splits"] for method in (a, b)]
+        values = [np.array([_number(record[metric]) for record in part]) for part in records]
+        difference = values[0] - values[1]
+        resampled = [resampled_metrics(part, tests, mos, weights)[metric] for part in records]
+        regimes[name] = {
+            "splits": len(splits),
+            "a": float(np.median(values[0])),
+            "b": float(np.median(values[1])),
+            "median_difference": float(np.median(difference)),
+            "mean_difference": float(difference.mean()),
+            "bootstrap": _bootstrap(median_over_splits(resampled[0] - resampled[1])),
+            "corrected_t": corrected_t_test(
+                difference,
+                train=float(np.mean([len(split["train"]) for split in splits])),
+                test=float(np.mean([len(test) for test in tests])),
+            )
+            if _resampled(splits)
+            else None,
+        }
+    return {
+        "format": COMPARISON_FORMAT,
+        "data": {"name": first["data"]["name"], "sha256": first["data"]["sha256"]},
+        "a": a["name"],
+        "b": b["name"],
+        "metric": metric,
+        "seed": seed,
+        "resamples": len(weights),
+        "regimes": regimes,
+    }
+
+
+def corrected_t_test(difference: NDArray[np.float64], *, train: float, test: float) -> dict[str, float] | None:
+    """The corrected resampled t-test for the mean difference over J random splits; None for one split.
+
+    t = mean / sqrt((1 / J + test / train) var), J - 1 degrees of freedom, var the sample variance (J - 1). The term
+    test / train stands for the correlation of splits that share training images, which a plain t-test leaves out.
+    difference: (J,) per split.  train, test: images in each part. Returns t, degrees and the two-sided p.
+    Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52(3), 2003, section 3.2.
+    """
+    count = len(difference)
+    if count < 2:
+        return None
+    variance = (1 / count + test / train) * float(difference.var(ddof=1))
+    mean = float(difference.mean())
+    t = mean / math.sqrt(variance) if variance else math.copysign(math.inf, mean) if mean else 0.0
+    return {"t": t, "degrees": count - 1, "p": float(2 * stats.t.sf(abs(t), count - 1))}
+
+
+def _bootstrap(values: NDArray[np.float64]) -> dict[str, float]:
+    """Interval and two-sided p of the resampled differences: twice the smaller share on one side of 0, each resample
+    and the sample itself counted (so p is never 0)."""
+    values = values[np.isfinite(values)]
+    low, high = percentile_interval(values)
+    smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
+    return {"ci_low": low, "ci_high": high, "p": min(1.0, 2 * (smaller + 1) / (len(values) + 1))}
+
+
+def _resampled(splits: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the splits are random ones of one set, which the corrected t-test is about; imported ones have names."""
+    return len(splits) > 1 and not any(split["name"] for split in splits)
+
+
+def _parts(splits: Sequence[Mapping[str, Any]] | None) -> list[tuple[Any, Any]] | None:
+    return None if splits is None else [(split["test"], split["name"]) for split in splits]
+
+
+def _number(value: float | None) -> float:
+    """A stored coefficient that is null orders nothing: 0."""
+    return 0.0 if value is None else float(value)
+
+
+def comparison_lines(result: Mapping[str, Any]) -> list[str]:
+    """For people: a few lines for each regime."""
+    lines = [f"{result['metric']} on {result['data']['name']}: {result['a']} minus {result['b']}"]
+    for name, found in result["regimes"].items():
+        boot, t = found["bootstrap"], found["corrected_t"]
+        lines.append(
+            f"{name}: {found['a']:.3f} and {found['b']:.3f} (medians over {found['splits']} split(s)), "
+            f"median difference {found['median_difference']:+.3f}"
+        )
+        lines.append(
+            f"  paired bootstrap over groups: 95 % from {boot['ci_low']:+.3f} to {boot['ci_high']:+.3f}, "
+            f"p = {boot['p']:.3g}"
+        )
+        if t is not None:
+            lines.append(
+                f"  corrected resampled t-test: mean {found['mean_difference']:+.3f}, t({t['degrees']}) = {t['t']:.2f}"
+                f", p = {t['p']:.3g}"
+            )
+    return lines
