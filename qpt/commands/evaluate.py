@@ -49,7 +49,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
         "--test-root", nargs="+", type=str, default=[], metavar="DIR", help="the root of each --test-csv (default: its)"
     )
     parser.add_argument(
-        "--test-dataset", nargs="+", type=str, default=[], metavar="NAME=DIR", help="official data sets, as other tables"
+        "--test-dataset", nargs="+", type=str, default=[], metavar="NAME=DIR", help="official data sets, likewise"
     )
     parser.add_argument(
         "--label-shares",
