@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from qpt.errors import BackendError, InputError
 
-COMMANDS = ("doctor", "degrade", "pretrain", "evaluate", "fit", "score")
+COMMANDS = ("doctor", "degrade", "pretrain", "evaluate", "fit", "score", "export")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
