@@ -53,7 +53,7 @@ def check_pixels(pixels: NDArray[np.uint8], *, max_pixels: int = MAX_PIXELS) -> 
         raise InputError(f"photograph: pixels must be (H, W, 3) uint8, got {describe(pixels)}")
     if pixels.size == 0:
         raise InputError(f"photograph: pixels must be at least 1x1, got {describe(pixels)}")
-    fault = _too_large(*pixels.shape[:2], max_pixels)
+    fault = _too_large(pixels.shape[0], pixels.shape[1], max_pixels)
     if fault:
         raise InputError(f"photograph: {fault}")
 
