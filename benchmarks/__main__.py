@@ -1,6 +1,7 @@
 """``python -m benchmarks NAME [--out JSON]``: runs one benchmark, prints its table, writes its JSON.
 
-A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here.
+A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here. One
+that has options of its own adds them in ``add_arguments(parser)``, and its ``run`` takes the parsed ones as well.
 """
 
 import argparse
@@ -16,6 +17,7 @@ NAMES = {
     "degrade": "benchmarks.bench_degrade",
     "contrastive": "benchmarks.bench_contrastive",
     "resources": "benchmarks.resources",
+    "score": "benchmarks.bench_score",
 }
 
 
@@ -32,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads of torch and the engine (default: torch's own)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; not for results")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/NAME.json; --quick: none)")
+    for module in modules.values():
+        if hasattr(module, "add_arguments"):
+            module.add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.rounds < 1 or (options.threads is not None and options.threads < 1):
         parser.error("--rounds and --threads must be >= 1")
@@ -40,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     settings = harness.Settings(rounds=options.rounds, quick=options.quick)
     try:
-        report = modules[options.name].run(settings)
+        module = modules[options.name]
+        report = module.run(settings, options) if hasattr(module, "add_arguments") else module.run(settings)
     except harness.Disagreement as error:
         print(f"benchmarks {options.name}: {error}; nothing was timed", file=sys.stderr)
         return 1

@@ -81,7 +81,7 @@ def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
 
 @pytest.fixture(scope="module")
 def steady(fitted):
-    """A scorer with the penalty that larger sets choose: what two dozen photographs choose can magnify any rounding."""
+    """A scorer whose penalty is 1 per feature: smaller ones, as two dozen photographs choose, magnify any rounding."""
     from qpt.evaluate.features import READ_OUTS, photograph_features
     from qpt.evaluate.ridge import fit_ridge
 
@@ -90,7 +90,7 @@ def steady(fitted):
     files = sorted(folder.glob("*.png"))
     stack = np.stack([photograph_features(encoder, np.asarray(Image.open(file)), protocol) for file in files])
     mos = np.array([80.0 - 20 * int(file.stem[-1]) for file in files])
-    ridge = fit_ridge(READ_OUTS[-1].select(stack, encoder.stage_dims), mos, (0.1,))
+    ridge = fit_ridge(READ_OUTS[-1].select(stack, encoder.stage_dims), mos, (1.0,))
     weights = ridge.weights[0] / ridge.scale
     intercept = float(ridge.intercept - ridge.mean @ weights)
     return Scorer(encoder, READ_OUTS[-1], protocol, weights, intercept, 20.0, 80.0, {"name": "steady"})

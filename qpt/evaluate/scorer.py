@@ -109,8 +109,8 @@ class Scorer:
 
         Half precision halves the encoder's memory, and its time where the processor multiplies in it; without such
         instructions a CPU is several times slower. Scores move by at most 0.001 (float16) or 0.01 (bfloat16) of the
-        range of the labels where the ridge was fitted on enough photographs to choose a penalty of 0.1 per feature or
-        more (tested); a smaller one can magnify the rounding of features. From float32 only.
+        range of the labels where the ridge's penalty is 1 per feature or more (tested); a smaller one, chosen on few
+        photographs, magnifies the rounding of features. From float32 only.
         """
         if dtype not in DTYPES or self.dtype != "float32":
             allowed = ", ".join(DTYPES)
@@ -222,7 +222,7 @@ class Scorer:
         encoder.load_state_dict(state["encoder"])
         read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
         weights = state["weights"].numpy()
-        stack = np.empty((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
+        stack = np.zeros((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
         if weights.shape != read_out.select(stack, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
             raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
         return cls(

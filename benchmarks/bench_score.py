@@ -1,0 +1,133 @@
+"""Scoring photographs beside BRISQUE (Mittal et al., IEEE TIP 2012; the PyPI package): images per second, and SRCC.
+
+Run by ``python -m benchmarks score [--table CSV ...] [--encoder RUN]``. Both decode the same files in the same way, and
+get as many threads: torch's for ours, a pool over files for BRISQUE, whose code runs on one. Without a table the
+photographs of the scikit-image wheel are timed and no SRCC is computed. Before timing, ours must give the same scores
+in another order.
+"""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
+from qpt.demo import wheel_photographs
+from qpt.evaluate.features import FeatureProtocol, ReadOut
+from qpt.evaluate.metrics import measure as agreement
+from qpt.evaluate.photograph import load_photograph
+from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
+from qpt.evaluate.run import encoder_views, run_name, untrained_encoder
+from qpt.evaluate.scorer import Scorer
+from qpt.evaluate.table import ScoreTable, read_table
+from qpt.models import ResNet, load_encoder
+
+HELP = "images per second of a scorer beside BRISQUE, and the SRCC of both on tables of scores"
+TIMED = 16  # files of a set; BRISQUE takes seconds for a photograph of 8 megapixels
+SAME = 1e-5  # of the range of the labels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--table", type=Path, action="append", default=[], help="score: a CSV image,mos[,ref], or more")
+    parser.add_argument("--encoder", type=Path, help="score: a run (default: an untrained ResNet-18 of width 32)")
+
+
+def brisque() -> Any:
+    """The package's metric. Its version 0.2.0 leaves some features as arrays of one element, which NumPy 2.4 no longer
+    takes for numbers; they are unpacked here, and nothing else is changed."""
+    from brisque import BRISQUE
+
+    class Unpacked(BRISQUE):
+        def scale_features(self, features: Any) -> Any:
+            return super().scale_features([np.asarray(value, np.float64).item() for value in features])
+
+    return Unpacked(url=False)
+
+
+def run(settings: Settings, options: argparse.Namespace) -> Report:
+    """Times both on every set; compares both with the labels of every table."""
+    cv2.setNumThreads(1)
+    threads = torch.get_num_threads()
+    if options.encoder is None:
+        encoder, name = untrained_encoder("resnet18", 32, seed=0), "qpt, untrained ResNet-18 of width 32"
+    else:
+        encoder = load_encoder(options.encoder)
+        name = f"qpt, run {run_name(options.encoder)} ({encoder.arch}, width {encoder.width})"
+    peer = brisque()
+    remarks = [
+        f"{threads} threads each. Times include decoding. BRISQUE is the package's own model; ours is {name}.",
+        "BRISQUE's package gets a one-line adapter for NumPy 2.4 (features of one element unpacked).",
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        cases = []
+        for path in options.table:
+            table = read_table(path)
+            scorer = Scorer.fit(encoder, table, quiet=True)
+            cases.append(_case(table.name, list(table.paths), scorer, peer, pool, settings))
+            if not settings.quick:
+                remarks.append(_agreement(table, encoder, peer, pool))
+        if not cases:
+            weights = np.full(2 * encoder.feature_dim, 1.0)
+            plain = ReadOut("last", "mean")
+            scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
+            cases.append(_case("scikit-image", wheel_photographs(), scorer, peer, pool, settings))
+        rows = measure(cases, settings.rounds)
+    return Report("score", rows, remarks=remarks)
+
+
+def _case(
+    name: str, files: list[Path], scorer: Scorer, peer: Any, pool: ThreadPoolExecutor, settings: Settings
+) -> Case:
+    files = files[:: max(1, len(files) // TIMED)][: 2 if settings.quick else TIMED]
+    pixels = sum(width * height for width, height in map(_size, files)) / len(files)
+
+    def ours() -> list[float]:
+        return [scorer(file) for file in files]
+
+    def theirs() -> list[float]:
+        return list(pool.map(lambda file: float(peer.score(load_photograph(file))), files))
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        turned = [scorer(file) for file in reversed(files)][::-1]
+        difference = float(np.abs(np.subtract(answers["qpt"], turned)).max()) / (scorer.mos_max - scorer.mos_min)
+        if not difference <= SAME:
+            raise Disagreement(f"score: {name}: another order moves scores by {difference:.3g} of the range")
+        return {"another_order_share_of_range": difference}
+
+    return Case(
+        op=f"score {name}",
+        shape=f"{len(files)} files, {pixels / 1e6:.2f} megapixels on average",
+        items=len(files),
+        contenders=[Contender("qpt", ours), Contender("brisque", theirs)],
+        agree=agree,
+    )
+
+
+def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor) -> str:
+    """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
+    splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
+    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=None, quiet=True)
+    ours = [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]
+    scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
+    theirs = [agreement(scores[split.test], table.mos[split.test])["srcc"] for split in splits]
+    whole = agreement(scores, table.mos)["srcc"]
+    return (
+        f"{table.name} ({len(table)} photographs, sha256 {table.fingerprint}): SRCC, median over {len(splits)} test "
+        f"parts: qpt, its ridge fitted on the training part, {_median(ours)}; "
+        f"brisque {_median(theirs)} ({whole:.3f} on all)."
+    )
+
+
+def _median(values: list[float]) -> str:
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{middle:.3f} (inter-quartile range {high - low:.3f})"
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size

@@ -1,0 +1,88 @@
+"""``qpt export``: an encoder or a scorer as files for other programs. The work is in ``qpt.export``."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write an encoder or a scorer as state dict, safetensors, ONNX and a model card"
+EXAMPLE = (
+    "  qpt export runs/first --out exported\n"
+    "  qpt export scorer.pt --out exported --evaluation result.json --formats onnx card"
+)
+FORMATS = ("torch", "safetensors", "onnx", "card")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=str, metavar="RUN|SCORER", help="a run, a checkpoint, or a file of `qpt fit`")
+    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the folder to write into")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=None,
+        help="torch (state dict), safetensors, onnx (of a scorer), card; default all that the source has",
+    )
+    parser.add_argument("--evaluation", type=str, default=None, help="a JSON of `qpt evaluate`, for the card")
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from qpt.errors import InputError
+    from qpt.evaluate.report import check_writable
+    from qpt.evaluate.scorer import Scorer
+    from qpt.export import export_head, export_onnx, export_safetensors, export_state_dict
+    from qpt.model_card import model_card
+    from qpt.models import load_encoder
+    from qpt.models.encoder import load_plain, run_record
+
+    source, out = Path(args.source), Path(args.out)
+    state = load_plain("export", source) if source.is_file() else None
+    scorer = Scorer.load(source) if isinstance(state, dict) and "weights" in state else None
+    formats = args.formats or [name for name in FORMATS if scorer is not None or name != "onnx"]
+    if scorer is None and "onnx" in formats:
+        raise InputError(f"export: onnx needs a scorer (an encoder alone has no score), got {source}; see `qpt fit`")
+    encoder = scorer.encoder if scorer is not None else load_encoder(source)
+    pretraining = scorer.pretraining if scorer is not None else run_record(source)
+    evaluation = None
+    if args.evaluation is not None:
+        try:
+            evaluation = json.loads(Path(args.evaluation).read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"export: evaluation must be a JSON of `qpt evaluate`, got {args.evaluation}") from None
+        if not isinstance(evaluation, dict) or not str(evaluation.get("format")).startswith("qpt-evaluation-"):
+            raise InputError(f"export: evaluation must be a JSON of `qpt evaluate`, got {args.evaluation}")
+    check_writable(out / "README.md", "export")
+
+    files: list[tuple[Path, str]] = []
+    difference = None
+    if "torch" in formats:
+        files.append((out / "encoder.pth", "state dict, `torch.load(..., weights_only=True)`"))
+        export_state_dict(encoder, files[-1][0])
+    if "safetensors" in formats:
+        files.append((out / "encoder.safetensors", "the same tensors"))
+        export_safetensors(encoder, files[-1][0])
+        if scorer is not None:
+            files.append((out / "head.safetensors", "the ridge, and how to use it, as metadata"))
+            export_head(scorer, files[-1][0])
+    if scorer is not None and "onnx" in formats:
+        files.append((out / "scorer.onnx", "crops at two scales in, score and features out"))
+        difference = export_onnx(scorer, files[-1][0])
+    if "card" in formats:
+        card = model_card(
+            encoder,
+            scorer=scorer,
+            pretraining=pretraining,
+            evaluation=evaluation,
+            files=files,
+            onnx_difference=difference,
+        )
+        (out / "README.md").write_text(card, encoding="utf-8")
+    for file, what in files:
+        print(f"{file}: {what}")
+    if difference is not None:
+        print(f"ONNX against PyTorch: scores differ by at most {difference:.1e} of the range of the labels")
+    if "card" in formats:
+        print(f"{out / 'README.md'}: model card")
+    return 0
