@@ -180,7 +180,7 @@ def test_fine_tuning_learns_blur_and_repeats(tiny):
         torch.manual_seed(0)
         encoder = build_encoder("resnet18", 4)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    parts = [np.flatnonzero(np.isin(table.groups, groups)) for groups in ([0, 1, 2, 3], [4], [5])]
+    parts = [np.flatnonzero(np.isin(table.groups, groups)) for groups in ([0, 1, 2], [3], [4, 5])]
     config = FineTuning(epochs=12, patience=12, batch=8, crop_px=64, lr=2e-3)
 
     def run(mos, **changes):
@@ -190,8 +190,8 @@ def test_fine_tuning_learns_blur_and_repeats(tiny):
         )  # fmt: skip
 
     predicted, record = run(table.mos)
-    # Four blurs of a photograph never seen: in order, or with one neighbouring pair swapped.
-    assert stats.spearmanr(predicted, table.mos[parts[2]]).statistic > 0.79
+    # Four blurs each of two photographs never seen.
+    assert stats.spearmanr(predicted, table.mos[parts[2]]).statistic > 0.7
     assert 1 <= record["best_epoch"] <= record["epochs"] <= 12 and record["val_srcc"] > 0.5
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     # Test labels are not read; everything else repeats.
