@@ -1,4 +1,4 @@
-"""A small labelled set made from the photographs inside the scikit-image and scikit-learn wheels, to try a report on.
+"""A small labelled set made from the photographs inside the scikit-image wheel, to try a report on.
 
 ``python docs/report_example.py FOLDER`` writes FOLDER/images and FOLDER/scores.csv. No person rated these pictures: the
 score is a made-up one that falls with the level of the degradation, with some noise. Used by docs/report.md.
@@ -23,7 +23,7 @@ SIZE, SEED = 224, 0
 
 def main(folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
-    files = wheel_photographs()
+    files = [path for path in wheel_photographs() if "skimage" in path.parts]
     crops = torch.from_numpy(cut_crops([load_rgb(path) for path in files], len(files), size=SIZE, seed=SEED))
     rng = np.random.default_rng(SEED)
     ops = DegradationSpace.preset("qpt").ops
