@@ -224,7 +224,7 @@ def _by_kind(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:
     title = "By distortion"
     if table is None:
         return Section(title, _NO_TABLE)
-    kinds = getattr(table, "kinds", None)
+    kinds = table.kinds
     if kinds is None:
         return Section(title, f"Not shown: {table.name} does not say which distortion each image has.")
     srcc: dict[str, dict[str, float]] = {}

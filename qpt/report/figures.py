@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qpt.degradations import DEGRADATIONS, LEVELS
 from qpt.evaluate.metrics import logistic
-from qpt.report.measurements import Cloud, Severity, fit_logistic
+from qpt.report.measurements import Cloud, Severity, fitted_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +89,7 @@ def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64
     ends = np.array([min(predictions.min(), mos.min()), max(predictions.max(), mos.max())])
     axes.plot(ends, ends, color="#8c959f", linewidth=1, linestyle=":", label="prediction = MOS")
     axes.scatter(predictions, mos, s=_dot(len(mos)), color=colour, alpha=0.55, linewidths=0)
-    fit = fit_logistic(predictions, mos)
+    fit = fitted_curve(predictions, mos)
     if fit is not None:
         x = np.linspace(predictions.min(), predictions.max(), 200)
         axes.plot(x, logistic(x, *fit), color="#1b1f24", linewidth=1.6, label="4-parameter logistic")

@@ -7,21 +7,20 @@ ridge, on the probe's features and on scikit-learn's PCA and t-SNE. Everything d
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from qpt.degradations import DEGRADATIONS
 from qpt.errors import InputError
-from qpt.evaluate.metrics import logistic
+from qpt.evaluate.logistic import fit_logistic
+from qpt.evaluate.metrics import is_constant
 from qpt.evaluate.protocol import choose, inner_folds
 from qpt.evaluate.ridge import fit_ridge
 from qpt.probe import ProbeSet, rank_correlation
@@ -67,20 +66,9 @@ def out_of_fold(views: Mapping[str, Array], mos: Array, groups: NDArray[np.int64
     return OutOfFold(predictions, name)
 
 
-def fit_logistic(x: Array, y: Array) -> tuple[float, float, float, float] | None:
-    """b1..b4 of ``metrics.logistic`` for y over x by least squares; None with fewer than 5 images, constant values or
-    no convergence. x, y: (n,)."""
-    if len(x) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    rising = np.corrcoef(x, y)[0, 1] >= 0
-    ends = (y.max(), y.min()) if rising else (y.min(), y.max())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # the covariance, which is not used
-            fitted, _ = optimize.curve_fit(logistic, x, y, p0=(*ends, x.mean(), x.std()), maxfev=4000)
-    except RuntimeError:
-        return None
-    return float(fitted[0]), float(fitted[1]), float(fitted[2]), float(fitted[3])
+def fitted_curve(x: Array, y: Array) -> tuple[float, float, float, float] | None:
+    """The evaluation's b1..b4 of ``logistic`` for y over x; None with fewer than 5 images or constant values."""
+    return None if len(x) < 5 or is_constant(x) or is_constant(y) else fit_logistic(x, y)
 
 
 def srcc_by_kind(predictions: Array, mos: Array, kinds: tuple[str, ...]) -> tuple[dict[str, float], dict[str, int]]:
