@@ -27,6 +27,7 @@ from qpt.evaluate.table import TableSplit, read_table
 from qpt.models import build_encoder
 from tests.labelled import one_thread as one_thread
 from tests.labelled import write_run, write_set
+from tests.layouts import bid
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +262,16 @@ def test_cross_command_writes_what_compare_reads(tiny, tmp_path, capsys):
     assert found["regimes"]["to second"]["corrected_t"] is None
     assert cli.main([*arguments[:-2], "--test-root", "a", "b"]) == 2
     assert "test_root must name one folder for each test_csv" in capsys.readouterr().err
+    assert cli.main([*arguments[:-2], "--test-dataset", "clive"]) == 2
+    assert "test_dataset must be NAME=DIR, got 'clive'" in capsys.readouterr().err
+
+
+def test_an_official_data_set_can_be_the_other_table(tiny, tmp_path, capsys):
+    first, _, run = tiny
+    root = bid(tmp_path / "bid").root
+    arguments = ["evaluate", str(run), "--csv", str(first), "--protocol", "cross", "--untrained", "0",
+                 "--test-dataset", f"bid={root}", "--cache", str(tmp_path), "--json"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    tables = json.loads(capsys.readouterr().out)["data"]["tables"]
+    assert [table["name"] for table in tables] == ["first", "bid"]
+    assert tables[1]["notes"][0] == "scores: Average Subjective Grade in DatabaseGrades.xlsx"

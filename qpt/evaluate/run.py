@@ -155,6 +155,7 @@ def _table_record(table: ScoreTable) -> dict[str, Any]:
         "mos_mean": float(table.mos.mean()),
         "mos_std": float(table.mos.std()),
         "lower_better": table.lower_better,
+        "notes": list(table.notes),
     }
 
 
