@@ -54,7 +54,9 @@ class Learner:
         if config.init:
             encoder.load_state_dict(load_encoder(config.init).state_dict())
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
-        self.query.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        # torch 2.13 on a CPU without AVX-512 corrupts memory in the backward pass of a narrow channels-last network.
+        self.memory_format = torch.channels_last if config.width >= 8 else torch.contiguous_format
+        self.query.to(device).to(memory_format=self.memory_format).train()  # type: ignore[call-overload]
         self.key: nn.ModuleDict | None = None
         self.pool: NegativePool | None = None
         if config.mode == "moco":
@@ -73,7 +75,7 @@ class Learner:
         """(N, 3, s, s) -> (N, D) float32 of unit length."""
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            embedding = network["head"](network["encoder"](patches))
+            embedding = network["head"](network["encoder"](patches.contiguous(memory_format=self.memory_format)))
         return nn.functional.normalize(embedding.float(), dim=1)
 
     def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float) -> StepResult:
