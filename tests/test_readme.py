@@ -9,7 +9,7 @@ import pytest
 from qpt.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/results.md", "docs/datasets.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("results", "datasets", "evaluation", "export", "report")))
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -24,8 +24,8 @@ def commands() -> list[str]:
         for block in blocks(document, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0] == "qpt":
-                    found.append(shlex.join(words))
+                if words and words[0] == "qpt":  # up to where its output goes
+                    found.append(shlex.join(words[: words.index(">")] if ">" in words else words))
     return found
 
 
