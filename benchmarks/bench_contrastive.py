@@ -112,6 +112,7 @@ def plans(quick: bool) -> list[Plan]:
             taking_part = _MOCO if n * k < 2**28 else _AT_LARGE_SIZES
             peaks = (("qpt",) if quick else _WITH_PEAK) if gradient else ()
             setting = Setting("moco", n, k, gradient)
+            peaks = [name for name in peaks if name in taking_part]
             found.append(Plan(f"own keys and pool, {mode}", setting, taking_part, with_peak=peaks))
     for gradient, mode in modes:
         rows = Setting("ntxent", 300 if quick else 8192, 0, gradient)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from qpt import cli, pictures
 from qpt.commands import degrade as command
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations import DEGRADATIONS, LEVELS
 from qpt.errors import InputError
 from qpt.ops.degrade import degrade
 from qpt.pictures import draw_degradations
@@ -35,9 +35,9 @@ def test_writes_a_picture_and_prints_the_chains(photo_path, tmp_path, capsys):
     assert cli.main(["degrade", str(photo_path), "--out", str(out), "--size", "128", "--compositions", "3"]) == 0
     with Image.open(out) as picture:
         assert picture.mode == "RGB"
-        assert picture.height > len(NAMES) * 128
+        assert picture.height > len(SPACE.ops) * 128
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith(f"{out}: {len(NAMES) * LEVELS} single ops and 3 compositions")
+    assert printed[0].startswith(f"{out}: {len(SPACE.ops) * LEVELS} single ops and 3 compositions")
     program = SPACE.sample_seeded(torch.tensor([0]), views=3)
     assert [line.strip() for line in printed[1:]] == [str(chain) for chain in program]
 
@@ -50,7 +50,7 @@ def test_json_says_what_was_drawn(photo_path, tmp_path, capsys):
     with Image.open(out) as picture:
         assert (facts["width"], facts["height"]) == picture.size
     assert [[(s["name"], s["level"]) for s in chain] for chain in facts["levels"]] == [
-        [(name, level)] for name in NAMES for level in range(1, LEVELS + 1)
+        [(name, level)] for name in SPACE.ops for level in range(1, LEVELS + 1)
     ]
     assert len(facts["compositions"]) == 2
     assert facts["size_with_levels"] == SPACE.size(levels=True)
@@ -90,10 +90,10 @@ def test_cells_hold_the_degraded_pixels():
 
 def test_a_row_of_levels_keeps_its_sign_and_angle():
     levels = draw_degradations(photograph(), SPACE, size=128, compositions=0).levels
-    params = levels.params[:, 0].reshape(len(NAMES), LEVELS, 4)
-    assert (params[NAMES.index("hue"), :, 0].sign().unique().numel(), len(levels)) == (1, len(NAMES) * LEVELS)
-    assert params[NAMES.index("motion_blur"), :, 1].unique().numel() == 1
-    assert ((params[NAMES.index("brightness"), :, 0] > 1).unique().numel()) == 1
+    params = levels.params[:, 0].reshape(len(SPACE.ops), LEVELS, 4)
+    assert (params[SPACE.ops.index("hue"), :, 0].sign().unique().numel(), len(levels)) == (1, len(SPACE.ops) * LEVELS)
+    assert params[SPACE.ops.index("motion_blur"), :, 1].unique().numel() == 1
+    assert ((params[SPACE.ops.index("brightness"), :, 0] > 1).unique().numel()) == 1
 
 
 def test_other_spaces_and_tiny_photographs_are_drawn():
