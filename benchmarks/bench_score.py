@@ -8,6 +8,7 @@ in another order.
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ TIMED = 16  # files of a set; BRISQUE takes seconds for a photograph of 8 megapi
 SAME = 1e-5  # of the range of the labels
 
 
+@dataclass(frozen=True)
+class ScoreReport(Report):
+    """A report that also has the SRCC of both with the labels of each table: a record of ``_agreement`` for each."""
+
+    agreement: list[dict[str, Any]] = field(default_factory=list)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table", type=Path, action="append", default=[], help="score: a CSV image,mos[,ref], or more")
     parser.add_argument("--encoder", type=Path, help="score: a run (default: an untrained ResNet-18 of width 32)")
@@ -49,7 +57,7 @@ def brisque() -> Any:
     return Unpacked(url=False)
 
 
-def run(settings: Settings, options: argparse.Namespace) -> Report:
+def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
     """Times both on every set; compares both with the labels of every table."""
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
@@ -64,20 +72,19 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
         "BRISQUE's package gets a one-line adapter for NumPy 2.4 (features of one element unpacked).",
     ]
     with ThreadPoolExecutor(threads) as pool:
-        cases = []
+        cases, found = [], []
         for path in options.table:
             table = read_table(path)
             scorer = Scorer.fit(encoder, table, quiet=True)
             cases.append(_case(table.name, list(table.paths), scorer, peer, pool, settings))
-            if not settings.quick:
-                remarks.append(_agreement(table, encoder, peer, pool))
+            found.append(_agreement(table, encoder, peer, pool))
         if not cases:
             weights = np.full(2 * encoder.feature_dim, 1.0)
             plain = ReadOut("last", "mean")
             scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
             cases.append(_case("scikit-image", wheel_photographs(), scorer, peer, pool, settings))
         rows = measure(cases, settings.rounds)
-    return Report("score", rows, remarks=remarks)
+    return ScoreReport("score", rows, remarks=[*remarks, *map(_sentence, found)], agreement=found)
 
 
 def _case(
@@ -108,18 +115,29 @@ def _case(
     )
 
 
-def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor) -> str:
+def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor) -> dict[str, Any]:
     """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
     views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=None, quiet=True)
-    ours = [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]
     scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
-    theirs = [agreement(scores[split.test], table.mos[split.test])["srcc"] for split in splits]
-    whole = agreement(scores, table.mos)["srcc"]
+    return {
+        "table": table.name,
+        "photographs": len(table),
+        "sha256": table.fingerprint,
+        "split": f"{len(splits)} splits that train on {REGIMES[0].train_share:.0%} of the groups",
+        "srcc": {
+            "qpt": [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)],
+            "brisque": [agreement(scores[split.test], table.mos[split.test])["srcc"] for split in splits],
+        },
+        "srcc_brisque_on_all": agreement(scores, table.mos)["srcc"],
+    }
+
+
+def _sentence(found: dict[str, Any]) -> str:
     return (
-        f"{table.name} ({len(table)} photographs, sha256 {table.fingerprint}): SRCC, median over {len(splits)} test "
-        f"parts: qpt, its ridge fitted on the training part, {_median(ours)}; "
-        f"brisque {_median(theirs)} ({whole:.3f} on all)."
+        f"{found['table']} ({found['photographs']} photographs): SRCC, median over the test parts of {found['split']}: "
+        f"qpt, its ridge fitted on the training part, {_median(found['srcc']['qpt'])}; "
+        f"brisque {_median(found['srcc']['brisque'])} ({found['srcc_brisque_on_all']:.3f} on all)."
     )
 
 
