@@ -7,6 +7,7 @@ in another order.
 """
 
 import argparse
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from qpt.evaluate.features import FeatureProtocol, ReadOut
 from qpt.evaluate.metrics import measure as agreement
 from qpt.evaluate.photograph import load_photograph
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
-from qpt.evaluate.run import encoder_views, run_name, untrained_encoder
+from qpt.evaluate.run import encoder_views, feature_cache, run_name, untrained_encoder
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models import ResNet, load_encoder
@@ -71,13 +72,14 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
         f"{threads} threads each. Times include decoding. BRISQUE is the package's own model; ours is {name}.",
         "BRISQUE's package gets a one-line adapter for NumPy 2.4 (features of one element unpacked).",
     ]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, tempfile.TemporaryDirectory() as own:
+        cache = Path(own) if options.encoder is None else feature_cache(options.encoder)
         cases, found = [], []
         for path in options.table:
             table = read_table(path)
-            scorer = Scorer.fit(encoder, table, quiet=True)
+            scorer = Scorer.fit(encoder, table, cache=cache, quiet=True)
             cases.append(_case(table.name, list(table.paths), scorer, peer, pool, settings))
-            found.append(_agreement(table, encoder, peer, pool))
+            found.append(_agreement(table, encoder, peer, pool, cache))
         if not cases:
             weights = np.full(2 * encoder.feature_dim, 1.0)
             plain = ReadOut("last", "mean")
@@ -115,10 +117,10 @@ def _case(
     )
 
 
-def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
     """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
-    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=None, quiet=True)
+    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
     scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
     return {
         "table": table.name,
