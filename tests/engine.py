@@ -35,11 +35,12 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     guard, pattern = 256, 0xA5
     size = rows * height * width * 3
     out = np.full(size + 2 * guard, pattern, np.uint8)
-    scratch_size = threads * _C.scratch_bytes(height, width)
+    resized = bool((ids == OP_NAMES.index("resize_to")).any())
+    scratch_size = threads * _C.scratch_bytes(height, width, resized)
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
     _C.degrade(
         images.ctypes.data, height, width, out[guard:].ctypes.data, rows, slots, ids.ctypes.data, padded.ctypes.data,
-        seeds.ctypes.data, source.ctypes.data, scratch[guard:].ctypes.data, threads,
+        seeds.ctypes.data, source.ctypes.data, scratch[guard:].ctypes.data, threads, resized,
     )  # fmt: skip
     for name, buffer, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
         assert (buffer[:guard] == pattern).all() and (buffer[end:] == pattern).all(), f"wrote outside the {name}"

@@ -31,8 +31,10 @@ SHAPES = [(1, 1), (5, 3), (37, 23), (2, 300)]
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     library = Emulator(tmp_path_factory.mktemp("emulator"))
     for height, width in SHAPES:  # the plan takes its scratch from the compiled module: both must be of one source
-        alignment = backend.extension().scratch_bytes(height, width) - library.scratch_bytes(height, width)
-        assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
+        for resized in (False, True):
+            ours, theirs = backend.extension().scratch_bytes, library.scratch_bytes
+            alignment = ours(height, width, resized) - theirs(height, width, resized)
+            assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
     return library
 
 

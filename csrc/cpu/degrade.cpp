@@ -11,13 +11,13 @@
 
 namespace qpt {
 
-i64 scratch_bytes_per_thread(i32 h, i32 w) {
-  return scratch_bytes(h, w) + 64;
+i64 scratch_bytes_per_thread(i32 h, i32 w, bool resized) {
+  return scratch_bytes(h, w, resized) + 64;
 }
 
 void degrade(const Batch& batch) {
   const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3;
-  const i64 stride = scratch_bytes_per_thread(batch.h, batch.w);
+  const i64 stride = scratch_bytes_per_thread(batch.h, batch.w, batch.resized);
 #pragma omp parallel num_threads(batch.threads)
   {
 #ifdef _OPENMP

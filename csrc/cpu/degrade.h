@@ -12,12 +12,13 @@ struct Batch {
   const float* params;  // [rows, slots, 4]
   const i64* seeds;     // [rows]
   const i32* source;    // [rows] index into images
-  u8* scratch;          // [threads, scratch_bytes_per_thread(h, w)]
+  u8* scratch;          // [threads, scratch_bytes_per_thread(h, w, resized)]
   i32 threads;          // >= 1
+  bool resized;         // some row holds resize_to
 };
 
 // Multiple of 64; includes room to align any pointer.
-i64 scratch_bytes_per_thread(i32 h, i32 w);
+i64 scratch_bytes_per_thread(i32 h, i32 w, bool resized);
 
 void degrade(const Batch& batch);
 

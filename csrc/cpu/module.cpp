@@ -27,10 +27,11 @@ T* pointer(std::uintptr_t address) {
 }
 
 void degrade(std::uintptr_t images, int height, int width, std::uintptr_t out, int rows, int slots, std::uintptr_t ops,
-             std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t scratch, int threads) {
+             std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t scratch, int threads,
+             bool resized) {
   qpt::degrade({pointer<const qpt::u8>(images), pointer<qpt::u8>(out), height, width, rows, slots,
                 pointer<const qpt::i16>(ops), pointer<const float>(params), pointer<const qpt::i64>(seeds),
-                pointer<const qpt::i32>(source), pointer<qpt::u8>(scratch), threads});
+                pointer<const qpt::i32>(source), pointer<qpt::u8>(scratch), threads, resized});
 }
 
 // (data, stride, count, dtype, groups, images or 0); see contrastive.h.
@@ -194,9 +195,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade and qpt.contrastive_loss.";
   m.def("degrade", &degrade, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("out"), py::arg("rows"),
         py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("scratch"),
-        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"),
-        "Bytes of scratch that each thread of degrade needs.");
+        py::arg("threads"), py::arg("resized"), py::call_guard<py::gil_scoped_release>());
+  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resized"),
+        "Bytes of scratch that each thread of degrade needs; resized: some row holds resize_to.");
   m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
   m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         "(rows of a task, parts of the stream).");

@@ -14,8 +14,9 @@ namespace qpt {
 
 struct OpArgs {
   const u8* src;        // [h, w, 3]
-  u8* dst;              // [h, w, 3]
+  u8* dst;              // [h, w, 3]; [to_h, to_w, 3] of resize_to
   i32 h, w;             // >= 1; h * w * 3 < 2^31
+  i32 to_h, to_w;       // h, w but for resize_to
   const float* params;  // [4], meaning per op (qpt/degradations.py)
   u64 seed;             // of the program row
   u32 slot;             // position of the op in its row, so that a repeated op draws again

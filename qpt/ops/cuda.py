@@ -31,10 +31,10 @@ class LaunchPlan:
     scratch_bytes: int  # of one block
 
     @staticmethod
-    def of(rows: int, height: int, width: int, multiprocessors: int) -> LaunchPlan:
+    def of(program: Program, height: int, width: int, multiprocessors: int) -> LaunchPlan:
         """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row."""
-        blocks = min(rows, BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
-        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width))
+        blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width, program.resizes()))
 
 
 def kernel_arguments(plan: LaunchPlan, images: Tensor, out: Tensor, program: list[Tensor], scratch: Tensor) -> tuple:
@@ -62,7 +62,7 @@ def degrade(images: Tensor, program: Program) -> Tensor:
     index = images.device.index
     function = _kernel(index)
     multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
-    plan = LaunchPlan.of(rows, height, width, multiprocessors)
+    plan = LaunchPlan.of(program, height, width, multiprocessors)
     scratch = torch.empty(plan.blocks * plan.scratch_bytes, dtype=torch.uint8, device=images.device)
     fields = [program.ops, program.params, program.seeds, program.source]
     on_device = [field.contiguous().to(images.device) for field in fields]

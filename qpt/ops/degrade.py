@@ -34,7 +34,7 @@ def degrade(images: Tensor, program: Program, *, threads: int | None = None, bac
     Raises InputError naming the wrong argument; BackendError without a usable backend, or in a forked worker process.
     """
     _check_images("degrade", images)
-    _check_program("degrade", program, len(images))
+    _check_program("degrade", program, images)
     threads = _check_threads("degrade", threads)
     return _run("degrade", images, program, threads, backend)
 
@@ -59,7 +59,7 @@ def degrade_patches(
     The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does.
     """
     _check_images("degrade_patches", images)
-    _check_program("degrade_patches", program, len(images))
+    _check_program("degrade_patches", program, images)
     threads = _check_threads("degrade_patches", threads)
     _check_patches(images, program, boxes, size, dtype, memory_format)
     rows = _run("degrade_patches", images, program, threads, backend)
@@ -108,7 +108,7 @@ def _run_cpu(caller: str, images: Tensor, program: Program, threads: int) -> Ten
     if rows == 0:
         return out
     threads = min(threads, rows)
-    scratch = torch.empty(threads * module.scratch_bytes(height, width), dtype=torch.uint8)
+    scratch = torch.empty(threads * module.scratch_bytes(height, width, program.resizes()), dtype=torch.uint8)
     # The names keep the tensors alive while the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
@@ -125,6 +125,7 @@ def _run_cpu(caller: str, images: Tensor, program: Program, threads: int) -> Ten
         source=source.data_ptr(),
         scratch=scratch.data_ptr(),
         threads=threads,
+        resized=program.resizes(),
     )
     return out
 
@@ -146,12 +147,17 @@ def _check_images(caller: str, images: Tensor) -> None:
         raise InputError(f"{caller}: images must have H, W of at least 1 and H * W * 3 < 2^31, got {height} x {width}")
 
 
-def _check_program(caller: str, program: Program, images: int) -> None:
+def _check_program(caller: str, program: Program, images: Tensor) -> None:
     if not isinstance(program, Program):
         raise InputError(f"{caller}: program must be a qpt.Program, got {type(program).__name__}")
     program.check(caller)
-    if len(program) and (highest := int(program.source.max())) >= images:
-        raise InputError(f"{caller}: program.source must be below the number of images, {images}, got {highest}")
+    height, width = images.shape[1:3]
+    if program.resizes() and (height + height // 2) * (width + width // 2) * 3 >= 2**31:
+        raise InputError(
+            f"{caller}: images must have 1.5 H * 1.5 W * 3 < 2^31 where a row holds resize_to, got {height} x {width}"
+        )
+    if len(program) and (highest := int(program.source.max())) >= len(images):
+        raise InputError(f"{caller}: program.source must be below the number of images, {len(images)}, got {highest}")
 
 
 def _check_threads(caller: str, threads: int | None) -> int:

@@ -43,4 +43,19 @@ GEOMETRY: tuple[Degradation, ...] = (
         halo="whole",
         doc="Means over blocks of about factor pixels: down and up again with Pillow's box filter.",
     ),
+    Degradation(
+        "resize_to",
+        "geometry",
+        (
+            Parameter("scale", "working size / image size", 0.0625, 1.5, levels=(0.67, 0.5, 0.33, 0.2, 0.125)),
+            Parameter("filter", "0 area, 1 bilinear, 2 bicubic", 0.0, 2.0, levels=((0.0, 1.0, 2.0),) * 5, integer=True),
+        ),
+        source=REALESRGAN + ", random resize; BSRGAN (Zhang et al., ICCV 2021) has the same three filters",
+        oracle="cv2.resize(x, (floor(w scale), floor(h scale)), INTER_AREA, INTER_LINEAR or INTER_CUBIC), sides >= 1; "
+        "8 bits after each of two passes",
+        halo="whole",
+        doc="Sets the working size of the ops after it. A row that ends at another size than its image's gets a last "
+        "bicubic resize; a chain that is to choose its filter ends with scale 1. Bicubic has a = -0.75; bilinear and "
+        "bicubic are not antialiased.",
+    ),
 )

@@ -109,7 +109,7 @@ void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
 }
 
 size_t scratch_size(const Case& c) {
-  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w));
+  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w, true));
 }
 
 }  // namespace

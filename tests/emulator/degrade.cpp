@@ -15,8 +15,8 @@ extern "C" const char* emulate_degrade(const block_emulator::Schedule* schedule,
       barriers);
 }
 
-extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width) {
-  return qpt::scratch_bytes(height, width);
+extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width, bool resized) {
+  return qpt::scratch_bytes(height, width, resized);
 }
 
 // out[i] = number of the mirrored thread, passed through `shared`; right only with the barrier between.

@@ -64,9 +64,9 @@ class Emulator:
 
         self.library.emulate_scratch_bytes.restype = ctypes.c_int64
 
-    def scratch_bytes(self, height: int, width: int) -> int:
+    def scratch_bytes(self, height: int, width: int, resized: bool) -> int:
         """What one block of the source that was built here needs."""
-        return self.library.emulate_scratch_bytes(height, width)
+        return self.library.emulate_scratch_bytes(height, width, resized)
 
     def check(self, error: bytes | None) -> None:
         if error is not None:
@@ -88,7 +88,7 @@ class Emulator:
         self, images: torch.Tensor, program: Program, schedule: Schedule, multiprocessors: int, fill: int
     ) -> tuple[torch.Tensor, int]:
         _, height, width, _ = images.shape
-        plan = LaunchPlan.of(len(program), height, width, multiprocessors)
+        plan = LaunchPlan.of(program, height, width, multiprocessors)
         fields = [program.ops, program.params, program.seeds, program.source]
         inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in (images, *fields)]
         out = Buffer.of(None, (len(program), height, width, 3), torch.uint8, fill)
