@@ -16,8 +16,11 @@ import torch
 from PIL import Image, ImageEnhance
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
+from qpt.data.boxes import draw_pair
 from qpt.degradations import DEGRADATIONS
-from qpt.ops.degrade import degrade
+from qpt.ops.degrade import degrade, degrade_patches
+from qpt.ops.patches import normalised_values
+from qpt.ops.windows import plan_windows
 from qpt.program import Program
 from qpt.space import DegradationSpace
 
@@ -127,7 +130,7 @@ NOISE_RIVALS: dict[str, list[Rival]] = {"gaussian_noise": [("opencv randn", _noi
 
 
 def run(settings: Settings) -> Report:
-    """All ops of the table, then random chains of the preset."""
+    """All ops of the table, then random chains of the preset, whole and for pairs of patches."""
     count, side = (4, 48) if settings.quick else (32, 256)
     images = pictures(count, side)
     threads = torch.get_num_threads()
@@ -135,6 +138,7 @@ def run(settings: Settings) -> Report:
     with ThreadPoolExecutor(threads) as pool:
         cases = [_case(op, images, pool, threads) for op in range(len(DEGRADATIONS))]
         cases.append(_chains(images, threads))
+        cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads))
         rows = measure(cases, settings.rounds)
     remarks = [
         f"Batches of {count} uint8 pictures of {side} x {side}, {threads} threads, level {LEVEL}, one value per op.",
@@ -208,3 +212,48 @@ def _chains(images: torch.Tensor, threads: int) -> Case:
         contenders=[Contender("qpt", lambda: degrade(images, program, threads=threads), "0 to 5 ops a picture")],
         agree=lambda answers: {},
     )
+
+
+def _patches(count: int, side: int, size: int, threads: int) -> Case:
+    """Pairs of patches as pre-training cuts them: the chains on windows, beside whole images cropped afterwards."""
+    images = pictures(count, side)
+    program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    boxes = torch.from_numpy(np.stack([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)]))
+    table = normalised_values(torch.float32)
+
+    def crop_whole_images() -> torch.Tensor:
+        rows = degrade(images, program, threads=threads)
+        corners = [(row, *corner) for row, pair in zip(rows, boxes.tolist(), strict=True) for corner in pair]
+        crops = torch.stack([row[top : top + size, left : left + size] for row, top, left in corners]).int()
+        channels = torch.stack([torch.take(table[c], crops[..., c].long()) for c in range(3)], dim=1)
+        return channels.unflatten(0, (count, 2))
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        if not torch.equal(answers["qpt"], answers["whole, then crop"]):
+            raise Disagreement("degrade: patches of windows differ from those of whole images")
+        return {"whole, then crop": 0.0}
+
+    share = pixel_share(program, boxes, size, side)
+    return Case(
+        op=f"two {size} px patches of random chains of the preset qpt",
+        shape="x".join(map(str, images.shape)),
+        items=count,
+        contenders=[
+            Contender(
+                "qpt",
+                lambda: degrade_patches(images, program, boxes, size, threads=threads),
+                f"ops see {share:.0%} of the pixels of whole images",
+            ),
+            Contender("whole, then crop", crop_whole_images),
+        ],
+        agree=agree,
+    )
+
+
+def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> float:
+    """Pixels that the ops of a program compute for these patches of side x side images, as a share of all of theirs."""
+    windows = plan_windows(program, boxes, size, side, side)
+    used, slot = program.ops >= 0, torch.arange(program.ops.shape[1])
+    area = (windows[:, 3] * windows[:, 4]).double() / side**2
+    return float((torch.where(slot < windows[:, :1], 1.0, area[:, None]) * used).sum() / used.sum())

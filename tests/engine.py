@@ -36,11 +36,13 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     size = rows * height * width * 3
     out = np.full(size + 2 * guard, pattern, np.uint8)
     resized = bool((ids == OP_NAMES.index("resize_to")).any())
-    scratch_size = threads * _C.scratch_bytes(height, width, resized)
+    own_scratch = _C.scratch_bytes(height, width, resized, False)
+    scratch_size = threads * own_scratch
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
     _C.degrade(
         images.ctypes.data, height, width, out[guard:].ctypes.data, rows, slots, ids.ctypes.data, padded.ctypes.data,
-        seeds.ctypes.data, source.ctypes.data, scratch[guard:].ctypes.data, threads, resized,
+        seeds.ctypes.data, source.ctypes.data, 0, 0, 0, 0, 0, 0, False, scratch[guard:].ctypes.data, own_scratch,
+        threads,
     )  # fmt: skip
     for name, buffer, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
         assert (buffer[:guard] == pattern).all() and (buffer[end:] == pattern).all(), f"wrote outside the {name}"

@@ -364,4 +364,4 @@ def test_no_parameter_writes_out_of_bounds(name):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (160, 160), (192, 192), (256, 320), (1080, 1920)])
 def test_scratch_stays_within_its_budget(height, width):
-    assert _C.scratch_bytes(height, width, False) <= 6 * height * width * 3 + 64 * 1024
+    assert _C.scratch_bytes(height, width, False, False) <= 6 * height * width * 3 + 64 * 1024
