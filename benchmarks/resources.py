@@ -23,10 +23,10 @@ from qpt.errors import BackendError
 
 HELP = "registers, stack, shared memory and spills of every GPU kernel, compiled for sm_80 and sm_90"
 ARCHITECTURES = (80, 90)
-# CUDA C++ Programming Guide, compute capabilities 8.0 and 9.0: bytes of shared memory one block may use, bytes of a
-# multiprocessor (of which each block takes 1 KiB for the system), and what else bounds the resident blocks.
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
-_SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472}
+# CUDA C++ Programming Guide, compute capabilities 8.0, 9.0 and 10.0: bytes of shared memory one block may use, bytes of
+# a multiprocessor (of which each block takes 1 KiB for the system), and what else bounds the resident blocks.
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+_SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472, 100: 233_472}
 _REGISTERS, _WARPS, _BLOCKS = 65_536, 64, 32
 _REGISTER_UNIT = 256  # registers are given to a warp in units of this many
 _TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA)\b"

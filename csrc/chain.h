@@ -193,21 +193,23 @@ QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
     write_items<u64>(team, from, to);
 }
 
-// What degrade and degrade_patches are given. images [., h, w, 3]; the rest has an element per row.
+// What degrade and degrade_patches are given.
 struct Batch {
-  const u8* images;
-  void* out;  // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
+  const u8* images;  // [., h, w, 3]
+  void* out;         // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
   i32 h, w, rows, slots;
   const i16* ops;       // [rows, slots]
   const float* params;  // [rows, slots, 4]
   const i64* seeds;     // [rows]
   const i32* source;    // [rows] index into images
+  const i32* order;     // [rows] a permutation: the row to run first, second...
   const i32* windows;   // [rows, 5] Row::windowed and Row::window; null without boxes
   Patches patches;      // boxes [rows, count, 2], or null; out is unused
 };
 
 template <class Team>
-QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 index, void* scratch) {
+QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, void* scratch) {
+  const i32 index = batch.order[place];
   const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
   const bool whole = batch.patches.boxes == nullptr;
   const i32* at = batch.windows + static_cast<i64>(index) * 5;

@@ -1,5 +1,6 @@
 // Runs a program on the CPU: each thread owns a row of the program from its first op to its last, so that the image
-// stays in its cache. Rows are taken one at a time, because their costs differ widely. Called by module.cpp.
+// stays in its cache. Rows are taken one at a time, costly ones first (Batch::order), because their costs differ
+// widely. Called by module.cpp.
 #include "degrade.h"
 
 #include <cstdint>
@@ -25,7 +26,7 @@ void degrade(const Batch& batch, u8* scratch, i64 scratch_bytes, i32 threads) {
     void* own_scratch = reinterpret_cast<void*>((unaligned + 63) / 64 * 64);
     Solo team;
 #pragma omp for schedule(dynamic, 1)
-    for (i32 row = 0; row < batch.rows; ++row) run_batch_row(team, batch, row, own_scratch);
+    for (i32 place = 0; place < batch.rows; ++place) run_batch_row(team, batch, place, own_scratch);
   }
 }
 

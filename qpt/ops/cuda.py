@@ -18,6 +18,7 @@ from torch import Tensor
 from qpt import build
 from qpt.errors import BackendError
 from qpt.ops import backend, nvrtc
+from qpt.ops.order import costly_first
 from qpt.ops.patches import Patches
 from qpt.program import Program
 
@@ -33,7 +34,7 @@ class LaunchPlan:
 
     @staticmethod
     def of(program: Program, height: int, width: int, multiprocessors: int, *, kept: bool) -> LaunchPlan:
-        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row.
+        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row, or so.
 
         kept: no output takes the images, since patches are cut from them.
         """
@@ -49,6 +50,7 @@ class Inputs(NamedTuple):
     params: Tensor
     seeds: Tensor
     source: Tensor
+    order: Tensor  # (r,) int32, costly rows first
     windows: Tensor  # of the patches, as are the next two
     boxes: Tensor
     table: Tensor
@@ -58,7 +60,8 @@ class Inputs(NamedTuple):
         none = torch.empty(0, dtype=torch.int32)
         fields = (program.ops, program.params, program.seeds, program.source)
         cut = (patches.windows, patches.boxes, patches.table) if patches else (none, none, none)
-        return Inputs(images, *(field.contiguous().to(images.device) for field in (*fields, *cut)))
+        order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
+        return Inputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
 
 
 def kernel_arguments(plan: LaunchPlan, inputs: Inputs, patches: Patches | None, out: Tensor, scratch: Tensor) -> tuple:

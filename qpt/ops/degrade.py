@@ -15,6 +15,7 @@ from torch import Tensor
 from qpt.errors import BackendError, InputError
 from qpt.ops import backend as compiled
 from qpt.ops import cuda
+from qpt.ops.order import costly_first
 from qpt.ops.patches import Patches
 from qpt.program import Program
 
@@ -117,6 +118,7 @@ def _run_cpu(caller: str, images: Tensor, program: Program, patches: Patches | N
     # The names keep the tensors alive while the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
+    order = costly_first(program, patches.windows if patches else None, height, width)
     module.degrade(
         images=images.data_ptr(),
         height=height,
@@ -128,6 +130,7 @@ def _run_cpu(caller: str, images: Tensor, program: Program, patches: Patches | N
         params=params.data_ptr(),
         seeds=seeds.data_ptr(),
         source=source.data_ptr(),
+        order=order.data_ptr(),
         windows=patches.windows.data_ptr() if patches else 0,
         boxes=patches.boxes.data_ptr() if patches else 0,
         table=patches.table.data_ptr() if patches else 0,

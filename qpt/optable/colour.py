@@ -26,6 +26,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="Each value times factor, clipped: darker or brighter, by chance.",
         grid_px=1,
+        cost=11.0,
     ),
     Degradation(
         "mean_shift",
@@ -44,6 +45,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="A constant on every value, clipped: up or down, by chance.",
         grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "gamma",
@@ -62,6 +64,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="255 (x / 255)^gamma: brighter or darker mid-tones, by chance; black and white stay.",
         grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "contrast",
@@ -79,6 +82,7 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="Pillow: ImageEnhance.Contrast(x).enhance(factor), rounded instead of truncated",
         halo="whole",
         doc="Blend with the rounded mean of the ITU-R 601 luma: flatter or harder, by chance.",
+        cost=14.0,
     ),
     Degradation(
         "contrast_curve",
@@ -89,6 +93,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="Sigmoid tone curve about mid-grey: shadows and highlights crushed; black and white stay.",
         grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "saturation",
@@ -99,6 +104,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="HSV saturation times factor: paler (1 - s) or stronger (1 + 2 s), by chance.",
         grid_px=1,
+        cost=16.0,
     ),
     Degradation(
         "hue",
@@ -117,6 +123,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="HSV hue turned by shift_deg, either way, by chance.",
         grid_px=1,
+        cost=25.0,
     ),
     Degradation(
         "quantise",
@@ -127,6 +134,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="The nearest of a few equally spaced values in each channel: banding.",
         grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "colour_diffusion",
@@ -140,6 +148,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=lambda p: math.ceil(3 * p[0]),
         doc="Colour difference blurred and strengthened by gain; luma stays sharp.",
         grid_px=1,
+        cost=(22.0, 26.0, 34.0, 40.0, 48.0),
     ),
     Degradation(
         "colour_shift",
@@ -153,5 +162,6 @@ COLOUR: tuple[Degradation, ...] = (
         halo=lambda p: math.ceil(p[0]),
         doc="Green moved by shift_px at angle_deg, counter-clockwise as seen; border replicated.",
         grid_px=1,
+        cost=3.0,
     ),
 )

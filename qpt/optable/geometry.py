@@ -15,6 +15,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), NEAREST), resize((w, h), NEAREST), sides >= 1",
         halo="whole",
         doc="Down and up again without a filter: aliased, then blocky.",
+        cost=4.0,
     ),
     Degradation(
         "rescale_bilinear",
@@ -24,6 +25,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BILINEAR), resize((w, h), BILINEAR); sides >= 1",
         halo="whole",
         doc="Down and up again with Pillow's antialiased triangle filter.",
+        cost=9.0,
     ),
     Degradation(
         "rescale_bicubic",
@@ -33,6 +35,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BICUBIC), resize((w, h), BICUBIC), sides >= 1",
         halo="whole",
         doc="Down and up again with Pillow's antialiased cubic filter (a = -0.5).",
+        cost=13.0,
     ),
     Degradation(
         "pixelate",
@@ -42,6 +45,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BOX), resize((w, h), BOX); sides >= 1",
         halo="whole",
         doc="Means over blocks of about factor pixels: down and up again with Pillow's box filter.",
+        cost=7.0,
     ),
     Degradation(
         "resize_to",
@@ -57,5 +61,6 @@ GEOMETRY: tuple[Degradation, ...] = (
         doc="Sets the working size of the ops after it. A row that ends at another size than its image's gets a last "
         "bicubic resize; a chain that is to choose its filter ends with scale 1. Bicubic has a = -0.75; bilinear and "
         "bicubic are not antialiased.",
+        cost=10.0,
     ),
 )

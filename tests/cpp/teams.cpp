@@ -125,11 +125,12 @@ const std::vector<qpt::u32> table = make_table();
 template <class Team>
 void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
   const qpt::i64 seed = static_cast<qpt::i64>(c.seed);
-  const qpt::i32 source = 0;
+  const qpt::i32 source = 0, order = 0;
   const qpt::i32* boxes = c.patches == 0 ? nullptr : c.boxes.data();
   const qpt::Patches patches{boxes, c.patches, c.size, table.data(), nullptr, sizeof(qpt::u32), true};
-  const qpt::Batch batch{c.image.data(),  out,    c.h, c.w, 1, c.slots, c.ops.data(), c.params.data(), &seed, &source,
-                         c.window.data(), patches};
+  const qpt::Batch batch{
+      c.image.data(),  out,    c.h, c.w, 1, c.slots, c.ops.data(), c.params.data(), &seed, &source, &order,
+      c.window.data(), patches};
   qpt::run_batch_row(team, batch, 0, scratch);
 }
 
