@@ -4,7 +4,8 @@ Called by pip (pyproject.toml holds all metadata) and by `python setup.py build_
 in qpt/build.py. Switches, all environment variables:
     QPT_PORTABLE=0|1      1: the platform's baseline instruction set instead of this machine's (default 0)
     QPT_CUDA=auto|0|1     fat binary: when nvcc is found | never | always, an error without nvcc (default auto)
-    QPT_CUDA_ARCHS=80;90  compute capabilities in the fat binary, plus PTX of the last one
+    QPT_CUDA_ARCHS=80;90  compute capabilities in the fat binary, plus PTX of the last one (default: 80, 90 and, where
+                          nvcc knows it, 100)
     QPT_BUILD_JOBS=N      compile N files at a time (default: one per core)
 
 qpt/kernels and qpt/csrc are symbolic links to ../kernels and ../csrc. A wheel copies what they point to, an editable
@@ -74,7 +75,8 @@ class BuildNative(build_ext):
         wish = os.environ.get("QPT_CUDA", "auto")
         if wish not in ("auto", "0", "1"):
             raise ValueError(f"QPT_CUDA must be auto, 0 or 1, got {wish!r}")
-        architectures = qpt_build.parse_architectures(os.environ.get("QPT_CUDA_ARCHS", qpt_build.DEFAULT_ARCHITECTURES))
+        asked = os.environ.get("QPT_CUDA_ARCHS")
+        architectures = None if asked is None else qpt_build.parse_architectures(asked)
         if wish == "0":
             return {"nvcc": None, "architectures": [], "reason": "built with QPT_CUDA=0"}
         nvcc = qpt_build.find_nvcc()
@@ -86,7 +88,8 @@ class BuildNative(build_ext):
             )
         if nvcc is None:
             return {"nvcc": None, "architectures": [], "reason": "no nvcc was found when QPT was built"}
-        return {"nvcc": nvcc, "architectures": list(architectures), "reason": None}
+        chosen = architectures or qpt_build.default_architectures(nvcc)
+        return {"nvcc": nvcc, "architectures": list(chosen), "reason": None}
 
     def build_extension(self, ext: Extension) -> None:
         try:

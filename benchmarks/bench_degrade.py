@@ -20,11 +20,14 @@ from threadpoolctl import threadpool_limits
 from benchmarks import degrade_rivals
 from benchmarks.degrade_rivals import Picture, Rival
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
-from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.demo import wheel_photographs
-from qpt.ops.degrade import degrade
+from qpt.ops.degrade import degrade, degrade_patches
+from qpt.ops.patches import normalised_values
+from qpt.ops.windows import plan_windows
 from qpt.program import Program
 from qpt.space import DegradationSpace
 
@@ -68,9 +71,10 @@ def run(settings: Settings) -> DegradeReport:
     cv2.setNumThreads(1)
     rivals = degrade_rivals.all_rivals()
     with ThreadPoolExecutor(threads) as pool:
-        cases = [_case(op, rivals.get(op, []), images, pool, threads) for op in (row.name for row in DEGRADATIONS)]
+        cases = [_case(op, rivals.get(op, []), images, pool, threads) for op in NAMES]
         cases.append(_chain_case(rivals, images, pool, threads))
         cases.append(_preset_case(images, threads))
+        cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads))
         rows = measure(cases, settings.rounds)
     ratios = ratios_of(rows)
     ratios["threads"] = _scaling(images, threads, settings)
@@ -95,7 +99,8 @@ def ratios_of(rows: list[Row]) -> dict[str, Any]:
     """By op: the fastest rival, its time / ours; the median over ops that have a rival; by library for chains."""
     by_op: dict[str, dict[str, float]] = {}
     for row in rows:
-        by_op.setdefault(row.op, {})[row.backend] = row.median_ms
+        if row.op in NAMES or row.op == CHAIN_OP:
+            by_op.setdefault(row.op, {})[row.backend] = row.median_ms
     fastest = {
         op: min((ms, name) for name, ms in times.items() if name != "qpt")
         for op, times in by_op.items()
@@ -134,7 +139,7 @@ def parameters_of(op: str, count: int) -> list[tuple[float, ...]]:
 
 def _case(op: str, rivals: list[Rival], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
     parameters = parameters_of(op, len(images))
-    names = len(DEGRADATIONS[[row.name for row in DEGRADATIONS].index(op)].parameters)
+    names = len(DEGRADATIONS[NAMES.index(op)].parameters)
     chains: Chains = [[(op, values[:names])] for values in parameters]
     contenders = [_ours(chains, images, threads)]
     contenders += [_theirs({op: rival}, rival.library, chains, images, pool) for rival in rivals]
@@ -270,6 +275,51 @@ def _preset_case(images: torch.Tensor, threads: int) -> Case:
         contenders=[Contender("qpt", lambda: degrade(images, program, threads=threads), "0 to 5 ops a picture")],
         agree=lambda answers: {},
     )
+
+
+def _patches(count: int, side: int, size: int, threads: int) -> Case:
+    """Pairs of patches as pre-training cuts them: the chains on windows, beside whole images cropped afterwards."""
+    images = photographs(count, side)
+    program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    boxes = torch.from_numpy(np.stack([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)]))
+    table = normalised_values(torch.float32)
+
+    def crop_whole_images() -> torch.Tensor:
+        rows = degrade(images, program, threads=threads)
+        corners = [(row, *corner) for row, pair in zip(rows, boxes.tolist(), strict=True) for corner in pair]
+        crops = torch.stack([row[top : top + size, left : left + size] for row, top, left in corners]).int()
+        channels = torch.stack([torch.take(table[c], crops[..., c].long()) for c in range(3)], dim=1)
+        return channels.unflatten(0, (count, 2))
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        if not torch.equal(answers["qpt"], answers["whole, then crop"]):
+            raise Disagreement("degrade: patches of windows differ from those of whole images")
+        return {"whole, then crop": 0.0}
+
+    share = pixel_share(program, boxes, size, side)
+    return Case(
+        op=f"two {size} px patches of random chains of the preset qpt",
+        shape="x".join(map(str, images.shape)),
+        items=count,
+        contenders=[
+            Contender(
+                "qpt",
+                lambda: degrade_patches(images, program, boxes, size, threads=threads),
+                f"ops see {share:.0%} of the pixels of whole images",
+            ),
+            Contender("whole, then crop", crop_whole_images),
+        ],
+        agree=agree,
+    )
+
+
+def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> float:
+    """Pixels that the ops of a program compute for these patches of side x side images, as a share of all of theirs."""
+    windows = plan_windows(program, boxes, size, side, side)
+    used, slot = program.ops >= 0, torch.arange(program.ops.shape[1])
+    area = (windows[:, 3] * windows[:, 4]).double() / side**2
+    return float((torch.where(slot < windows[:, :1], 1.0, area[:, None]) * used).sum() / used.sum())
 
 
 def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:

@@ -23,10 +23,10 @@ from qpt.errors import BackendError
 
 HELP = "registers, stack, shared memory and spills of every GPU kernel, compiled for sm_80 and sm_90"
 ARCHITECTURES = (80, 90)
-# CUDA C++ Programming Guide, compute capabilities 8.0 and 9.0: bytes of shared memory one block may use, bytes of a
-# multiprocessor (of which each block takes 1 KiB for the system), and what else bounds the resident blocks.
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
-_SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472}
+# CUDA C++ Programming Guide, compute capabilities 8.0, 9.0 and 10.0: bytes of shared memory one block may use, bytes of
+# a multiprocessor (of which each block takes 1 KiB for the system), and what else bounds the resident blocks.
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+_SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472, 100: 233_472}
 _REGISTERS, _WARPS, _BLOCKS = 65_536, 64, 32
 _REGISTER_UNIT = 256  # registers are given to a warp in units of this many
 _TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA)\b"
@@ -153,18 +153,6 @@ def triton_cubin(
     return compiled.asm["cubin"], compiled.metadata.shared
 
 
-def _crop_normalise(dtype: str, architecture: int) -> tuple[bytes, int]:
-    from qpt.kernels import patches
-
-    signature = {"views": "*u8", "boxes": "*i32", "out": f"*{dtype}"}
-    signature |= dict.fromkeys(("patches", "height", "width", "size", "stride_patch", "stride_y", "stride_x"), "i32")
-    signature |= {f"{name}_{channel}": "fp32" for name in ("mean", "std") for channel in "rgb"}
-    # channels_last, the default: Triton makes a stride of one a constant at launch.
-    constants: dict[str, object] = {"BLOCK": patches.BLOCK_PIXELS, "stride_channel": 1}
-    signature |= dict.fromkeys(constants, "constexpr")
-    return triton_cubin(patches._crop_normalise_kernel, signature, constants, architecture, patches.NUM_WARPS)
-
-
 def contrastive_pass(
     dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "ieee", both_roles: bool = False
 ) -> tuple[bytes, int]:
@@ -235,18 +223,14 @@ class Kernel:
 
 def kernels() -> list[Kernel]:
     """Every GPU kernel of the project."""
-    from qpt.kernels import contrastive, patches
+    from qpt.kernels import contrastive
 
     cuda = [
         Kernel(f"csrc/{source}", lambda _: build.BLOCK_THREADS, partial(cuda_cubin, source))
         for source in build.CUDA_SOURCES
     ]
-    crop = [
-        Kernel(f"kernels/patches.py {dtype}", lambda _: patches.NUM_WARPS * 32, partial(_crop_normalise, dtype))
-        for dtype in ("fp32", "fp16", "bf16")
-    ]
     merge = Kernel("kernels/contrastive.py merge", lambda _: contrastive.MERGE_WARPS * 32, contrastive_merge)
-    return [*cuda, *crop, *map(_contrastive_kernel, CONTRASTIVE), merge]
+    return [*cuda, *map(_contrastive_kernel, CONTRASTIVE), merge]
 
 
 # What the loss's kernels are compiled for, here and in the tests: (dtype, D, running pass?, precision).

@@ -1,6 +1,6 @@
-// One row of a program on one image: the ops one after another, uint8 in between, alternating between the output and
-// one image in scratch so that the last op writes the output. The only entry of the device headers: called by
-// cpu/degrade.cpp with Solo, by csrc/cuda with a thread block, by tests/cpp with std::threads.
+// One row of a program on one image: the ops one after another, uint8 in between, alternating between two images, one
+// of which may be the output; then the patches that are cut from the last one, if any. The only entry of the device
+// headers: called by cpu/degrade.cpp with Solo, by csrc/cuda with a thread block, by tests/cpp with std::threads.
 #pragma once
 #include "ops/table.h"
 
@@ -30,9 +30,14 @@ QPT_FN i64 op_scratch_bytes(i32 h, i32 w) {
   return most;
 }
 
-// Scratch of a row, 64-byte aligned: one image and the ops' own.
-QPT_FN i64 scratch_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + op_scratch_bytes(h, w);
+// Scratch of a row, 64-byte aligned: the images between ops and the ops' own. resized: the row may hold resize_to; its
+// images have the largest working size. kept: no output takes every second image, so there are two.
+QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resized, bool kept) {
+  if (resized) {
+    h = largest_working_size(h);
+    w = largest_working_size(w);
+  }
+  return (resized || kept ? 2 : 1) * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + op_scratch_bytes(h, w);
 }
 
 template <class Team>
@@ -53,34 +58,178 @@ QPT_INLINE bool is_op(i16 op) {
   return op >= 0 && op < kOpCount;
 }
 
+struct Window {
+  i32 top, left, h, w;
+};
+
+struct Row {
+  const u8* src;  // [h, w, 3]
+  i32 h, w;
+  const i16* ops;       // [slots], -1: none
+  const float* params;  // [slots, 4]
+  i32 slots;
+  u64 seed;
+  // Ops from slot `windowed` on see this window of the image only; `slots`: none do, as must be if ops hold resize_to.
+  i32 windowed;
+  Window window;
+};
+
+struct Picture {
+  const u8* pixels;  // [window.h, window.w, 3]
+  Window window;
+};
+
+// Bytes of a window, of src whose rows have `width` pixels, one row after another.
 template <class Team>
-QPT_ENTRY void run_row(Team& team, const u8* src, u8* dst, i32 h, i32 w,
-                       const i16* ops,       // [slots], -1: none
-                       const float* params,  // [slots, 4]
-                       i32 slots, u64 seed,
-                       void* scratch) {  // scratch_bytes(h, w), 64-byte aligned
-  Scratch rest{static_cast<u8*>(scratch)};
-  u8* other = rest.take<u8>(static_cast<i64>(h) * w * 3);
+QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window window, u8* dst) {
+  each(team, window.h, 3 * window.w, [&](i32 y, i32 i) {
+    dst[static_cast<i64>(y) * 3 * window.w + i] = src[(static_cast<i64>(window.top + y) * width + window.left) * 3 + i];
+  });
+}
+
+// Runs a row and says where its last image is: in dst [h, w, 3] or, if that is null, in scratch (or src, without ops).
+// Ops act at the working size, which resize_to sets and a last resize restores.
+template <class Team>
+QPT_ENTRY Picture run_row(Team& team, const Row& row, u8* dst,
+                          void* scratch) {  // scratch_bytes(h, w, whether ops hold resize_to, dst is null)
+  // 1. How many images are to be made, and the size at the end.
   i32 left = 0;
-  for (i32 slot = 0; slot < slots; ++slot) left += is_op(ops[slot]) ? 1 : 0;
-  if (left == 0) {
-    each(team, h, 3 * w, [&](i32 y, i32 i) {
-      const i64 at = static_cast<i64>(y) * 3 * w + i;
-      dst[at] = src[at];
-    });
-    return;
+  Window now{0, 0, row.h, row.w};
+  bool resized = false;
+  for (i32 slot = 0; slot < row.slots; ++slot) {
+    left += is_op(row.ops[slot]) ? 1 : 0;
+    if (row.ops[slot] != k_resize_to) continue;
+    resized = true;
+    now.h = working_size(row.h, row.params + 4 * slot);
+    now.w = working_size(row.w, row.params + 4 * slot);
   }
-  const u8* from = src;
-  for (i32 slot = 0; slot < slots; ++slot) {
-    if (!is_op(ops[slot])) continue;
+  const bool restored = now.h != row.h || now.w != row.w, cut = row.windowed < row.slots;
+  left += (restored ? 1 : 0) + (cut ? 1 : 0);
+  now = {0, 0, row.h, row.w};
+  if (left == 0) {
+    if (dst == nullptr) return {row.src, now};
+    copy_window(team, row.src, row.w, now, dst);
+    return {dst, now};
+  }
+  // 2. The ops; in slot `slots` what restores the size.
+  Scratch rest{static_cast<u8*>(scratch)};
+  const i32 most_h = resized ? largest_working_size(row.h) : row.h;
+  const i32 most_w = resized ? largest_working_size(row.w) : row.w;
+  const i64 image = static_cast<i64>(most_h) * most_w * 3;
+  u8* const odd = rest.take<u8>(image);
+  u8* const even = resized || dst == nullptr ? rest.take<u8>(image) : dst;
+  const auto next_image = [&] {
     --left;
-    u8* to = (left & 1) ? other : dst;
-    run_op(team, ops[slot],
-           OpArgs{from, to, unknown(h), unknown(w), params + 4 * slot, seed, static_cast<u32>(slot),
+    return left == 0 && dst != nullptr ? dst : (left & 1) ? odd : even;
+  };
+  i32 full_h = row.h, full_w = row.w;
+  const u8* from = row.src;
+  for (i32 slot = 0; slot < row.slots + (restored ? 1 : 0); ++slot) {
+    if (cut && slot == row.windowed) {
+      u8* const to = next_image();
+      copy_window(team, from, row.w, row.window, to);
+      from = to;
+      now = row.window;
+      team.sync();  // the window, copied by all, is the next op's input
+    }
+    const i16 op = slot < row.slots ? row.ops[slot] : static_cast<i16>(k_resize_to);
+    if (!is_op(op)) continue;
+    const float* params = slot < row.slots ? row.params + 4 * slot : kRestore;
+    const bool resizing = op == k_resize_to;
+    const i32 to_h = resizing ? working_size(row.h, params) : now.h;
+    const i32 to_w = resizing ? working_size(row.w, params) : now.w;
+    u8* const to = next_image();
+    run_op(team, op,
+           OpArgs{from, to, unknown(now.h), unknown(now.w), unknown(to_h), unknown(to_w), unknown(now.top),
+                  unknown(now.left), unknown(full_h), unknown(full_w), params, row.seed, static_cast<u32>(slot),
                   static_cast<void*>(rest.next)});
     from = to;
+    if (resizing) {
+      now.h = full_h = to_h;
+      now.w = full_w = to_w;
+    }
     team.sync();  // the op's image is the next op's input, and its scratch is reused
   }
+  return {from, now};
+}
+
+// The patches of one row, as an encoder takes them: value v of channel c becomes table[256 c + v], an element of 2, 4
+// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/patches.py).
+struct Patches {
+  const i32* boxes;   // [count, 2]: top, left in the image; inside the picture that they are cut from
+  i32 count, size;    // size: side in pixels
+  const void* table;  // [3, 256]
+  void* out;          // [count, size, size, 3] if channels_last, else [count, 3, size, size]
+  i32 item_bytes;
+  bool channels_last;
+};
+
+template <class Item, class Team>
+QPT_FN void write_items(const Team& team, Picture from, Patches to) {
+  const Item* table = static_cast<const Item*>(to.table);
+  const i32 size = to.size;
+  const i64 area = static_cast<i64>(size) * size;
+  const i64 pixel = to.channels_last ? 3 : 1, channel = to.channels_last ? 1 : area;
+  for (i32 patch = 0; patch < to.count; ++patch) {
+    const i32 top = to.boxes[2 * patch] - from.window.top, left = to.boxes[2 * patch + 1] - from.window.left;
+    Item* const out = static_cast<Item*>(to.out) + patch * 3 * area;
+    each(team, size, size, [&](i32 y, i32 x) {
+      const u8* p = from.pixels + (static_cast<i64>(top + y) * from.window.w + left + x) * 3;
+      Item* q = out + (static_cast<i64>(y) * size + x) * pixel;
+      q[0] = table[p[0]];
+      q[channel] = table[256 + p[1]];
+      q[2 * channel] = table[512 + p[2]];
+    });
+  }
+}
+
+template <class Team>
+QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
+  if (to.item_bytes == 2)
+    write_items<u16>(team, from, to);
+  else if (to.item_bytes == 4)
+    write_items<u32>(team, from, to);
+  else
+    write_items<u64>(team, from, to);
+}
+
+// What degrade and degrade_patches are given.
+struct Batch {
+  const u8* images;  // [., h, w, 3]
+  void* out;         // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
+  i32 h, w, rows, slots;
+  const i16* ops;       // [rows, slots]
+  const float* params;  // [rows, slots, 4]
+  const i64* seeds;     // [rows]
+  const i32* source;    // [rows] index into images
+  const i32* order;     // [rows] a permutation: the row to run first, second...
+  const i32* windows;   // [rows, 5] Row::windowed and Row::window; null without boxes
+  Patches patches;      // boxes [rows, count, 2], or null; out is unused
+};
+
+template <class Team>
+QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, void* scratch) {
+  const i32 index = batch.order[place];
+  const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
+  const bool whole = batch.patches.boxes == nullptr;
+  const i32* at = batch.windows + static_cast<i64>(index) * 5;
+  Row row{batch.images + batch.source[index] * image_bytes,
+          batch.h,
+          batch.w,
+          batch.ops + first,
+          batch.params + 4 * first,
+          batch.slots,
+          static_cast<u64>(batch.seeds[index]),
+          whole ? batch.slots : at[0],
+          whole ? Window{0, 0, batch.h, batch.w} : Window{at[1], at[2], at[3], at[4]}};
+  u8* const image = whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr;
+  const Picture picture = run_row(team, row, image, scratch);
+  if (whole) return;
+  Patches patches = batch.patches;
+  const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
+  patches.boxes += static_cast<i64>(index) * patches.count * 2;
+  patches.out = static_cast<u8*>(batch.out) + index * values * patches.item_bytes;
+  write_patches(team, picture, patches);
 }
 
 }  // namespace qpt

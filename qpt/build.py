@@ -30,7 +30,8 @@ MODULE_FLAGS = ("-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra")
 BLOCK_THREADS = 384
 DEVICE_DEFINES = (f"-DQPT_BLOCK_THREADS={BLOCK_THREADS}",)
 CUDA_FLAGS = ("-std=c++17", "--fmad=false", *DEVICE_DEFINES)  # understood by nvcc and by NVRTC alike
-DEFAULT_ARCHITECTURES = "80;90"
+DEFAULT_ARCHITECTURES = (80, 90)
+NEWER_ARCHITECTURES = (100,)  # by default too, where nvcc knows them
 
 # Predefined macro of GCC and Clang -> flag in /proc/cpuinfo, for what a compiler may emit on its own.
 _X86_FEATURES = {
@@ -134,6 +135,13 @@ def parse_architectures(text: str) -> tuple[int, ...]:
     if not parts or not all(re.fullmatch(r"\d{2,3}", part) for part in parts):
         raise ValueError(f'QPT_CUDA_ARCHS must be compute capabilities like "80;90", got {text!r}')
     return tuple(sorted({int(part) for part in parts}))
+
+
+def default_architectures(nvcc: str) -> tuple[int, ...]:
+    """The compute capabilities that this nvcc compiles for unless QPT_CUDA_ARCHS says otherwise."""
+    command = [nvcc, "--list-gpu-arch"]
+    known = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return DEFAULT_ARCHITECTURES + tuple(arch for arch in NEWER_ARCHITECTURES if f"compute_{arch}" in known)
 
 
 def gencode_flags(architectures: Sequence[int]) -> list[str]:

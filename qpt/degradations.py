@@ -78,6 +78,7 @@ class Arrays:
     uniform: np.ndarray  # bool [n, SLOTS]; drawn from [low, high)
     values: np.ndarray  # float64 [n, LEVELS, SLOTS, most alternatives]
     counts: np.ndarray  # int64 [n, LEVELS, SLOTS]; alternatives at that level, at least 1
+    cost: np.ndarray  # float64 [n, LEVELS + 1], by level; of level 0, parameters given by hand, that of the middle one
 
 
 @functools.cache
@@ -91,7 +92,10 @@ def arrays() -> Arrays:
     uniform = np.zeros((n, SLOTS), bool)
     values = np.zeros((n, LEVELS, SLOTS, most))
     counts = np.ones((n, LEVELS, SLOTS), np.int64)
+    cost = np.zeros((n, LEVELS + 1))
     for op, row in enumerate(DEGRADATIONS):
+        cost[op, 1:] = row.cost
+        cost[op, 0] = cost[op, (LEVELS + 1) // 2]
         for slot, p in enumerate(row.parameters):
             low[op, slot], high[op, slot] = p.low, p.high
             integer[op, slot], uniform[op, slot] = p.integer, not p.levels
@@ -99,7 +103,7 @@ def arrays() -> Arrays:
                 drawn = p.alternatives(v + 1)
                 values[op, v, slot, : len(drawn)] = drawn
                 counts[op, v, slot] = len(drawn)
-    return Arrays(low, high, integer, uniform, values, counts)
+    return Arrays(low, high, integer, uniform, values, counts, cost)
 
 
 def draw_params(ops: np.ndarray, levels: np.ndarray, u: np.ndarray) -> np.ndarray:

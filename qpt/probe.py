@@ -34,7 +34,6 @@ from qpt.evaluate.run import run_name, untrained_encoder
 from qpt.models import ResNet, load_encoder
 from qpt.models.encoder import read_checkpoint
 from qpt.ops.degrade import degrade_patches
-from qpt.ops.patches import crop_normalise
 from qpt.pretraining.engine import data_fingerprint
 from qpt.program import Program
 from qpt.space import DegradationSpace
@@ -84,27 +83,25 @@ def pooled_features(encoder: ResNet, data: ProbeSet, *, label: str = "", quiet: 
 
     label: of the progress bar, which ``quiet`` leaves out.
     """
-    size = data.photographs.shape[1]
-
-    def batches() -> Iterator[Tensor]:
-        starts = range(0, len(data.program), BATCH)
-        for start in progress(starts, label, quiet):
-            part = data.program[start : start + BATCH]
-            yield degrade_patches(data.photographs, part, _corners(len(part)), size)[:, 0]
-
-    return _statistics(encoder, batches())
+    return _features(encoder, data.photographs, data.program, label, quiet)
 
 
 def pristine_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
     """(crops, 2 · sum(stage_dims)) float32: the same statistics of the crops as they are."""
-    size = data.photographs.shape[1]
-    return _statistics(
-        encoder,
-        (
-            crop_normalise(part, _corners(len(part)), size, torch.float32, torch.channels_last)[:, 0]
-            for part in data.photographs.split(BATCH)
-        ),
-    )
+    n = len(data.photographs)
+    pristine = Program.from_chains([[]] * n, seeds=[0] * n, source=range(n))
+    return _features(encoder, data.photographs, pristine, "", True)
+
+
+def _features(encoder: ResNet, photographs: Tensor, program: Program, label: str, quiet: bool) -> NDArray[np.float32]:
+    size = photographs.shape[1]
+
+    def batches() -> Iterator[Tensor]:
+        for start in progress(range(0, len(program), BATCH), label, quiet):
+            part = program[start : start + BATCH]
+            yield degrade_patches(photographs, part, _corners(len(part)), size)[:, 0]
+
+    return _statistics(encoder, batches())
 
 
 def progress(items: Sequence[T], label: str, quiet: bool) -> Iterable[T]:

@@ -107,6 +107,10 @@ class Program:
         rows = zip(self.ops.tolist(), self.levels.tolist(), strict=True)
         return [tuple((o, v) for o, v in zip(ops, levels, strict=True) if o >= 0) for ops, levels in rows]
 
+    def resizes(self) -> bool:
+        """True when some row holds ``resize_to``, and so works at sizes other than its image's."""
+        return bool((self.ops == degradations.op_id("resize_to")).any())
+
     def select(self, rows: Sequence[int] | Tensor) -> Program:
         """The given rows, in the given order, as a new program over the same images."""
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)

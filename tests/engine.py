@@ -31,15 +31,19 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     seeds = np.ascontiguousarray(np.arange(rows) if seeds is None else seeds, np.int64)
     source = np.ascontiguousarray(np.arange(rows) if source is None else source, np.int32)
     assert seeds.shape == source.shape == (rows,)
+    order = np.arange(rows, dtype=np.int32)[::-1].copy()  # any will do
 
     guard, pattern = 256, 0xA5
     size = rows * height * width * 3
     out = np.full(size + 2 * guard, pattern, np.uint8)
-    scratch_size = threads * _C.scratch_bytes(height, width)
+    resized = bool((ids == OP_NAMES.index("resize_to")).any())
+    own_scratch = _C.scratch_bytes(height, width, resized, False)
+    scratch_size = threads * own_scratch
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
     _C.degrade(
         images.ctypes.data, height, width, out[guard:].ctypes.data, rows, slots, ids.ctypes.data, padded.ctypes.data,
-        seeds.ctypes.data, source.ctypes.data, scratch[guard:].ctypes.data, threads,
+        seeds.ctypes.data, source.ctypes.data, order.ctypes.data, 0, 0, 0, 0, 0, 0, False,
+        scratch[guard:].ctypes.data, own_scratch, threads,
     )  # fmt: skip
     for name, buffer, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
         assert (buffer[:guard] == pattern).all() and (buffer[end:] == pattern).all(), f"wrote outside the {name}"

@@ -203,12 +203,12 @@ def test_ratios_of_the_degrade_benchmark():
     def row(op, backend, ms):
         return Row(op, backend, "", ms, 0.0, ms, 1.0, None, 1, {}, "")
 
-    rows = [row("hue", "qpt", 2.0), row("hue", "a", 8.0), row("hue", "b", 6.0), row("blur", "qpt", 1.0)]
+    rows = [row("hue", "qpt", 2.0), row("hue", "a", 8.0), row("hue", "b", 6.0), row("median_blur", "qpt", 1.0)]
     rows += [row("jpeg", "qpt", 2.0), row("jpeg", "a", 2.0)]
     chain = bench_degrade.CHAIN_OP
     found = bench_degrade.ratios_of([*rows, row(chain, "qpt", 1.0), row(chain, "a", 7.0)])
     assert found["ops"] == {"hue": {"rival": "b", "ratio": 3.0}, "jpeg": {"rival": "a", "ratio": 1.0}}
-    assert (found["median_over_ops"], found["without_rival"], found["chains"]) == (2.0, ["blur"], {"a": 7.0})
+    assert (found["median_over_ops"], found["without_rival"], found["chains"]) == (2.0, ["median_blur"], {"a": 7.0})
 
 
 USAGE = """

@@ -49,6 +49,14 @@ def test_setup_imports_no_torch() -> None:
     assert not re.search(r"^\s*(import|from) torch", text, flags=re.MULTILINE)
 
 
+def test_sm_100_is_compiled_where_nvcc_knows_it(tmp_path: Path) -> None:
+    for known, expected in (("compute_80\ncompute_90\n", (80, 90)), ("compute_90\ncompute_100\n", (80, 90, 100))):
+        nvcc = tmp_path / "nvcc"
+        nvcc.write_text(f"#!/bin/sh\nprintf '{known}'\n")
+        nvcc.chmod(0o755)
+        assert build.default_architectures(str(nvcc)) == expected
+
+
 def test_architectures() -> None:
     assert build.parse_architectures("90;80") == (80, 90)
     assert build.gencode_flags((80, 90)) == [

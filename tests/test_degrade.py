@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qpt import degradations
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops.degrade import degrade, degrade_patches
 from qpt.program import Program
 from tests.programs import SPACE, photographs, sample
@@ -182,6 +182,24 @@ def test_degrade_patches_is_degrade_then_crop_then_normalise(batch, size, memory
             crop = rows[row, top : top + size, left : left + size].numpy().astype(work)
             expected = torch.from_numpy(((crop / work(255) - mean) / std).transpose(2, 0, 1).copy()).to(dtype)
             assert torch.equal(patches[row, patch], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_cuda_gives_the_bytes_of_the_cpu(batch, dtype, memory_format):
+    images, program, expected = batch
+    chains = [[(name, level)] for name in NAMES for level in range(1, LEVELS + 1)]
+    alone = Program.from_chains(chains, seeds=range(len(chains)))
+    assert torch.equal(degrade(images.cuda(), program, backend="cuda").cpu(), expected)
+    for part in (program, alone):
+        assert torch.equal(degrade(images.cuda(), part, backend="cuda").cpu(), degrade(images, part))
+        boxes = random_boxes(len(part), 2, 61, 83, 20)
+        on_cpu, on_cuda = (
+            degrade_patches(x, part, boxes, 20, dtype=dtype, memory_format=memory_format, backend=x.device.type)
+            for x in (images, images.cuda())
+        )
+        assert torch.equal(on_cuda.cpu(), on_cpu)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.halo != "whole"])

@@ -164,7 +164,7 @@ def test_cuda_images_go_to_cuda_or_fall_back_once(monkeypatch):
 def test_a_device_without_a_kernel_falls_back_once_or_raises(monkeypatch):
     """Images stay on the CPU here; only the choice of backend is replaced."""
 
-    def no_kernel(images: torch.Tensor, program: Program) -> torch.Tensor:
+    def no_kernel(images: torch.Tensor, program: Program, patches: None) -> torch.Tensor:
         raise BackendError("no CUDA kernel for this test")
 
     expected = degrade(IMAGES, PROGRAM)

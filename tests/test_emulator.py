@@ -5,6 +5,7 @@ A barrier that is left out must change the bytes: without that test an emulator 
 
 import ctypes
 import faulthandler
+import itertools
 import multiprocessing
 import os
 import re
@@ -15,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from qpt import DegradationSpace, Program, degrade
+from qpt import DegradationSpace, Program, degrade, degrade_patches
 from qpt.build import BLOCK_THREADS
-from qpt.degradations import LEVELS, NAMES
+from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops import backend
+from qpt.ops.patches import Patches
 from tests.emulator.emulator import ORDERS, Emulator, EmulatorError, Schedule
 
 pytestmark = pytest.mark.rung("block emulator")
@@ -31,8 +33,10 @@ SHAPES = [(1, 1), (5, 3), (37, 23), (2, 300)]
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     library = Emulator(tmp_path_factory.mktemp("emulator"))
     for height, width in SHAPES:  # the plan takes its scratch from the compiled module: both must be of one source
-        alignment = backend.extension().scratch_bytes(height, width) - library.scratch_bytes(height, width)
-        assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
+        for resized, kept in itertools.product((False, True), repeat=2):
+            ours, theirs = backend.extension().scratch_bytes, library.scratch_bytes
+            alignment = ours(height, width, resized, kept) - theirs(height, width, resized, kept)
+            assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
     return library
 
 
@@ -62,6 +66,42 @@ def test_chains_and_a_grid_smaller_than_the_batch(emulator: Emulator, order: str
     program = space.sample(3, views=9 if long else 3, generator=torch.Generator().manual_seed(3))
     emulated, _ = emulator.run(images, program, order, multiprocessors=2)
     assert torch.equal(emulated, degrade(images, program))
+
+
+@pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
+def test_every_op_in_a_window_gives_the_engine_s_patches(emulator: Emulator, name: str) -> None:
+    program = Program.from_chains([[(name, 2)], [("contrast", 3), (name, 1)]], seeds=[7, 8])
+    assert_same_patches(emulator, program, 70, 75, "random", torch.float32, torch.channels_last)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_patches_in_every_form(
+    emulator: Emulator, order: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    chains = [[("gaussian_blur", 1), ("gaussian_noise", 2)], [], [("hue", 2), ("resize_to", 2)]]
+    program = Program.from_chains(chains, seeds=[1, 2, 3])
+    assert_same_patches(emulator, program, 21, 30, order, dtype, memory_format)
+
+
+def assert_same_patches(
+    emulator: Emulator,
+    program: Program,
+    height: int,
+    width: int,
+    order: str,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> None:
+    images, size = pictures(1, height, width), 9
+    boxes = torch.tensor([[height // 2, width // 2], [height // 2 - 2, width // 2 + 5]], dtype=torch.int32)
+    boxes = boxes.expand(len(program), 2, 2)
+    patches = Patches.of(program, boxes, size, height, width, dtype, memory_format)
+    emulated, _ = emulator.run(images, program, order, multiprocessors=2, patches=patches)
+    expected = degrade_patches(images, program, boxes, size, dtype=dtype, memory_format=memory_format).flatten(0, 1)
+    as_stored = expected.permute(0, 2, 3, 1) if memory_format == torch.channels_last else expected
+    assert torch.equal(emulated.view(dtype), as_stored.flatten())
 
 
 def test_a_barrier_left_out_is_detected(emulator: Emulator) -> None:

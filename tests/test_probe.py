@@ -24,6 +24,8 @@ from qpt.space import DegradationSpace
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run
 
+SPACE = DegradationSpace.preset("qpt")  # whose ops are probed
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -96,9 +98,9 @@ def test_both_encoders_meet_the_same_images_and_results_repeat(run: Path, folder
     first, second = (probe_run(run, folder, size=64, crops=1, quiet=True) for _ in range(2))
     assert first == second
     assert first["photographs"] == {"fit": 4, "measure": 2} and first["held_out_images"] == 2 * 5 * first["ops"]
-    assert first["chance"] == 1 / len(DEGRADATIONS) and not first["trained_on_this_folder"]
+    assert first["chance"] == 1 / len(SPACE.ops) and not first["trained_on_this_folder"]
     for encoder in ("trained", "untrained"):
-        assert set(first[encoder]["distance_srcc_per_op"]) == {row.name for row in DEGRADATIONS}
+        assert set(first[encoder]["distance_srcc_per_op"]) == set(SPACE.ops)
     assert first["trained"] != first["untrained"]
     assert first["trained"]["distance_srcc_per_op"]["gaussian_blur"] > 0.4
 

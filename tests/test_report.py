@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from qpt import PretrainConfig, cli, degrade, load_encoder, pretrain
-from qpt.degradations import DEGRADATIONS
 from qpt.errors import InputError
 from qpt.evaluate.metrics import logistic
 from qpt.evaluate.run import untrained_encoder
@@ -125,7 +124,7 @@ def test_every_section_of_a_run_has_its_content(tiny: tuple[Path, Path, Path], t
         "Predictions and MOS": 2,
         "By distortion": 1,
         "Best and worst predictions": 12,
-        "Score and severity": len(DEGRADATIONS),
+        "Score and severity": len(DegradationSpace.preset("qpt").ops),
         "Map of the images, by MOS": 1,
         "Map of degraded patches": 2,
         "Training": 2,
@@ -170,7 +169,7 @@ def test_two_runs_are_compared(tiny: tuple[Path, Path, Path], tmp_path: Path, ca
     page.assert_self_contained()
     assert len(page.pictures["Predictions and MOS"]) == 4
     assert len(page.pictures["Best and worst predictions"]) == 24
-    assert len(page.pictures["Score and severity"]) == len(DEGRADATIONS)  # both runs in each
+    assert len(page.pictures["Score and severity"]) == len(DegradationSpace.preset("qpt").ops)  # both runs in each
     assert "Without a log: other" in page.text["Training"]
     assert "first" in page.text["Summary"] and "other" in page.text["Summary"]
     assert "What the runs differ in" in page.text["Settings"] and "width\n8\n5" in page.text["Settings"]
@@ -185,7 +184,7 @@ def test_a_scorer_alone_gives_score_curves(tiny: tuple[Path, Path, Path], tmp_pa
         write_report([run], tmp_path / "page.html", photographs=csv.parent / "images", quiet=True, **options)
         page = Page(tmp_path / "page.html")
         assert words in page.text["Score and severity"]
-        assert len(page.pictures["Score and severity"]) == len(DEGRADATIONS)
+        assert len(page.pictures["Score and severity"]) == len(DegradationSpace.preset("qpt").ops)
         assert len(page.pictures["Map of degraded patches"]) == 2 and not page.pictures["Predictions and MOS"]
     with pytest.raises(InputError, match="scorer must be made from other"):
         write_report([write_run(tmp_path / "other")], tmp_path / "page.html", scorer=scorer, quiet=True)

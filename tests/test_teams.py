@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from qpt import build
+from qpt import Program, build
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops.windows import plan_windows
 from tests.test_ops import random_program, settings_of
 
 SOURCE = Path(__file__).parent / "cpp" / "teams.cpp"
@@ -41,13 +43,29 @@ def sanitized(tmp_path_factory):
     return compile_program(tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1")
 
 
-def encode(image: np.ndarray, ops, params, seed: int = 5) -> bytes:
+def encode(image: np.ndarray, ops, params, seed: int = 5, boxes=(), size: int = 0, window=(0,) * 5) -> bytes:
     height, width, _ = image.shape
     padded = np.zeros((len(ops), 4), np.float32)
     for slot, values in enumerate(params):
         padded[slot, : len(values)] = values
-    head = struct.pack("<iiiQ", height, width, len(ops), seed)
-    return head + np.array(ops, np.int16).tobytes() + padded.tobytes() + image.tobytes()
+    head = struct.pack("<iiiiiQ", height, width, len(ops), len(boxes), size, seed)
+    body = np.array(ops, np.int16).tobytes() + padded.tobytes() + image.tobytes()
+    return head + body + np.array(window, np.int32).tobytes() + np.array(boxes, np.int32).tobytes()
+
+
+def encode_patches(image: np.ndarray, ops, params) -> bytes:
+    """The same with two patches of the image's middle, so that ops that take windows get one."""
+    height, width, _ = image.shape
+    size = max(min(height, width) // 4, 1)
+    boxes = np.array([[height // 2, width // 2], [height // 2 - size // 2, width // 3]], np.int32)
+    boxes = np.minimum(boxes, [height - size, width - size])
+    program = Program.from_chains(
+        [[(NAMES[op], list(p)) for op, p in zip(ops, params, strict=True) if op >= 0]], seeds=[0]
+    )
+    window = plan_windows(program, torch.from_numpy(boxes)[None], size, height, width)[0].tolist()
+    used = [slot for slot, op in enumerate(ops) if op >= 0]
+    ops, params = [ops[slot] for slot in used], [params[slot] for slot in used]
+    return encode(image, ops, params, boxes=boxes, size=size, window=window)
 
 
 def write_cases(path: Path, sizes, levels, chains: int) -> Path:
@@ -60,8 +78,9 @@ def write_cases(path: Path, sizes, levels, chains: int) -> Path:
             for level in levels:
                 options = settings_of(row, level)
                 cases += [encode(image, [op], [params]) for params in {options[0], options[-1]}]
+                cases.append(encode_patches(image, [op], [options[0]]))
         ops, params = random_program(chains, 4, seed=height)
-        cases += [encode(image, *row) for row in zip(ops, params, strict=True)]
+        cases += [make(image, *row) for row in zip(ops, params, strict=True) for make in (encode, encode_patches)]
     path.write_bytes(struct.pack("<i", len(cases)) + b"".join(cases))
     return path
 

@@ -27,10 +27,15 @@ T* pointer(std::uintptr_t address) {
 }
 
 void degrade(std::uintptr_t images, int height, int width, std::uintptr_t out, int rows, int slots, std::uintptr_t ops,
-             std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t scratch, int threads) {
-  qpt::degrade({pointer<const qpt::u8>(images), pointer<qpt::u8>(out), height, width, rows, slots,
+             std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t order,
+             std::uintptr_t windows, std::uintptr_t boxes, int patches, int size, std::uintptr_t table, int item_bytes,
+             bool channels_last, std::uintptr_t scratch, qpt::i64 scratch_bytes, int threads) {
+  const qpt::Patches cut{
+      pointer<const qpt::i32>(boxes), patches, size, pointer<const void>(table), nullptr, item_bytes, channels_last};
+  qpt::degrade({pointer<const qpt::u8>(images), pointer<void>(out), height, width, rows, slots,
                 pointer<const qpt::i16>(ops), pointer<const float>(params), pointer<const qpt::i64>(seeds),
-                pointer<const qpt::i32>(source), pointer<qpt::u8>(scratch), threads});
+                pointer<const qpt::i32>(source), pointer<const qpt::i32>(order), pointer<const qpt::i32>(windows), cut},
+               pointer<qpt::u8>(scratch), scratch_bytes, threads);
 }
 
 // (data, stride, count, dtype, groups, images or 0); see contrastive.h.
@@ -193,10 +198,15 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade and qpt.contrastive_loss.";
   m.def("degrade", &degrade, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("out"), py::arg("rows"),
-        py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("scratch"),
-        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
-  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"),
-        "Bytes of scratch that each thread of degrade needs.");
+        py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("order"),
+        py::arg("windows"), py::arg("boxes"), py::arg("patches"), py::arg("size"), py::arg("table"),
+        py::arg("item_bytes"), py::arg("channels_last"), py::arg("scratch"), py::arg("scratch_bytes"),
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
+        "windows, boxes, table: 0 for whole images. See Batch in chain.h.");
+  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resized"),
+        py::arg("kept"),
+        "Bytes of scratch that each thread of degrade needs; resized: some row holds resize_to; kept: the images are "
+        "kept in scratch, since patches are cut from them.");
   m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
   m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         "(rows of a task, parts of the stream).");

@@ -20,23 +20,43 @@ struct BlockTeam {
 
 }  // namespace qpt
 
+// Without boxes out is [rows, height, width, 3]; with boxes it takes the patches. See Batch in chain.h.
 extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
-    qpt_degrade(const qpt::u8* images,   // [B, height, width, 3]
-                qpt::u8* out,            // [rows, height, width, 3]
-                const qpt::i16* ops,     // [rows, slots], -1: none
-                const float* params,     // [rows, slots, 4]
-                const qpt::i64* seeds,   // [rows]
-                const qpt::i32* source,  // [rows], index into images
-                qpt::u8* scratch,        // [gridDim.x, scratch_bytes]
-                qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height, qpt::i32 width) {
+    qpt_degrade(const qpt::u8* images,  // [B, height, width, 3]
+                void* out,
+                const qpt::i16* ops,      // [rows, slots], -1: none
+                const float* params,      // [rows, slots, 4]
+                const qpt::i64* seeds,    // [rows]
+                const qpt::i32* source,   // [rows], index into images
+                const qpt::i32* order,    // [rows], a permutation
+                const qpt::i32* windows,  // [rows, 5]
+                const qpt::i32* boxes,    // [rows, patches, 2] or null
+                const void* table,        // [3, 256]
+                qpt::u8* scratch,         // [gridDim.x, scratch_bytes]
+                qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height, qpt::i32 width,
+                qpt::i32 patches, qpt::i32 size, qpt::i32 item_bytes, qpt::i32 channels_last) {
   qpt::BlockTeam team;
-  const qpt::i64 image_bytes = qpt::i64(height) * width * 3;
+  const qpt::Batch batch{images,
+                         out,
+                         height,
+                         width,
+                         rows,
+                         slots,
+                         ops,
+                         params,
+                         seeds,
+                         source,
+                         order,
+                         windows,
+                         {boxes, patches, size, table, nullptr, item_bytes, channels_last != 0}};
   qpt::u8* own_scratch = scratch + blockIdx.x * scratch_bytes;
-  // A grid smaller than the batch walks it in steps, so scratch is bounded by the grid and not by the batch.
-  for (qpt::i32 row = blockIdx.x; row < rows; row += gridDim.x) {
-    const qpt::i64 first = qpt::i64(row) * slots;
-    qpt::run_row(team, images + source[row] * image_bytes, out + row * image_bytes, height, width, ops + first,
-                 params + first * 4, slots, qpt::u64(seeds[row]), own_scratch);
+  // A grid smaller than the batch walks the order in steps, so scratch is bounded by the grid and not by the batch.
+  // Every second step goes backwards: who had the costliest row of one step has the cheapest of the next.
+  bool backwards = false;
+  for (qpt::i64 first = 0; first < rows; first += gridDim.x) {
+    const qpt::i64 place = first + (backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    if (place < rows) qpt::run_batch_row(team, batch, qpt::i32(place), own_scratch);
+    backwards = !backwards;
     team.sync();  // the next row overwrites scratch that slower members may still read
   }
 }

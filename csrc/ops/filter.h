@@ -20,6 +20,12 @@ QPT_INLINE i32 reflect101(i32 i, i32 n) {
   return i < n ? i : period - i;
 }
 
+// The same within a window of n from `origin` on in a side of `full` elements. What lies beyond a window's own edge is
+// its last element: those results do not count.
+QPT_INLINE i32 reflect101(i32 i, i32 n, i32 origin, i32 full) {
+  return clamp(reflect101(i + origin, full) - origin, 0, n - 1);
+}
+
 struct Kernel {
   const float* weight;  // [rows, columns]
   const i32* first;     // [rows] first and last column that counts; first > last: none
@@ -78,21 +84,22 @@ QPT_FN void load_padded(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius,
     const i32 pixel = i / 3, channel = i - 3 * pixel;
     const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
     out[static_cast<i64>((y + r) % slots) * stride + 3 * (x + radius) + channel] =
-        a.src[static_cast<i64>(y + r) * samples + 3 * reflect101(x, a.w) + channel];
+        a.src[static_cast<i64>(y + r) * samples + 3 * reflect101(x, a.w, a.left, a.full_w) + channel];
   });
 }
 
 // row_at[r, t]: where the ring keeps source row y + r + t - radius.
 template <class Team>
-QPT_FN void list_rows(const Team& team, i32 y, i32 rows, i32 radius, i32 h, i32 slots, i32 stride, i32* row_at) {
+QPT_FN void list_rows(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, i32 stride, i32* row_at) {
   const i32 taps = 2 * radius + 1;
   each(team, rows, taps, [&](i32 r, i32 t) {
-    row_at[r * taps + t] = reflect101(minimum(y + r, h - 1) + t - radius, h) % slots * stride;
+    const i32 row = minimum(y + r, a.h - 1) + t - radius;
+    row_at[r * taps + t] = reflect101(row, a.h, a.top, a.full_h) % slots * stride;
   });
 }
 
-// Rows the ring must hold. A mirrored row lies inside the window [y - radius, y + kBand - 1 + radius] or, if the image
-// is smaller than the window, the ring holds the whole image.
+// Rows the ring must hold. A mirrored row lies within `radius` of the row it is for, so between y - radius and y +
+// kBand - 1 + radius or, if src has fewer rows than that, in a ring that holds them all.
 QPT_INLINE i32 ring_rows(i32 h, i32 radius) {
   return minimum(h, kBand + 2 * radius);
 }
@@ -109,7 +116,7 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
     const i32 needed = minimum(y + kBand + radius, a.h);
     load_padded(team, a, loaded, needed - loaded, radius, slots, ring);
     loaded = needed;
-    list_rows(team, y, rows, radius, a.h, slots, stride, row_at);
+    list_rows(team, a, y, rows, radius, slots, stride, row_at);
     team.sync();  // ring rows and row_at, written by all, are read by all
     correlate_rows(team, kernel, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
                    static_cast<i64>(samples));
@@ -136,7 +143,7 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, c
   for (i32 y = 0; y < a.h; y += kBand) {
     const i32 rows = minimum(kBand, a.h - y);
     const i32 needed = minimum(y + kBand + radius, a.h);
-    list_rows(team, y, rows, radius, a.h, slots, samples, row_at);
+    list_rows(team, a, y, rows, radius, slots, samples, row_at);
     while (loaded < needed) {
       const i32 count = minimum(kBand, needed - loaded);
       load_padded(team, a, loaded, count, radius, kBand, padded);

@@ -21,8 +21,16 @@ constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
 constexpr i32 kNoiseBlocks = 12;  // blocks between barriers: 12 KiB of scratch, whole pixels of three elements
 
-QPT_INLINE i32 noise_blocks(i32 elements) {
-  return (elements + kNoiseElements - 1) / kNoiseElements;
+// What a window holds of the image's elements, `channels` a pixel: runs of consecutive ones, a single run if the window
+// is as wide as the image, else one a row. In the window they follow each other.
+struct Runs {
+  i32 count, length;
+  i32 first, step;  // run k starts at element first + k * step of the image
+};
+
+QPT_INLINE Runs runs_of(OpArgs a, i32 channels) {
+  const i32 rows = a.w == a.full_w ? a.h : 1;  // of a run
+  return {a.h / rows, rows * a.w * channels, (a.top * a.full_w + a.left) * channels, a.full_w * channels};
 }
 
 // Random words of elements 256 block + lane + {0, 64, 128, 192}.
@@ -31,16 +39,24 @@ QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
                        static_cast<u32>(a.seed >> 32));
 }
 
-// body(element, word) for every element.
+// body(i, word) for every sample i of the window.
 template <class Team, class Body>
-QPT_FN void with_words(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
-  each(team, noise_blocks(elements), kNoiseLanes, [&](i32 block, i32 lane) {
+QPT_FN void with_words(const Team& team, OpArgs a, u32 tag, Body body) {
+  const Runs runs = runs_of(a, 3);
+  // Blocks that a run touches: one more where it may start inside one.
+  const i32 blocks = (runs.length - 1) / kNoiseElements + (runs.count == 1 && runs.first == 0 ? 1 : 2);
+  each(team, runs.count * blocks, kNoiseLanes, [&](i32 index, i32 lane) {
+    const i32 run = index / blocks, first = runs.first + run * runs.step;
+    const i32 block = first / kNoiseElements + index % blocks;
     const Philox4 words = noise_words(a, tag, block, lane);
-    const i32 first = kNoiseElements * block + lane;
-    if (first < elements) body(first, words.x);
-    if (first + kNoiseLanes < elements) body(first + kNoiseLanes, words.y);
-    if (first + 2 * kNoiseLanes < elements) body(first + 2 * kNoiseLanes, words.z);
-    if (first + 3 * kNoiseLanes < elements) body(first + 3 * kNoiseLanes, words.w);
+    const i32 at = kNoiseElements * block + lane - first, start = run * runs.length;
+    const auto sample = [&](i32 i, u32 word) {
+      if (i >= 0 && i < runs.length) body(start + i, word);
+    };
+    sample(at, words.x);
+    sample(at + kNoiseLanes, words.y);
+    sample(at + 2 * kNoiseLanes, words.z);
+    sample(at + 3 * kNoiseLanes, words.w);
   });
 }
 
@@ -63,19 +79,26 @@ QPT_FN void fill_normals(const Team& team, OpArgs a, u32 tag, i32 first_block, i
   });
 }
 
-// body(first, count, normal) for runs of elements, as many as fit in scratch: normal[i] is that of element first + i.
-// A run starts at a multiple of 3, so the elements of a pixel are never parted.
-template <class Team, class Body>
-QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
-  static_assert(kNoiseBlocks % 3 == 0);
-  const i32 blocks = noise_blocks(elements);
-  float* normal = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kNoiseElements * kNoiseBlocks);
-  for (i32 block = 0; block < blocks; block += kNoiseBlocks) {
-    fill_normals(team, a, tag, block, minimum(kNoiseBlocks, blocks - block), normal);
-    team.sync();  // normals, written by all, are read by all
-    const i32 first = kNoiseElements * block;
-    body(first, minimum(kNoiseElements * kNoiseBlocks, elements - first), static_cast<const float*>(normal));
-    team.sync();  // all have read the normals that the next blocks overwrite
+// body(first, count, normal) for parts of the window, `channels` elements a pixel, as large as fit in scratch:
+// normal[i] is that of element first + i of the window. Parts end at multiples of kNoiseElements * kNoiseBlocks in the
+// image, which is a multiple of 3, so the elements of a pixel are never parted.
+template <i32 channels, class Team, class Body>
+QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, Body body) {
+  constexpr i32 kPart = kNoiseElements * kNoiseBlocks;
+  static_assert(kPart % 3 == 0);
+  const Runs runs = runs_of(a, channels);
+  float* normal = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kPart);
+  for (i32 run = 0; run < runs.count; ++run) {
+    const i32 first = runs.first + run * runs.step;
+    for (i32 done = 0; done < runs.length;) {
+      const i32 element = first + done, block = element / kNoiseElements, offset = element % kNoiseElements;
+      const i32 count = minimum(runs.length - done, kPart - element % kPart);
+      fill_normals(team, a, tag, block, (offset + count - 1) / kNoiseElements + 1, normal);
+      team.sync();  // normals, written by all, are read by all
+      body(run * runs.length + done, count, static_cast<const float*>(normal + offset));
+      team.sync();  // all have read the normals that the next ones overwrite
+      done += count;
+    }
   }
 }
 
@@ -83,7 +106,7 @@ QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, i32 elements, Body
 template <class Team>
 QPT_FN void gaussian_noise(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
-  with_normals(team, a, kTagNoise, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+  with_normals<3>(team, a, kTagNoise, [&](i32 first, i32 count, const float* normal) {
     const u8* src = a.src + first;
     u8* dst = a.dst + first;
     each(team, count, [&](i32 i) { dst[i] = to_u8(static_cast<float>(src[i]) + std * normal[i]); });
@@ -94,7 +117,7 @@ QPT_FN void gaussian_noise(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void gaussian_noise_grey(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
-  with_normals(team, a, kTagNoiseGrey, a.h * a.w, [&](i32 first, i32 count, const float* normal) {
+  with_normals<1>(team, a, kTagNoiseGrey, [&](i32 first, i32 count, const float* normal) {
     const u8* src = a.src + static_cast<i64>(3) * first;
     u8* dst = a.dst + static_cast<i64>(3) * first;
     each(team, count, [&](i32 p) {
@@ -110,7 +133,7 @@ QPT_FN void gaussian_noise_grey(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void speckle_noise(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 4.0f);
-  with_normals(team, a, kTagSpeckle, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+  with_normals<3>(team, a, kTagSpeckle, [&](i32 first, i32 count, const float* normal) {
     const u8* src = a.src + first;
     u8* dst = a.dst + first;
     each(team, count, [&](i32 i) {
@@ -125,7 +148,7 @@ QPT_FN void speckle_noise(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
-  with_normals(team, a, kTagYcbcr, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+  with_normals<3>(team, a, kTagYcbcr, [&](i32 first, i32 count, const float* normal) {
     const u8* src = a.src + first;
     u8* dst = a.dst + first;
     each(team, count / 3, [&](i32 p) {
@@ -141,7 +164,7 @@ QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void impulse_noise(Team& team, OpArgs a) {
   const float density = parameter(a.params[0], 0.0f, 1.0f);
-  with_words(team, a, kTagImpulse, a.h * a.w * 3, [&](i32 i, u32 word) {
+  with_words(team, a, kTagImpulse, [&](i32 i, u32 word) {
     const float u = unit(word);
     a.dst[i] = u >= density ? a.src[i] : static_cast<u8>(u < 0.5f * density ? 0 : 255);
   });
@@ -202,7 +225,7 @@ QPT_FN void poisson_noise(Team& team, OpArgs a) {
   const PhotonTable table =
       photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
   team.sync();  // the table, written by all, is read by all
-  with_words(team, a, kTagPoisson, a.h * a.w * 3, [&](i32 i, u32 word) {
+  with_words(team, a, kTagPoisson, [&](i32 i, u32 word) {
     const i32 photons = count_photons(table, a.src[i], unit(word));
     a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / table.peak);
   });

@@ -1,7 +1,9 @@
 // What every op receives, and the scratch arithmetic they share. Included by each family's file; used by chain.h.
 // An op reads src, writes all of dst (never the same buffer) and keeps its temporaries in scratch, which all members of
-// the team see. Parameters are clamped here and in the ops so that no value, even NaN, can lead to a write out of
-// bounds.
+// the team see. src is the image or a window of it: an edge of a window that is not the image's may get any bytes as
+// far in as the op's halo. Only random numbers and mirrored borders need to know where the window lies; a replicated
+// border does not, since a window ends where the image does. Parameters are clamped here and in the ops so that no
+// value, even NaN, can lead to a write out of bounds.
 #pragma once
 #include "../scalar_math.h"
 #if !defined(__CUDACC__) && !defined(__CUDACC_RTC__) && defined(__x86_64__)
@@ -14,8 +16,11 @@ namespace qpt {
 
 struct OpArgs {
   const u8* src;        // [h, w, 3]
-  u8* dst;              // [h, w, 3]
+  u8* dst;              // [h, w, 3]; [to_h, to_w, 3] of resize_to
   i32 h, w;             // >= 1; h * w * 3 < 2^31
+  i32 to_h, to_w;       // h, w but for resize_to
+  i32 top, left;        // where the image has the first pixel of src
+  i32 full_h, full_w;   // extents of the image
   const float* params;  // [4], meaning per op (qpt/degradations.py)
   u64 seed;             // of the program row
   u32 slot;             // position of the op in its row, so that a repeated op draws again

@@ -8,6 +8,7 @@
 #include "median.h"
 #include "noise.h"
 #include "rescale.h"
+#include "resize.h"
 #include "sharpen.h"
 #include "tone.h"
 #include "warp.h"
@@ -32,6 +33,7 @@
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \
   X(pixelate, rescale_bytes)           \
+  X(resize_to, resize_bytes)           \
   X(brightness, colour_bytes)          \
   X(mean_shift, tone_bytes)            \
   X(gamma, tone_bytes)                 \

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 from qpt import build
 from qpt.errors import BackendError
 from qpt.ops import backend, nvrtc
+from qpt.ops.order import costly_first
+from qpt.ops.patches import Patches
 from qpt.program import Program
 
 BLOCKS_PER_MULTIPROCESSOR = 1  # what the registers allow; it bounds the scratch too
@@ -31,42 +33,72 @@ class LaunchPlan:
     scratch_bytes: int  # of one block
 
     @staticmethod
-    def of(rows: int, height: int, width: int, multiprocessors: int) -> LaunchPlan:
-        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row."""
-        blocks = min(rows, BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
-        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width))
+    def of(program: Program, height: int, width: int, multiprocessors: int, *, kept: bool) -> LaunchPlan:
+        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row, or so.
+
+        kept: no output takes the images, since patches are cut from them.
+        """
+        blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width, program.resizes(), kept))
 
 
-def kernel_arguments(plan: LaunchPlan, images: Tensor, out: Tensor, program: list[Tensor], scratch: Tensor) -> tuple:
+class Inputs(NamedTuple):
+    """What qpt_degrade reads, on the images' device and contiguous. Without patches the last three are empty."""
+
+    images: Tensor  # (B, H, W, 3) uint8
+    ops: Tensor  # of the program, as are the next three
+    params: Tensor
+    seeds: Tensor
+    source: Tensor
+    order: Tensor  # (r,) int32, costly rows first
+    windows: Tensor  # of the patches, as are the next two
+    boxes: Tensor
+    table: Tensor
+
+    @staticmethod
+    def of(images: Tensor, program: Program, patches: Patches | None) -> Inputs:
+        none = torch.empty(0, dtype=torch.int32)
+        fields = (program.ops, program.params, program.seeds, program.source)
+        cut = (patches.windows, patches.boxes, patches.table) if patches else (none, none, none)
+        order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
+        return Inputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
+
+
+def kernel_arguments(plan: LaunchPlan, inputs: Inputs, patches: Patches | None, out: Tensor, scratch: Tensor) -> tuple:
     """Arguments of qpt_degrade, in its order, as NumPy scalars (which fix their C types).
 
-    program: ops, params, seeds, source, on the images' device and contiguous.
+    out: images (r, H, W, 3) uint8 or what ``patches.empty`` gives.
     """
-    rows, height, width, _ = out.shape
-    slots = program[0].shape[1]
-    pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *program, scratch)]
-    return (*pointers, np.int64(plan.scratch_bytes), *map(np.int32, (rows, slots, height, width)))
+    _, height, width, _ = inputs.images.shape
+    rows, slots = inputs.ops.shape
+    images, *fields = inputs
+    pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *fields, scratch)]
+    cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
+    extents = (rows, slots, height, width, *cut)
+    return (*pointers, np.int64(plan.scratch_bytes), *map(np.int32, extents))
 
 
-def degrade(images: Tensor, program: Program) -> Tensor:
+def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor:
     """Run every row of `program`, checked by the caller, in one launch.
 
-    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns (r, H, W, 3) uint8 on the same device, written by
-    torch's current stream.  Raises BackendError if no kernel can be loaded.
+    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns (r, H, W, 3) uint8, or room for the patches filled
+    with them, on the same device, written by torch's current stream.  Raises BackendError if no kernel can be loaded.
     """
     _, height, width, _ = images.shape
     rows = len(program)
-    out = torch.empty((rows, height, width, 3), dtype=torch.uint8, device=images.device)
+    if patches is None:
+        out = torch.empty((rows, height, width, 3), dtype=torch.uint8, device=images.device)
+    else:
+        out = patches.empty(images.device)
     if rows == 0:
         return out
     index = images.device.index
     function = _kernel(index)
     multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
-    plan = LaunchPlan.of(rows, height, width, multiprocessors)
+    plan = LaunchPlan.of(program, height, width, multiprocessors, kept=patches is not None)
     scratch = torch.empty(plan.blocks * plan.scratch_bytes, dtype=torch.uint8, device=images.device)
-    fields = [program.ops, program.params, program.seeds, program.source]
-    on_device = [field.contiguous().to(images.device) for field in fields]
-    arguments = kernel_arguments(plan, images, out, on_device, scratch)
+    inputs = Inputs.of(images, program, patches)
+    arguments = kernel_arguments(plan, inputs, patches, out, scratch)
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
     stream = torch.cuda.current_stream(index).cuda_stream

@@ -15,7 +15,8 @@ from torch import Tensor
 from qpt.errors import BackendError, InputError
 from qpt.ops import backend as compiled
 from qpt.ops import cuda
-from qpt.ops.patches import crop_normalise
+from qpt.ops.order import costly_first
+from qpt.ops.patches import Patches
 from qpt.program import Program
 
 _BACKENDS = ("auto", "cpu", "cuda")
@@ -34,9 +35,9 @@ def degrade(images: Tensor, program: Program, *, threads: int | None = None, bac
     Raises InputError naming the wrong argument; BackendError without a usable backend, or in a forked worker process.
     """
     _check_images("degrade", images)
-    _check_program("degrade", program, len(images))
+    _check_program("degrade", program, images)
     threads = _check_threads("degrade", threads)
-    return _run("degrade", images, program, threads, backend)
+    return _run("degrade", images, program, None, threads, backend)
 
 
 def degrade_patches(
@@ -59,22 +60,26 @@ def degrade_patches(
     The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does.
     """
     _check_images("degrade_patches", images)
-    _check_program("degrade_patches", program, len(images))
+    _check_program("degrade_patches", program, images)
     threads = _check_threads("degrade_patches", threads)
     _check_patches(images, program, boxes, size, dtype, memory_format)
-    rows = _run("degrade_patches", images, program, threads, backend)
-    return crop_normalise(rows, boxes, size, dtype, memory_format)
+    r, count = boxes.shape[:2]
+    if r * count == 0:
+        return torch.empty((r, count, 3, size, size), dtype=dtype, device=images.device)
+    height, width = images.shape[1:3]
+    patches = Patches.of(program, boxes, size, height, width, dtype, memory_format)
+    return _run("degrade_patches", images, program, patches, threads, backend).unflatten(0, (r, count))
 
 
-def _run(caller: str, images: Tensor, program: Program, threads: int, backend: str) -> Tensor:
+def _run(caller: str, images: Tensor, program: Program, patches: Patches | None, threads: int, backend: str) -> Tensor:
     if choose_backend(caller, images.device.type, backend) == "cuda":
         try:
-            return cuda.degrade(images.contiguous(), program)
+            return cuda.degrade(images.contiguous(), program, patches)
         except BackendError as error:  # no kernel for this device
             if backend == "cuda":
                 raise
             _warn_fallback(caller, str(error))
-    return _run_cpu(caller, images.to("cpu").contiguous(), program, threads).to(images.device)
+    return _run_cpu(caller, images.to("cpu").contiguous(), program, patches, threads).to(images.device)
 
 
 def choose_backend(caller: str, device: str, backend: str) -> str:
@@ -99,19 +104,21 @@ def _warn_fallback(caller: str, reason: str) -> None:
     warnings.warn(f"{caller}: running on the CPU, since the CUDA kernels are unavailable: {reason}", stacklevel=5)
 
 
-def _run_cpu(caller: str, images: Tensor, program: Program, threads: int) -> Tensor:
+def _run_cpu(caller: str, images: Tensor, program: Program, patches: Patches | None, threads: int) -> Tensor:
     compiled.refuse_forked_worker(caller)
     module = compiled.extension()
     _, height, width, _ = images.shape
     rows, slots = program.ops.shape
-    out = torch.empty((rows, height, width, 3), dtype=torch.uint8)
+    out = patches.empty(images.device) if patches else torch.empty((rows, height, width, 3), dtype=torch.uint8)
     if rows == 0:
         return out
     threads = min(threads, rows)
-    scratch = torch.empty(threads * module.scratch_bytes(height, width), dtype=torch.uint8)
+    scratch_bytes = module.scratch_bytes(height, width, program.resizes(), patches is not None)
+    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
     # The names keep the tensors alive while the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
+    order = costly_first(program, patches.windows if patches else None, height, width)
     module.degrade(
         images=images.data_ptr(),
         height=height,
@@ -123,7 +130,16 @@ def _run_cpu(caller: str, images: Tensor, program: Program, threads: int) -> Ten
         params=params.data_ptr(),
         seeds=seeds.data_ptr(),
         source=source.data_ptr(),
+        order=order.data_ptr(),
+        windows=patches.windows.data_ptr() if patches else 0,
+        boxes=patches.boxes.data_ptr() if patches else 0,
+        table=patches.table.data_ptr() if patches else 0,
+        patches=patches.boxes.shape[1] if patches else 0,
+        size=patches.size if patches else 0,
+        item_bytes=patches.table.itemsize if patches else 0,
+        channels_last=patches is not None and patches.channels_last,
         scratch=scratch.data_ptr(),
+        scratch_bytes=scratch_bytes,
         threads=threads,
     )
     return out
@@ -146,12 +162,17 @@ def _check_images(caller: str, images: Tensor) -> None:
         raise InputError(f"{caller}: images must have H, W of at least 1 and H * W * 3 < 2^31, got {height} x {width}")
 
 
-def _check_program(caller: str, program: Program, images: int) -> None:
+def _check_program(caller: str, program: Program, images: Tensor) -> None:
     if not isinstance(program, Program):
         raise InputError(f"{caller}: program must be a qpt.Program, got {type(program).__name__}")
     program.check(caller)
-    if len(program) and (highest := int(program.source.max())) >= images:
-        raise InputError(f"{caller}: program.source must be below the number of images, {images}, got {highest}")
+    height, width = images.shape[1:3]
+    if program.resizes() and (height + height // 2) * (width + width // 2) * 3 >= 2**31:
+        raise InputError(
+            f"{caller}: images must have 1.5 H * 1.5 W * 3 < 2^31 where a row holds resize_to, got {height} x {width}"
+        )
+    if len(program) and (highest := int(program.source.max())) >= len(images):
+        raise InputError(f"{caller}: program.source must be below the number of images, {len(images)}, got {highest}")
 
 
 def _check_threads(caller: str, threads: int | None) -> int:

@@ -57,6 +57,15 @@ def version() -> str:
     return f"{major.value}.{minor.value}"
 
 
+def architectures() -> list[int]:
+    """What it compiles for: 80 for sm_80. Raises BackendError without libnvrtc."""
+    count = ctypes.c_int()
+    _library().nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    listed = (ctypes.c_int * count.value)()
+    _library().nvrtcGetSupportedArchs(listed)
+    return list(listed)
+
+
 def compile_cubin(source: str, flags: Sequence[str], architecture: int, name: str) -> bytes:
     """Machine code (cubin) of one translation unit without #includes of files, for sm_`architecture`.
 

@@ -25,6 +25,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="Pillow: ImageEnhance.Brightness(x).enhance(factor), rounded instead of truncated",
         halo=no_halo,
         doc="Each value times factor, clipped: darker or brighter, by chance.",
+        grid_px=1,
+        cost=11.0,
     ),
     Degradation(
         "mean_shift",
@@ -42,6 +44,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="cv2.add(x, shift), saturating",
         halo=no_halo,
         doc="A constant on every value, clipped: up or down, by chance.",
+        grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "gamma",
@@ -59,6 +63,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="skimage.exposure.adjust_gamma(x / 255, gamma) * 255, rint",
         halo=no_halo,
         doc="255 (x / 255)^gamma: brighter or darker mid-tones, by chance; black and white stay.",
+        grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "contrast",
@@ -76,6 +82,7 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="Pillow: ImageEnhance.Contrast(x).enhance(factor), rounded instead of truncated",
         halo="whole",
         doc="Blend with the rounded mean of the ITU-R 601 luma: flatter or harder, by chance.",
+        cost=14.0,
     ),
     Degradation(
         "contrast_curve",
@@ -85,6 +92,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="skimage.exposure.adjust_sigmoid(x / 255, 0.5, gain), stretched to keep 0 and 1, * 255, rint",
         halo=no_halo,
         doc="Sigmoid tone curve about mid-grey: shadows and highlights crushed; black and white stay.",
+        grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "saturation",
@@ -94,6 +103,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="skimage.color.rgb2hsv, S = clip(S * factor, 0, 1), hsv2rgb, rint",
         halo=no_halo,
         doc="HSV saturation times factor: paler (1 - s) or stronger (1 + 2 s), by chance.",
+        grid_px=1,
+        cost=16.0,
     ),
     Degradation(
         "hue",
@@ -111,6 +122,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="skimage.color.rgb2hsv, H = (H + shift_deg / 360) mod 1, hsv2rgb, rint",
         halo=no_halo,
         doc="HSV hue turned by shift_deg, either way, by chance.",
+        grid_px=1,
+        cost=25.0,
     ),
     Degradation(
         "quantise",
@@ -120,6 +133,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="scipy.cluster.vq.vq(x, numpy.linspace(0, 255, levels)): the nearest, rint",
         halo=no_halo,
         doc="The nearest of a few equally spaced values in each channel: banding.",
+        grid_px=1,
+        cost=3.0,
     ),
     Degradation(
         "colour_diffusion",
@@ -132,6 +147,8 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="numpy: Y + gain * (blurred - Y(blurred)), blurred by gaussian_blur's oracle, Y = ITU-R 601 luma",
         halo=lambda p: math.ceil(3 * p[0]),
         doc="Colour difference blurred and strengthened by gain; luma stays sharp.",
+        grid_px=1,
+        cost=(22.0, 26.0, 34.0, 40.0, 48.0),
     ),
     Degradation(
         "colour_shift",
@@ -144,5 +161,7 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.shift(green, (-rint(shift sin), rint(shift cos)), order=0, mode='nearest')",
         halo=lambda p: math.ceil(p[0]),
         doc="Green moved by shift_px at angle_deg, counter-clockwise as seen; border replicated.",
+        grid_px=1,
+        cost=3.0,
     ),
 )

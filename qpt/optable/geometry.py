@@ -15,6 +15,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), NEAREST), resize((w, h), NEAREST), sides >= 1",
         halo="whole",
         doc="Down and up again without a filter: aliased, then blocky.",
+        cost=4.0,
     ),
     Degradation(
         "rescale_bilinear",
@@ -24,6 +25,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BILINEAR), resize((w, h), BILINEAR); sides >= 1",
         halo="whole",
         doc="Down and up again with Pillow's antialiased triangle filter.",
+        cost=9.0,
     ),
     Degradation(
         "rescale_bicubic",
@@ -33,6 +35,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BICUBIC), resize((w, h), BICUBIC), sides >= 1",
         halo="whole",
         doc="Down and up again with Pillow's antialiased cubic filter (a = -0.5).",
+        cost=13.0,
     ),
     Degradation(
         "pixelate",
@@ -42,5 +45,22 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), BOX), resize((w, h), BOX); sides >= 1",
         halo="whole",
         doc="Means over blocks of about factor pixels: down and up again with Pillow's box filter.",
+        cost=7.0,
+    ),
+    Degradation(
+        "resize_to",
+        "geometry",
+        (
+            Parameter("scale", "working size / image size", 0.0625, 1.5, levels=(0.67, 0.5, 0.33, 0.2, 0.125)),
+            Parameter("filter", "0 area, 1 bilinear, 2 bicubic", 0.0, 2.0, levels=((0.0, 1.0, 2.0),) * 5, integer=True),
+        ),
+        source=REALESRGAN + ", random resize; BSRGAN (Zhang et al., ICCV 2021) has the same three filters",
+        oracle="cv2.resize(x, (floor(w scale), floor(h scale)), INTER_AREA, INTER_LINEAR or INTER_CUBIC), sides >= 1; "
+        "8 bits after each of two passes",
+        halo="whole",
+        doc="Sets the working size of the ops after it. A row that ends at another size than its image's gets a last "
+        "bicubic resize; a chain that is to choose its filter ends with scale 1. Bicubic has a = -0.75; bilinear and "
+        "bicubic are not antialiased.",
+        cost=10.0,
     ),
 )

@@ -46,7 +46,12 @@ class Degradation:
 
     source: where the definition comes from.  oracle: the library call it must agree with, flags included.
     halo: pixels around an output pixel that it can depend on, from the op's parameters; ``"whole"`` when it needs
-    whole-image statistics or a grid tied to the image's size.  revision: raised when the op's bytes change on purpose.
+    whole-image statistics or a grid tied to the image's size.
+    grid_px: set if the op can be given a window of the image (``csrc/ops/op.h``) instead of all of it: the window's
+    edges then lie at multiples of grid_px or at the image's border. None: the op always gets the whole image.
+    cost: nanoseconds per pixel on one CPU core, about, at every level or at levels 1 to 5. Costly rows are started
+    first; nothing else depends on it.
+    revision: raised when the op's bytes change on purpose.
     """
 
     name: str
@@ -56,7 +61,13 @@ class Degradation:
     oracle: str
     halo: Halo
     doc: str
+    grid_px: int | None = None
+    cost: float | Values = 10.0
     revision: int = 1
+
+    def __post_init__(self) -> None:
+        if self.halo == "whole" and self.grid_px is not None:
+            raise ValueError(f"{self.name}: grid_px must be None for an op that needs the whole image")
 
     def halo_px(self, params: Values) -> int | None:
         """Halo in pixels for these parameters, or None for the whole image."""

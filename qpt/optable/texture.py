@@ -24,6 +24,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.GaussianBlur(x, (2r+1, 2r+1), sigma_px, borderType=BORDER_REFLECT_101), r = ceil(3 sigma_px)",
         halo=lambda p: math.ceil(3 * p[0]),
         doc="Isotropic Gaussian, taps exp(-d^2 / 2 sigma^2) out to ceil(3 sigma), sum 1, border reflect-101.",
+        grid_px=1,
+        cost=(5.0, 7.0, 10.0, 15.0, 20.0),
     ),
     Degradation(
         "gaussian_blur_aniso",
@@ -37,6 +39,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel of ceil(3 max(sigma)) radius, sum 1",
         halo=lambda p: math.ceil(3 * max(p[0], p[1])),
         doc="Gaussian whose sigma_x axis is turned by angle_deg, counter-clockwise as seen; border reflect-101.",
+        grid_px=1,
+        cost=(8.0, 17.0, 28.0, 52.0, 92.0),
     ),
     Degradation(
         "motion_blur",
@@ -46,6 +50,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel = segment with tent weights, sum 1",
         halo=lambda p: math.ceil(p[0] / 2) + 1,
         doc="Mean along a centred segment of length_px at angle_deg, counter-clockwise as seen; border reflect-101.",
+        grid_px=1,
+        cost=(7.0, 8.0, 13.0, 18.0, 26.0),
     ),
     Degradation(
         "defocus_blur",
@@ -55,6 +61,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.filter2D(x, -1, disk, borderType=BORDER_REFLECT_101), disk = clip(radius + 0.5 - d, 0, 1), sum 1",
         halo=lambda p: math.ceil(p[0]) + 1,
         doc="Mean over a disk of radius_px whose edge pixel is weighted by its distance; border reflect-101.",
+        grid_px=1,
+        cost=(7.0, 10.0, 14.0, 22.0, 37.0),
     ),
     Degradation(
         "median_blur",
@@ -64,6 +72,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.medianBlur(x, 2 radius_px + 1), whose border is replicated",
         halo=lambda p: int(p[0]),
         doc="Each channel's median over a square of 2 radius + 1 pixels; border replicated.",
+        grid_px=1,
+        cost=(23.0, 48.0, 86.0, 132.0, 191.0),
     ),
     Degradation(
         "glass_blur",
@@ -76,6 +86,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.remap of the drawn offsets (INTER_NEAREST, BORDER_REPLICATE), then gaussian_blur's",
         halo=lambda p: int(p[0]) + math.ceil(3 * p[1]),
         doc="Every pixel from up to delta_px rows and columns away, uniformly, then a Gaussian blur.",
+        grid_px=1,
+        cost=26.0,
     ),
     Degradation(
         "zoom_blur",
@@ -85,6 +97,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest'), mean of the 16 views",
         halo="whole",
         doc="Mean of 16 views enlarged about the centre by 1 to zoom, bilinear.",
+        cost=65.0,
     ),
     Degradation(
         "unsharp_mask",
@@ -97,6 +110,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="x + amount * (x - blurred), blurred by gaussian_blur's oracle in float64",
         halo=lambda p: math.ceil(3 * p[1]),
         doc="The difference to a Gaussian blur, amount times on top: edges overshoot into halos.",
+        grid_px=1,
+        cost=19.0,
     ),
     Degradation(
         "gaussian_noise",
@@ -106,6 +121,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="numpy: rint(clip(x + std * n, 0, 255)), n ~ N(0, 1) per pixel and channel",
         halo=no_halo,
         doc="Independent Gaussian noise on each channel; random numbers are indexed by image coordinates.",
+        grid_px=1,
+        cost=23.0,
     ),
     Degradation(
         "gaussian_noise_grey",
@@ -115,6 +132,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="numpy: rint(clip(x + std * n, 0, 255)), n ~ N(0, 1) per pixel",
         halo=no_halo,
         doc="One Gaussian number per pixel, added to all three channels.",
+        grid_px=1,
+        cost=13.0,
     ),
     Degradation(
         "gaussian_noise_ycbcr",
@@ -124,6 +143,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="numpy: rint(clip(x + std * M n, 0, 255)), M from ITU-T T.871 YCbCr to RGB, n ~ N(0, 1) per Y, Cb, Cr",
         halo=no_halo,
         doc="Independent Gaussian noise on Y, Cb and Cr, which colours blue and red more than green.",
+        grid_px=1,
+        cost=22.0,
     ),
     Degradation(
         "speckle_noise",
@@ -133,6 +154,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="skimage.util.random_noise(x, mode='speckle', var=std^2), rint, in distribution",
         halo=no_halo,
         doc="Gaussian noise proportional to each value: x + x std n.",
+        grid_px=1,
+        cost=23.0,
     ),
     Degradation(
         "impulse_noise",
@@ -142,6 +165,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="skimage.util.random_noise(x, mode='s&p', amount=density), in distribution",
         halo=no_halo,
         doc="Each sample black with probability density / 2, white with density / 2.",
+        grid_px=1,
+        cost=20.0,
     ),
     Degradation(
         "poisson_noise",
@@ -151,6 +176,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="scipy.stats.poisson(peak x / 255) * 255 / peak, rint(clip(., 0, 255)), in distribution",
         halo=no_halo,
         doc="Photons counted per sample, Poisson with mean peak x / 255, scaled back; drawn by exact inversion.",
+        grid_px=1,
+        cost=(271.0, 237.0, 208.0, 188.0, 172.0),
     ),
     Degradation(
         "jpeg",
@@ -160,5 +187,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="Pillow: Image.save(format='JPEG', quality=quality) then load (subsampling 4:2:0, its default)",
         halo=_jpeg_halo,
         doc="JPEG round trip without entropy coding (which loses nothing); blocks start at the image's corner.",
+        grid_px=16,
+        cost=14.0,
     ),
 )

@@ -3,7 +3,8 @@
 // ops from csrc/ops/table.h.
 //   teams CASES SIZE...            exit 0: the same bytes at every team size
 //   teams CASES SIZE... --no-sync  the barrier does nothing: must end in other bytes or a complaint of the sanitizer
-// File: i32 count, then per case i32 h, w, slots; u64 seed; i16 ops[slots]; f32 params[slots][4]; u8 image[h][w][3].
+// File: i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32 params[slots][4]; u8
+// image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the image is the result.
 #include <pthread.h>
 
 #include <cstdio>
@@ -18,11 +19,17 @@
 namespace {
 
 struct Case {
-  qpt::i32 h, w, slots;
+  qpt::i32 h, w, slots, patches, size;
   qpt::u64 seed;
   std::vector<qpt::i16> ops;
   std::vector<float> params;
   std::vector<qpt::u8> image;
+  std::vector<qpt::i32> window, boxes;
+
+  size_t result_bytes() const {
+    const size_t side = static_cast<size_t>(size);
+    return patches == 0 ? image.size() : static_cast<size_t>(patches) * side * side * 3 * sizeof(qpt::u32);
+  }
 };
 
 template <class T>
@@ -39,9 +46,9 @@ std::vector<Case> read_cases(const char* path) {
   read(file, &count, 1);
   std::vector<Case> cases(static_cast<size_t>(count));
   for (Case& c : cases) {
-    qpt::i32 extents[3];
-    read(file, extents, 3);
-    c.h = extents[0], c.w = extents[1], c.slots = extents[2];
+    qpt::i32 extents[5];
+    read(file, extents, 5);
+    c.h = extents[0], c.w = extents[1], c.slots = extents[2], c.patches = extents[3], c.size = extents[4];
     read(file, &c.seed, 1);
     c.ops.resize(static_cast<size_t>(c.slots));
     c.params.resize(static_cast<size_t>(c.slots) * 4);
@@ -49,6 +56,10 @@ std::vector<Case> read_cases(const char* path) {
     read(file, c.ops.data(), c.ops.size());
     read(file, c.params.data(), c.params.size());
     read(file, c.image.data(), c.image.size());
+    c.window.resize(5);
+    c.boxes.resize(static_cast<size_t>(c.patches) * 2);
+    read(file, c.window.data(), c.window.size());
+    read(file, c.boxes.data(), c.boxes.size());
   }
   return cases;
 }
@@ -103,13 +114,28 @@ class ThreadTeam {
   mutable int phase_ = 0;
 };
 
+// Value v of channel c as another number for each pair.
+std::vector<qpt::u32> make_table() {
+  std::vector<qpt::u32> table(3 * 256);
+  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<qpt::u32>(i * 2654435761u);
+  return table;
+}
+const std::vector<qpt::u32> table = make_table();
+
 template <class Team>
 void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
-  qpt::run_row(team, c.image.data(), out, c.h, c.w, c.ops.data(), c.params.data(), c.slots, c.seed, scratch);
+  const qpt::i64 seed = static_cast<qpt::i64>(c.seed);
+  const qpt::i32 source = 0, order = 0;
+  const qpt::i32* boxes = c.patches == 0 ? nullptr : c.boxes.data();
+  const qpt::Patches patches{boxes, c.patches, c.size, table.data(), nullptr, sizeof(qpt::u32), true};
+  const qpt::Batch batch{
+      c.image.data(),  out,    c.h, c.w, 1, c.slots, c.ops.data(), c.params.data(), &seed, &source, &order,
+      c.window.data(), patches};
+  qpt::run_batch_row(team, batch, 0, scratch);
 }
 
 size_t scratch_size(const Case& c) {
-  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w));
+  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w, true, c.patches > 0));
 }
 
 }  // namespace
@@ -124,7 +150,7 @@ int main(int argc, char** argv) {
   for (const Case& c : cases) {
     qpt::Solo solo;
     Buffer scratch(scratch_size(c));
-    expected.emplace_back(c.image.size(), 0xEE);
+    expected.emplace_back(c.result_bytes(), 0xEE);
     run(solo, c, expected.back().data(), scratch.poison(0x11));
     largest_scratch = scratch_size(c) > largest_scratch ? scratch_size(c) : largest_scratch;
   }
@@ -135,7 +161,7 @@ int main(int argc, char** argv) {
     Barrier ops(size), between(size);  // between cases the threads always meet, whatever --no-sync says
     Buffer scratch(largest_scratch);
     std::vector<std::vector<qpt::u8>> out;
-    for (const Case& c : cases) out.emplace_back(c.image.size(), 0xDD);
+    for (const Case& c : cases) out.emplace_back(c.result_bytes(), 0xDD);
     void* area = nullptr;
     const auto work = [&](int rank) {
       ThreadTeam team(rank, size, sync ? &ops : nullptr);

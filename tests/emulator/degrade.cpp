@@ -5,18 +5,23 @@
 #include "../../csrc/cuda/degrade.cu"
 
 extern "C" const char* emulate_degrade(const block_emulator::Schedule* schedule, int blocks, int* barriers,
-                                       const qpt::u8* images, qpt::u8* out, const qpt::i16* ops, const float* params,
-                                       const qpt::i64* seeds, const qpt::i32* source, qpt::u8* scratch,
-                                       qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height,
-                                       qpt::i32 width) {
+                                       const qpt::u8* images, void* out, const qpt::i16* ops, const float* params,
+                                       const qpt::i64* seeds, const qpt::i32* source, const qpt::i32* order,
+                                       const qpt::i32* windows, const qpt::i32* boxes, const void* table,
+                                       qpt::u8* scratch, qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots,
+                                       qpt::i32 height, qpt::i32 width, qpt::i32 patches, qpt::i32 size,
+                                       qpt::i32 item_bytes, qpt::i32 channels_last) {
   return block_emulator::launch(
       blocks, QPT_BLOCK_THREADS, *schedule,
-      [=] { qpt_degrade(images, out, ops, params, seeds, source, scratch, scratch_bytes, rows, slots, height, width); },
+      [=] {
+        qpt_degrade(images, out, ops, params, seeds, source, order, windows, boxes, table, scratch, scratch_bytes, rows,
+                    slots, height, width, patches, size, item_bytes, channels_last);
+      },
       barriers);
 }
 
-extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width) {
-  return qpt::scratch_bytes(height, width);
+extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width, bool resized, bool kept) {
+  return qpt::scratch_bytes(height, width, resized, kept);
 }
 
 // out[i] = number of the mirrored thread, passed through `shared`; right only with the barrier between.

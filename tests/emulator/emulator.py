@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from qpt import Program, build
-from qpt.ops.cuda import LaunchPlan, kernel_arguments
+from qpt.ops.cuda import Inputs, LaunchPlan, kernel_arguments
+from qpt.ops.patches import Patches
 
 SOURCE = Path(__file__).with_name("degrade.cpp")
 GUARD = 256  # bytes on either side of every buffer
@@ -64,38 +65,54 @@ class Emulator:
 
         self.library.emulate_scratch_bytes.restype = ctypes.c_int64
 
-    def scratch_bytes(self, height: int, width: int) -> int:
+    def scratch_bytes(self, height: int, width: int, resized: bool, kept: bool) -> int:
         """What one block of the source that was built here needs."""
-        return self.library.emulate_scratch_bytes(height, width)
+        return self.library.emulate_scratch_bytes(height, width, resized, kept)
 
     def check(self, error: bytes | None) -> None:
         if error is not None:
             raise EmulatorError(error.decode())
 
     def run(
-        self, images: torch.Tensor, program: Program, order: str, skipped_barrier: int = -1, multiprocessors: int = 1
+        self,
+        images: torch.Tensor,
+        program: Program,
+        order: str,
+        skipped_barrier: int = -1,
+        multiprocessors: int = 1,
+        patches: Patches | None = None,
     ) -> tuple[torch.Tensor, int]:
-        """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached."""
-        first, barriers = self._once(
-            images, program, Schedule(ORDERS[order], 1, skipped_barrier), multiprocessors, 0xCD
-        )
-        second, _ = self._once(images, program, Schedule(ORDERS[order], 1, skipped_barrier), multiprocessors, 0x3A)
+        """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached.
+
+        The bytes are those of the images (r, H, W, 3) or, in one row, of the patches.
+        """
+        schedule = Schedule(ORDERS[order], 1, skipped_barrier)
+        first, barriers = self._once(images, program, schedule, multiprocessors, patches, 0xCD)
+        second, _ = self._once(images, program, schedule, multiprocessors, patches, 0x3A)
         if not torch.equal(first, second):
             raise EmulatorError("the result depends on bytes that nobody wrote")
         return first, barriers
 
     def _once(
-        self, images: torch.Tensor, program: Program, schedule: Schedule, multiprocessors: int, fill: int
+        self,
+        images: torch.Tensor,
+        program: Program,
+        schedule: Schedule,
+        multiprocessors: int,
+        patches: Patches | None,
+        fill: int,
     ) -> tuple[torch.Tensor, int]:
         _, height, width, _ = images.shape
-        plan = LaunchPlan.of(len(program), height, width, multiprocessors)
-        fields = [program.ops, program.params, program.seeds, program.source]
-        inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in (images, *fields)]
-        out = Buffer.of(None, (len(program), height, width, 3), torch.uint8, fill)
+        plan = LaunchPlan.of(program, height, width, multiprocessors, kept=patches is not None)
+        given = Inputs.of(images, program, patches)
+        inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in given]
+        shape = (len(program), height, width, 3) if patches is None else (patches.empty(images.device).nbytes,)
+        out = Buffer.of(None, shape, torch.uint8, fill)
         scratch = Buffer.of(None, (plan.blocks * plan.scratch_bytes,), torch.uint8, fill)
-        arguments = kernel_arguments(
-            plan, inputs[0].tensor, out.tensor, [field.tensor for field in inputs[1:]], scratch.tensor
-        )
+        # The kernel gets an address and an element's size; the buffer holds bytes.
+        typed = out.tensor if patches is None else out.tensor.view(patches.table.dtype)
+        guarded = Inputs(*(field.tensor for field in inputs))
+        arguments = kernel_arguments(plan, guarded, patches, typed, scratch.tensor)
         barriers = ctypes.c_int()
         converted = [CTYPES[argument.dtype.name](int(argument)) for argument in arguments]
         self.check(

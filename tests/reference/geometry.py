@@ -1,5 +1,7 @@
 """NumPy definitions of down-up scaling: Pillow's resize, whose roundings to 22 and 8 bits are part of the definition.
 
+Also of resize_to, with OpenCV's filters and the same roundings.
+
 Imports nothing of qpt.
 """
 
@@ -91,3 +93,58 @@ def rescale_nearest(image, params, seed, slot):
         for small in [max(round(size / params[0]), 1)]
     )
     return image[rows][:, columns].astype(np.float64)
+
+
+def footprint_weights(size: int, new_size: int) -> np.ndarray:
+    """(new_size, size): share of each pixel in the new pixel's footprint (cv2.INTER_AREA)."""
+    edges = np.arange(new_size + 1) * (size / new_size)
+    pixels = np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.maximum(overlap, 0) * new_size / size
+
+
+def tap_weights(size: int, new_size: int, kernel, support: int) -> np.ndarray:
+    """(new_size, size): the kernel at each new pixel's centre, the border pixel repeated outwards; no antialiasing."""
+    weights = np.zeros((new_size, size))
+    for row in range(new_size):
+        centre = (row + 0.5) * size / new_size - 0.5
+        for tap in range(int(np.floor(centre)) - support + 1, int(np.floor(centre)) + support + 1):
+            weights[row, np.clip(tap, 0, size - 1)] += kernel(np.abs(centre - tap))
+    return weights
+
+
+def sharp_cubic(x: np.ndarray) -> np.ndarray:
+    """Cubic convolution with a = -3/4, as OpenCV and PyTorch have it."""
+    a = -0.75
+    inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    outer = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+def resize_working(image: np.ndarray, height: int, width: int, filter: int) -> np.ndarray:
+    """Area (0), bilinear (1) or bicubic (2), along x, then along y; weights of 22 bits, 8 bits after each pass."""
+    for axis, new_size in ((1, width), (0, height)):
+        size = image.shape[axis]
+        exact = (
+            footprint_weights(size, new_size),
+            tap_weights(size, new_size, triangle, 1),
+            tap_weights(size, new_size, sharp_cubic, 2),
+        )[filter]
+        scaled = exact * 2**22
+        image = along(axis, image, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int64))
+    return image
+
+
+def working_size(image_size: int, scale: float) -> int:
+    return max(int(np.floor(image_size * np.float64(scale))), 1)
+
+
+@define
+def resize_to(image, params, seed, slot):
+    """A row of this op alone: to the working size and, bicubic, back."""
+    height, width, _ = image.shape
+    scale, filter = params
+    small = resize_working(image, working_size(height, scale), working_size(width, scale), int(filter))
+    if small.shape != image.shape:
+        small = resize_working(small, height, width, 2)
+    return small.astype(np.float64)

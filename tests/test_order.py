@@ -1,0 +1,61 @@
+"""Costly rows first: the estimate, and that the order decides nothing but time (which test_degrade.py shows too)."""
+
+import numpy as np
+import pytest
+import torch
+
+from qpt.degradations import DEGRADATIONS, LEVELS, arrays
+from qpt.ops.degrade import degrade, degrade_patches
+from qpt.ops.order import costly_first, row_costs
+from qpt.ops.windows import plan_windows
+from qpt.program import Program
+from tests.programs import photographs, sample
+
+
+def cost(name: str, level: int) -> float:
+    (entry,) = (row for row in DEGRADATIONS if row.name == name)
+    return float(np.broadcast_to(entry.cost, LEVELS)[level - 1])
+
+
+def test_every_op_has_a_cost_at_every_level():
+    assert (arrays().cost > 0).all()
+
+
+def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
+    chains = [
+        [],
+        [("median_blur", 5), ("hue", 1)],
+        [("median_blur", (3.0,))],  # no level: the middle one
+        [("contrast", 2), ("hue", 3)],
+        [("hue", 1), ("resize_to", (0.5, 1)), ("hue", 1), ("resize_to", (1.0, 1)), ("hue", 1)],
+    ]
+    program = Program.from_chains(chains, seeds=range(len(chains)))
+    whole = row_costs(program, None, 100, 100)
+    hue, resize = cost("hue", 1), cost("resize_to", 1)
+    expected = [
+        0,
+        cost("median_blur", 5) + hue,
+        cost("median_blur", 3),
+        cost("contrast", 2) + hue,
+        hue + resize + hue / 4 + resize / 4 + hue,
+    ]
+    np.testing.assert_allclose(whole, expected)
+    assert costly_first(program, None, 100, 100).tolist() == np.argsort(-np.array(expected), kind="stable").tolist()
+    boxes = torch.full((len(chains), 1, 2), 40, dtype=torch.int32)
+    windows = plan_windows(program, boxes, 10, 100, 100)
+    patches = row_costs(program, windows, 100, 100)
+    np.testing.assert_allclose(patches[3], cost("contrast", 2) + hue * (10 / 100) ** 2)
+    np.testing.assert_allclose(patches[1], (cost("median_blur", 5) + hue) * (20 / 100) ** 2)
+
+
+@pytest.mark.parametrize("order", ["as they are", "reversed"])
+def test_the_order_changes_no_byte(monkeypatch, order):
+    images, program = photographs(6, 40, 52), sample(6)
+    boxes = torch.tensor([[[3, 5], [8, 20]]], dtype=torch.int32).expand(12, 2, 2)
+    expected = degrade(images, program), degrade_patches(images, program, boxes, 20)
+    forced = torch.arange(12, dtype=torch.int32)
+    forced = forced if order == "as they are" else forced.flip(0)
+    monkeypatch.setattr("qpt.ops.degrade.costly_first", lambda *_: forced)
+    for threads in (1, 3):
+        assert torch.equal(degrade(images, program, threads=threads), expected[0])
+        assert torch.equal(degrade_patches(images, program, boxes, 20, threads=threads), expected[1])

@@ -1,0 +1,137 @@
+"""degrade_patches computes a window only, and gives the bytes of degrade, then crop, all the same.
+
+Every op at every level, random chains, all of the table; windows at each border, inside, and as large as the image.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpt import degradations
+from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops import windows
+from qpt.ops.degrade import degrade, degrade_patches
+from qpt.ops.patches import normalised_values
+from qpt.ops.windows import plan_windows
+from qpt.optable.row import Degradation
+from qpt.program import Program
+from tests.programs import photographs
+
+HEIGHT, WIDTH, SIZE = 91, 117, 11
+# (top, left): the four corners, the middle of each border, an odd and an even place inside, on the grid of JPEG
+PLACES = [(0, 0), (0, 106), (80, 0), (80, 106), (0, 51), (80, 40), (37, 0), (33, 106), (41, 53), (48, 32)]
+
+
+def cropped(rows: torch.Tensor, boxes: torch.Tensor, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The definition: the patches of degraded rows, normalised by table. (r, P, 3, size, size)."""
+    table = normalised_values(dtype)
+    patches = [
+        torch.stack([table[c][row[top : top + size, left : left + size, c].long()] for c in range(3)])
+        for row, corners in zip(rows, boxes.tolist(), strict=True)
+        for top, left in corners
+    ]
+    return torch.stack(patches).unflatten(0, boxes.shape[:2])
+
+
+def boxes_of(*rows: list[tuple[int, int]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("level", range(1, LEVELS + 1))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_gives_its_bytes_in_a_window(name, level):
+    images = photographs(1, HEIGHT, WIDTH, seed=level)
+    program = Program.from_chains([[(name, level)]] * len(PLACES), seeds=range(len(PLACES)))
+    boxes = boxes_of(*([place] for place in PLACES))
+    expected = cropped(degrade(images, program), boxes, SIZE)
+    patches = degrade_patches(images, program, boxes, SIZE)
+    for row, place in enumerate(PLACES):
+        assert torch.equal(patches[row], expected[row]), place
+
+
+@pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
+def test_an_op_that_takes_windows_is_given_one(name):
+    program = Program.from_chains([[(name, LEVELS)]], seeds=[1])
+    windowed, top, left, h, w = plan_windows(program, boxes_of([(200, 300)]), 16, 512, 640)[0].tolist()
+    assert windowed == 0
+    assert h * w < 512 * 640 / 4
+    assert top <= 200 and left <= 300 and top + h >= 216 and left + w >= 316
+
+
+chains = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.integers(1, LEVELS)), max_size=5
+)  # of any ops, whole ones and resize_to among them
+
+
+@settings(max_examples=150)
+@given(
+    chains=st.lists(chains, min_size=1, max_size=4),
+    seed=st.integers(-(2**63), 2**63 - 1),
+    size=st.sampled_from([1, 7, 16, 40]),
+    height=st.sampled_from([40, 61, 96]),
+    width=st.sampled_from([41, 64, 107]),
+    threads=st.integers(1, 3),
+    data=st.data(),
+)
+def test_random_chains_give_their_bytes_in_windows(chains, seed, size, height, width, threads, data):
+    images = photographs(2, height, width, seed=size)
+    r = len(chains)
+    program = Program.from_chains(chains, seeds=[seed] * r, source=[row % 2 for row in range(r)])
+    corner = st.tuples(st.integers(0, height - size), st.integers(0, width - size))
+    count = data.draw(st.integers(1, 3))
+    boxes = boxes_of(*(data.draw(st.lists(corner, min_size=count, max_size=count)) for _ in range(r)))
+    patches = degrade_patches(images, program, boxes, size, threads=threads)
+    assert torch.equal(patches, cropped(degrade(images, program), boxes, size))
+
+
+def test_the_window_is_the_union_of_the_boxes_grown_by_the_summed_halo_after_the_last_whole_op():
+    chains = [
+        [("gaussian_blur", (2.0,)), ("contrast", 3), ("gaussian_blur", (2.0,)), ("median_blur", (3.0,)), ("hue", 1)],
+        [("gaussian_blur", (1.0,)), ("jpeg", 1)],
+        [("jpeg", 1), ("contrast", 1)],
+        [],
+        [("resize_to", 1), ("hue", 1)],
+        [("gaussian_blur", (8.0,)), ("gaussian_blur", (8.0,)), ("gaussian_blur", (8.0,)), ("gaussian_blur", (8.0,))],
+    ]
+    program = Program.from_chains(chains, seeds=[0] * len(chains))
+    boxes = boxes_of(*[[(50, 100), (60, 83)]] * len(chains))
+    whole = [5, 0, 0, 128, 200]
+    assert plan_windows(program, boxes, 20, 128, 200).tolist() == [
+        [2, 50 - 9, 83 - 9, 30 + 18, 37 + 18],
+        [0, 16, 64, 112 - 16, 144 - 64],  # 50 - 3 - 16 = 31, 80 + 19 = 99; 83 - 19 = 64, 120 + 19 = 139: to 16
+        whole,
+        whole,
+        whole,
+        whole,  # grown beyond every border
+    ]
+
+
+def test_an_op_that_says_nothing_of_windows_gets_the_whole_image(monkeypatch):
+    """The default of the table, so that an op written without windows in mind is right."""
+    assert next(field for field in dataclasses.fields(Degradation) if field.name == "grid_px").default is None
+    hue = degradations.op_id("hue")
+    silent = [dataclasses.replace(row, grid_px=None) if i == hue else row for i, row in enumerate(DEGRADATIONS)]
+    program = Program.from_chains([[("hue", 1), ("gamma", 2)], [("gamma", 2), ("hue", 1)]], seeds=[1, 2])
+    boxes = boxes_of([(3, 4)], [(3, 4)])
+    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
+    monkeypatch.setattr(windows, "DEGRADATIONS", silent)
+    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
+
+
+def test_an_op_that_needs_the_whole_image_cannot_take_windows():
+    whole = next(row for row in DEGRADATIONS if row.halo == "whole")
+    with pytest.raises(ValueError, match="grid_px must be None"):
+        dataclasses.replace(whole, grid_px=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_windows_in_every_form(dtype, memory_format):
+    images = photographs(1, HEIGHT, WIDTH)
+    program = Program.from_chains([[("gaussian_blur", 2), ("gaussian_noise", 4)], []], seeds=[1, 2])
+    boxes = boxes_of(PLACES[:3], PLACES[3:6])
+    patches = degrade_patches(images, program, boxes, SIZE, dtype=dtype, memory_format=memory_format)
+    assert torch.equal(patches, cropped(degrade(images, program), boxes, SIZE, dtype))
