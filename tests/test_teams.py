@@ -15,31 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qpt import build
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 
-SOURCE = Path(__file__).parent / "cpp" / "teams.cpp"
 TEAM_SIZES = (1, 2, 7, 32, 256)
-
-
-def compile_program(output: Path, *extra: str) -> Path:
-    compiler = os.environ.get("CXX", "g++").split()
-    flags = [*build.CXX_FLAGS, *build.instruction_set_flags(), "-Wall", "-Wextra", *extra]
-    command = [*compiler, *flags, str(SOURCE), "-o", str(output), "-pthread"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return output
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    return compile_program(tmp_path_factory.mktemp("teams") / "teams")
+    return compile_program("teams.cpp", tmp_path_factory.mktemp("teams") / "teams")
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
-    return compile_program(tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1")
+    return compile_program(
+        "teams.cpp", tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1"
+    )
 
 
 def encode(image: np.ndarray, ops, params, seed: int = 5) -> bytes:
@@ -102,7 +94,7 @@ def test_no_data_race(sanitized, tmp_path, long):
 
 def barriers() -> list[str]:
     """Every sync() of the ops and of the chain, as FILE:LINE."""
-    csrc = SOURCE.parents[2] / "csrc"
+    csrc = CPP.parents[1] / "csrc"
     return [
         f"{path.relative_to(csrc.parent)}:{number}"
         for path in (*sorted(csrc.glob("ops/*.h")), csrc / "chain.h")
