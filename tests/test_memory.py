@@ -74,3 +74,13 @@ def test_half_the_scratch_is_reported(program, table):
     result = run(program, table, "ops-short")
     assert result.returncode != 0
     assert "ERROR: AddressSanitizer" in result.stderr and "while running" in result.stderr
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 256), (320, 320), (180, 2048), (2048, 2048)])
+def test_a_thread_needs_at_most_six_images(program, table, height, width):
+    """The image between ops and the op's own scratch; below 128 x 128, tables of a fixed size outweigh the image."""
+    image = height * width * 3
+    lines = run(program, table, "scratch", height, width).stdout.splitlines()
+    images = {name: (image + int(size)) / image for name, size in map(str.split, lines)}
+    assert tuple(images) == NAMES
+    assert {name: round(share, 2) for name, share in images.items() if share > 6} == {}

@@ -161,9 +161,18 @@ void run_ops(const std::vector<Op>& table, bool short_of_scratch) {
     for (int id = 0; id < qpt::kOpCount; ++id)
       for (const std::array<float, 4>& values : table[id].settings) {
         const i64 scratch_bytes = kOpBytes[id](h, w) / (short_of_scratch ? 2 : 1);
+        qpt::OpArgs args{};
+        args.src = image.bytes();
+        args.h = h;
+        args.w = w;
+        args.params = values.data();
+        args.seed = u64{7} << 60;
+        args.slot = 3;
         const auto run = [&](auto& team, u8* out, void* scratch) {
-          qpt::run_op(team, static_cast<i16>(id),
-                      qpt::OpArgs{image.bytes(), out, h, w, values.data(), u64{7} << 60, 3u, scratch});
+          qpt::OpArgs own = args;
+          own.dst = out;
+          own.scratch = scratch;
+          qpt::run_op(team, static_cast<i16>(id), own);
         };
         std::vector<u8> expected;
         for (int members : {1, 2, 7}) {
