@@ -239,6 +239,8 @@ class Program:
                     f"{caller}: program.{name} must be {_SHAPES[name]} {_name(dtype)} on the CPU, "
                     f"got {tuple(field.shape)} {_name(field.dtype)} on {field.device}"
                 )
+            if field.requires_grad:
+                raise InputError(f"{caller}: program.{name} must not require a gradient: a degradation has none")
         ops, levels, params = self.ops.numpy(), self.levels.numpy(), self.params.numpy()
         _refuse(caller, "ops", f"op ids in -1..{len(DEGRADATIONS) - 1}", ops, (ops < -1) | (ops >= len(DEGRADATIONS)))
         _refuse(caller, "levels", f"in 0..{LEVELS}", levels, (levels < 0) | (levels > LEVELS))

@@ -60,6 +60,10 @@ JPEG = Program.from_chains([[("jpeg", 3)]], seeds=[0])
         (replace(PROGRAM, levels=PROGRAM.levels.short()), "program.levels must be .* got .* int16"),
         (replace(PROGRAM, params=PROGRAM.params.double()), "program.params must be .* float32 .* float64"),
         (replace(PROGRAM, params=PROGRAM.params[..., :3]), r"program.params must be .* got \(2, 5, 3\)"),
+        (
+            replace(PROGRAM, params=PROGRAM.params.clone().requires_grad_()),
+            "program.params must not require a gradient",
+        ),
         (replace(PROGRAM, seeds=PROGRAM.seeds[:1]), r"program.seeds must be \(r,\) int64 .* got \(1,\) int64"),
         (replace(PROGRAM, seeds=PROGRAM.seeds.int()), r"program.seeds must be \(r,\) int64 .* int32"),
         (replace(PROGRAM, seeds=PROGRAM.seeds.to("meta")), "program.seeds must be .* on the CPU, got .* on meta"),
