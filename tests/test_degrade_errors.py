@@ -39,6 +39,12 @@ def test_images_refused(images, message):
         degrade(images, PROGRAM)
 
 
+def test_a_batch_without_images_has_no_rows_to_degrade():
+    with pytest.raises(InputError, match=r"degrade: program.source must be below the number of images, 0, got 1"):
+        degrade(IMAGES[:0], PROGRAM)
+    assert degrade(IMAGES[:0], PROGRAM[:0]).shape == (0, 16, 20, 3)
+
+
 def with_value(field: str, index: tuple[int, ...], value: float) -> Program:
     changed = getattr(PROGRAM, field).clone()
     changed[index] = value
