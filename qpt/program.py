@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qpt import degradations, streams
-from qpt.degradations import DEGRADATIONS, LEVELS, SLOTS
+from qpt.degradations import DEGRADATIONS, LEVELS, SLOTS, Degradation
 from qpt.errors import InputError
 
 _DTYPES = {
@@ -170,33 +170,22 @@ class Program:
         ops, levels = np.full((r, slots), -1, np.int16), np.zeros((r, slots), np.int8)
         given = np.zeros((r, slots, SLOTS), np.float32)
         for i, chain in enumerate(chains):
-            for j, (name, setting) in enumerate(chain):
-                ops[i, j] = degradations.op_id(name, "Program.from_chains")
-                if isinstance(setting, (int, np.integer)):
-                    if not 1 <= setting <= LEVELS:
-                        raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {name}[{setting}]")
-                    levels[i, j] = setting
-                elif len(setting) != len(DEGRADATIONS[ops[i, j]].parameters):
-                    names = ", ".join(p.name for p in DEGRADATIONS[ops[i, j]].parameters)
+            for j, step in enumerate(chain):
+                if not isinstance(step, (tuple, list)) or len(step) != 2:
                     raise InputError(
-                        f"Program.from_chains: {name} must have parameters ({names}), got {tuple(setting)}"
+                        f"Program.from_chains: a step must be (op name, level or parameters), got {step!r}"
                     )
-                else:
-                    given[i, j, : len(setting)] = setting
-        for argument, values in (("seeds", seeds), ("source", source)):
-            if values is not None and len(values) != r:
-                raise InputError(f"Program.from_chains: {argument} must be {r} integers, got {len(values)}")
-        try:
-            row_seeds = np.array(seeds, np.int64).reshape(r)
-        except OverflowError as error:
-            raise InputError(f"Program.from_chains: seeds must fit 64 bits with a sign, got {seeds!r}") from error
+                ops[i, j] = degradations.op_id(step[0], "Program.from_chains")
+                levels[i, j], given[i, j] = _setting(DEGRADATIONS[ops[i, j]], step[1])
+        row_seeds = _integers("seeds", seeds, r, np.int64)
+        sources = np.zeros(r, np.int32) if source is None else _integers("source", source, r, np.int32)
         drawn = degradations.draw_params(ops, levels, streams.uniform(row_seeds, slots * SLOTS).reshape(given.shape))
         program = Program(
             torch.from_numpy(ops),
             torch.from_numpy(levels),
             torch.from_numpy(np.where(levels[..., None] > 0, drawn, given)),
             torch.from_numpy(row_seeds),
-            torch.zeros(r, dtype=torch.int32) if source is None else torch.tensor(list(source), dtype=torch.int32),
+            torch.from_numpy(sources),
             degradations.fingerprint(),
         )
         program.check("Program.from_chains")
@@ -243,6 +232,8 @@ class Program:
                     f"{caller}: program.{name} must be {_SHAPES[name]} {_name(dtype)} on the CPU, "
                     f"got {tuple(field.shape)} {_name(field.dtype)} on {field.device}"
                 )
+            if field.requires_grad:
+                raise InputError(f"{caller}: program.{name} must not require a gradient: a degradation has none")
         ops, levels, params = self.ops.numpy(), self.levels.numpy(), self.params.numpy()
         _refuse(caller, "ops", f"op ids in -1..{len(DEGRADATIONS) - 1}", ops, (ops < -1) | (ops >= len(DEGRADATIONS)))
         _refuse(caller, "levels", f"in 0..{LEVELS}", levels, (levels < 0) | (levels > LEVELS))
@@ -267,6 +258,32 @@ class Program:
                 f"{caller}: program.params of {entry.name} must have {p.name} {kind} [{p.low:g}, {p.high:g}] {p.unit}, "
                 f"got {value:g} in row {row}, slot {slot}"
             )
+
+
+def _setting(entry: Degradation, setting: int | Sequence[float]) -> tuple[int, np.ndarray]:
+    """(level, zeros) or (0, parameters) of a step written by hand, the parameters padded to SLOTS."""
+    given = np.zeros(SLOTS, np.float32)
+    if isinstance(setting, (int, np.integer)) and not isinstance(setting, bool):
+        if not 1 <= setting <= LEVELS:
+            raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {entry.name}[{setting}]")
+        return int(setting), given
+    values = np.asarray(setting)
+    names = ", ".join(p.name for p in entry.parameters)
+    if values.shape != (len(entry.parameters),) or values.dtype.kind not in "iuf":
+        must = f"a level in 1..{LEVELS} or parameters ({names})"
+        raise InputError(f"Program.from_chains: {entry.name} must have {must}, got {setting!r}")
+    given[: len(values)] = values
+    return 0, given
+
+
+def _integers(argument: str, values: Sequence[int], rows: int, dtype: type[np.signedinteger]) -> np.ndarray:
+    """``values`` as (rows,) integers of ``dtype``. Raises InputError for anything else, or beyond its range."""
+    given, limits = np.asarray(values), np.iinfo(dtype)
+    good = given.shape == (rows,) and (rows == 0 or given.dtype.kind in "iu")
+    if not good or ((given < limits.min) | (given > limits.max)).any():
+        must = f"{rows} integers of {limits.bits} bits with a sign"
+        raise InputError(f"Program.from_chains: {argument} must be {must}, got {values!r:.80}")
+    return given.astype(dtype)
 
 
 def _refuse(caller: str, name: str, must: str, values: np.ndarray, bad: np.ndarray) -> None:

@@ -20,6 +20,7 @@ RUNGS = {
     "reference": "NumPy float64 definitions against the C++ engine with a team of one",
     "thread teams": "the same bytes from teams of 1, 2, 7, 32 and 256 threads",
     "ThreadSanitizer": "thread teams without a data race",
+    "AddressSanitizer": "every op and random chains without an access outside a buffer or undefined arithmetic",
     "block emulator": "the .cu source itself, one fibre per CUDA thread, poisoned scratch and guard bytes",
     "Triton interpreter": "every Triton kernel against torch, poisoned output and guards",
     "offline compile": "every CUDA and Triton kernel for sm_80 and sm_90 with limits on spills and shared memory",

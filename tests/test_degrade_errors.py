@@ -39,6 +39,12 @@ def test_images_refused(images, message):
         degrade(images, PROGRAM)
 
 
+def test_a_batch_without_images_has_no_rows_to_degrade():
+    with pytest.raises(InputError, match=r"degrade: program.source must be below the number of images, 0, got 1"):
+        degrade(IMAGES[:0], PROGRAM)
+    assert degrade(IMAGES[:0], PROGRAM[:0]).shape == (0, 16, 20, 3)
+
+
 def with_value(field: str, index: tuple[int, ...], value: float) -> Program:
     changed = getattr(PROGRAM, field).clone()
     changed[index] = value
@@ -60,6 +66,10 @@ JPEG = Program.from_chains([[("jpeg", 3)]], seeds=[0])
         (replace(PROGRAM, levels=PROGRAM.levels.short()), "program.levels must be .* got .* int16"),
         (replace(PROGRAM, params=PROGRAM.params.double()), "program.params must be .* float32 .* float64"),
         (replace(PROGRAM, params=PROGRAM.params[..., :3]), r"program.params must be .* got \(2, 5, 3\)"),
+        (
+            replace(PROGRAM, params=PROGRAM.params.clone().requires_grad_()),
+            "program.params must not require a gradient",
+        ),
         (replace(PROGRAM, seeds=PROGRAM.seeds[:1]), r"program.seeds must be \(r,\) int64 .* got \(1,\) int64"),
         (replace(PROGRAM, seeds=PROGRAM.seeds.int()), r"program.seeds must be \(r,\) int64 .* int32"),
         (replace(PROGRAM, seeds=PROGRAM.seeds.to("meta")), "program.seeds must be .* on the CPU, got .* on meta"),

@@ -1,4 +1,5 @@
-"""Teams of 1, 2, 7, 32 and 256 threads give the bytes of a team of one, for every op, and without a data race.
+"""Teams of 1, 2, 7, 32 and 256 threads give the bytes of a team of one, for every op, and without a data race; and no
+sync() of the sources can be left out without one of the two failing.
 
 tests/cpp/teams.cpp is compiled here with the package's own flags, once plain and once with -fsanitize=thread. The cases
 come from qpt.degradations, so a new op is covered without a change. A team of one (and its SIMD rows) never waits, so
@@ -15,32 +16,25 @@ import numpy as np
 import pytest
 import torch
 
-from qpt import Program, build
+from qpt import Program
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops.windows import plan_windows
+from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 
-SOURCE = Path(__file__).parent / "cpp" / "teams.cpp"
 TEAM_SIZES = (1, 2, 7, 32, 256)
-
-
-def compile_program(output: Path, *extra: str) -> Path:
-    compiler = os.environ.get("CXX", "g++").split()
-    flags = [*build.CXX_FLAGS, *build.instruction_set_flags(), "-Wall", "-Wextra", *extra]
-    command = [*compiler, *flags, str(SOURCE), "-o", str(output), "-pthread"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return output
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    return compile_program(tmp_path_factory.mktemp("teams") / "teams")
+    return compile_program("teams.cpp", tmp_path_factory.mktemp("teams") / "teams")
 
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
-    return compile_program(tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1")
+    return compile_program(
+        "teams.cpp", tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1"
+    )
 
 
 def encode(image: np.ndarray, ops, params, seed: int = 5, boxes=(), size: int = 0, window=(0,) * 5) -> bytes:
@@ -68,28 +62,34 @@ def encode_patches(image: np.ndarray, ops, params) -> bytes:
     return encode(image, ops, params, boxes=boxes, size=size, window=window)
 
 
-def write_cases(path: Path, sizes, levels, chains: int) -> Path:
-    """Every op at `levels` with the first and last of its drawn parameters on every size, and random chains."""
+def make_cases(sizes, levels, chains: int) -> list[bytes]:
+    """On every size: random chains, and every op at `levels` with the first and last of its drawn parameters."""
     generator = np.random.default_rng(2)
     cases = []
     for height, width in sizes:
         image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        ops, params = random_program(chains, 4, seed=height)
+        cases += [make(image, *row) for row in zip(ops, params, strict=True) for make in (encode, encode_patches)]
         for op, row in enumerate(DEGRADATIONS):
             for level in levels:
                 options = settings_of(row, level)
                 cases += [encode(image, [op], [params]) for params in {options[0], options[-1]}]
                 cases.append(encode_patches(image, [op], [options[0]]))
-        ops, params = random_program(chains, 4, seed=height)
-        cases += [make(image, *row) for row in zip(ops, params, strict=True) for make in (encode, encode_patches)]
+    return cases
+
+
+def write_cases(path: Path, cases: list[bytes]) -> Path:
     path.write_bytes(struct.pack("<i", len(cases)) + b"".join(cases))
     return path
 
 
-def without_address_randomisation(command: list[str]) -> list[str]:
+def run_sanitized(program: Path, cases: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """ThreadSanitizer needs its fixed address map, which high-entropy randomisation breaks on recent kernels."""
     setarch = shutil.which("setarch")
     assert setarch, "setarch (util-linux) is needed to run ThreadSanitizer"
-    return [setarch, "-R", *command]
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    command = [setarch, "-R", str(program), str(cases), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 @pytest.mark.rung("thread teams")
@@ -97,7 +97,7 @@ def without_address_randomisation(command: list[str]) -> list[str]:
 def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
     sizes = [(1, 1), (3, 4), (13, 37), (40, 66)] + ([(96, 131), (70, 9)] if long else [])
     levels = range(1, LEVELS + 1) if long else (2, 5)
-    cases = write_cases(tmp_path / "cases", sizes, levels, chains=20 if long else 4)
+    cases = write_cases(tmp_path / "cases", make_cases(sizes, levels, chains=20 if long else 4))
     result = subprocess.run([program, cases, str(size)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.split()[0]) >= len(sizes) * len(levels) * len(NAMES)
@@ -106,21 +106,48 @@ def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
 @pytest.mark.rung("ThreadSanitizer")
 def test_no_data_race(sanitized, tmp_path, long):
     sizes = [(11, 37), (21, 18)] if long else [(11, 37)]
-    cases = write_cases(tmp_path / "cases", sizes, (2, 5) if long else (3,), chains=8 if long else 2)
-    command = without_address_randomisation([str(sanitized), str(cases), "2", "7", *(["32"] if long else [])])
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0 and "WARNING: ThreadSanitizer" not in result.stderr, (
-        result.stdout + result.stderr[:4000]
-    )
-    assert "cases compared" in result.stdout
+    cases = make_cases(sizes, (2, 5) if long else (3,), chains=8 if long else 2)
+    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "2", "7", *(["32"] if long else []))
+    assert result.returncode == 0, result.stdout + result.stderr[:4000]
+    assert f"{len(cases)} cases compared" in result.stdout
+
+
+def barriers() -> list[str]:
+    """Every sync() of the ops and of the chain, as FILE:LINE."""
+    csrc = CPP.parents[1] / "csrc"
+    return [
+        f"{path.relative_to(csrc.parent)}:{number}"
+        for path in (*sorted(csrc.glob("ops/*.h")), csrc / "chain.h")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if ".sync()" in line.partition("//")[0]
+    ]
+
+
+@pytest.fixture(scope="module")
+def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
+    """For every sync(), the cases that come to it, all without a race: pictures large enough for a second round of
+    every loop between barriers."""
+    cases = make_cases([(37, 41), (20, 300)], (3,), chains=2)
+    path = write_cases(tmp_path_factory.mktemp("barriers") / "cases", cases)
+    result = run_sanitized(sanitized, path, "7", "--sites")
+    assert result.returncode == 0, result.stdout + result.stderr[:4000]
+    reached: dict[str, list[bytes]] = {barrier: [] for barrier in barriers()}
+    for line in result.stdout.splitlines():
+        if line.startswith("site "):
+            _, number, site = line.split()
+            reached["csrc/" + site.rpartition("csrc/")[2]].append(cases[int(number)])
+    return reached
 
 
 @pytest.mark.rung("ThreadSanitizer")
-def test_a_missing_barrier_is_found(sanitized, tmp_path):
-    """The test of the test: the same program with a sync() that does nothing, on a chain of two ops."""
-    image = np.random.default_rng(3).integers(0, 256, (11, 37, 3), dtype=np.uint8)
-    chain = encode(image, [NAMES.index("brightness"), NAMES.index("hue")], [(0.5,), (35.0,)])
-    (tmp_path / "cases").write_bytes(struct.pack("<i", 1) + chain)
-    command = without_address_randomisation([str(sanitized), str(tmp_path / "cases"), "7", "--no-sync"])
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode != 0 and "WARNING: ThreadSanitizer: data race" in result.stderr
+@pytest.mark.parametrize("barrier", barriers())
+def test_no_barrier_can_be_left_out(sanitized, cases_of_barrier, tmp_path, barrier):
+    """A sync() that does nothing must end in a race, other bytes, a crash or a hang; otherwise it is not needed, or it
+    is needed by a case that is missing here."""
+    cases = cases_of_barrier[barrier]
+    assert cases, "no case comes to this sync()"
+    try:
+        result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "--without", barrier)
+    except subprocess.TimeoutExpired:
+        return
+    assert result.returncode != 0, f"{len(cases)} cases do not miss this sync(): remove it, or add a case that does"

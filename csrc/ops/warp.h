@@ -90,7 +90,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[1] = from[1];
     to[2] = from[2];
   });
-  team.sync();  // moved pixels, written by all, are blurred by all
+  // Not synced: the first barrier of separable_blur comes before anyone reads moved.
   a.src = moved;
   a.scratch = scratch.next;
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});

@@ -11,13 +11,13 @@ similarities is then symmetric: log-sum-exps first, and one pass in the backward
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
 
 from qpt.ops import contrastive_terms
 from qpt.ops.contrastive_backends import KeySet, Queries, choose
 from qpt.ops.contrastive_inputs import check_values
 from qpt.ops.contrastive_terms import Setting
+from qpt.ops.watched import watched
 
 
 def _forward(
@@ -226,7 +226,7 @@ contrastive_backward.register_autograd(_refuse_second_derivative)
 
 
 class _Eager(torch.autograd.Function):
-    """The op without torch's dispatcher, which costs a small batch more than its products do."""
+    """The op without torch's dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
@@ -238,9 +238,6 @@ class _Eager(torch.autograd.Function):
 
 
 def contrastive(queries: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """The op ``contrastive_forward`` wherever somebody may be watching (a compiler, a dispatch mode, a subclass of
-    Tensor); on plain tensors the same function called directly. Same arguments, results and gradients."""
-    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    if watched or type(queries) not in (Tensor, nn.Parameter):
-        return contrastive_forward(queries, *arguments)
-    return _Eager.apply(queries, *arguments)
+    """The op ``contrastive_forward`` wherever somebody may be watching; otherwise the same function called directly.
+    Same arguments, results and gradients."""
+    return contrastive_forward(queries, *arguments) if watched(queries) else _Eager.apply(queries, *arguments)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from qpt.errors import BackendError, InputError
 from qpt.ops import backend as compiled
-from qpt.ops import cuda
+from qpt.ops import cuda, degrade_op
 from qpt.ops.order import costly_first
 from qpt.ops.patches import Patches
+from qpt.ops.watched import watched
 from qpt.program import Program
 
 _BACKENDS = ("auto", "cpu", "cuda")
@@ -33,7 +34,10 @@ def degrade(images: Tensor, program: Program, *, threads: int | None = None, bac
     Returns a new (r, H, W, 3) uint8 tensor on the images' device. A row's bytes depend on its own chain, seed and image
     only: not on the batch, the order of rows or the number of threads.
     Raises InputError naming the wrong argument; BackendError without a usable backend, or in a forked worker process.
+    Under ``torch.compile`` it is one op, ``qpt::degrade``, without a graph break; there is no gradient.
     """
+    if isinstance(program, Program) and watched(images):
+        return degrade_op.degrade(images, *degrade_op.fields(program), threads, backend)
     _check_images("degrade", images)
     _check_program("degrade", program, images)
     threads = _check_threads("degrade", threads)
@@ -57,8 +61,12 @@ def degrade_patches(
     patch in pixels, on the CPU or the images' device.  size: side in pixels, all patches inside the image.
     Returns (r, P, 3, size, size) in ``dtype``, (value / 255 - mean) / std with ImageNet's mean and std, computed in
     float32 (float64 for float64). ``memory_format`` is that of ``result.flatten(0, 1)``, a view.
-    The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does.
+    The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does. Under ``torch.compile`` it is one
+    op, ``qpt::degrade_patches``.
     """
+    if isinstance(program, Program) and memory_format in _LAYOUTS and watched(images):
+        options = (size, dtype, memory_format == torch.channels_last, threads, backend)
+        return degrade_op.degrade_patches(images, *degrade_op.fields(program), boxes, *options)
     _check_images("degrade_patches", images)
     _check_program("degrade_patches", program, images)
     threads = _check_threads("degrade_patches", threads)

@@ -1,12 +1,13 @@
 // Runs chains with teams of std::threads and compares every byte with a team of one. Built and run by
 // tests/test_teams.py, also with -fsanitize=thread. Knows no op: cases (image, ops, parameters) come from a file, the
 // ops from csrc/ops/table.h.
-//   teams CASES SIZE...            exit 0: the same bytes at every team size
-//   teams CASES SIZE... --no-sync  the barrier does nothing: must end in other bytes or a complaint of the sanitizer
+//   teams CASES SIZE...                       exit 0: the same bytes at every team size
+//   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every sync() that a case comes to
+//   teams CASES SIZE... --without FILE:LINE   that sync() does nothing: must end in other bytes or a complaint of the
+//                                             sanitizer
 // File: i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32 params[slots][4]; u8
 // image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the image is the result.
-#include <pthread.h>
-
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "../../csrc/chain.h"
+#include "thread_team.h"
 
 namespace {
 
@@ -75,45 +77,6 @@ struct Buffer {
   std::vector<qpt::u8> bytes;
 };
 
-// A barrier whose uses alternate between two. With a single one, a fast thread's next arrival is already part of what a
-// slow thread acquires on leaving, and ThreadSanitizer takes the two for ordered: a missing barrier would go unnoticed.
-class Barrier {
- public:
-  explicit Barrier(int size) {
-    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_init(&barrier, nullptr, static_cast<unsigned>(size));
-  }
-  Barrier(const Barrier&) = delete;
-  Barrier& operator=(const Barrier&) = delete;
-  ~Barrier() {
-    for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
-  }
-  // phase belongs to the calling thread and starts at 0.
-  void wait(int& phase) { pthread_barrier_wait(&barriers_[phase ^= 1]); }
-
- private:
-  pthread_barrier_t barriers_[2];
-};
-
-class ThreadTeam {
- public:
-  static constexpr bool kSolo = false;
-  ThreadTeam(qpt::i32 rank, qpt::i32 size, Barrier* barrier) : rank_(rank), size_(size), barrier_(barrier) {}
-  qpt::i32 rank() const { return rank_; }
-  qpt::i32 size() const { return size_; }
-  void sync() const {
-    if (barrier_) barrier_->wait(phase_);
-  }
-  template <class Body>
-  void once(Body body) const {
-    if (rank_ == 0) body();
-  }
-
- private:
-  qpt::i32 rank_, size_;
-  Barrier* barrier_;
-  mutable int phase_ = 0;
-};
-
 // Value v of channel c as another number for each pair.
 std::vector<qpt::u32> make_table() {
   std::vector<qpt::u32> table(3 * 256);
@@ -141,34 +104,31 @@ size_t scratch_size(const Case& c) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) return std::fprintf(stderr, "usage: teams CASES SIZE... [--no-sync]\n"), 2;
-  const bool sync = std::strcmp(argv[argc - 1], "--no-sync") != 0;
+  if (argc < 3) return std::fprintf(stderr, "usage: teams CASES SIZE... [--sites | --without FILE:LINE]\n"), 2;
+  const bool list_sites = std::strcmp(argv[argc - 1], "--sites") == 0;
+  const char* without = std::strcmp(argv[argc - 2], "--without") == 0 ? argv[argc - 1] : nullptr;
+  const int last_size = argc - 1 - (without ? 2 : list_sites ? 1 : 0);
   const std::vector<Case> cases = read_cases(argv[1]);
 
-  std::vector<std::vector<qpt::u8>> expected;
   size_t largest_scratch = 0;
-  for (const Case& c : cases) {
-    qpt::Solo solo;
-    Buffer scratch(scratch_size(c));
-    expected.emplace_back(c.result_bytes(), 0xEE);
-    run(solo, c, expected.back().data(), scratch.poison(0x11));
-    largest_scratch = scratch_size(c) > largest_scratch ? scratch_size(c) : largest_scratch;
-  }
+  for (const Case& c : cases) largest_scratch = std::max(largest_scratch, scratch_size(c));
 
-  int different = 0;
-  for (int i = 2; i < argc - (sync ? 0 : 1); ++i) {
+  std::vector<Sites> reached(cases.size());
+  // Teams before the team of one: a race that ends the program does so at once.
+  std::vector<std::vector<std::vector<qpt::u8>>> results;  // [size][case]
+  for (int i = 2; i <= last_size; ++i) {
     const int size = std::atoi(argv[i]);
-    Barrier ops(size), between(size);  // between cases the threads always meet, whatever --no-sync says
+    Barrier ops(size), between(size);  // between cases the threads always meet, whatever is left out
     Buffer scratch(largest_scratch);
-    std::vector<std::vector<qpt::u8>> out;
+    std::vector<std::vector<qpt::u8>>& out = results.emplace_back();
     for (const Case& c : cases) out.emplace_back(c.result_bytes(), 0xDD);
     void* area = nullptr;
     const auto work = [&](int rank) {
-      ThreadTeam team(rank, size, sync ? &ops : nullptr);
       int phase = 0;
       for (size_t n = 0; n < cases.size(); ++n) {
         if (rank == 0) area = scratch.poison(0xA5);
         between.wait(phase);
+        ThreadTeam team(rank, size, &ops, without, list_sites ? &reached[n] : nullptr);
         run(team, cases[n], out[n].data(), area);
         between.wait(phase);
       }
@@ -176,12 +136,22 @@ int main(int argc, char** argv) {
     std::vector<std::thread> threads;
     for (int rank = 0; rank < size; ++rank) threads.emplace_back(work, rank);
     for (std::thread& thread : threads) thread.join();
-    for (size_t n = 0; n < cases.size(); ++n) {
-      if (out[n] == expected[n]) continue;
+  }
+
+  int different = 0;
+  for (size_t n = 0; n < cases.size(); ++n) {
+    qpt::Solo solo;
+    Buffer scratch(scratch_size(cases[n]));
+    std::vector<qpt::u8> expected(cases[n].result_bytes(), 0xEE);
+    run(solo, cases[n], expected.data(), scratch.poison(0x11));
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (results[i][n] == expected) continue;
       ++different;
-      std::printf("case %zu differs with a team of %d\n", n, size);
+      std::printf("case %zu differs with a team of %s\n", n, argv[2 + i]);
     }
   }
+  for (size_t n = 0; n < cases.size(); ++n)
+    for (const std::string& site : reached[n]) std::printf("site %zu %s\n", n, site.c_str());
   std::printf("%zu cases compared\n", cases.size());
   return different ? 1 : 0;
 }
