@@ -1,4 +1,4 @@
-// Noise (texture family): Gaussian per sample, per pixel and in YCbCr, multiplicative, impulses, photon counts. A draw
+// Noise (texture family): Gaussian per sample, per pixel, in YCbCr and correlated, multiplicative, impulses. A draw
 // depends on (seed, slot, op tag, element) only. 256 consecutive elements share 64 Philox counters: element e is word
 // (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, which keeps neighbours in neighbouring lanes and a crop's draws
 // local. Listed in table.h; definitions in qpt/degradations.py.
@@ -16,6 +16,14 @@ constexpr u32 kTagImpulse = 7;
 constexpr u32 kTagPoisson = 8;
 constexpr u32 kTagYcbcr = 9;
 constexpr u32 kTagGlass = 10;
+constexpr u32 kTagCovariance = 11;
+constexpr u32 kTagNoiseCov = 12;
+constexpr u32 kTagPoissonGrey = 13;
+constexpr u32 kTagJitter = 14;
+constexpr u32 kTagPatch = 15;
+constexpr u32 kTagBlock = 16;
+constexpr u32 kTagHue = 17;
+constexpr u32 kTagLuminance = 18;
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
@@ -147,69 +155,47 @@ QPT_FN void impulse_noise(Team& team, OpArgs a) {
   });
 }
 
-// The Poisson distributions of the 256 values, each from its mode outwards, so that nothing underflows.
-struct PhotonTable {
-  float* mass;        // [256] probability of the mode
-  float* cumulative;  // [256] probability of at most the mode
-  float peak;         // photons of value 255
+// m n for three independent standard normal numbers n: noise of covariance m m^T.
+struct Mixing {
+  float m[3][3];
 };
 
-constexpr float kLeastMass = 1e-10f;  // beyond it a tail holds no 24-bit uniform number
-
-template <class Team>
-QPT_FN PhotonTable photon_table(const Team& team, float peak, Scratch scratch) {
-  const PhotonTable table{scratch.take<float>(256), scratch.take<float>(256), peak};
-  each(team, 256, [&](i32 value) {
-    const float mean = peak * static_cast<float>(value) / 255.0f;
-    const i32 mode = static_cast<i32>(mean);
-    float below = 1.0f, above = 0.0f, mass = 1.0f;  // relative to the mode's
-    for (i32 k = mode; k > 0 && mass > kLeastMass; --k) {
-      mass *= static_cast<float>(k) / mean;
-      below += mass;
-    }
-    mass = 1.0f;
-    for (i32 k = mode + 1; mass > kLeastMass; ++k) {
-      mass *= mean / static_cast<float>(k);
-      above += mass;
-    }
-    table.mass[value] = 1.0f / (below + above);
-    table.cumulative[value] = below / (below + above);
-  });
-  return table;
+// A random covariance's square root, from the words of counters 0 and 1: the columns of a uniformly random rotation (a
+// quaternion of four normal numbers; Shoemake, Graphics Gems III, 1992), each times the root of a uniform number.
+QPT_INLINE Mixing random_mixing(OpArgs a) {
+  const u32 key0 = static_cast<u32>(a.seed), key1 = static_cast<u32>(a.seed >> 32);
+  const Philox4 turn = philox4x32_10({0u, a.slot, kTagCovariance, 0u}, key0, key1);
+  const Philox4 spread = philox4x32_10({1u, a.slot, kTagCovariance, 0u}, key0, key1);
+  const Normal2 low = normal_pair(turn.x, turn.y), high = normal_pair(turn.z, turn.w);
+  const float w = low.first, x = low.second, y = high.first, z = high.second;
+  const float scale = 2.0f / maximum(w * w + x * x + y * y + z * z, 1e-12f);
+  const float u = square_root(unit(spread.x)), v = square_root(unit(spread.y)), t = square_root(unit(spread.z));
+  return {{{u * (1.0f - scale * (y * y + z * z)), v * scale * (x * y - w * z), t * scale * (x * z + w * y)},
+           {u * scale * (x * y + w * z), v * (1.0f - scale * (x * x + z * z)), t * scale * (y * z - w * x)},
+           {u * scale * (x * z - w * y), v * scale * (y * z + w * x), t * (1.0f - scale * (x * x + y * y))}}};
 }
 
-// Photons counted for a value: the smallest k whose cumulative probability exceeds u, sought from the mode.
-QPT_INLINE i32 count_photons(const PhotonTable& table, i32 value, float u) {
-  const float mean = table.peak * static_cast<float>(value) / 255.0f;
-  i32 k = static_cast<i32>(mean);
-  float mass = table.mass[value], cumulative = table.cumulative[value];
-  while (u >= cumulative && mass > kLeastMass) {
-    ++k;
-    mass *= mean / static_cast<float>(k);
-    cumulative += mass;
-  }
-  while (k > 0 && u < cumulative - mass && mass > kLeastMass) {
-    cumulative -= mass;
-    mass *= static_cast<float>(k) / mean;
-    --k;
-  }
-  return k;
-}
-
-// Photons per sample, Poisson with mean p0 * x / 255, scaled back. p0 = peak, the photons of value 255.
+// Gaussian noise correlated between the channels by a covariance drawn from the row's seed. p0 = std on the 0-255
+// scale, the most that a direction of colour can have.
 template <class Team>
-QPT_FN void poisson_noise(Team& team, OpArgs a) {
-  const PhotonTable table =
-      photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
-  team.sync();  // the table, written by all, is read by all
-  with_words(team, a, kTagPoisson, a.h * a.w * 3, [&](i32 i, u32 word) {
-    const i32 photons = count_photons(table, a.src[i], unit(word));
-    a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / table.peak);
+QPT_FN void gaussian_noise_cov(Team& team, OpArgs a) {
+  const float std = parameter(a.params[0], 0.0f, 255.0f);
+  const Mixing mixing = random_mixing(a);
+  with_normals(team, a, kTagNoiseCov, a.h * a.w * 3, [&](i32 first, i32 count, const float* normal) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count / 3, [&](i32 p) {
+      const float n0 = normal[3 * p], n1 = normal[3 * p + 1], n2 = normal[3 * p + 2];
+      for (i32 c = 0; c < 3; ++c) {
+        const float noise = mixing.m[c][0] * n0 + mixing.m[c][1] * n1 + mixing.m[c][2] * n2;
+        dst[3 * p + c] = to_u8(static_cast<float>(src[3 * p + c]) + std * noise);
+      }
+    });
   });
 }
 
 QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);  // more than a PhotonTable
+  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
 }
 
 }  // namespace qpt
