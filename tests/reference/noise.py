@@ -76,13 +76,22 @@ def poisson_noise_grey(image, params, seed, slot):
     return np.clip(image + (count * 255 / params[0] - luma)[..., None], 0, 255)
 
 
+def covariance_quaternion(seed: int, slot: int) -> np.ndarray:
+    """(4,) w, x, y, z: the Box-Muller numbers of the four words of counter 0, as in philox.normals."""
+    drawn = words(1, seed, slot, tag=11)[0] >> np.uint32(8)
+    radius = np.sqrt(-2 * np.log((drawn[::2].astype(np.float64) + 1) / 2**24))
+    angle = 2 * np.pi * drawn[1::2].astype(np.float64) / 2**24
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+
+
+def covariance_spread(seed: int, slot: int) -> np.ndarray:
+    """(3,) variances along the axes of colour, [0, 1): the first three words of counter 1."""
+    return (words(2, seed, slot, tag=11)[1, :3] >> np.uint32(8)) / 2**24
+
+
 def random_mixing(seed: int, slot: int) -> np.ndarray:
-    """(3, 3) m, covariance m m': a rotation, from the quaternion (w, x, y, z) of counter 0's normal numbers, its
-    columns each times the square root of a uniform number of counter 1."""
-    drawn = words(2, seed, slot, tag=11) >> np.uint32(8)
-    radius = np.sqrt(-2 * np.log((drawn[0, ::2].astype(np.float64) + 1) / 2**24))
-    angle = 2 * np.pi * drawn[0, 1::2].astype(np.float64) / 2**24
-    quaternion = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()
+    """(3, 3) m, covariance m m': the quaternion's rotation, its columns each times the root of a variance."""
+    quaternion = covariance_quaternion(seed, slot)
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     rotation = np.array(
         [
@@ -91,7 +100,7 @@ def random_mixing(seed: int, slot: int) -> np.ndarray:
             [2 * (x * z - w * y), 2 * (y * z + w * x), w * w - x * x - y * y + z * z],
         ]
     )
-    return rotation * np.sqrt(drawn[1, :3] / 2**24)
+    return rotation * np.sqrt(covariance_spread(seed, slot))
 
 
 @define
