@@ -1,6 +1,7 @@
 // Changes in CIELAB (colour family): chroma and the brightness curve. sRGB (IEC 61966-2-1) and CIE 15 with white D65,
 // with the figures of skimage.color. L, a and b are linear in f(X), f(Y) and f(Z), so an op changes those three and no
-// L, a, b are made. Listed in table.h; definitions in qpt/degradations.py.
+// L, a, b are made. Both branches of a curve are computed before one is chosen, so that loops vectorise. Listed in
+// table.h; definitions in qpt/degradations.py.
 #pragma once
 #include "tone.h"
 
@@ -9,25 +10,29 @@ namespace qpt {
 // Light of an sRGB share, both of [0, 1].
 QPT_INLINE float linear_light(float share) {
   const float curved = exponential(2.4f * natural_log((share + 0.055f) / 1.055f));
-  return share > 0.04045f ? curved : share / 12.92f;
+  const float straight = share / 12.92f;
+  return share > 0.04045f ? curved : straight;
 }
 
 // sRGB value, 0-255, of light, clipped.
 QPT_INLINE float encoded_light(float light) {
   const float bounded = clamp(light, 0.0f, 1.0f);
   const float curved = 1.055f * exponential(natural_log(maximum(bounded, 0.003f)) / 2.4f) - 0.055f;
-  return 255.0f * (bounded > 0.0031308f ? curved : 12.92f * bounded);
+  const float straight = 12.92f * bounded;
+  return 255.0f * (bounded > 0.0031308f ? curved : straight);
 }
 
 // f of CIE 15, of a share of the white's tristimulus value in [0, 1]: L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)),
 // b = 200 (f(Y) - f(Z)).
 QPT_INLINE float lab_response(float share) {
   const float root = exponential(natural_log(maximum(share, 0.008f)) / 3.0f);
-  return share > 0.008856f ? root : 7.787f * share + 16.0f / 116.0f;
+  const float straight = 7.787f * share + 16.0f / 116.0f;
+  return share > 0.008856f ? root : straight;
 }
 
 QPT_INLINE float from_lab_response(float f) {
-  return f > 0.2068966f ? f * f * f : (f - 16.0f / 116.0f) / 7.787f;
+  const float cube = f * f * f, straight = (f - 16.0f / 116.0f) / 7.787f;
+  return f > 0.2068966f ? cube : straight;
 }
 
 struct LabResponses {
