@@ -39,52 +39,59 @@ QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
                        static_cast<u32>(a.seed >> 32));
 }
 
-// body(element, word) for every element.
-template <class Team, class Body>
-QPT_FN void with_words(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
-  each(team, noise_blocks(elements), kNoiseLanes, [&](i32 block, i32 lane) {
-    const Philox4 words = noise_words(a, tag, block, lane);
-    const i32 first = kNoiseElements * block + lane;
-    if (first < elements) body(first, words.x);
-    if (first + kNoiseLanes < elements) body(first + kNoiseLanes, words.y);
-    if (first + 2 * kNoiseLanes < elements) body(first + 2 * kNoiseLanes, words.z);
-    if (first + 3 * kNoiseLanes < elements) body(first + 3 * kNoiseLanes, words.w);
-  });
-}
-
 // A word as a uniform number in [0, 1), a multiple of 2^-24.
 QPT_INLINE float unit(u32 word) {
   return static_cast<float>(static_cast<i32>(word >> 8)) * 0x1p-24f;
 }
 
-// out[e] = standard normal of element 256 first_block + e; out has room for a multiple of 256 elements.
-template <class Team>
-QPT_FN void fill_normals(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, float* out) {
+// What the four words of a counter give its four elements.
+struct Four {
+  float values[4];
+};
+
+QPT_INLINE Four four_normals(Philox4 words) {
+  const Normal2 low = normal_pair(words.x, words.y), high = normal_pair(words.z, words.w);
+  return {{low.first, low.second, high.first, high.second}};
+}
+
+QPT_INLINE Four four_uniforms(Philox4 words) {
+  return {{unit(words.x), unit(words.y), unit(words.z), unit(words.w)}};
+}
+
+// out[e] = number of element 256 first_block + e; out has room for a multiple of 256 elements.
+template <class Team, class Draw>
+QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, Draw draw, float* out) {
   each(team, blocks, kNoiseLanes, [&](i32 block, i32 lane) {
-    const Philox4 words = noise_words(a, tag, first_block + block, lane);
-    const Normal2 low = normal_pair(words.x, words.y), high = normal_pair(words.z, words.w);
+    const Four four = draw(noise_words(a, tag, first_block + block, lane));
     float* const at = out + kNoiseElements * block + lane;
-    at[0] = low.first;
-    at[kNoiseLanes] = low.second;
-    at[2 * kNoiseLanes] = high.first;
-    at[3 * kNoiseLanes] = high.second;
+    for (i32 part = 0; part < 4; ++part) at[kNoiseLanes * part] = four.values[part];
   });
 }
 
-// body(first, count, normal) for runs of elements, as many as fit in scratch: normal[i] is that of element first + i.
+// body(first, count, number) for runs of elements, as many as fit in scratch: number[i] is that of element first + i.
 // A run starts at a multiple of 3, so the elements of a pixel are never parted.
-template <class Team, class Body>
-QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
+template <class Team, class Draw, class Body>
+QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, i32 elements, Draw draw, Body body) {
   static_assert(kNoiseBlocks % 3 == 0);
   const i32 blocks = noise_blocks(elements);
-  float* normal = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kNoiseElements * kNoiseBlocks);
+  float* number = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kNoiseElements * kNoiseBlocks);
   for (i32 block = 0; block < blocks; block += kNoiseBlocks) {
-    fill_normals(team, a, tag, block, minimum(kNoiseBlocks, blocks - block), normal);
-    team.sync();  // normals, written by all, are read by all
+    fill_numbers(team, a, tag, block, minimum(kNoiseBlocks, blocks - block), draw, number);
+    team.sync();  // numbers, written by all, are read by all
     const i32 first = kNoiseElements * block;
-    body(first, minimum(kNoiseElements * kNoiseBlocks, elements - first), static_cast<const float*>(normal));
-    team.sync();  // all have read the normals that the next blocks overwrite
+    body(first, minimum(kNoiseElements * kNoiseBlocks, elements - first), static_cast<const float*>(number));
+    team.sync();  // all have read the numbers that the next blocks overwrite
   }
+}
+
+// with_numbers for standard normal numbers and for uniform numbers in [0, 1).
+template <class Team, class Body>
+QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
+  with_numbers(team, a, tag, elements, [](Philox4 words) { return four_normals(words); }, body);
+}
+template <class Team, class Body>
+QPT_FN void with_uniforms(const Team& team, OpArgs a, u32 tag, i32 elements, Body body) {
+  with_numbers(team, a, tag, elements, [](Philox4 words) { return four_uniforms(words); }, body);
 }
 
 // x + std * n per sample. p0 = std on the 0-255 scale.
@@ -149,9 +156,13 @@ QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void impulse_noise(Team& team, OpArgs a) {
   const float density = parameter(a.params[0], 0.0f, 1.0f);
-  with_words(team, a, kTagImpulse, a.h * a.w * 3, [&](i32 i, u32 word) {
-    const float u = unit(word);
-    a.dst[i] = u >= density ? a.src[i] : static_cast<u8>(u < 0.5f * density ? 0 : 255);
+  with_uniforms(team, a, kTagImpulse, a.h * a.w * 3, [&](i32 first, i32 count, const float* uniform) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count, [&](i32 i) {
+      const u8 pulse = uniform[i] < 0.5f * density ? 0 : 255;
+      dst[i] = uniform[i] < density ? pulse : src[i];
+    });
   });
 }
 

@@ -6,109 +6,137 @@
 
 namespace qpt {
 
-// The Poisson distributions of the 256 values, each from its mode outwards, so that nothing underflows.
-struct PhotonTable {
-  float* mass;        // [256] probability of the mode
-  float* cumulative;  // [256] probability of at most the mode
-  float peak;         // photons of value 255
+constexpr i32 kGuides = 128;
+
+// A Poisson distribution as a table: the cumulative probabilities of the counts from `first` on follow the record, as
+// far as 24 bits of a uniform number tell them apart. guide[g]: the first of them that exceeds g / kGuides.
+struct PhotonRecord {
+  i32 first;
+  u16 guide[kGuides];
 };
 
-constexpr float kLeastMass = 1e-10f;  // beyond it a tail holds no 24-bit uniform number
+struct PhotonRange {
+  i32 first, last;
+};
 
-template <class Team>
-QPT_FN PhotonTable photon_table(const Team& team, float peak, Scratch scratch) {
-  const PhotonTable table{scratch.take<float>(256), scratch.take<float>(256), peak};
-  each(team, 256, [&](i32 value) {
-    const float mean = peak * static_cast<float>(value) / 255.0f;
-    const i32 mode = static_cast<i32>(mean);
-    float below = 1.0f, above = 0.0f, mass = 1.0f;  // relative to the mode's
-    for (i32 k = mode; k > 0 && mass > kLeastMass; --k) {
-      mass *= static_cast<float>(k) / mean;
-      below += mass;
-    }
-    mass = 1.0f;
-    for (i32 k = mode + 1; mass > kLeastMass; ++k) {
-      mass *= mean / static_cast<float>(k);
-      above += mass;
-    }
-    table.mass[value] = 1.0f / (below + above);
-    table.cumulative[value] = below / (below + above);
-  });
-  return table;
+// Beyond it both tails together are less than 2^-24.
+QPT_INLINE PhotonRange photon_range(float mean) {
+  const float spread = square_root(mean);
+  return {static_cast<i32>(maximum(mean - 5.5f * spread, 0.0f)), static_cast<i32>(mean + 6.0f * spread) + 8};
 }
 
-// Photons counted for a value: the smallest k whose cumulative probability exceeds u, sought from the mode.
-QPT_INLINE i32 count_photons(const PhotonTable& table, i32 value, float u) {
-  const float mean = table.peak * static_cast<float>(value) / 255.0f;
-  i32 k = static_cast<i32>(mean);
-  float mass = table.mass[value], cumulative = table.cumulative[value];
-  while (u >= cumulative && mass > kLeastMass) {
-    ++k;
+QPT_INLINE i32 record_bytes(float mean) {
+  const PhotonRange range = photon_range(mean);
+  const i32 bytes = static_cast<i32>(sizeof(PhotonRecord) + sizeof(float)) + 4 * (range.last - range.first);
+  return (bytes + 63) / 64 * 64;
+}
+
+// Masses from the mode outwards, so that nothing underflows; their sums in whole units of 2^-24 of the mode's, exact.
+QPT_INLINE void fill_record(PhotonRecord* record, float mean) {
+  const PhotonRange range = photon_range(mean);
+  float* cumulative = reinterpret_cast<float*>(record + 1);
+  const i32 mode = static_cast<i32>(mean), counts = range.last - range.first + 1;
+  float mass = 16777216.0f;
+  for (i32 k = mode; k >= range.first; --k) {
+    cumulative[k - range.first] = mass;
+    mass = k > 0 ? mass * (static_cast<float>(k) / mean) : mass;
+  }
+  mass = 16777216.0f;
+  for (i32 k = mode + 1; k <= range.last; ++k) {
     mass *= mean / static_cast<float>(k);
-    cumulative += mass;
+    cumulative[k - range.first] = mass;
   }
-  while (k > 0 && u < cumulative - mass && mass > kLeastMass) {
-    cumulative -= mass;
-    mass *= static_cast<float>(k) / mean;
-    --k;
+  i64 sum = 0;
+  for (i32 i = 0; i < counts; ++i) {
+    sum += static_cast<i32>(cumulative[i] + 0.5f);
+    cumulative[i] = static_cast<float>(sum);
   }
-  return k;
+  const float total = static_cast<float>(sum);
+  for (i32 i = 0; i < counts; ++i) cumulative[i] /= total;
+  record->first = range.first;
+  i32 i = 0;
+  for (i32 g = 0; g < kGuides; ++g) {
+    while (static_cast<float>(g) / static_cast<float>(kGuides) >= cumulative[i]) ++i;
+    record->guide[g] = static_cast<u16>(i);
+  }
 }
+
+// The smallest count whose cumulative probability exceeds u in [0, 1). The last one's is 1.
+QPT_INLINE i32 count_photons(const PhotonRecord* record, float u) {
+  const float* cumulative = reinterpret_cast<const float*>(record + 1);
+  i32 i = record->guide[static_cast<i32>(u * static_cast<float>(kGuides))];
+  while (u >= cumulative[i]) ++i;
+  return record->first + i;
+}
+
+// Room for the records of a group of values.
+QPT_INLINE i32 photon_arena(i32 h, i32 w) {
+  return static_cast<i32>(minimum(static_cast<i64>(6) * h * w + 20480, static_cast<i64>(393216)));
+}
+
+// put(i, count) for every element: count is Poisson with mean peak value(i) / 255. The values' tables do not all fit in
+// scratch, so that groups of values follow one another; which group a value is in changes nothing.
+template <class Team, class Value, class Put>
+QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, i32 elements, float peak, Value value, Put put) {
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  const i32 room = photon_arena(a.h, a.w);
+  u8* arena = scratch.take<u8>(room);
+  i32* place = scratch.take<i32>(256);  // of a value's record in the arena; 0 starts a group
+  a.scratch = scratch.next;
+  const auto mean = [&](i32 x) { return peak * static_cast<float>(x) / 255.0f; };
+  team.once([&] {
+    i32 used = 0;
+    for (i32 x = 0; x < 256; ++x) {
+      const i32 bytes = record_bytes(mean(x));
+      if (used + bytes > room) used = 0;
+      place[x] = used;
+      used += bytes;
+    }
+  });
+  team.sync();  // places, written by one member, are read by all
+  for (i32 low = 0, high = 0; low < 256; low = high) {
+    for (high = low + 1; high < 256 && place[high] != 0;) ++high;
+    each(team, high - low,
+         [&](i32 i) { fill_record(reinterpret_cast<PhotonRecord*>(arena + place[low + i]), mean(low + i)); });
+    // The barriers of with_uniforms lie between the records, written by all, and their reading, and after it.
+    with_uniforms(team, a, tag, elements, [&](i32 first, i32 count, const float* uniform) {
+      each(team, count, [&](i32 i) {
+        const i32 x = value(first + i);
+        if (x < low || x >= high) return;
+        put(first + i, count_photons(reinterpret_cast<const PhotonRecord*>(arena + place[x]), uniform[i]));
+      });
+    });
+  }
+}
+
+constexpr float kMaxPeak = 4096.0f;
 
 // Photons per sample, Poisson with mean p0 * x / 255, scaled back. p0 = peak, the photons of value 255.
 template <class Team>
 QPT_FN void poisson_noise(Team& team, OpArgs a) {
-  const PhotonTable table =
-      photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
-  team.sync();  // the table, written by all, is read by all
-  with_words(team, a, kTagPoisson, a.h * a.w * 3, [&](i32 i, u32 word) {
-    const i32 photons = count_photons(table, a.src[i], unit(word));
-    a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / table.peak);
-  });
+  const float peak = parameter(a.params[0], 1.0f, kMaxPeak);
+  with_photons(
+      team, a, kTagPoisson, a.h * a.w * 3, peak, [&](i32 i) { return a.src[i]; },
+      [&](i32 i, i32 photons) { a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / peak); });
 }
 
 // One count per pixel for the three channels: x + 255 k / p0 - Y, k Poisson with mean p0 Y / 255, Y the rounded ITU-R
 // 601 luma. p0 = peak, the photons of value 255.
 template <class Team>
 QPT_FN void poisson_noise_grey(Team& team, OpArgs a) {
-  const PhotonTable table =
-      photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
-  team.sync();  // the table, written by all, is read by all
-  with_words(team, a, kTagPoissonGrey, a.h * a.w, [&](i32 p, u32 word) {
-    const u8* src = a.src + static_cast<i64>(3) * p;
-    u8* dst = a.dst + static_cast<i64>(3) * p;
-    const i32 luma = rounded_luma(src);
-    const float noise =
-        static_cast<float>(count_photons(table, luma, unit(word))) * 255.0f / table.peak - static_cast<float>(luma);
-    for (i32 c = 0; c < 3; ++c) dst[c] = to_u8(static_cast<float>(src[c]) + noise);
-  });
+  const float peak = parameter(a.params[0], 1.0f, kMaxPeak);
+  with_photons(
+      team, a, kTagPoissonGrey, a.h * a.w, peak, [&](i32 p) { return rounded_luma(a.src + static_cast<i64>(3) * p); },
+      [&](i32 p, i32 photons) {
+        const u8* src = a.src + static_cast<i64>(3) * p;
+        u8* dst = a.dst + static_cast<i64>(3) * p;
+        const float noise = static_cast<float>(photons) * 255.0f / peak - static_cast<float>(rounded_luma(src));
+        for (i32 c = 0; c < 3; ++c) dst[c] = to_u8(static_cast<float>(src[c]) + noise);
+      });
 }
 
-constexpr i32 kCounts = 256;  // a mean of at most 127.5 never gives more
-
-// cumulative[k] = probability of at most k photons of a mean in [0, 127.5], k < kCounts. By one member: a chain of sums
-// from the mode outwards, so that nothing underflows.
-template <class Team>
-QPT_FN void fill_cumulative(const Team& team, float mean, float* cumulative) {
-  team.once([&] {
-    const i32 mode = static_cast<i32>(mean);
-    float mass = 1.0f;  // relative to the mode's
-    for (i32 k = mode; k >= 0; --k) {
-      cumulative[k] = mass;
-      mass *= static_cast<float>(k) / maximum(mean, 1e-6f);
-    }
-    mass = 1.0f;
-    for (i32 k = mode + 1; k < kCounts; ++k) {
-      mass *= mean / static_cast<float>(k);
-      cumulative[k] = mass;
-    }
-    float sum = 0.0f;
-    for (i32 k = 0; k < kCounts; ++k) {
-      sum += cumulative[k];
-      cumulative[k] = sum;
-    }
-    for (i32 k = 0; k < kCounts; ++k) cumulative[k] /= sum;
-  });
+QPT_FN i64 photon_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(photon_arena(h, w)) + taken_bytes<i32>(256) + noise_bytes(h, w);
 }
 
 // Standard deviation over the image of the HLS lightness (max + min) / 2, in levels: from whole sums of max + min and
@@ -146,13 +174,6 @@ QPT_FN float lightness_std(const Team& team, OpArgs a, u64* partial) {
   return 0.5f * square_root(maximum(variance, 0.0f));
 }
 
-// The smallest k with cumulative[k] > u, by halving.
-QPT_INLINE i32 count_of(const float* cumulative, float u) {
-  i32 k = 0;
-  for (i32 step = kCounts / 2; step > 0; step /= 2) k += u >= cumulative[k + step - 1] ? step : 0;
-  return k;
-}
-
 // HLS hue of one pixel turned by `turned` sixths, HLS lightness L raised by share (1 - L); saturation stays, so chroma
 // goes with the room that the lightness leaves it.
 QPT_INLINE void disturb(const u8* src, u8* dst, float turned, float share) {
@@ -169,6 +190,9 @@ QPT_INLINE void disturb(const u8* src, u8* dst, float turned, float share) {
   dst[2] = hexcone(sixths + 1.0f, value, new_chroma);
 }
 
+constexpr float kMaxLight = 127.5f;  // mean photons of iso_noise: the largest spread there is, of black and white
+constexpr i32 kLightBytes = 1024;    // of its record
+
 // HLS hue plus a normal number of p0 p1 turns; HLS lightness L plus (k / 255) (1 - L), k Poisson with mean p1 times the
 // standard deviation of the image's lightness on the 0-255 scale. p0 = colour_shift, p1 = intensity.
 template <class Team>
@@ -176,28 +200,25 @@ QPT_FN void iso_noise(Team& team, OpArgs a) {
   const float intensity = parameter(a.params[1], 0.0f, 1.0f);
   const float std = 6.0f * parameter(a.params[0], 0.0f, 1.0f) * intensity;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* cumulative = scratch.take<float>(kCounts);
+  PhotonRecord* light = reinterpret_cast<PhotonRecord*>(scratch.take<u8>(kLightBytes));
   float* share = scratch.take<float>(kNoiseElements * kNoiseBlocks);
-  fill_cumulative(team, intensity * lightness_std(team, a, scratch.take<u64>(2 * kMaxMembers)), cumulative);
+  const float spread = lightness_std(team, a, scratch.take<u64>(2 * kMaxMembers));
   a.scratch = scratch.next;
+  team.once([&] { fill_record(light, minimum(intensity * spread, kMaxLight)); });
   with_normals(team, a, kTagHue, a.h * a.w, [&](i32 first, i32 count, const float* normal) {
-    // The barrier before this body made the cumulative probabilities, written by one member, visible to all.
-    each(team, noise_blocks(count), kNoiseLanes, [&](i32 block, i32 lane) {
-      const Philox4 words = noise_words(a, kTagLuminance, first / kNoiseElements + block, lane);
-      float* const at = share + kNoiseElements * block + lane;
-      at[0] = static_cast<float>(count_of(cumulative, unit(words.x))) / 255.0f;
-      at[kNoiseLanes] = static_cast<float>(count_of(cumulative, unit(words.y))) / 255.0f;
-      at[2 * kNoiseLanes] = static_cast<float>(count_of(cumulative, unit(words.z))) / 255.0f;
-      at[3 * kNoiseLanes] = static_cast<float>(count_of(cumulative, unit(words.w))) / 255.0f;
-    });
-    team.sync();  // shares, written by all, are read by all
+    fill_numbers(
+        team, a, kTagLuminance, first / kNoiseElements, noise_blocks(count),
+        [](Philox4 words) { return four_uniforms(words); }, share);
+    team.sync();  // uniform numbers, written by all, and the record, written by one, are read by all
+    each(team, count, [&](i32 p) { share[p] = static_cast<float>(count_photons(light, share[p])) / 255.0f; });
+    // A member keeps its pixels, so their shares need no barrier.
     const i64 start = static_cast<i64>(3) * first;
     each(team, count, [&](i32 p) { disturb(a.src + start + 3 * p, a.dst + start + 3 * p, std * normal[p], share[p]); });
   });
 }
 
 QPT_FN i64 iso_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(kCounts) + taken_bytes<float>(kNoiseElements * kNoiseBlocks) +
+  return taken_bytes<u8>(kLightBytes) + taken_bytes<float>(kNoiseElements * kNoiseBlocks) +
          taken_bytes<u64>(2 * kMaxMembers) + noise_bytes(h, w);
 }
 

@@ -28,10 +28,10 @@
   X(gaussian_noise_grey, noise_bytes)  \
   X(gaussian_noise_ycbcr, noise_bytes) \
   X(speckle_noise, noise_bytes)        \
-  X(impulse_noise, no_bytes)           \
-  X(poisson_noise, noise_bytes)        \
+  X(impulse_noise, noise_bytes)        \
+  X(poisson_noise, photon_bytes)       \
   X(jpeg, jpeg_bytes)                  \
-  X(poisson_noise_grey, noise_bytes)   \
+  X(poisson_noise_grey, photon_bytes)  \
   X(gaussian_noise_cov, noise_bytes)   \
   X(iso_noise, iso_bytes)              \
   X(rescale_nearest, rescale_bytes)    \
