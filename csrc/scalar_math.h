@@ -82,8 +82,8 @@ QPT_INLINE float exponential(float x) {
   p = fma(p, r, 0.5f);
   p = fma(p, r, 1.0f);
   p = fma(p, r, 1.0f);
-  const float scale = bits_float(static_cast<u32>(static_cast<i32>(n) + 127) << 23);
-  return x < -87.0f ? 0.0f : p * scale;
+  const float result = p * bits_float(static_cast<u32>(static_cast<i32>(n) + 127) << 23);
+  return x < -87.0f ? 0.0f : result;
 }
 
 // ln x for normal x > 0. x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1)/(m + 1), |s| <=

@@ -5,20 +5,36 @@ oracle's result is a float before rounding, or the library's own integers where 
 """
 
 import itertools
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 import scipy.cluster.vq
 import scipy.ndimage
+import scipy.spatial.transform
+import skimage.color
 import skimage.data
 import skimage.exposure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference.blurs import glass_offsets, zoom_positions
-from tests.test_ops import PILLOW_BEFORE_13, ROUNDED, WITHIN, cv2_gaussian, pictures, pillow_rescale, settings_of
+from tests.reference.geometry import jittered_places, moved_patches, squares
+from tests.reference.noise import covariance_quaternion, covariance_spread, iso_numbers
+from tests.reference.philox import normals
+from tests.test_ops import (
+    MISSES,
+    PILLOW_BEFORE_13,
+    ROUNDED,
+    WITHIN,
+    cv2_gaussian,
+    pictures,
+    pillow_rescale,
+    settings_of,
+    skimage_hsv,
+)
 
 
 def cv2_median(image, params, seed):
@@ -77,6 +93,105 @@ def scipy_quantise(image, params, seed):
     return values[scipy.cluster.vq.vq(image.reshape(-1, 1).astype(np.float64), values)[0]].reshape(image.shape)
 
 
+def skimage_chroma(image, params, seed):
+    lab = skimage.color.rgb2lab(image)
+    lab[..., 1:] *= params[0]
+    with warnings.catch_warnings(action="ignore"):  # of colours beyond the RGB cube, which are meant
+        return skimage.color.lab2rgb(lab) * 255
+
+
+def polyfit_brightness_curve(image, params, seed):
+    """A parabola fitted to its three points by NumPy, on RGB and on scikit-image's L."""
+    parabola = np.polynomial.Polynomial.fit([0, 0.5, 1], [0, 0.5 + params[0] / 2, 1], 2)
+    curved = np.clip(parabola(image / 255), 0, 1)
+    if params[0] < 0:
+        return curved * 255
+    lab = skimage.color.rgb2lab(image)
+    lab[..., 0] = np.clip(parabola(lab[..., 0] / 100), 0, 1) * 100
+    with warnings.catch_warnings(action="ignore"):
+        return (2 * curved + skimage.color.lab2rgb(lab)) / 3 * 255
+
+
+# Bayer, IEEE ICC 1973, as printed
+BAYER = np.array(
+    [
+        [0, 32, 8, 40, 2, 34, 10, 42],
+        [48, 16, 56, 24, 50, 18, 58, 26],
+        [12, 44, 4, 36, 14, 46, 6, 38],
+        [60, 28, 52, 20, 62, 30, 54, 22],
+        [3, 35, 11, 43, 1, 33, 9, 41],
+        [51, 19, 59, 27, 49, 17, 57, 25],
+        [15, 47, 7, 39, 13, 45, 5, 37],
+        [63, 31, 55, 23, 61, 29, 53, 21],
+    ]
+)
+
+
+def published_dither(image, params, seed):
+    """Pixel by pixel: the value above when the share of the way to it exceeds the printed threshold."""
+    values = np.linspace(0, 255, int(params[0]))
+    lower = np.minimum(np.searchsorted(values, image, side="right") - 1, int(params[0]) - 2)
+    share = (image - values[lower]) / (values[lower + 1] - values[lower])
+    rows, columns = np.indices(image.shape[:2])
+    threshold = 1 - (BAYER[rows % 8, columns % 8, None] + 0.5) / 64
+    return np.rint(values[lower + (share > threshold)])
+
+
+def scipy_at(channel, rows, columns):
+    return scipy.ndimage.map_coordinates(channel.astype(np.float64), [rows, columns], order=1, mode="nearest")
+
+
+def scipy_chromatic_aberration(image, params, seed):
+    out = image.astype(np.float64)
+    for channel, magnification in ((0, 1 + params[0]), (2, 1 - params[0])):
+        centre = (np.array(image.shape[:2]) - 1)[:, None, None] / 2
+        at = (np.indices(image.shape[:2]) - centre) / magnification + centre
+        out[..., channel] = scipy_at(image[..., channel], *at)
+    return out
+
+
+def scipy_jitter(image, params, seed):
+    at = jittered_places(*image.shape[:2], params[0], seed, 0)
+    return np.stack([scipy_at(image[..., channel], *at) for channel in range(3)], axis=-1)
+
+
+def pillow_patches(image, params, seed):
+    out, source = Image.fromarray(image), Image.fromarray(image)
+    for rows, columns, top, left, to_top, to_left in moved_patches(*image.shape[:2], int(params[0]), seed, 0):
+        out.paste(source.crop((left, top, left + columns, top + rows)), (to_left, to_top))
+    return np.asarray(out)
+
+
+def pillow_blocks(image, params, seed):
+    out = Image.fromarray(image)
+    draw = ImageDraw.Draw(out)
+    for rows, columns, top, left, colour, _ in squares(*image.shape[:2], int(params[0]), 32, seed, 0, tag=16):
+        fill = tuple(colour.to_bytes(4, "big")[:3])
+        draw.rectangle((left, top, left + columns - 1, top + rows - 1), fill=fill)
+    return np.asarray(out)
+
+
+def pillow_posterise(image, params, seed):
+    return np.asarray(ImageOps.posterize(Image.fromarray(image), int(params[0])))
+
+
+def cv2_iso_noise(image, params, seed):
+    """Single precision, in and out."""
+    turns, share = iso_numbers(image, *params, seed, 0)
+    hls = cv2.cvtColor((image / 255).astype(np.float32), cv2.COLOR_RGB2HLS)
+    hls[..., 0] = (hls[..., 0] + 360 * turns) % 360
+    hls[..., 1] += share * (1 - hls[..., 1])
+    return cv2.cvtColor(hls, cv2.COLOR_HLS2RGB).astype(np.float64) * 255
+
+
+def scipy_gaussian_noise_cov(image, params, seed):
+    """The rotation from its quaternion by SciPy, which puts the scalar last."""
+    scalar, *vector = covariance_quaternion(seed, 0)
+    rotation = scipy.spatial.transform.Rotation.from_quat([*vector, scalar]).as_matrix()
+    mixing = rotation @ np.diag(np.sqrt(covariance_spread(seed, 0)))
+    return np.clip(image + params[0] * normals(image.size, seed, 0, tag=12).reshape(image.shape) @ mixing.T, 0, 255)
+
+
 ORACLES = {
     "median_blur": cv2_median,
     "glass_blur": cv2_glass,
@@ -90,8 +205,20 @@ ORACLES = {
     "quantise": scipy_quantise,
     "colour_diffusion": cv2_colour_diffusion,
     "colour_shift": scipy_colour_shift,
+    "gaussian_noise_cov": scipy_gaussian_noise_cov,
+    "iso_noise": cv2_iso_noise,
+    "spatial_jitter": scipy_jitter,
+    "non_eccentricity_patch": pillow_patches,
+    "colour_block": pillow_blocks,
+    "chroma": skimage_chroma,
+    "value_shift": lambda image, params, seed: skimage_hsv(2, lambda v, shift: np.clip(v + shift, 0, 1))(image, params),
+    "brightness_curve": polyfit_brightness_curve,
+    "posterise": pillow_posterise,
+    "dither": published_dither,
+    "chromatic_aberration": scipy_chromatic_aberration,
 }
-EXACT = {"median_blur", "rescale_nearest", "pixelate", "mean_shift", "colour_shift"}
+EXACT = {"median_blur", "rescale_nearest", "pixelate", "mean_shift", "colour_shift", "posterise", "dither"}
+EXACT |= {"non_eccentricity_patch", "colour_block"}
 
 
 @pytest.mark.rung("reference")
@@ -107,7 +234,8 @@ def test_agrees_with_its_library_oracle(name, level):
                 tall = name == "pixelate" and image.shape[0] > image.shape[1] and PILLOW_BEFORE_13
                 assert difference.max() <= (2 if tall else 0), (image.shape, params)
             else:
-                assert difference.max() <= WITHIN.get(name, ROUNDED), (image.shape, params)
+                off = np.count_nonzero(difference > WITHIN.get(name, ROUNDED))
+                assert off <= MISSES.get(name, 0), (image.shape, params)
 
 
 def test_nearest_takes_the_pixel_of_pillow_at_every_size_and_factor():

@@ -1,7 +1,7 @@
-// Colour changes (colour family): brightness, contrast, saturation, hue. Brightness and contrast are Pillow's
-// ImageEnhance, rounded where its blend truncates (which darkens by half a level a time); saturation and hue are
-// hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. One pass each; contrast first sums the image.
-// Listed in table.h.
+// Colour changes (colour family): brightness, contrast, saturation, hue, value. Brightness and contrast are Pillow's
+// ImageEnhance, rounded where its blend truncates (which darkens by half a level a time); saturation, hue and value are
+// those of hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. One pass each; contrast first sums
+// the image. Listed in table.h.
 #pragma once
 #include "op.h"
 
@@ -19,6 +19,11 @@ QPT_FN void brightness(Team& team, OpArgs a) {
   each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(0, a.src[i], factor); });
 }
 
+// ITU-R 601 luma in whole levels, as Pillow rounds it.
+QPT_INLINE i32 rounded_luma(const u8* pixel) {
+  return static_cast<i32>((19595u * pixel[0] + 38470u * pixel[1] + 7471u * pixel[2] + 32768u) >> 16);
+}
+
 // Blend with the rounded mean of the ITU-R 601 luma. p0 = factor; 1 changes nothing.
 template <class Team>
 QPT_FN void contrast(Team& team, OpArgs a) {
@@ -28,8 +33,7 @@ QPT_FN void contrast(Team& team, OpArgs a) {
   for (i32 y = 0; y < a.h; ++y) {
     const u8* row = a.src + static_cast<i64>(y) * a.w * 3;
     u32 row_sum = 0;  // <= 255 w
-    for (i32 x = team.rank(); x < a.w; x += team.size())
-      row_sum += (19595u * row[3 * x] + 38470u * row[3 * x + 1] + 7471u * row[3 * x + 2] + 32768u) >> 16;
+    for (i32 x = team.rank(); x < a.w; x += team.size()) row_sum += static_cast<u32>(rounded_luma(row + 3 * x));
     sum += row_sum;
   }
   partial[team.rank()] = sum;
@@ -63,6 +67,15 @@ QPT_INLINE u8 hexcone(float k, float value, float chroma) {
   return to_u8(value - chroma * maximum(minimum(minimum(k, 4.0f - k), 1.0f), 0.0f));
 }
 
+// Hue in sixths of a turn, [-1, 5]: the sector of the largest channel (red before green before blue) plus the signed
+// share of the other two. Grey has 0.
+QPT_INLINE float hue_sixths(float r, float g, float b, float value, float chroma) {
+  const float high = value == r ? g : value == g ? b : r;
+  const float low = value == r ? b : value == g ? r : g;
+  const float sector = value == r ? 0.0f : value == g ? 2.0f : 4.0f;
+  return sector + (high - low) / maximum(chroma, 0.5f);
+}
+
 // HSV hue turned by p0 = shift_deg.
 template <class Team>
 QPT_FN void hue(Team& team, OpArgs a) {
@@ -73,14 +86,25 @@ QPT_FN void hue(Team& team, OpArgs a) {
   each(team, a.h * a.w, [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
-    // Sector of the largest channel (red before green before blue) plus the signed share of the other two: [-1, 5].
-    const float high = value == r ? g : value == g ? b : r;
-    const float low = value == r ? b : value == g ? r : g;
-    const float sector = value == r ? 0.0f : value == g ? 2.0f : 4.0f;
-    const float sixths = sector + (high - low) / maximum(chroma, 0.5f) + shift;  // [-1, 11]
+    const float sixths = hue_sixths(r, g, b, value, chroma) + shift;  // [-1, 11]
     a.dst[3 * p] = hexcone(sixths + 5.0f, value, chroma);
     a.dst[3 * p + 1] = hexcone(sixths + 3.0f, value, chroma);
     a.dst[3 * p + 2] = hexcone(sixths + 1.0f, value, chroma);
+  });
+}
+
+// HSV value plus p0 = shift, a share of 255, clipped. Saturation and hue stay, so each channel keeps its ratio to the
+// value; black becomes grey.
+template <class Team>
+QPT_FN void value_shift(Team& team, OpArgs a) {
+  const float shift = 255.0f * parameter(a.params[0], -1.0f, 1.0f);
+  each(team, a.h * a.w, [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float value = maximum(maximum(r, g), b), moved = clamp(value + shift, 0.0f, 255.0f);
+    const float ratio = moved / maximum(value, 1.0f);
+    a.dst[3 * p] = to_u8(moved - (value - r) * ratio);
+    a.dst[3 * p + 1] = to_u8(moved - (value - g) * ratio);
+    a.dst[3 * p + 2] = to_u8(moved - (value - b) * ratio);
   });
 }
 

@@ -1,4 +1,4 @@
-// Noise (texture family): Gaussian per sample, per pixel and in YCbCr, multiplicative, impulses, photon counts. A draw
+// Noise (texture family): Gaussian per sample, per pixel, in YCbCr and correlated, multiplicative, impulses. A draw
 // depends on (seed, slot, op tag, element) only. 256 consecutive elements share 64 Philox counters: element e is word
 // (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, which keeps neighbours in neighbouring lanes and a crop's draws
 // local. Listed in table.h; definitions in qpt/degradations.py.
@@ -16,6 +16,14 @@ constexpr u32 kTagImpulse = 7;
 constexpr u32 kTagPoisson = 8;
 constexpr u32 kTagYcbcr = 9;
 constexpr u32 kTagGlass = 10;
+constexpr u32 kTagCovariance = 11;
+constexpr u32 kTagNoiseCov = 12;
+constexpr u32 kTagPoissonGrey = 13;
+constexpr u32 kTagJitter = 14;
+constexpr u32 kTagPatch = 15;
+constexpr u32 kTagBlock = 16;
+constexpr u32 kTagHue = 17;
+constexpr u32 kTagLuminance = 18;
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
@@ -39,67 +47,66 @@ QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
                        static_cast<u32>(a.seed >> 32));
 }
 
-// body(i, word) for every sample i of the window.
-template <class Team, class Body>
-QPT_FN void with_words(const Team& team, OpArgs a, u32 tag, Body body) {
-  const Runs runs = runs_of(a, 3);
-  // Blocks that a run touches: one more where it may start inside one.
-  const i32 blocks = (runs.length - 1) / kNoiseElements + (runs.count == 1 && runs.first == 0 ? 1 : 2);
-  each(team, runs.count * blocks, kNoiseLanes, [&](i32 index, i32 lane) {
-    const i32 run = index / blocks, first = runs.first + run * runs.step;
-    const i32 block = first / kNoiseElements + index % blocks;
-    const Philox4 words = noise_words(a, tag, block, lane);
-    const i32 at = kNoiseElements * block + lane - first, start = run * runs.length;
-    const auto sample = [&](i32 i, u32 word) {
-      if (i >= 0 && i < runs.length) body(start + i, word);
-    };
-    sample(at, words.x);
-    sample(at + kNoiseLanes, words.y);
-    sample(at + 2 * kNoiseLanes, words.z);
-    sample(at + 3 * kNoiseLanes, words.w);
-  });
-}
-
 // A word as a uniform number in [0, 1), a multiple of 2^-24.
 QPT_INLINE float unit(u32 word) {
   return static_cast<float>(static_cast<i32>(word >> 8)) * 0x1p-24f;
 }
 
-// out[e] = standard normal of element 256 first_block + e; out has room for a multiple of 256 elements.
-template <class Team>
-QPT_FN void fill_normals(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, float* out) {
+// What the four words of a counter give its four elements.
+struct Four {
+  float values[4];
+};
+
+QPT_INLINE Four four_normals(Philox4 words) {
+  const Normal2 low = normal_pair(words.x, words.y), high = normal_pair(words.z, words.w);
+  return {{low.first, low.second, high.first, high.second}};
+}
+
+QPT_INLINE Four four_uniforms(Philox4 words) {
+  return {{unit(words.x), unit(words.y), unit(words.z), unit(words.w)}};
+}
+
+// out[e] = number of element 256 first_block + e; out has room for a multiple of 256 elements.
+template <class Team, class Draw>
+QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, Draw draw, float* out) {
   each(team, blocks, kNoiseLanes, [&](i32 block, i32 lane) {
-    const Philox4 words = noise_words(a, tag, first_block + block, lane);
-    const Normal2 low = normal_pair(words.x, words.y), high = normal_pair(words.z, words.w);
+    const Four four = draw(noise_words(a, tag, first_block + block, lane));
     float* const at = out + kNoiseElements * block + lane;
-    at[0] = low.first;
-    at[kNoiseLanes] = low.second;
-    at[2 * kNoiseLanes] = high.first;
-    at[3 * kNoiseLanes] = high.second;
+    for (i32 part = 0; part < 4; ++part) at[kNoiseLanes * part] = four.values[part];
   });
 }
 
-// body(first, count, normal) for parts of the window, `channels` elements a pixel, as large as fit in scratch:
-// normal[i] is that of element first + i of the window. Parts end at multiples of kNoiseElements * kNoiseBlocks in the
-// image, which is a multiple of 3, so the elements of a pixel are never parted.
-template <i32 channels, class Team, class Body>
-QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, Body body) {
+// body(first, count, number) for parts of the window, `channels` elements a pixel, as large as fit in scratch:
+// number[i] is that of element first + i of the window. Parts end at multiples of kNoiseElements * kNoiseBlocks in the
+// image, which is a multiple of 6, so the elements of a pixel are never parted.
+template <i32 channels, class Team, class Draw, class Body>
+QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, Draw draw, Body body) {
   constexpr i32 kPart = kNoiseElements * kNoiseBlocks;
-  static_assert(kPart % 3 == 0);
+  static_assert(kPart % 6 == 0);
   const Runs runs = runs_of(a, channels);
-  float* normal = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kPart);
+  float* number = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kPart);
   for (i32 run = 0; run < runs.count; ++run) {
     const i32 first = runs.first + run * runs.step;
     for (i32 done = 0; done < runs.length;) {
       const i32 element = first + done, block = element / kNoiseElements, offset = element % kNoiseElements;
       const i32 count = minimum(runs.length - done, kPart - element % kPart);
-      fill_normals(team, a, tag, block, (offset + count - 1) / kNoiseElements + 1, normal);
-      team.sync();  // normals, written by all, are read by all
-      body(run * runs.length + done, count, static_cast<const float*>(normal + offset));
-      team.sync();  // all have read the normals that the next ones overwrite
+      fill_numbers(team, a, tag, block, (offset + count - 1) / kNoiseElements + 1, draw, number);
+      team.sync();  // numbers, written by all, are read by all
+      body(run * runs.length + done, count, static_cast<const float*>(number + offset));
+      team.sync();  // all have read the numbers that the next ones overwrite
       done += count;
     }
   }
+}
+
+// with_numbers for standard normal numbers and for uniform numbers in [0, 1).
+template <i32 channels, class Team, class Body>
+QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, Body body) {
+  with_numbers<channels>(team, a, tag, [](Philox4 words) { return four_normals(words); }, body);
+}
+template <i32 channels, class Team, class Body>
+QPT_FN void with_uniforms(const Team& team, OpArgs a, u32 tag, Body body) {
+  with_numbers<channels>(team, a, tag, [](Philox4 words) { return four_uniforms(words); }, body);
 }
 
 // x + std * n per sample. p0 = std on the 0-255 scale.
@@ -164,75 +171,57 @@ QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void impulse_noise(Team& team, OpArgs a) {
   const float density = parameter(a.params[0], 0.0f, 1.0f);
-  with_words(team, a, kTagImpulse, [&](i32 i, u32 word) {
-    const float u = unit(word);
-    a.dst[i] = u >= density ? a.src[i] : static_cast<u8>(u < 0.5f * density ? 0 : 255);
+  with_uniforms<3>(team, a, kTagImpulse, [&](i32 first, i32 count, const float* uniform) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count, [&](i32 i) {
+      const u8 pulse = uniform[i] < 0.5f * density ? 0 : 255;
+      dst[i] = uniform[i] < density ? pulse : src[i];
+    });
   });
 }
 
-// The Poisson distributions of the 256 values, each from its mode outwards, so that nothing underflows.
-struct PhotonTable {
-  float* mass;        // [256] probability of the mode
-  float* cumulative;  // [256] probability of at most the mode
-  float peak;         // photons of value 255
+// m n for three independent standard normal numbers n: noise of covariance m m^T.
+struct Mixing {
+  float m[3][3];
 };
 
-constexpr float kLeastMass = 1e-10f;  // beyond it a tail holds no 24-bit uniform number
-
-template <class Team>
-QPT_FN PhotonTable photon_table(const Team& team, float peak, Scratch scratch) {
-  const PhotonTable table{scratch.take<float>(256), scratch.take<float>(256), peak};
-  each(team, 256, [&](i32 value) {
-    const float mean = peak * static_cast<float>(value) / 255.0f;
-    const i32 mode = static_cast<i32>(mean);
-    float below = 1.0f, above = 0.0f, mass = 1.0f;  // relative to the mode's
-    for (i32 k = mode; k > 0 && mass > kLeastMass; --k) {
-      mass *= static_cast<float>(k) / mean;
-      below += mass;
-    }
-    mass = 1.0f;
-    for (i32 k = mode + 1; mass > kLeastMass; ++k) {
-      mass *= mean / static_cast<float>(k);
-      above += mass;
-    }
-    table.mass[value] = 1.0f / (below + above);
-    table.cumulative[value] = below / (below + above);
-  });
-  return table;
+// A random covariance's square root, from the words of counters 0 and 1: the columns of a uniformly random rotation (a
+// quaternion of four normal numbers; Shoemake, Graphics Gems III, 1992), each times the root of a uniform number.
+QPT_INLINE Mixing random_mixing(OpArgs a) {
+  const u32 key0 = static_cast<u32>(a.seed), key1 = static_cast<u32>(a.seed >> 32);
+  const Philox4 turn = philox4x32_10({0u, a.slot, kTagCovariance, 0u}, key0, key1);
+  const Philox4 spread = philox4x32_10({1u, a.slot, kTagCovariance, 0u}, key0, key1);
+  const Normal2 low = normal_pair(turn.x, turn.y), high = normal_pair(turn.z, turn.w);
+  const float w = low.first, x = low.second, y = high.first, z = high.second;
+  const float scale = 2.0f / maximum(w * w + x * x + y * y + z * z, 1e-12f);
+  const float u = square_root(unit(spread.x)), v = square_root(unit(spread.y)), t = square_root(unit(spread.z));
+  return {{{u * (1.0f - scale * (y * y + z * z)), v * scale * (x * y - w * z), t * scale * (x * z + w * y)},
+           {u * scale * (x * y + w * z), v * (1.0f - scale * (x * x + z * z)), t * scale * (y * z - w * x)},
+           {u * scale * (x * z - w * y), v * scale * (y * z + w * x), t * (1.0f - scale * (x * x + y * y))}}};
 }
 
-// Photons counted for a value: the smallest k whose cumulative probability exceeds u, sought from the mode.
-QPT_INLINE i32 count_photons(const PhotonTable& table, i32 value, float u) {
-  const float mean = table.peak * static_cast<float>(value) / 255.0f;
-  i32 k = static_cast<i32>(mean);
-  float mass = table.mass[value], cumulative = table.cumulative[value];
-  while (u >= cumulative && mass > kLeastMass) {
-    ++k;
-    mass *= mean / static_cast<float>(k);
-    cumulative += mass;
-  }
-  while (k > 0 && u < cumulative - mass && mass > kLeastMass) {
-    cumulative -= mass;
-    mass *= static_cast<float>(k) / mean;
-    --k;
-  }
-  return k;
-}
-
-// Photons per sample, Poisson with mean p0 * x / 255, scaled back. p0 = peak, the photons of value 255.
+// Gaussian noise correlated between the channels by a covariance drawn from the row's seed. p0 = std on the 0-255
+// scale, the most that a direction of colour can have.
 template <class Team>
-QPT_FN void poisson_noise(Team& team, OpArgs a) {
-  const PhotonTable table =
-      photon_table(team, parameter(a.params[0], 1.0f, 4096.0f), Scratch{static_cast<u8*>(a.scratch)});
-  team.sync();  // the table, written by all, is read by all
-  with_words(team, a, kTagPoisson, [&](i32 i, u32 word) {
-    const i32 photons = count_photons(table, a.src[i], unit(word));
-    a.dst[i] = to_u8(static_cast<float>(photons) * 255.0f / table.peak);
+QPT_FN void gaussian_noise_cov(Team& team, OpArgs a) {
+  const float std = parameter(a.params[0], 0.0f, 255.0f);
+  const Mixing mixing = random_mixing(a);
+  with_normals<3>(team, a, kTagNoiseCov, [&](i32 first, i32 count, const float* normal) {
+    const u8* src = a.src + first;
+    u8* dst = a.dst + first;
+    each(team, count / 3, [&](i32 p) {
+      const float n0 = normal[3 * p], n1 = normal[3 * p + 1], n2 = normal[3 * p + 2];
+      for (i32 c = 0; c < 3; ++c) {
+        const float noise = mixing.m[c][0] * n0 + mixing.m[c][1] * n1 + mixing.m[c][2] * n2;
+        dst[3 * p + c] = to_u8(static_cast<float>(src[3 * p + c]) + std * noise);
+      }
+    });
   });
 }
 
 QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);  // more than a PhotonTable
+  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
 }
 
 }  // namespace qpt

@@ -5,8 +5,11 @@
 #include "blur.h"
 #include "colour.h"
 #include "jpeg.h"
+#include "lab.h"
 #include "median.h"
 #include "noise.h"
+#include "patches.h"
+#include "photons.h"
 #include "rescale.h"
 #include "resize.h"
 #include "sharpen.h"
@@ -26,14 +29,20 @@
   X(gaussian_noise_grey, noise_bytes)  \
   X(gaussian_noise_ycbcr, noise_bytes) \
   X(speckle_noise, noise_bytes)        \
-  X(impulse_noise, no_bytes)           \
-  X(poisson_noise, noise_bytes)        \
+  X(impulse_noise, noise_bytes)        \
+  X(poisson_noise, photon_bytes)       \
   X(jpeg, jpeg_bytes)                  \
+  X(poisson_noise_grey, photon_bytes)  \
+  X(gaussian_noise_cov, noise_bytes)   \
+  X(iso_noise, iso_bytes)              \
   X(rescale_nearest, rescale_bytes)    \
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \
   X(pixelate, rescale_bytes)           \
   X(resize_to, resize_bytes)           \
+  X(spatial_jitter, noise_bytes)       \
+  X(non_eccentricity_patch, no_bytes)  \
+  X(colour_block, no_bytes)            \
   X(brightness, colour_bytes)          \
   X(mean_shift, tone_bytes)            \
   X(gamma, tone_bytes)                 \
@@ -43,4 +52,10 @@
   X(hue, colour_bytes)                 \
   X(quantise, tone_bytes)              \
   X(colour_diffusion, sharpen_bytes)   \
-  X(colour_shift, no_bytes)
+  X(colour_shift, no_bytes)            \
+  X(chroma, lab_bytes)                 \
+  X(value_shift, no_bytes)             \
+  X(brightness_curve, lab_bytes)       \
+  X(posterise, no_bytes)               \
+  X(dither, no_bytes)                  \
+  X(chromatic_aberration, no_bytes)

@@ -1,6 +1,6 @@
 // Tone changes (colour family): one function of a sample's value for the whole image, computed in float32 for the 256
-// values and then looked up. Gamma and the sigmoid are skimage.exposure's, the sigmoid stretched to keep black and
-// white. Listed in table.h; definitions in qpt/degradations.py.
+// values and then looked up; dither's depends on the pixel's place too. Gamma and the sigmoid are skimage.exposure's,
+// the sigmoid stretched to keep black and white. Listed in table.h; definitions in qpt/degradations.py.
 #pragma once
 #include "op.h"
 
@@ -50,6 +50,36 @@ template <class Team>
 QPT_FN void quantise(Team& team, OpArgs a) {
   const float steps = nearest(parameter(a.params[0], 2.0f, 256.0f)) - 1.0f;
   apply_curve(team, a, [&](float x) { return nearest(x * steps / 255.0f) * 255.0f / steps; });
+}
+
+// Keep the highest p0 = bits bits of every value; 8 changes nothing. Pillow's ImageOps.posterize.
+template <class Team>
+QPT_FN void posterise(Team& team, OpArgs a) {
+  const i32 bits = static_cast<i32>(parameter(a.params[0], 1.0f, 8.0f));
+  const i32 mask = 0xff << (8 - bits);
+  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = static_cast<u8>(a.src[i] & mask); });
+}
+
+// Bayer's 8 x 8 matrix of 0..63 at (y, x): the bits of y ^ x and y, interleaved from the lowest up, are its bits from
+// the highest down.
+QPT_INLINE i32 bayer(i32 y, i32 x) {
+  const i32 v = y ^ x;
+  return (v & 1) << 5 | (y & 1) << 4 | (v & 2) << 2 | (y & 2) << 1 | (v & 4) >> 1 | (y & 4) >> 2;
+}
+
+// One of p0 = levels equally spaced values, the one above or below by the matrix: floor(x steps / 255 + (m + 1/2) /
+// 64). In integers: the sum over the denominator 255 x 128 is odd, so it is never whole and nothing hangs on rounding.
+template <class Team>
+QPT_FN void dither(Team& team, OpArgs a) {
+  const i32 steps = static_cast<i32>(nearest(parameter(a.params[0], 2.0f, 256.0f))) - 1;
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
+    const i32 threshold = 255 * (2 * bayer(y, x) + 1);
+    for (i32 c = 0; c < 3; ++c) {
+      const i32 step = (128 * steps * a.src[at + c] + threshold) / (255 * 128);
+      a.dst[at + c] = to_u8(static_cast<float>(255 * step) / static_cast<float>(steps));
+    }
+  });
 }
 
 QPT_FN i64 tone_bytes(i32, i32) {

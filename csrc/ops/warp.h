@@ -1,4 +1,5 @@
-// Ops that take pixels from elsewhere: zoom and glass blur (texture family) and a shifted channel (colour family).
+// Ops that take pixels from elsewhere: zoom and glass blur (texture family), spatial jitter (geometry family), shifted
+// and magnified channels (colour family).
 // Positions beyond the border take the nearest pixel of the image (replicated border). Listed in table.h; definitions
 // in qpt/degradations.py.
 #pragma once
@@ -109,6 +110,61 @@ QPT_FN void colour_shift(Team& team, OpArgs a) {
     a.dst[at] = a.src[at];
     a.dst[at + 1] = a.src[3 * from + 1];
     a.dst[at + 2] = a.src[at + 2];
+  });
+}
+
+// The four pixels around a position, which is kept inside the image, and the bilinear weights of the farther ones.
+struct Between {
+  const u8* upper_left;
+  i32 across, below;  // samples to the pixel on the right and below; 0 at the border
+  float right, down;
+
+  QPT_INLINE float channel(i32 c) const {
+    const u8* at = upper_left + c;
+    const float upper = at[0] + right * static_cast<float>(at[across] - at[0]);
+    const float lower = at[below] + right * static_cast<float>(at[below + across] - at[below]);
+    return upper + down * (lower - upper);
+  }
+};
+
+QPT_INLINE Between between(const OpArgs& a, float y, float x) {
+  const float row = clamp(y, 0.0f, static_cast<float>(a.h - 1)), column = clamp(x, 0.0f, static_cast<float>(a.w - 1));
+  const i32 whole_row = static_cast<i32>(row), whole_column = static_cast<i32>(column);
+  return {a.src + (static_cast<i64>(whole_row) * a.w + whole_column) * 3, whole_column < a.w - 1 ? 3 : 0,
+          whole_row < a.h - 1 ? 3 * a.w : 0, column - static_cast<float>(whole_column),
+          row - static_cast<float>(whole_row)};
+}
+
+// Red magnified about the image's centre by 1 + p0 and blue by 1 - p0, bilinear; green stays.
+template <class Team>
+QPT_FN void chromatic_aberration(Team& team, OpArgs a) {
+  const float ratio = parameter(a.params[0], -0.25f, 0.25f);
+  const float red = 1.0f / (1.0f + ratio), blue = 1.0f / (1.0f - ratio);
+  const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
+    const float from_y = static_cast<float>(y) - centre_y, from_x = static_cast<float>(x) - centre_x;
+    a.dst[at] = to_u8(between(a, centre_y + from_y * red, centre_x + from_x * red).channel(0));
+    a.dst[at + 1] = a.src[at + 1];
+    a.dst[at + 2] = to_u8(between(a, centre_y + from_y * blue, centre_x + from_x * blue).channel(2));
+  });
+}
+
+// Every pixel from a place that a normal step of standard deviation sqrt(5) p0 away in rows and in columns leads to,
+// bilinear: elements 2 p and 2 p + 1 of the noise are pixel p's.
+template <class Team>
+QPT_FN void spatial_jitter(Team& team, OpArgs a) {
+  const float std = 2.23606798f * parameter(a.params[0], 0.0f, 8.0f);
+  with_normals<2>(team, a, kTagJitter, [&](i32 first, i32 count, const float* normal) {
+    each(team, count / 2, [&](i32 i) {
+      const i32 p = first / 2 + i, y = p / a.w;
+      const Between from = between(a, static_cast<float>(y) + std * normal[2 * i],
+                                   static_cast<float>(p - y * a.w) + std * normal[2 * i + 1]);
+      u8* to = a.dst + static_cast<i64>(3) * p;
+      to[0] = to_u8(from.channel(0));
+      to[1] = to_u8(from.channel(1));
+      to[2] = to_u8(from.channel(2));
+    });
   });
 }
 

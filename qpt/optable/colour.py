@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qpt.optable.row import KADID, Degradation, Parameter, no_halo
+from qpt.optable.row import ARNIQA, IMAGENET_C, KADID, Degradation, Parameter, no_halo
 
 _HSV = "hexcone HSV (Smith, SIGGRAPH 1978)"
 
@@ -163,5 +163,86 @@ COLOUR: tuple[Degradation, ...] = (
         doc="Green moved by shift_px at angle_deg, counter-clockwise as seen; border replicated.",
         grid_px=1,
         cost=3.0,
+    ),
+    Degradation(
+        "chroma",
+        "colour",
+        (Parameter("factor", "ratio", 0.0, 16.0, levels=(1.4, 2.0, 3.0, 6.0, 9.0)),),
+        source=KADID + ", color saturation 2: factors 1, 2, 3, 6, 9, of which the first changes nothing",
+        oracle="skimage.color.rgb2lab, a and b * factor, lab2rgb, rint",
+        halo=no_halo,
+        grid_px=1,
+        doc="a and b of CIELAB times factor: hue and lightness stay until colours leave the RGB cube.",
+    ),
+    Degradation(
+        "value_shift",
+        "colour",
+        (Parameter("shift", "share of 255", -1.0, 1.0, levels=(0.1, 0.2, 0.3, 0.4, 0.5)),),
+        source=IMAGENET_C + ", brightness, with its five shifts",
+        oracle="skimage.color.rgb2hsv, V = clip(V + shift, 0, 1), hsv2rgb, rint",
+        halo=no_halo,
+        grid_px=1,
+        doc="HSV value plus shift, clipped: hue and saturation stay, black becomes grey.",
+    ),
+    Degradation(
+        "brightness_curve",
+        "colour",
+        (
+            Parameter(
+                "amount",
+                "twice the rise of mid-grey",
+                -2.0,
+                2.0,
+                levels=((-0.05, 0.1), (-0.1, 0.2), (-0.2, 0.4), (-0.4, 0.7), (-0.8, 1.1)),
+            ),
+        ),
+        source=KADID
+        + ", brighten and darken, as "
+        + ARNIQA
+        + " has them, strengths too; clipped here instead of after",
+        oracle="numpy.polyfit through (0, 0), (1/2, (1 + amount) / 2), (1, 1), clipped, on R, G, B; to brighten, a "
+        "third of it on L of skimage.color.rgb2lab instead; rint",
+        halo=no_halo,
+        grid_px=1,
+        doc="Parabolic tone curve that keeps black and white: brighter or darker, by chance.",
+    ),
+    Degradation(
+        "posterise",
+        "colour",
+        (Parameter("bits", "bits kept", 1.0, 8.0, levels=(6.0, 5.0, 4.0, 3.0, 2.0), integer=True),),
+        source="Pillow ImageOps.posterize",
+        oracle="PIL.ImageOps.posterize(x, bits)",
+        halo=no_halo,
+        grid_px=1,
+        doc="The highest bits of every value.",
+    ),
+    Degradation(
+        "dither",
+        "colour",
+        (Parameter("levels", "values per channel", 2.0, 256.0, levels=(14.0, 9.0, 6.0, 4.0, 3.0), integer=True),),
+        source=KADID
+        + ", color quantization with dither; Bayer's ordered dither (IEEE ICC 1973) to equally spaced values "
+        "instead of error diffusion, which is sequential, to a palette made for the image",
+        oracle="numpy: floor(x (levels - 1) / 255 + (m + 1/2) / 64), m = Bayer's 8 x 8 matrix, tiled, as published",
+        halo=no_halo,
+        grid_px=8,
+        doc="A few equally spaced values in each channel, mixed by an 8 x 8 matrix tied to the image's corner.",
+    ),
+    Degradation(
+        "chromatic_aberration",
+        "colour",
+        (
+            Parameter(
+                "ratio",
+                "magnification - 1",
+                -0.25,
+                0.25,
+                levels=((-0.005, 0.005), (-0.01, 0.01), (-0.017, 0.017), (-0.027, 0.027), (-0.04, 0.04)),
+            ),
+        ),
+        source="lateral chromatic aberration (Boult and Wolberg, CVPR 1992), to the first order",
+        oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest') of red and of blue",
+        halo="whole",
+        doc="Red magnified about the centre by 1 + ratio and blue by 1 - ratio, either way, by chance, bilinear.",
     ),
 )

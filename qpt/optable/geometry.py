@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from qpt.optable.row import IMAGENET_C, REALESRGAN, Degradation, Parameter
+import math
+
+from qpt.optable.row import IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter
 
 _FACTOR = Parameter("factor", "size / reduced size", 1.0, 16.0, levels=(1.5, 2.0, 3.0, 5.0, 8.0))
 
@@ -62,5 +64,35 @@ GEOMETRY: tuple[Degradation, ...] = (
         "bicubic resize; a chain that is to choose its filter ends with scale 1. Bicubic has a = -0.75; bilinear and "
         "bicubic are not antialiased.",
         cost=10.0,
+    ),
+    Degradation(
+        "spatial_jitter",
+        "geometry",
+        (Parameter("std_px", "px", 0.0, 8.0, levels=(0.05, 0.1, 0.2, 0.5, 1.0)),),
+        source=KADID
+        + ", jitter, with ARNIQA's (WACV 2024) five strengths; its five gathers in sequence, each by a normal "
+        "step, replaced by one gather by their sum, whose std is sqrt(5) std_px",
+        oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest') at the drawn places",
+        halo=lambda p: math.ceil(13 * p[0]) + 1,  # a normal number is at most 5.77: sqrt(5) 5.77 = 12.9
+        doc="Every pixel from a place some pixels away, by a normal step in rows and in columns, bilinear.",
+    ),
+    Degradation(
+        "non_eccentricity_patch",
+        "geometry",
+        (Parameter("patches", "squares of 16 px", 0.0, 1024.0, levels=(20.0, 40.0, 60.0, 80.0, 100.0), integer=True),),
+        source=KADID + ", non-eccentricity patch: 16 px, up to 8 px away, 20 to 100 of them; taken from the unchanged "
+        "image, border included, instead of from the result so far",
+        oracle="Pillow: paste(crop((left, top, left + 16, top + 16)), to), for each in order",
+        halo="whole",
+        doc="Squares of 16 px put up to 8 rows and columns from where they were; later ones cover earlier ones.",
+    ),
+    Degradation(
+        "colour_block",
+        "geometry",
+        (Parameter("blocks", "squares of 32 px", 0.0, 1024.0, levels=(2.0, 4.0, 6.0, 8.0, 10.0), integer=True),),
+        source=KADID + ", color block: 32 px, 2 to 10 of them",
+        oracle="Pillow: ImageDraw.rectangle((left, top, left + 31, top + 31), fill=colour), for each in order",
+        halo="whole",
+        doc="Squares of 32 px of one random colour at random places; later ones cover earlier ones.",
     ),
 )

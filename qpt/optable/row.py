@@ -82,3 +82,5 @@ def no_halo(params: Values) -> int:
 KADID = "KADID-10k (Lin, Hosu and Saupe, QoMEX 2019)"
 REALESRGAN = "Real-ESRGAN (Wang et al., ICCV Workshops 2021)"
 IMAGENET_C = "ImageNet-C (Hendrycks and Dietterich, ICLR 2019)"
+ARNIQA = "ARNIQA (Agnolucci et al., WACV 2024)"
+BSRGAN = "BSRGAN (Zhang et al., ICCV 2021)"

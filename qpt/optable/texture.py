@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from qpt.optable.row import IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter, Values, no_halo
+from qpt.optable.row import BSRGAN, IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter, Values, no_halo
 
 
 def _jpeg_halo(params: Values) -> int:
@@ -189,5 +189,41 @@ TEXTURE: tuple[Degradation, ...] = (
         doc="JPEG round trip without entropy coding (which loses nothing); blocks start at the image's corner.",
         grid_px=16,
         cost=14.0,
+    ),
+    Degradation(
+        "poisson_noise_grey",
+        "texture",
+        (Parameter("peak", "photons of value 255", 1.0, 4096.0, levels=(900.0, 400.0, 150.0, 60.0, 25.0)),),
+        source=REALESRGAN
+        + ", grey Poisson noise; its scale s of the noise is a peak of 256 / s^2, rounded counts apart",
+        oracle="scipy.stats.poisson(peak Y / 255) * 255 / peak - Y on x, rint(clip(., 0, 255)), in distribution",
+        halo=no_halo,
+        grid_px=1,
+        doc="Photons counted for the rounded ITU-R 601 luma Y; their excess over Y on all three channels.",
+    ),
+    Degradation(
+        "gaussian_noise_cov",
+        "texture",
+        (Parameter("std", "grey level of 255", 0.0, 128.0, levels=(6.0, 12.0, 20.0, 31.0, 46.0)),),
+        source=BSRGAN
+        + ", noise of a random covariance std^2 U diag(d) U', d uniform; U uniform over the rotations and "
+        "signs kept, where the source has U from positive numbers and makes the covariance positive",
+        oracle="numpy: rint(clip(x + std * m n, 0, 255)), n ~ N(0, 1), m = scipy.spatial.transform.Rotation * sqrt(d)",
+        halo=no_halo,
+        grid_px=1,
+        doc="Gaussian noise of one tint: correlated between channels by a covariance drawn from the row's seed.",
+    ),
+    Degradation(
+        "iso_noise",
+        "texture",
+        (
+            Parameter("colour_shift", "turns of hue", 0.0, 1.0, levels=(0.01, 0.015, 0.02, 0.03, 0.04)),
+            Parameter("intensity", "ratio", 0.0, 1.0, levels=(0.1, 0.25, 0.45, 0.7, 1.0)),
+        ),
+        source="Albumentations' ISONoise, whose defaults (0.01 to 0.05 and 0.1 to 0.5) are about levels 1 to 3",
+        oracle="cv2.cvtColor(COLOR_RGB2HLS), H + 360 colour_shift intensity n, L + k (1 - L) / 255, COLOR_HLS2RGB",
+        halo="whole",
+        doc="A camera at a high ISO number: hue turned by a normal number, light added by a Poisson number k, whose "
+        "mean is intensity times the spread of the image's lightness.",
     ),
 )

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.reference.definition import define
+from tests.reference.sampling import bilinear
 
 
 @define
@@ -97,4 +98,90 @@ def colour_shift(image, params, seed, slot):
     columns = np.clip(np.arange(width) - right, 0, width - 1)
     out = image.astype(np.float64)
     out[..., 1] = image[rows][:, columns, 1]
+    return out
+
+
+@define
+def value_shift(image, params, seed, slot):
+    hue, saturation, value = to_hsv(image)
+    return from_hsv(hue, saturation, np.clip(value + 255 * params[0], 0, 255))
+
+
+@define
+def posterise(image, params, seed, slot):
+    """The highest bits of every value (Pillow's ImageOps.posterize)."""
+    step = 2 ** (8 - int(params[0]))
+    return np.floor(image.astype(np.float64) / step) * step
+
+
+def bayer(side: int) -> np.ndarray:
+    """Bayer's threshold matrix (IEEE ICC 1973), each of 0 .. side^2 - 1 once, from that of half the side."""
+    if side == 1:
+        return np.zeros((1, 1), int)
+    quarter = 4 * bayer(side // 2)
+    return np.block([[quarter, quarter + 2], [quarter + 3, quarter + 1]])
+
+
+@define
+def dither(image, params, seed, slot):
+    height, width, _ = image.shape
+    steps = params[0] - 1
+    tiles = np.tile(bayer(8), (height // 8 + 1, width // 8 + 1))[:height, :width, None]
+    return np.floor(image * steps / 255 + (tiles + 0.5) / 64) * 255 / steps
+
+
+# sRGB to XYZ of white D65, IEC 61966-2-1, with the digits of skimage.color
+TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
+def to_lab(image: np.ndarray) -> np.ndarray:
+    """CIELAB (CIE 15) of sRGB values 0-255."""
+    share = image.astype(np.float64) / 255
+    light = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
+    xyz = light @ TO_XYZ.T / WHITE
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def from_lab(lab: np.ndarray) -> np.ndarray:
+    """sRGB values 0-255 of CIELAB, clipped, not rounded. f(Z) is kept from falling below 0, as in skimage.color."""
+    lightness, a, b = np.moveaxis(lab, -1, 0)
+    y = (lightness + 16) / 116
+    f = np.stack([y + a / 500, y, np.maximum(y - b / 200, 0)], axis=-1)
+    xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787) * WHITE
+    light = np.clip(xyz @ np.linalg.inv(TO_XYZ).T, 0, 1)
+    return 255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light)
+
+
+@define
+def chroma(image, params, seed, slot):
+    return from_lab(to_lab(image) * [1, params[0], params[0]])
+
+
+@define
+def brightness_curve(image, params, seed, slot):
+    """The parabola through (0, 0), (1/2, (1 + amount) / 2), (1, 1) on R, G, B; to brighten, a third of it on L."""
+    amount = params[0]
+
+    def bent(share):
+        return np.clip((1 + 2 * amount) * share - 2 * amount * share**2, 0, 1)
+
+    curved = 255 * bent(image / 255)
+    if amount <= 0:
+        return curved
+    lab = to_lab(image)
+    lab[..., 0] = 100 * bent(lab[..., 0] / 100)
+    return (2 * curved + from_lab(lab)) / 3
+
+
+@define
+def chromatic_aberration(image, params, seed, slot):
+    out = image.astype(np.float64)
+    for channel, magnification in ((0, 1 + params[0]), (2, 1 - params[0])):
+        rows, columns = (
+            (size - 1) / 2 + (np.arange(size) - (size - 1) / 2) / magnification for size in image.shape[:2]
+        )
+        at = np.meshgrid(rows, columns, indexing="ij")
+        out[..., channel] = bilinear(image, *at)[..., channel]
     return out

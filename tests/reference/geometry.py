@@ -1,13 +1,12 @@
-"""NumPy definitions of down-up scaling: Pillow's resize, whose roundings to 22 and 8 bits are part of the definition.
-
-Also of resize_to, with OpenCV's filters and the same roundings.
-
-Imports nothing of qpt.
+"""NumPy definitions of changes of place: down-up scaling (Pillow's resize, whose roundings to 22 and 8 bits are part of
+the definition), resize_to (OpenCV's filters, the same roundings), jittered places, patches. Imports nothing of qpt.
 """
 
 import numpy as np
 
 from tests.reference.definition import define
+from tests.reference.philox import normals, words
+from tests.reference.sampling import bilinear
 
 
 def triangle(x: np.ndarray) -> np.ndarray:
@@ -148,3 +147,64 @@ def resize_to(image, params, seed, slot):
     if small.shape != image.shape:
         small = resize_working(small, height, width, 2)
     return small.astype(np.float64)
+
+
+def jittered_places(height: int, width: int, std_px: float, seed: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
+    """(height, width) rows and columns: a pixel's two normal numbers, times sqrt(5) std_px, lead to its place."""
+    steps = np.sqrt(5) * std_px * normals(2 * height * width, seed, slot, tag=14).reshape(height, width, 2)
+    rows, columns = np.mgrid[:height, :width]
+    return rows + steps[..., 0], columns + steps[..., 1]
+
+
+@define
+def spatial_jitter(image, params, seed, slot):
+    return bilinear(image, *jittered_places(*image.shape[:2], params[0], seed, slot))
+
+
+def whole_below(word: int, choices: int) -> int:
+    """0 .. choices - 1, from the highest bits of a 32-bit word."""
+    return int(word) * choices >> 32
+
+
+def squares(height: int, width: int, count: int, side: int, seed: int, slot: int, tag: int) -> list[tuple]:
+    """(rows, columns, top, left, third word, fourth word) of each square; uniform over the image, cut if larger."""
+    rows, columns = min(side, height), min(side, width)
+    return [
+        (rows, columns, whole_below(x, height - rows + 1), whole_below(y, width - columns + 1), int(z), int(w))
+        for x, y, z, w in words(count, seed, slot, tag)
+    ]
+
+
+def moved_patches(
+    height: int, width: int, count: int, seed: int, slot: int
+) -> list[tuple[int, int, int, int, int, int]]:
+    """(rows, columns, top, left, new top, new left) of each patch of 16 px; moved up to 8 px, within the image."""
+    return [
+        (
+            rows,
+            columns,
+            top,
+            left,
+            min(max(top + whole_below(z, 17) - 8, 0), height - rows),
+            min(max(left + whole_below(w, 17) - 8, 0), width - columns),
+        )
+        for rows, columns, top, left, z, w in squares(height, width, count, 16, seed, slot, tag=15)
+    ]
+
+
+@define
+def non_eccentricity_patch(image, params, seed, slot):
+    out = image.astype(np.float64)
+    for rows, columns, top, left, to_top, to_left in moved_patches(*image.shape[:2], int(params[0]), seed, slot):
+        patch = image[top : top + rows, left : left + columns]
+        out[to_top : to_top + rows, to_left : to_left + columns] = patch
+    return out
+
+
+@define
+def colour_block(image, params, seed, slot):
+    """A block's red, green and blue are the highest three bytes of its third word."""
+    out = image.astype(np.float64)
+    for rows, columns, top, left, colour, _ in squares(*image.shape[:2], int(params[0]), 32, seed, slot, tag=16):
+        out[top : top + rows, left : left + columns] = colour >> 24, colour >> 16 & 255, colour >> 8 & 255
+    return out

@@ -1,0 +1,119 @@
+// Changes in CIELAB (colour family): chroma and the brightness curve. sRGB (IEC 61966-2-1) and CIE 15 with white D65,
+// with the figures of skimage.color. L, a and b are linear in f(X), f(Y) and f(Z), so an op changes those three and no
+// L, a, b are made. Both branches of a curve are computed before one is chosen, so that loops vectorise. Listed in
+// table.h; definitions in qpt/degradations.py.
+#pragma once
+#include "tone.h"
+
+namespace qpt {
+
+// Light of an sRGB share, both of [0, 1].
+QPT_INLINE float linear_light(float share) {
+  const float curved = exponential(2.4f * natural_log((share + 0.055f) / 1.055f));
+  const float straight = share / 12.92f;
+  return share > 0.04045f ? curved : straight;
+}
+
+// sRGB value, 0-255, of light, clipped.
+QPT_INLINE float encoded_light(float light) {
+  const float bounded = clamp(light, 0.0f, 1.0f);
+  const float curved = 1.055f * exponential(natural_log(maximum(bounded, 0.003f)) / 2.4f) - 0.055f;
+  const float straight = 12.92f * bounded;
+  return 255.0f * (bounded > 0.0031308f ? curved : straight);
+}
+
+// f of CIE 15, of a share of the white's tristimulus value in [0, 1]: L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)),
+// b = 200 (f(Y) - f(Z)).
+QPT_INLINE float lab_response(float share) {
+  const float root = exponential(natural_log(maximum(share, 0.008f)) / 3.0f);
+  const float straight = 7.787f * share + 16.0f / 116.0f;
+  return share > 0.008856f ? root : straight;
+}
+
+QPT_INLINE float from_lab_response(float f) {
+  const float cube = f * f * f, straight = (f - 16.0f / 116.0f) / 7.787f;
+  return f > 0.2068966f ? cube : straight;
+}
+
+struct LabResponses {
+  float x, y, z;
+};
+
+QPT_INLINE LabResponses lab_responses(float red, float green, float blue) {
+  return {lab_response((0.412453f * red + 0.35758f * green + 0.180423f * blue) / 0.95047f),
+          lab_response(0.212671f * red + 0.71516f * green + 0.072169f * blue),
+          lab_response((0.019334f * red + 0.119193f * green + 0.950227f * blue) / 1.08883f)};
+}
+
+struct Rgb {
+  float red, green, blue;  // 0-255
+};
+
+// f(Z) is kept from falling below 0, as skimage.color.lab2xyz keeps it. The matrix is the inverse of the one above.
+QPT_INLINE Rgb rgb_of(LabResponses f) {
+  const float x = 0.95047f * from_lab_response(f.x), y = from_lab_response(f.y);
+  const float z = 1.08883f * from_lab_response(maximum(f.z, 0.0f));
+  return {encoded_light(3.24048134f * x - 1.53715152f * y - 0.49853633f * z),
+          encoded_light(-0.96925495f * x + 1.87599f * y + 0.04155593f * z),
+          encoded_light(0.05564664f * x - 0.20404134f * y + 1.05731107f * z)};
+}
+
+// The light of the 256 values. The caller syncs before use.
+template <class Team>
+QPT_FN void fill_light(const Team& team, float* light) {
+  each(team, 256, [&](i32 value) { light[value] = linear_light(static_cast<float>(value) / 255.0f); });
+}
+
+// a and b of CIELAB times p0 = factor; 1 changes nothing.
+template <class Team>
+QPT_FN void chroma(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], 0.0f, 16.0f);
+  float* light = Scratch{static_cast<u8*>(a.scratch)}.take<float>(256);
+  fill_light(team, light);
+  team.sync();  // the table, written by all, is read by all
+  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+    const LabResponses f = lab_responses(light[a.src[3 * p]], light[a.src[3 * p + 1]], light[a.src[3 * p + 2]]);
+    const Rgb out = rgb_of({f.y + factor * (f.x - f.y), f.y, f.y + factor * (f.z - f.y)});
+    a.dst[3 * p] = to_u8(out.red);
+    a.dst[3 * p + 1] = to_u8(out.green);
+    a.dst[3 * p + 2] = to_u8(out.blue);
+  });
+}
+
+// The parabola through (0, 0), (1/2, 1/2 + amount / 2) and (1, 1), clipped to [0, 1].
+QPT_INLINE float bent(float share, float amount) {
+  return clamp(share + 2.0f * amount * share * (1.0f - share), 0.0f, 1.0f);
+}
+
+// The parabola of p0 = amount on R, G and B; where it brightens, a third of the result has it on the lightness L of
+// CIELAB instead.
+template <class Team>
+QPT_FN void brightness_curve(Team& team, OpArgs a) {
+  const float amount = parameter(a.params[0], -2.0f, 2.0f);
+  if (amount <= 0.0f) {
+    apply_curve(team, a, [&](float x) { return 255.0f * bent(x / 255.0f, amount); });
+    return;
+  }
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* light = scratch.take<float>(256);
+  float* curved = scratch.take<float>(256);
+  fill_light(team, light);
+  each(team, 256, [&](i32 value) { curved[value] = 510.0f * bent(static_cast<float>(value) / 255.0f, amount); });
+  team.sync();  // both tables, written by all, are read by all
+  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+    const i32 red = a.src[3 * p], green = a.src[3 * p + 1], blue = a.src[3 * p + 2];
+    const LabResponses f = lab_responses(light[red], light[green], light[blue]);
+    const float lightness = 1.16f * f.y - 0.16f;
+    const float lift = (bent(lightness, amount) - lightness) / 1.16f;
+    const Rgb lifted = rgb_of({f.x + lift, f.y + lift, f.z + lift});
+    a.dst[3 * p] = to_u8((curved[red] + lifted.red) / 3.0f);
+    a.dst[3 * p + 1] = to_u8((curved[green] + lifted.green) / 3.0f);
+    a.dst[3 * p + 2] = to_u8((curved[blue] + lifted.blue) / 3.0f);
+  });
+}
+
+QPT_FN i64 lab_bytes(i32, i32) {
+  return 2 * taken_bytes<float>(256);
+}
+
+}  // namespace qpt

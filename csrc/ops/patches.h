@@ -1,0 +1,67 @@
+// Squares put on the picture one after another (geometry family): copies from nearby and blocks of one colour. Square n
+// draws the four words of Philox counter n; a later square covers an earlier one. Listed in table.h; definitions in
+// qpt/degradations.py.
+#pragma once
+#include "warp.h"
+
+namespace qpt {
+
+constexpr i32 kMaxPatches = 1024;
+
+// A word as an integer in [0, choices).
+QPT_INLINE i32 whole_below(u32 word, i32 choices) {
+  return static_cast<i32>((static_cast<u64>(word) * static_cast<u64>(choices)) >> 32);
+}
+
+// Copies the image, then paints `count` squares of side_px, cut to the image where that is smaller: paint(words, top,
+// left, y, x) writes the pixel (y, x) of the square whose corner is (top, left), uniform over the image.
+template <class Team, class Paint>
+QPT_FN void with_squares(const Team& team, OpArgs a, u32 tag, i32 count, i32 side_px, Paint paint) {
+  each(team, a.h, 3 * a.w, [&](i32 y, i32 i) {
+    const i64 at = static_cast<i64>(y) * 3 * a.w + i;
+    a.dst[at] = a.src[at];
+  });
+  const i32 rows = minimum(side_px, a.h), columns = minimum(side_px, a.w);
+  for (i32 n = 0; n < count; ++n) {
+    const Philox4 words =
+        philox4x32_10({static_cast<u32>(n), a.slot, tag, 0u}, static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32));
+    const i32 top = whole_below(words.x, a.h - rows + 1), left = whole_below(words.y, a.w - columns + 1);
+    team.sync();  // the copy or an earlier square, written by all, is covered by all
+    each(team, rows, columns, [&](i32 y, i32 x) { paint(words, top, left, y, x); });
+  }
+}
+
+QPT_INLINE void put_pixel(u8* to, u8 red, u8 green, u8 blue) {
+  to[0] = red;
+  to[1] = green;
+  to[2] = blue;
+}
+
+constexpr i32 kPatchSide = 16, kPatchReach = 8;
+
+// p0 = patches squares of 16 px of the source, each put up to 8 rows and columns away, uniformly, within the image.
+template <class Team>
+QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
+  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));
+  const i32 last_top = a.h - minimum(kPatchSide, a.h), last_left = a.w - minimum(kPatchSide, a.w);
+  with_squares(team, a, kTagPatch, count, kPatchSide, [&](Philox4 words, i32 top, i32 left, i32 y, i32 x) {
+    const i32 to_y = y + clamp(top + offset_within(words.z, kPatchReach), 0, last_top);
+    const i32 to_x = x + clamp(left + offset_within(words.w, kPatchReach), 0, last_left);
+    const u8* from = a.src + (static_cast<i64>(top + y) * a.w + left + x) * 3;
+    put_pixel(a.dst + (static_cast<i64>(to_y) * a.w + to_x) * 3, from[0], from[1], from[2]);
+  });
+}
+
+constexpr i32 kBlockSide = 32;
+
+// p0 = blocks squares of 32 px, each of one colour: the highest three bytes of the third word are its R, G and B.
+template <class Team>
+QPT_FN void colour_block(Team& team, OpArgs a) {
+  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));
+  with_squares(team, a, kTagBlock, count, kBlockSide, [&](Philox4 words, i32 top, i32 left, i32 y, i32 x) {
+    put_pixel(a.dst + (static_cast<i64>(top + y) * a.w + left + x) * 3, static_cast<u8>(words.z >> 24),
+              static_cast<u8>(words.z >> 16), static_cast<u8>(words.z >> 8));
+  });
+}
+
+}  // namespace qpt
