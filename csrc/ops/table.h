@@ -2,12 +2,16 @@
 // (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
 // definition in tests/reference/.
 #pragma once
+#include "bilateral.h"
 #include "blur.h"
+#include "box.h"
 #include "colour.h"
+#include "elastic.h"
 #include "jpeg.h"
 #include "median.h"
 #include "noise.h"
 #include "rescale.h"
+#include "shaped_blur.h"
 #include "sharpen.h"
 #include "tone.h"
 #include "warp.h"
@@ -28,10 +32,20 @@
   X(impulse_noise, no_bytes)           \
   X(poisson_noise, noise_bytes)        \
   X(jpeg, jpeg_bytes)                  \
+  X(box_blur, box_bytes)               \
+  X(generalised_blur, blur_bytes)      \
+  X(plateau_blur, blur_bytes)          \
+  X(sinc_filter, blur_bytes)           \
+  X(high_sharpen, sharpen_bytes)       \
+  X(bilateral, bilateral_bytes)        \
+  X(denoise, denoise_bytes)            \
   X(rescale_nearest, rescale_bytes)    \
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \
   X(pixelate, rescale_bytes)           \
+  X(rescale_area, rescale_bytes)       \
+  X(rescale_lanczos, rescale_bytes)    \
+  X(elastic, elastic_bytes)            \
   X(brightness, colour_bytes)          \
   X(mean_shift, tone_bytes)            \
   X(gamma, tone_bytes)                 \
