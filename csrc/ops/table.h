@@ -8,6 +8,7 @@
 #include "colour.h"
 #include "elastic.h"
 #include "jpeg.h"
+#include "jpeg2000.h"
 #include "median.h"
 #include "noise.h"
 #include "rescale.h"
@@ -39,6 +40,7 @@
   X(high_sharpen, sharpen_bytes)       \
   X(bilateral, bilateral_bytes)        \
   X(denoise, denoise_bytes)            \
+  X(jpeg2000, jpeg2000_bytes)          \
   X(rescale_nearest, rescale_bytes)    \
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \

@@ -65,7 +65,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         "elastic",
         "geometry",
         (
-            Parameter("alpha_px", "px", 0.0, 512.0, levels=(8.0, 14.0, 22.0, 32.0, 46.0)),
+            Parameter("alpha_px", "px", 0.0, 512.0, levels=(6.0, 10.0, 15.0, 21.0, 29.0)),
             Parameter("sigma_px", "px", 0.1, 8.0, levels=(3.0,) * 5),
             Parameter("affine_px", "px", 0.0, 64.0, levels=(1.0, 2.0, 3.0, 4.0, 5.0)),
         ),

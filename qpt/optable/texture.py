@@ -15,7 +15,7 @@ _SIGMA = Parameter("sigma_px", "px", 0.1, 8.0, levels=(0.6, 1.1, 1.8, 2.8, 4.2))
 _ANGLE = Parameter("angle_deg", "degree", 0.0, 180.0)
 _STD = Parameter("std", "grey level of 255", 0.0, 128.0, levels=(4.0, 8.0, 14.0, 22.0, 34.0))
 
-_BILATERAL = (30.0, 60.0, 100.0, 160.0, 250.0)
+_BILATERAL = (40.0, 70.0, 110.0, 170.0, 260.0)
 _DENOISE = (28.0, 40.0, 49.0, 63.0, 89.0)  # 3.5 std: two samples of one colour are 3.4 std apart on average
 
 TEXTURE: tuple[Degradation, ...] = (
@@ -191,8 +191,8 @@ TEXTURE: tuple[Degradation, ...] = (
         "plateau_blur",
         "texture",
         (
-            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.6, 1.0, 1.6, 2.4, 3.0)),
-            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.4, 0.6, 1.0, 1.6, 2.4)),
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.3, 0.5, 0.9, 1.6, 2.6)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.2, 0.35, 0.6, 1.0, 1.8)),
             _ANGLE,
             Parameter("beta", "exponent", 1.0, 2.0),
         ),
@@ -217,10 +217,11 @@ TEXTURE: tuple[Degradation, ...] = (
         "high_sharpen",
         "texture",
         (
-            Parameter("amount", "ratio", 0.0, 64.0, levels=(1.0, 2.0, 3.0, 6.0, 12.0)),
+            Parameter("amount", "ratio", 0.0, 64.0, levels=(0.4, 0.8, 1.5, 2.6, 4.5)),
             Parameter("radius_px", "px", 1.0, 24.0, levels=(6.0,) * 5, integer=True),
         ),
-        source=KADID + ", high sharpen; ARNIQA's (WACV 2024) kernel and amounts, on luma instead of L of CIELAB",
+        source=KADID
+        + ", high sharpen; ARNIQA's (WACV 2024) kernel, on luma instead of L of CIELAB, with milder amounts",
         oracle="x + amount * (Y - cv2.GaussianBlur(Y, (2r+1, 2r+1), r, borderType=BORDER_REFLECT_101)), r = radius_px",
         halo=lambda p: int(p[1]),
         doc="The luma's difference to its wide blur, amount times on every channel: local contrast far too strong.",
@@ -230,7 +231,7 @@ TEXTURE: tuple[Degradation, ...] = (
         "texture",
         (
             Parameter("sigma_colour", "grey level of 255, summed over channels", 1.0, 765.0, levels=_BILATERAL),
-            Parameter("sigma_px", "px", 0.1, 8.0, levels=(1.5, 2.0, 2.5, 3.0, 4.0)),
+            Parameter("sigma_px", "px", 0.1, 8.0, levels=(1.0, 1.5, 2.0, 2.5, 3.0)),
         ),
         source="Tomasi and Manduchi, Bilateral filtering for gray and color images (ICCV 1998)",
         oracle="cv2.bilateralFilter(x, -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
@@ -249,5 +250,18 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.bilateralFilter(gaussian_noise(x, std), -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
         halo=lambda p: max(round(1.5 * p[2]), 1),
         doc="gaussian_noise, then bilateral: blotches where the noise was, texture gone with it.",
+    ),
+    Degradation(
+        "jpeg2000",
+        "texture",
+        (
+            Parameter(
+                "ratio", "bytes of the image / bytes of the file", 1.0, 4096.0, levels=(16.0, 32.0, 45.0, 90.0, 170.0)
+            ),
+        ),
+        source="ITU-T T.800 with the 9/7 wavelet; KADID-10k's JPEG 2000, four of ARNIQA's (WACV 2024) ratios",
+        oracle="Pillow: save(., 'JPEG2000', quality_mode='rates', quality_layers=[ratio], irreversible=True, mct=1)",
+        halo="whole",
+        doc="JPEG 2000 without entropy coding; the step is that of a file of this ratio: blur and ringing.",
     ),
 )

@@ -1,5 +1,5 @@
-"""NumPy definitions of elastic deformation and of down-up scaling: Pillow's resize, whose roundings to 22 and 8 bits are
-part of the definition.
+"""NumPy definitions of elastic deformation and of down-up scaling: Pillow's resize, whose roundings to 22 and 8 bits
+are part of the definition.
 
 Imports nothing of qpt.
 """
