@@ -7,7 +7,7 @@
 namespace qpt {
 
 // Raw weights of a (2 radius + 1)^2 kernel -> normalised weights and the spans of columns that count.
-// weight(dy, dx) >= 0 with dy, dx in [-radius, radius], rows' non-zero weights contiguous.
+// weight(dy, dx) with dy, dx in [-radius, radius]; the weights' sum is positive.
 template <class Team, class Weight>
 QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
   const i32 taps = 2 * radius + 1;
@@ -24,7 +24,7 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
     for (i32 column = 0; column < taps; ++column) {
       const float w = weights[row * taps + column];
       sum += w;
-      if (w > 0.0f) {
+      if (w != 0.0f) {
         from = minimum(from, column);
         to = column;
       }

@@ -75,8 +75,9 @@ QPT_INLINE i32 photon_arena(i32 h, i32 w) {
   return static_cast<i32>(minimum(static_cast<i64>(6) * h * w + 20480, static_cast<i64>(393216)));
 }
 
-// put(i, count) for every element of the window, `channels` a pixel: count is Poisson with mean peak value(i) / 255. The values' tables do not all fit in
-// scratch, so that groups of values follow one another; which group a value is in changes nothing.
+// put(i, count) for every element of the window, `channels` a pixel: count is Poisson with mean peak value(i) / 255.
+// The values' tables do not all fit in scratch, so that groups of values follow one another; which group a value is in
+// changes nothing.
 template <i32 channels, class Team, class Value, class Put>
 QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value value, Put put) {
   Scratch scratch{static_cast<u8*>(a.scratch)};

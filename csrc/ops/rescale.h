@@ -10,16 +10,35 @@ namespace qpt {
 constexpr i32 kWeightBits = 22;
 constexpr i32 kMaxFactor = 16;
 
-// Filters are told apart by their support, so that the code of a resize exists once: 0 is the box (support 1/2), 1 the
-// triangle, 2 Keys' cubic convolution with a = -1/2 (IEEE TASSP 1981).
+// Filters are told apart by a number, so that the code of a resize exists once: 0 is the box (support 1/2), 1 the
+// triangle, 2 Keys' cubic convolution with a = -1/2 (IEEE TASSP 1981), 3 Lanczos' windowed sinc; so far the number is
+// the support. Area is the share of an input pixel that the output pixel covers.
 constexpr i32 kBox = 0;
 constexpr i32 kBilinear = 1;
 constexpr i32 kBicubic = 2;
+constexpr i32 kLanczos = 3;
+constexpr i32 kArea = 4;
 
-QPT_INLINE double filter_weight(i32 support, double x) {
-  if (support == kBox) return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
+// sin(pi x) / (pi x) for |x| <= 3: sin(pi x) is that of x's distance from the nearest integer, up to the sign; Taylor
+// to the 19th power there, errors below 1e-15.
+QPT_INLINE double normalised_sinc(double x) {
+  if (x == 0.0) return 1.0;
+  const i32 whole = static_cast<i32>(x < 0.0 ? x - 0.5 : x + 0.5);
+  const double angle = (x - whole) * 3.14159265358979323846, square = angle * angle;
+  double p = 1.0;
+  QPT_UNROLL(1)
+  for (i32 k = 18; k > 0; k -= 2) p = 1.0 - p * square / (k * (k + 1));
+  const double sine = angle * p;
+  return ((whole & 1) ? -sine : sine) / (x * 3.14159265358979323846);
+}
+
+// x in units of the output's pixels (of the input's where they are larger); scale: how many of the input's these are.
+QPT_INLINE double filter_weight(i32 filter, double x, double scale) {
+  if (filter == kBox) return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
   x = x < 0.0 ? -x : x;
-  if (support == kBilinear) return x < 1.0 ? 1.0 - x : 0.0;
+  if (filter == kArea) return clamp(0.5 * scale + 0.5 - x * scale, 0.0, 1.0);
+  if (filter == kLanczos) return x < 3.0 ? normalised_sinc(x) * normalised_sinc(x / 3.0) : 0.0;
+  if (filter == kBilinear) return x < 1.0 ? 1.0 - x : 0.0;
   if (x < 1.0) return ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1;
   if (x < 2.0) return (((x - 5) * x + 8) * x - 4) * -0.5;
   return 0.0;
@@ -34,27 +53,35 @@ struct Resampling {
 };
 
 // Taps that any output needs, for scale = in / out.
-QPT_INLINE i32 resampling_taps(i32 support, i32 in, i32 out) {
+QPT_INLINE i32 resampling_taps(i32 filter, i32 in, i32 out) {
   const i32 scale = in > out ? (in + out - 1) / out : 1;  // rounded up: a bound, not the layout of Pillow
-  return (support == kBox ? 1 : 2 * support) * scale + 2;
+  return (filter == kBox || filter == kArea ? 1 : 2 * filter) * scale + 2;
 }
 
 template <class Team>
-QPT_FN Resampling build_resampling(const Team& team, i32 support, i32 in, i32 out, Scratch scratch) {
-  const i32 taps = resampling_taps(support, in, out);
+QPT_FN Resampling build_resampling(const Team& team, i32 filter, i32 in, i32 out, Scratch scratch) {
+  const i32 taps = resampling_taps(filter, in, out);
   const Resampling table{scratch.take<i32>(out), scratch.take<i32>(out),
                          scratch.take<i32>(static_cast<i64>(out) * taps), taps};
   const double scale = static_cast<double>(in) / out;
   const double filter_scale = scale < 1.0 ? 1.0 : scale;
-  const double reach = (support == kBox ? 0.5 : support) * filter_scale, inverse = 1.0 / filter_scale;
+  const double reach = filter == kBox    ? 0.5 * filter_scale
+                       : filter == kArea ? 0.5 * filter_scale + 0.5
+                                         : filter * filter_scale;
+  const double inverse = 1.0 / filter_scale;
+  double* raw = scratch.take<double>(static_cast<i64>(out) * taps);
   each(team, out, [&](i32 i) {
     const double centre = (i + 0.5) * scale;
     const i32 first = maximum(static_cast<i32>(centre - reach + 0.5), 0);
     const i32 count = minimum(minimum(static_cast<i32>(centre + reach + 0.5), in) - first, taps);
+    double* const row = raw + static_cast<i64>(i) * taps;
     double total = 0.0;
-    for (i32 j = 0; j < count; ++j) total += filter_weight(support, (j + first - centre + 0.5) * inverse);
     for (i32 j = 0; j < count; ++j) {
-      double w = filter_weight(support, (j + first - centre + 0.5) * inverse);
+      row[j] = filter_weight(filter, (j + first - centre + 0.5) * inverse, filter_scale);
+      total += row[j];
+    }
+    for (i32 j = 0; j < count; ++j) {
+      double w = row[j];
       if (total != 0.0) w /= total;
       w *= 1 << kWeightBits;
       table.weight[static_cast<i64>(i) * taps + j] = static_cast<i32>(w < 0.0 ? w - 0.5 : w + 0.5);
@@ -146,7 +173,7 @@ QPT_INLINE i32 reduced_size(i32 size, double factor) {
 
 // Four passes, each with its table: down along one axis and the other, up along x, up along y.
 template <class Team>
-QPT_FN void rescale(Team& team, OpArgs a, i32 support) {
+QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
   const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
   Scratch scratch{static_cast<u8*>(a.scratch)};
@@ -160,7 +187,8 @@ QPT_FN void rescale(Team& team, OpArgs a, i32 support) {
     const bool along_x = (pass & 1) == (pass < 2 && y_first ? 1 : 0);
     const i32 to_h = pass < 2 ? small_h : a.h, to_w = pass < 2 ? small_w : a.w;
     u8* out = pass == 1 ? small : pass == 3 ? a.dst : half_way;
-    const Resampling table = build_resampling(team, support, along_x ? w : h, along_x ? to_w : to_h, scratch);
+    const Resampling table =
+        build_resampling(team, pass < 2 ? down : up, along_x ? w : h, along_x ? to_w : to_h, scratch);
     team.sync();  // the table, written by all, is read by all
     if (along_x) {
       resample_x(team, in, out, h, w, to_w, table);
@@ -177,19 +205,31 @@ QPT_FN void rescale(Team& team, OpArgs a, i32 support) {
 // p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_bilinear(Team& team, OpArgs a) {
-  rescale(team, a, kBilinear);
+  rescale(team, a, kBilinear, kBilinear);
 }
 
 // p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_bicubic(Team& team, OpArgs a) {
-  rescale(team, a, kBicubic);
+  rescale(team, a, kBicubic, kBicubic);
 }
 
 // Blocks: down and up again with the box filter, which repeats pixels on the way up. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void pixelate(Team& team, OpArgs a) {
-  rescale(team, a, kBox);
+  rescale(team, a, kBox, kBox);
+}
+
+// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear. p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_area(Team& team, OpArgs a) {
+  rescale(team, a, kArea, kBilinear);
+}
+
+// p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_lanczos(Team& team, OpArgs a) {
+  rescale(team, a, kLanczos, kLanczos);
 }
 
 // at[i]: the pixel of `in` that Pillow's nearest takes for pixel i of `out`. Positions are sums of the step, as Pillow
@@ -228,11 +268,11 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
 }
 
 // Scratch for factors in [1, 16]: two images of at most h x w and a table of the longer side. Shrinking, out <= in
-// and in <= out * ceil(in / out), so out * taps <= 4 (in + out) + 2 out <= 10 in; enlarging, taps is at most 6. More
+// and in <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; enlarging, taps is at most 8. More
 // than the four tables of rescale_nearest.
 QPT_FN i64 rescale_bytes(i32 h, i32 w) {
   const i64 image = taken_bytes<u8>(static_cast<i64>(h) * w * 3), side = maximum(h, w);
-  return 2 * image + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(10 * side);
+  return 2 * image + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
 }
 
 }  // namespace qpt

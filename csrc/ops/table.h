@@ -2,9 +2,13 @@
 // (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
 // definition in tests/reference/.
 #pragma once
+#include "bilateral.h"
 #include "blur.h"
+#include "box.h"
 #include "colour.h"
+#include "elastic.h"
 #include "jpeg.h"
+#include "jpeg2000.h"
 #include "lab.h"
 #include "median.h"
 #include "noise.h"
@@ -12,6 +16,7 @@
 #include "photons.h"
 #include "rescale.h"
 #include "resize.h"
+#include "shaped_blur.h"
 #include "sharpen.h"
 #include "tone.h"
 #include "warp.h"
@@ -35,6 +40,14 @@
   X(poisson_noise_grey, photon_bytes)  \
   X(gaussian_noise_cov, noise_bytes)   \
   X(iso_noise, iso_bytes)              \
+  X(box_blur, box_bytes)               \
+  X(generalised_blur, blur_bytes)      \
+  X(plateau_blur, blur_bytes)          \
+  X(sinc_filter, blur_bytes)           \
+  X(high_sharpen, sharpen_bytes)       \
+  X(bilateral, bilateral_bytes)        \
+  X(denoise, denoise_bytes)            \
+  X(jpeg2000, jpeg2000_bytes)          \
   X(rescale_nearest, rescale_bytes)    \
   X(rescale_bilinear, rescale_bytes)   \
   X(rescale_bicubic, rescale_bytes)    \
@@ -43,6 +56,9 @@
   X(spatial_jitter, noise_bytes)       \
   X(non_eccentricity_patch, no_bytes)  \
   X(colour_block, no_bytes)            \
+  X(rescale_area, rescale_bytes)       \
+  X(rescale_lanczos, rescale_bytes)    \
+  X(elastic, elastic_bytes)            \
   X(brightness, colour_bytes)          \
   X(mean_shift, tone_bytes)            \
   X(gamma, tone_bytes)                 \

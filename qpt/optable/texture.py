@@ -15,6 +15,9 @@ _SIGMA = Parameter("sigma_px", "px", 0.1, 8.0, levels=(0.6, 1.1, 1.8, 2.8, 4.2))
 _ANGLE = Parameter("angle_deg", "degree", 0.0, 180.0)
 _STD = Parameter("std", "grey level of 255", 0.0, 128.0, levels=(4.0, 8.0, 14.0, 22.0, 34.0))
 
+_BILATERAL = (40.0, 70.0, 110.0, 170.0, 260.0)
+_DENOISE = (28.0, 40.0, 49.0, 63.0, 89.0)  # 3.5 std: two samples of one colour are 3.4 std apart on average
+
 TEXTURE: tuple[Degradation, ...] = (
     Degradation(
         "gaussian_blur",
@@ -225,5 +228,109 @@ TEXTURE: tuple[Degradation, ...] = (
         halo="whole",
         doc="A camera at a high ISO number: hue turned by a normal number, light added by a Poisson number k, whose "
         "mean is intensity times the spread of the image's lightness.",
+    ),
+    Degradation(
+        "box_blur",
+        "texture",
+        (Parameter("radius_px", "px", 0.0, 24.0, levels=(1.0, 2.0, 3.0, 5.0, 8.0), integer=True),),
+        source="mean filter of OpenCV and Kornia",
+        oracle="cv2.blur(x, (2 radius_px + 1, 2 radius_px + 1), borderType=BORDER_REFLECT_101)",
+        halo=lambda p: int(p[0]),
+        doc="Mean over a square of 2 radius + 1 pixels; border reflect-101.",
+    ),
+    Degradation(
+        "generalised_blur",
+        "texture",
+        (
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(1.1, 1.5, 2.0, 2.6, 3.4)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.8, 1.0, 1.3, 1.8, 2.4)),
+            _ANGLE,
+            Parameter("beta", "exponent", 0.5, 4.0),
+        ),
+        source=REALESRGAN + ", generalised Gaussian kernel of 21 x 21, its largest",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel = exp(-(d^2)^beta / 2), sum 1",
+        halo=lambda p: 10,
+        grid_px=1,
+        doc="Blur of weight exp(-(d^2)^beta / 2), d in sigmas: beta 1 is Gaussian, less peaked, more flat-topped.",
+    ),
+    Degradation(
+        "plateau_blur",
+        "texture",
+        (
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.3, 0.5, 0.9, 1.6, 2.6)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.2, 0.35, 0.6, 1.0, 1.8)),
+            _ANGLE,
+            Parameter("beta", "exponent", 1.0, 2.0),
+        ),
+        source=REALESRGAN + ", plateau-shaped kernel of 21 x 21, its largest",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel = 1 / (1 + (d^2)^beta), sum 1",
+        halo=lambda p: 10,
+        grid_px=1,
+        doc="Blur of weight 1 / (1 + (d^2)^beta), d in sigmas: a flat top and long tails.",
+    ),
+    Degradation(
+        "sinc_filter",
+        "texture",
+        (
+            Parameter("cutoff", "radian per px", 0.1, math.pi, levels=(2.4, 1.8, 1.35, 0.95, 0.63)),
+            Parameter("radius_px", "px", 0.0, 24.0, levels=(10.0,) * 5, integer=True),
+        ),
+        source=REALESRGAN + ", sinc filter: cutoffs of pi/5 to pi, sizes of 7 to 21",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel of scipy.special.j1, sum 1",
+        halo=lambda p: int(p[1]),
+        grid_px=1,
+        doc="Circular low-pass c J1(c r) / (2 pi r), cut off at radius_px: blur with ringing along edges.",
+    ),
+    Degradation(
+        "high_sharpen",
+        "texture",
+        (
+            Parameter("amount", "ratio", 0.0, 64.0, levels=(0.4, 0.8, 1.5, 2.6, 4.5)),
+            Parameter("radius_px", "px", 1.0, 24.0, levels=(6.0,) * 5, integer=True),
+        ),
+        source=KADID
+        + ", high sharpen; ARNIQA's (WACV 2024) kernel, on luma instead of L of CIELAB, with milder amounts",
+        oracle="x + amount * (Y - cv2.GaussianBlur(Y, (2r+1, 2r+1), r, borderType=BORDER_REFLECT_101)), r = radius_px",
+        halo=lambda p: int(p[1]),
+        grid_px=1,
+        doc="The luma's difference to its wide blur, amount times on every channel: local contrast far too strong.",
+    ),
+    Degradation(
+        "bilateral",
+        "texture",
+        (
+            Parameter("sigma_colour", "grey level of 255, summed over channels", 1.0, 765.0, levels=_BILATERAL),
+            Parameter("sigma_px", "px", 0.1, 8.0, levels=(1.0, 1.5, 2.0, 2.5, 3.0)),
+        ),
+        source="Tomasi and Manduchi, Bilateral filtering for gray and color images (ICCV 1998)",
+        oracle="cv2.bilateralFilter(x, -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
+        halo=lambda p: max(round(1.5 * p[1]), 1),
+        doc="Mean over a disk, weighted by nearness and by likeness of colour: fine texture goes, edges stay.",
+    ),
+    Degradation(
+        "denoise",
+        "texture",
+        (
+            Parameter("std", "grey level of 255", 0.0, 128.0, levels=(8.1, 11.4, 14.0, 18.0, 25.5)),
+            Parameter("sigma_colour", "grey level of 255, summed over channels", 1.0, 765.0, levels=_DENOISE),
+            Parameter("sigma_px", "px", 0.1, 8.0, levels=(2.0,) * 5),
+        ),
+        source=KADID + ", denoise: noise, then a bilateral filter instead of a network; ARNIQA's (WACV 2024) variances",
+        oracle="cv2.bilateralFilter(gaussian_noise(x, std), -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
+        halo=lambda p: max(round(1.5 * p[2]), 1),
+        doc="gaussian_noise, then bilateral: blotches where the noise was, texture gone with it.",
+    ),
+    Degradation(
+        "jpeg2000",
+        "texture",
+        (
+            Parameter(
+                "ratio", "bytes of the image / bytes of the file", 1.0, 4096.0, levels=(16.0, 32.0, 45.0, 90.0, 170.0)
+            ),
+        ),
+        source="ITU-T T.800 with the 9/7 wavelet; KADID-10k's JPEG 2000, four of ARNIQA's (WACV 2024) ratios",
+        oracle="Pillow: save(., 'JPEG2000', quality_mode='rates', quality_layers=[ratio], irreversible=True, mct=1)",
+        halo="whole",
+        doc="JPEG 2000 without entropy coding; the step is that of a file of this ratio: blur and ringing.",
     ),
 )

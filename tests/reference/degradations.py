@@ -6,7 +6,7 @@ level of it (plus its own arithmetic error). Used by tests/test_ops.py. A new op
 one of those imported here.
 """
 
-from tests.reference import blurs, colour, geometry, noise
+from tests.reference import blurs, colour, geometry, jpeg2000, noise, shapes
 from tests.reference.definition import REFERENCE
 
-__all__ = ["REFERENCE", "blurs", "colour", "geometry", "noise"]
+__all__ = ["REFERENCE", "blurs", "colour", "geometry", "jpeg2000", "noise", "shapes"]

@@ -1,11 +1,14 @@
 """NumPy definitions of changes of place: down-up scaling (Pillow's resize, whose roundings to 22 and 8 bits are part of
-the definition), resize_to (OpenCV's filters, the same roundings), jittered places, patches. Imports nothing of qpt.
+the definition), resize_to (OpenCV's filters, the same roundings), jittered places, patches, elastic deformation.
+
+Imports nothing of qpt.
 """
 
 import numpy as np
 
+from tests.reference.blurs import gaussian
 from tests.reference.definition import define
-from tests.reference.philox import normals, words
+from tests.reference.philox import element_words, normals, words
 from tests.reference.sampling import bilinear
 
 
@@ -23,6 +26,19 @@ def keys_cubic(x: np.ndarray) -> np.ndarray:
     inner = 1.5 * x**3 - 2.5 * x**2 + 1
     outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return np.where(x < 1, inner, np.where(x < 2, outer, 0))
+
+
+def lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+
+
+def area_weights(size: int, new_size: int) -> np.ndarray:
+    """(new_size, size) int64 weights with 22 fractional bits: the part of each new pixel that an old one fills."""
+    edges = np.arange(new_size + 1) * (size / new_size)
+    old = np.arange(size)
+    part = np.minimum(old + 1, edges[1:, None]) - np.maximum(old, edges[:-1, None])
+    part = np.maximum(part, 0)
+    return np.floor(part / part.sum(axis=1, keepdims=True) * 2**22 + 0.5).astype(np.int64)
 
 
 def resize_weights(size: int, new_size: int, kernel, support: float) -> np.ndarray:
@@ -47,10 +63,15 @@ def along(axis: int, image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.clip((summed + 2**21) >> 22, 0, 255), 0, axis)
 
 
-def resize(image: np.ndarray, height: int, width: int, kernel, support: float) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, *kernel_and_support) -> np.ndarray:
+    by_y = resize_weights(image.shape[0], height, *kernel_and_support)
+    by_x = resize_weights(image.shape[1], width, *kernel_and_support)
+    return weigh(image, by_y, by_x)
+
+
+def weigh(image: np.ndarray, by_y: np.ndarray, by_x: np.ndarray) -> np.ndarray:
     """x first, then y; y first where the height shrinks by more than twice what the width does (Pillow 13)."""
-    by_y = resize_weights(image.shape[0], height, kernel, support)
-    by_x = resize_weights(image.shape[1], width, kernel, support)
+    height, width = len(by_y), len(by_x)
     if image.shape[0] - height > 2 * max(image.shape[1] - width, 0):
         return along(1, along(0, image, by_y), by_x)
     return along(0, along(1, image, by_x), by_y)
@@ -70,6 +91,18 @@ def rescale_bilinear(image, params, seed, slot):
 @define
 def rescale_bicubic(image, params, seed, slot):
     return down_up(image, params[0], keys_cubic, 2)
+
+
+@define
+def rescale_lanczos(image, params, seed, slot):
+    return down_up(image, params[0], lanczos, 3)
+
+
+@define
+def rescale_area(image, params, seed, slot):
+    height, width, _ = image.shape
+    by_y, by_x = (area_weights(size, max(round(size / params[0]), 1)) for size in (height, width))
+    return resize(weigh(image, by_y, by_x), height, width, triangle, 1).astype(np.float64)
 
 
 @define
@@ -207,4 +240,44 @@ def colour_block(image, params, seed, slot):
     out = image.astype(np.float64)
     for rows, columns, top, left, colour, _ in squares(*image.shape[:2], int(params[0]), 32, seed, slot, tag=16):
         out[top : top + rows, left : left + columns] = colour >> 24, colour >> 16 & 255, colour >> 8 & 255
+
+
+def elastic_field(
+    height: int, width: int, alpha: float, sigma: float, affine: float, seed: int, slot: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns (height, width) that each pixel is taken from, before the border.
+
+    Noise: bytes 0 (down) and 1 (right) of pixel p's word of tag 32, b - 127.5 in units of 127.5, blurred, times alpha.
+    Affine: three points at (1, 1), (-1, 1), (-1, -1) thirds of the shorter side from the centre, (down, right), move by
+    affine times (2 u - 1), u the first six words of tag 33 as 24-bit fractions.
+    """
+    drawn = element_words(height * width, seed, slot, tag=32)
+    noise = np.stack([drawn & 255, drawn >> np.uint32(8) & 255], axis=-1).reshape(height, width, 2) - 127.5
+    smooth = gaussian(noise, sigma) / 127.5 * alpha
+    u = (words(2, seed, slot, tag=33).ravel()[:6] >> np.uint32(8)) / 2**24
+    moves = affine * (2 * u - 1).reshape(3, 2)
+    side = max(min(height, width) / 3, 1)
+    places = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1).astype(np.float64)
+    centred = (places - (np.array([height, width]) - 1) / 2) / side
+    corners = np.array([[1, 1, 1], [-1, 1, 1], [-1, -1, 1]], np.float64)
+    linear = np.linalg.solve(corners, moves)  # (down, right, 1) -> move
+    moved = places + smooth + centred @ linear[:2] + linear[2]
+    return moved[..., 0], moved[..., 1]
+
+
+@define
+def elastic(image, params, seed, slot):
+    """Bilinear between the four pixels around each place, mirrored about the centres of the border's pixels."""
+    height, width, _ = image.shape
+    rows, columns = elastic_field(height, width, *params[:3], seed, slot)
+
+    def mirrored(index, size):
+        period = max(2 * (size - 1), 1)
+        return np.where((folded := index % period) < size, folded, period - folded) if size > 1 else index * 0
+
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    out = np.zeros(image.shape)
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        weight = (1 - np.abs(rows - top - down)) * (1 - np.abs(columns - left - right))
+        out += weight[..., None] * image[mirrored(top + down, height), mirrored(left + right, width)]
     return out

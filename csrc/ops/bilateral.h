@@ -1,0 +1,130 @@
+// Bilateral filter, and noise smoothed by it (texture family). Weights fall with distance and with the difference of
+// the colours, summed over the channels, as cv2.bilateralFilter has it (Tomasi and Manduchi, ICCV 1998). Listed in
+// table.h; definitions in qpt/optable/texture.py.
+#pragma once
+#include "filter.h"
+#include "noise.h"
+
+namespace qpt {
+
+constexpr i32 kMaxBilateral = 12;  // radius; sigma <= 8 px
+
+// Weight of a pixel whose squared distance, in units of 2 sigma^2, is `apart`.
+QPT_INLINE float bilateral_weight(float apart, float per_colour, i32 red, i32 green, i32 blue) {
+  const float difference =
+      static_cast<float>((red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue));
+  return exponential(-(apart + difference * difference * per_colour));
+}
+
+// Over the disk of radius round(1.5 sigma), at least 1; borders reflect-101. Sums run over the disk in raster order.
+template <class Team>
+QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, float sigma_px) {
+  const i32 radius = clamp(static_cast<i32>(nearest(1.5f * sigma_px)), 1, kMaxBilateral), reach = radius * radius;
+  const float per_colour = 0.5f / (sigma_colour * sigma_colour), per_px = 0.5f / (sigma_px * sigma_px);
+  const i32 stride = a.w + 2 * radius;
+  const i64 plane = static_cast<i64>(a.h) * stride;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* padded = scratch.take<u8>(3 * plane);  // three planes
+  each(team, a.h, stride, [&](i32 y, i32 x) {
+    const u8* from = a.src + (static_cast<i64>(y) * a.w + reflect101(x - radius, a.w)) * 3;
+    u8* to = padded + static_cast<i64>(y) * stride + x;
+    to[0] = from[0];
+    to[plane] = from[1];
+    to[2 * plane] = from[2];
+  });
+  team.sync();  // planes, written by all, are read by all
+  // centre: the red sample of the pixel at the window's middle, and dx = 0 of another row.
+  const auto row_of = [&](i32 y) { return padded + static_cast<i64>(reflect101(y, a.h)) * stride + radius; };
+  const auto across = [&](i32 dy) {  // half width of the disk's row dy
+    i32 dx = radius;
+    while (dx * dx + dy * dy > reach) --dx;
+    return dx;
+  };
+  if constexpr (Team::kSolo) {  // a row at a time, so that every loop runs over contiguous samples
+    float* weight = scratch.take<float>(a.w);
+    float* sum = scratch.take<float>(static_cast<i64>(3) * a.w);
+    float *const red = sum, *const green = sum + a.w, *const blue = sum + 2 * a.w;
+    for (i32 y = 0; y < a.h; ++y) {
+      const u8* const centre = row_of(y);
+      for (i32 x = 0; x < a.w; ++x) weight[x] = red[x] = green[x] = blue[x] = 0.0f;
+      for (i32 dy = -radius; dy <= radius; ++dy) {
+        const u8* const row = row_of(y + dy);
+        const i32 last = across(dy);
+        for (i32 dx = -last; dx <= last; ++dx) {
+          const u8* const p = row + dx;
+          const float apart = per_px * static_cast<float>(dx * dx + dy * dy);
+          QPT_INDEPENDENT
+          for (i32 x = 0; x < a.w; ++x) {
+            const i32 r = p[x], g = p[x + plane], b = p[x + 2 * plane];
+            const float w =
+                bilateral_weight(apart, per_colour, r - centre[x], g - centre[x + plane], b - centre[x + 2 * plane]);
+            weight[x] += w;
+            red[x] = fma(w, static_cast<float>(r), red[x]);
+            green[x] = fma(w, static_cast<float>(g), green[x]);
+            blue[x] = fma(w, static_cast<float>(b), blue[x]);
+          }
+        }
+      }
+      u8* const out = a.dst + static_cast<i64>(y) * a.w * 3;
+      for (i32 x = 0; x < a.w; ++x) {
+        out[3 * x] = to_u8(red[x] / weight[x]);
+        out[3 * x + 1] = to_u8(green[x] / weight[x]);
+        out[3 * x + 2] = to_u8(blue[x] / weight[x]);
+      }
+    }
+  } else {
+    each(team, a.h, a.w, [&](i32 y, i32 x) {
+      const u8* const centre = row_of(y) + x;
+      float weight = 0.0f, red = 0.0f, green = 0.0f, blue = 0.0f;
+      for (i32 dy = -radius; dy <= radius; ++dy) {
+        const u8* const row = row_of(y + dy) + x;
+        const i32 last = across(dy);
+        for (i32 dx = -last; dx <= last; ++dx) {
+          const u8* const p = row + dx;
+          const i32 r = p[0], g = p[plane], b = p[2 * plane];
+          const float w = bilateral_weight(per_px * static_cast<float>(dx * dx + dy * dy), per_colour, r - centre[0],
+                                           g - centre[plane], b - centre[2 * plane]);
+          weight += w;
+          red = fma(w, static_cast<float>(r), red);
+          green = fma(w, static_cast<float>(g), green);
+          blue = fma(w, static_cast<float>(b), blue);
+        }
+      }
+      u8* const out = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+      out[0] = to_u8(red / weight);
+      out[1] = to_u8(green / weight);
+      out[2] = to_u8(blue / weight);
+    });
+  }
+}
+
+// p0 = sigma_colour on the 0-255 scale, of the sum over channels; p1 = sigma_px in (0, 8].
+template <class Team>
+QPT_FN void bilateral(Team& team, OpArgs a) {
+  bilateral_filter(team, a, parameter(a.params[0], 1.0f, 765.0f), parameter(a.params[1], 0.05f, 8.0f));
+}
+
+// gaussian_noise of p0 = std, then bilateral of p1 = sigma_colour and p2 = sigma_px.
+template <class Team>
+QPT_FN void denoise(Team& team, OpArgs a) {
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* noisy = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  OpArgs first = a, second = a;
+  first.dst = noisy;
+  second.src = noisy;
+  first.scratch = second.scratch = scratch.next;
+  gaussian_noise(team, first);
+  team.sync();  // noisy pixels, written by all, are filtered by all
+  bilateral_filter(team, second, parameter(a.params[1], 1.0f, 765.0f), parameter(a.params[2], 0.05f, 8.0f));
+}
+
+QPT_FN i64 bilateral_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(3 * static_cast<i64>(h) * (w + 2 * kMaxBilateral)) + taken_bytes<float>(w) +
+         taken_bytes<float>(static_cast<i64>(3) * w);
+}
+
+QPT_FN i64 denoise_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + maximum(noise_bytes(h, w), bilateral_bytes(h, w));
+}
+
+}  // namespace qpt

@@ -1,0 +1,84 @@
+// Elastic deformation (geometry family): every pixel from a place moved by smooth noise and by a small random affine
+// map, bilinear, borders reflect-101. The noise is an image of its own, blurred a band of rows at a time; the field is
+// never stored. Listed in table.h; definition in qpt/optable/geometry.py.
+#pragma once
+#include "noise.h"
+#include "sharpen.h"
+
+namespace qpt {
+
+constexpr u32 kTagElastic = 32;
+constexpr u32 kTagElasticCorners = 33;
+
+QPT_INLINE i32 floor_to_int(float x) {
+  const i32 whole = static_cast<i32>(x);
+  return whole - (static_cast<float>(whole) > x ? 1 : 0);
+}
+
+// p0 = alpha_px, p1 = sigma_px in (0, 8], p2 = affine_px. The noise of a pixel is bytes 0 (down) and 1 (right) of its
+// word, from -1 to 1 in 256 steps; blurred by sigma, times alpha. Three points, a third of the shorter side from the
+// centre, move by up to affine_px along each axis, and the plane with them.
+template <class Team>
+QPT_FN void elastic(Team& team, OpArgs a) {
+  const float alpha = parameter(a.params[0], 0.0f, 512.0f) / 127.5f, sigma = parameter(a.params[1], 0.05f, 8.0f);
+  const float affine = parameter(a.params[2], 0.0f, 64.0f);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  float* moves = scratch.take<float>(8);  // of the three points, down and right
+  each(team, (a.h * a.w + kNoiseElements - 1) / kNoiseElements, kNoiseLanes, [&](i32 block, i32 lane) {
+    const Philox4 words = noise_words(a, kTagElastic, block, lane);
+    const auto pixel = [&](i32 p, u32 word) {
+      if (p >= a.h * a.w) return;
+      noise[3 * p] = static_cast<u8>(word);
+      noise[3 * p + 1] = static_cast<u8>(word >> 8);
+      noise[3 * p + 2] = 0;
+    };
+    const i32 first = kNoiseElements * block + lane;
+    pixel(first, words.x);
+    pixel(first + kNoiseLanes, words.y);
+    pixel(first + 2 * kNoiseLanes, words.z);
+    pixel(first + 3 * kNoiseLanes, words.w);
+  });
+  each(team, 2, [&](i32 i) {
+    const Philox4 words = philox4x32_10({static_cast<u32>(i), a.slot, kTagElasticCorners, 0u}, static_cast<u32>(a.seed),
+                                        static_cast<u32>(a.seed >> 32));
+    moves[4 * i] = affine * (2.0f * unit(words.x) - 1.0f);
+    moves[4 * i + 1] = affine * (2.0f * unit(words.y) - 1.0f);
+    moves[4 * i + 2] = affine * (2.0f * unit(words.z) - 1.0f);
+    moves[4 * i + 3] = affine * (2.0f * unit(words.w) - 1.0f);
+  });
+  team.sync();  // noise, written by all, is blurred by all, and so are the moves read
+  const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
+  const float per_side = 1.0f / maximum(static_cast<float>(minimum(a.h, a.w)) / 3.0f, 1.0f);
+  OpArgs field = a;
+  field.src = noise;
+  field.scratch = scratch.next;
+  with_gaussian_blur(team, field, gaussian_radius(sigma), sigma, [&](i64 at, const float* blurred) {
+    const i32 p = static_cast<i32>(at / 3), y = p / a.w, x = p - y * a.w;
+    const float v = (static_cast<float>(y) - centre_y) * per_side, u = (static_cast<float>(x) - centre_x) * per_side;
+    // The points are (v, u) = (1, 1), (-1, 1), (-1, -1): shares of each in the move at (v, u).
+    const float first = 0.5f * (1.0f + v), third = 0.5f * (1.0f - u), second = 0.5f * (u - v);
+    const float down = (first * moves[0] + second * moves[2]) + third * moves[4];
+    const float right = (first * moves[1] + second * moves[3]) + third * moves[5];
+    const float from_y = clamp(static_cast<float>(y) + (down + alpha * (blurred[0] - 127.5f)), -1e9f, 1e9f);
+    const float from_x = clamp(static_cast<float>(x) + (right + alpha * (blurred[1] - 127.5f)), -1e9f, 1e9f);
+    const i32 top = floor_to_int(from_y), left = floor_to_int(from_x);
+    const float below = from_y - static_cast<float>(top), beside = from_x - static_cast<float>(left);
+    const u8* upper = a.src + static_cast<i64>(reflect101(top, a.h)) * a.w * 3;
+    const u8* lower = a.src + static_cast<i64>(reflect101(top + 1, a.h)) * a.w * 3;
+    const i32 near = 3 * reflect101(left, a.w), far = 3 * reflect101(left + 1, a.w);
+    for (i32 c = 0; c < 3; ++c) {
+      const float above =
+          static_cast<float>(upper[near + c]) * (1.0f - beside) + static_cast<float>(upper[far + c]) * beside;
+      const float under =
+          static_cast<float>(lower[near + c]) * (1.0f - beside) + static_cast<float>(lower[far + c]) * beside;
+      a.dst[at + c] = to_u8(above * (1.0f - below) + under * below);
+    }
+  });
+}
+
+QPT_FN i64 elastic_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + taken_bytes<float>(8) + sharpen_bytes(h, w);
+}
+
+}  // namespace qpt

@@ -1,0 +1,106 @@
+// JPEG 2000 at a given compression ratio (texture family): the lossy part of ITU-T T.800 (colour transform, five levels
+// of the 9/7 wavelet, quantiser with a dead zone) without the entropy coder, which loses nothing. A coder that
+// minimises the error for its bytes ends at nearly one step for all coefficients of an orthonormal transform, so the
+// step is sought instead: that which leaves as many coefficients non-zero as the bytes pay for (He and Mitra's rho
+// domain, IEEE TCSVT 2002). What one costs is fitted to OpenJPEG by benchmarks/fit_jpeg2000.py. Listed in table.h.
+#pragma once
+#include "wavelet.h"
+
+namespace qpt {
+
+// Bits of a file with n of N = 3 h w coefficients non-zero: header + n (value + place log2(N / n)).
+constexpr float kHeaderBits = 1879.0f;
+constexpr float kValueBits = 4.85f;
+constexpr float kPlaceBits = 0.278f;
+constexpr i32 kLeastPixels = 400;  // per coefficient that is kept whatever the ratio, about as OpenJPEG does
+
+// Norms of the columns that bring Y, Cb and Cr back to RGB: with them, steps of one size are errors of one size.
+constexpr float kLumaNorm = 1.732050808f;
+constexpr float kBlueNorm = 1.805115f;
+constexpr float kRedNorm = 1.573403f;
+
+// How many coefficients of an h x w image a file of 24 h w / ratio bits pays for.
+QPT_INLINE i32 coefficients_paid(i32 h, i32 w, float ratio) {
+  const float all = 3.0f * static_cast<float>(h) * static_cast<float>(w), bits = 8.0f * all / ratio - kHeaderBits;
+  i32 low = 0, high = 3 * h * w;  // low is paid for; the cost grows with n
+  while (low < high) {
+    const i32 middle = low + (high - low + 1) / 2;
+    const float n = static_cast<float>(middle), places = natural_log(all / n) * 1.44269504f;
+    if (n * (kValueBits + kPlaceBits * places) <= bits)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return maximum(low, h * w / kLeastPixels + 4);
+}
+
+// The smallest step of at least 1 that leaves at most `most` coefficients in [step, inf), to seven bits after the
+// leading one. partial: [kMaxMembers] for the members' counts.
+template <class Team>
+QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i32 most, u32* partial) {
+  constexpr i32 kShift = 16;
+  i32 low = 0x3F80 /* 1.0 */, high = 0x4680 /* 16384.0 */;  // highest 16 bits of the step
+  QPT_UNROLL(1)
+  while (low < high) {
+    const i32 middle = (low + high) / 2;
+    const u32 threshold = static_cast<u32>(middle) << kShift;
+    u32 own = 0;
+    each(team, count, [&](i32 i) { own += (float_bits(coefficients[i]) & 0x7FFFFFFFu) >= threshold ? 1u : 0u; });
+    partial[team.rank()] = own;
+    team.sync();  // counts, one per member, are read by all; integers, so order does not matter
+    u32 total = 0;
+    for (i32 member = 0; member < team.size(); ++member) total += partial[member];
+    team.sync();  // all have read the counts that the next round overwrites
+    if (total <= static_cast<u32>(most))
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  return bits_float(static_cast<u32>(low) << kShift);
+}
+
+// p0 = ratio of the image's bytes to the file's, at least 1.
+template <class Team>
+QPT_FN void jpeg2000(Team& team, OpArgs a) {
+  const float ratio = parameter(a.params[0], 1.0f, 4096.0f);
+  const i32 area = a.h * a.w;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* planes = scratch.take<float>(static_cast<i64>(3) * area);  // Y, Cb, Cr times their norms
+  float* strip = scratch.take<float>(static_cast<i64>(maximum(a.h, a.w)) * kStripLines);
+  u32* partial = scratch.take<u32>(kMaxMembers);
+  float *const luma = planes, *const blue = planes + area, *const red = planes + 2 * static_cast<i64>(area);
+  each(team, area, [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float y = 0.299f * r + 0.587f * g + 0.114f * b;
+    luma[p] = (y - 128.0f) * kLumaNorm;
+    blue[p] = (b - y) * (kBlueNorm / 1.772f);
+    red[p] = (r - y) * (kRedNorm / 1.402f);
+  });
+  team.sync();  // planes, written by all, are read by all
+  QPT_UNROLL(1)
+  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, false, strip);
+  const float step = find_step(team, planes, 3 * area, coefficients_paid(a.h, a.w, ratio), partial);
+  const float per_step = 1.0f / step;
+  // Towards zero to whole steps; back to the middle of the interval.
+  each(team, 3 * area, [&](i32 i) {
+    const float x = planes[i], size = x < 0.0f ? -x : x;
+    const float middle = (static_cast<float>(static_cast<i32>(size * per_step)) + 0.5f) * step;
+    planes[i] = size < step ? 0.0f : x < 0.0f ? -middle : middle;
+  });
+  team.sync();  // quantised coefficients, written by all, are read by all
+  QPT_UNROLL(1)
+  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, true, strip);
+  each(team, area, [&](i32 p) {
+    const float y = luma[p] * (1.0f / kLumaNorm) + 128.0f;
+    const float cb = blue[p] * (1.0f / kBlueNorm), cr = red[p] * (1.0f / kRedNorm);
+    a.dst[3 * p] = to_u8(y + 1.402f * cr);
+    a.dst[3 * p + 1] = to_u8(y - (0.344136286f * cb + 0.714136286f * cr));
+    a.dst[3 * p + 2] = to_u8(y + 1.772f * cb);
+  });
+}
+
+QPT_FN i64 jpeg2000_bytes(i32 h, i32 w) {
+  return taken_bytes<float>(static_cast<i64>(3) * h * w) + strip_bytes(h, w) + taken_bytes<u32>(kMaxMembers);
+}
+
+}  // namespace qpt

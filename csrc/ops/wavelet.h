@@ -1,0 +1,86 @@
+// The 9/7 wavelet of Cohen, Daubechies and Feauveau by lifting (Daubechies and Sweldens, 1998), as JPEG 2000 has it
+// (ITU-T T.800, annex F), scaled to be nearly orthonormal. In place: after a level the low half comes first. Signals
+// are mirrored about the centres of their end samples; a signal of one sample stays as it is. Used by jpeg2000.h.
+#pragma once
+#include "op.h"
+
+namespace qpt {
+
+constexpr i32 kWaveletLevels = 5;
+constexpr i32 kStripLines = 32;  // transformed side by side
+constexpr float kLowGain = 1.149604398f;
+
+// One lifting step on a strip [n][kStripLines] whose low half comes first: the samples of one half gain factor times
+// the sum of their two neighbours in the other.
+template <class Team>
+QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool high_gains, float factor) {
+  const i32 lows = (n + 1) / 2, highs = n / 2;
+  float *const low = strip, *const high = strip + static_cast<i64>(lows) * kStripLines;
+  float* const to = high_gains ? high : low;
+  const float* const from = high_gains ? low : high;
+  const i32 shift = high_gains ? 0 : -1, last = (high_gains ? lows : highs) - 1;
+  each(team, high_gains ? highs : lows, lines, [&](i32 i, i32 line) {
+    const float left = from[clamp(i + shift, 0, last) * kStripLines + line];
+    const float right = from[clamp(i + shift + 1, 0, last) * kStripLines + line];
+    float* const x = to + i * kStripLines + line;
+    *x = fma(factor, left + right, *x);
+  });
+  team.sync();  // this half, written by all, is read by all in the next step
+}
+
+// One level along lines of n samples: sample p of line l is at plane[l line_step + p sample_step].
+template <class Team>
+QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_step, i32 n, i32 sample_step,
+                            bool inverse, float* strip) {
+  if (n == 1) return;
+  const i32 lows = (n + 1) / 2;
+  const float low_gain = inverse ? 1.0f / kLowGain : kLowGain, high_gain = inverse ? kLowGain : 1.0f / kLowGain;
+  QPT_UNROLL(1)
+  for (i32 first = 0; first < lines; first += kStripLines) {
+    const i32 count = minimum(kStripLines, lines - first);
+    float* const from = plane + static_cast<i64>(first) * line_step;
+    // Place p of the strip: sample p of the transform, sample 2 p or 2 (p - lows) + 1 of the signal.
+    const auto in_signal = [&](i32 p) { return (p < lows ? 2 * p : 2 * (p - lows) + 1) * sample_step; };
+    each(team, n, count, [&](i32 p, i32 line) {
+      const float gain = p < lows ? low_gain : high_gain;
+      const float x = from[(inverse ? p * sample_step : in_signal(p)) + line * line_step];
+      strip[p * kStripLines + line] = inverse ? x * gain : x;
+    });
+    team.sync();  // the strip, written by all, is read by all
+    QPT_UNROLL(1)
+    for (i32 step = 0; step < 4; ++step) {
+      const i32 at = inverse ? 3 - step : step;
+      const float factor = at == 0 ? -1.586134342f : at == 1 ? -0.052980118f : at == 2 ? 0.882911075f : 0.443506852f;
+      lift(team, strip, n, count, (at & 1) == 0, inverse ? -factor : factor);
+    }
+    each(team, n, count, [&](i32 p, i32 line) {
+      const float gain = p < lows ? low_gain : high_gain, x = strip[p * kStripLines + line];
+      from[(inverse ? in_signal(p) : p * sample_step) + line * line_step] = inverse ? x : x * gain;
+    });
+    team.sync();  // the plane, written by all, is read by all; so was the strip, which is overwritten
+  }
+}
+
+// Size of what is left of a side after `level` levels.
+QPT_INLINE i32 low_size(i32 size, i32 level) {
+  return (size - 1) / (1 << level) + 1;
+}
+
+// All levels of one plane [h, w], finest first, or back.
+template <class Team>
+QPT_FN void transform_plane(const Team& team, float* plane, i32 h, i32 w, bool inverse, float* strip) {
+  QPT_UNROLL(1)
+  for (i32 i = 0; i < 2 * kWaveletLevels; ++i) {  // two directions per level: along y, along x; backwards if inverse
+    const i32 pass = inverse ? 2 * kWaveletLevels - 1 - i : i, level = pass / 2;
+    const i32 rows = low_size(h, level), columns = low_size(w, level);
+    const bool along_x = pass & 1;
+    transform_lines(team, plane, along_x ? rows : columns, along_x ? w : 1, along_x ? columns : rows, along_x ? 1 : w,
+                    inverse, strip);
+  }
+}
+
+QPT_FN i64 strip_bytes(i32 h, i32 w) {
+  return taken_bytes<float>(static_cast<i64>(maximum(h, w)) * kStripLines);
+}
+
+}  // namespace qpt
