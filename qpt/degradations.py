@@ -38,6 +38,7 @@ __all__ = [
     "bounds",
     "draw_params",
     "fingerprint",
+    "levels_in_words",
     "op_id",
     "table_numbers",
 ]
@@ -140,6 +141,14 @@ class Numbers:
                         several_values = value if isinstance(value, tuple) else (value,)
                         counts[at], values[(*at, slice(len(several_values)))] = len(several_values), several_values
         return Numbers(np.array([op_id(row.name) for row in rows], np.int16), values, counts, low, span, integer)
+
+
+def levels_in_words(p: Parameter) -> str:
+    """A parameter's five levels as people read them: ``0.6 · 1.1 · 1.8``, alternatives with "or", a range with "to"."""
+    if not p.levels:
+        return f"{p.low:g} to {p.high:g}, whatever the level"
+    five = [" or ".join(f"{v:.4g}" for v in p.alternatives(level)) for level in range(1, LEVELS + 1)]
+    return f"{five[0]}, whatever the level" if len(set(five)) == 1 else " · ".join(five)
 
 
 def _settings(p: Parameter, own: Sequence[Value] | None) -> Sequence[Value]:

@@ -167,8 +167,8 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
-            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images (chance {1 / len(space.names):.1%}), "
-            f"SRCC of the predicted level {value.level_srcc:.3f}",
+            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images "
+            f"(chance {1 / len(space.names):.1%}), SRCC of the predicted level {value.level_srcc:.3f}",
             highlight=False,
             soft_wrap=True,
         )

@@ -65,7 +65,7 @@ def draw_degradations(
     images = torch.from_numpy(np.array(square))[None]
 
     # One seed per op, so that its row shows one sign and one angle at growing strength.
-    levels = space.single_ops([(seed + i // LEVELS) % 2**63 for i in range(len(space.names) * LEVELS)])
+    levels = space.single_ops([(seed + i // LEVELS) % 2**63 for i in range(len(space.types) * LEVELS)])
     drawn = space.sample_seeded(torch.tensor([seed]), views=compositions) if compositions else levels[:0]
     cells = [Image.fromarray(row) for row in degrade(images, Program.concat([levels, drawn])).numpy()]
     page = _Page(square, space, size)

@@ -77,6 +77,11 @@ class Choice:
         five = {name: _five(self.op, known[name], given) for name, given in self.levels.items()}
         object.__setattr__(self, "levels", five)
 
+    @property
+    def type(self) -> tuple[str, tuple[tuple[str, tuple[Value, ...]], ...]]:
+        """What a composition is made of: an op with its numbers. Weights do not matter to it."""
+        return self.op, tuple(sorted(self.levels.items()))
+
     def plain(self) -> Choice | str:
         """The op's name alone where nothing else is said, so that equal choices are written alike."""
         return self.op if self.weight == 1 and not self.levels else self

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,13 +109,18 @@ class DegradationSpace(Rule):
         return (self, *self.then)
 
     @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """Each op of the space once, in the order in which they are first mentioned."""
-        return tuple(dict.fromkeys(choice.op for choice in self._choices))
+    def types(self) -> tuple[Choice, ...]:
+        """What compositions are made of, each once, in the order of mention: an op with one set of numbers.
+
+        A source that has an op under two names, or with other numbers in a second pass, has two types of it.
+        """
+        choices = (choice for rule in self.passes for group in rule.groups for choice in group.choices)
+        return tuple({choice.type: choice for choice in reversed(list(choices))}.values())[::-1]
 
     @property
-    def _choices(self) -> tuple[Choice, ...]:
-        return tuple(choice for rule in self.passes for group in rule.groups for choice in group.choices)
+    def names(self) -> tuple[str, ...]:
+        """Each op of the space once, in the order of mention."""
+        return tuple(dict.fromkeys(choice.op for choice in self.types))
 
     def size(self, levels: bool = False) -> int:
         """The exact number of distinct compositions, by type, or by (type, level) with ``levels=True``."""
@@ -150,7 +156,7 @@ class DegradationSpace(Rule):
     def sample_seeded(self, seeds: Tensor, views: int = 1, *, distinct: bool = True) -> Program:
         """A program in which each image's rows derive from that image's seed alone.
 
-        seeds: int64 (n,) on the CPU.  distinct: no two views of one image have the same (op, level) list; a view that
+        seeds: int64 (n,) on the CPU.  distinct: no two views of one image have the same (type, level) list; a view that
         equals an earlier one is drawn again.  Returns n * views rows, ``source`` = row // views.
         Raises InputError for other seeds, views < 1, or more distinct views than the space has compositions (or than
         10,000 redraws find, where weights make some all but impossible).
@@ -169,11 +175,11 @@ class DegradationSpace(Rule):
         # [n, views, ...]: all first attempts at once, then only the views that equal an earlier one
         keys = np.stack([streams.subkey(image_seeds, view, 0) for view in range(views)], axis=1)
         drawn = [values.reshape(n, views, *values.shape[1:]) for values in self._draw(keys.reshape(-1))]
-        ops, levels = drawn[0], drawn[1]
+        types, levels = drawn[0], drawn[1]
         for view in range(1, views) if distinct else ():
             clash, attempt = np.arange(n), 0
             while True:
-                same = (ops[clash, :view] == ops[clash, view : view + 1]) & (
+                same = (types[clash, :view] == types[clash, view : view + 1]) & (
                     levels[clash, :view] == levels[clash, view : view + 1]
                 )
                 clash = clash[same.all(axis=-1).any(axis=-1)]
@@ -188,35 +194,35 @@ class DegradationSpace(Rule):
                 again = self._draw(streams.subkey(image_seeds[clash], view, attempt))
                 for values, new in zip(drawn, again, strict=True):
                     values[clash, view] = new
+        drawn[0] = np.where(types < 0, -1, self._ids[types])
         row_ops, row_levels, row_params, row_seeds = (torch.from_numpy(values).flatten(0, 1) for values in drawn)
         source = torch.arange(n, dtype=torch.int32).repeat_interleave(views)
         return Program(row_ops, row_levels, row_params, row_seeds, source, degradations.fingerprint())
 
     def every_level(self, n: int, *, seed: int) -> Program:
-        """Each op of the space alone at each level, for n images: n * len(names) * 5 rows by (image, op, level).
+        """Each op of the space alone at each level, for n images: n * len(types) * 5 rows by (image, type, level).
 
         seed: any int64; every row gets a seed of its own from it.
         """
         _whole("every_level", "n", n, 0)
         _whole("every_level", "seed", seed, -(2**63), 2**63 - 1)
-        rows = n * len(self.names) * LEVELS
+        rows = n * len(self.types) * LEVELS
         seeds = streams.words(streams.subkey(np.array([seed], np.int64)), rows)[0].astype(np.int64)
         return self.single_ops(seeds.tolist())
 
     def single_ops(self, seeds: Sequence[int]) -> Program:
-        """Each op of the space alone at each level, with these seeds: rows ordered by (image, op, level).
+        """Each op of the space alone at each level, with these seeds: rows ordered by (image, type, level).
 
-        seeds: int64, one per row, as many as a multiple of len(names) * 5.  An op that the space has with several sets
-        of numbers is shown with the first.  Rows of one op with one seed share its sign, angle and noise.
+        seeds: int64, one per row, as many as a multiple of len(types) * 5.  Rows of one op with one seed share its
+        sign, angle and noise.
         """
-        each = len(self.names) * LEVELS
+        each = len(self.types) * LEVELS
         if len(seeds) % each:
             raise InputError(f"DegradationSpace.single_ops: seeds must be a multiple of {each}, got {len(seeds)}")
-        first = {choice.op: choice.levels for choice in reversed(self._choices)}
-        numbers = Numbers.of([(name, first[name]) for name in self.names])
+        numbers = Numbers.of([(choice.op, choice.levels) for choice in self.types])
         images = len(seeds) // each
-        place = np.tile(np.repeat(np.arange(len(self.names)), LEVELS), images)[:, None]
-        level = np.tile(np.arange(1, LEVELS + 1), len(self.names) * images)[:, None]
+        place = np.tile(np.repeat(np.arange(len(self.types)), LEVELS), images)[:, None]
+        level = np.tile(np.arange(1, LEVELS + 1), len(self.types) * images)[:, None]
         keys = np.array(seeds, np.int64)
         params = degradations.draw_params(place, level, streams.uniform(keys, SLOTS)[:, None], numbers)
         source = torch.arange(images, dtype=torch.int32).repeat_interleave(each)
@@ -230,30 +236,39 @@ class DegradationSpace(Rule):
 
     @functools.cached_property
     def _plans(self) -> tuple[_Plan, ...]:
-        return tuple(map(_Plan, self.passes))
+        places = {choice.type: place for place, choice in enumerate(self.types)}
+        return tuple(_Plan(rule, places) for rule in self.passes)
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray:
+        """The op id of each type."""
+        return np.array([degradations.op_id(choice.op) for choice in self.types], np.int16)
 
     def _draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """One row per key: ops int16 [r, S], levels int8 [r, S], params float32 [r, S, SLOTS], seeds int64 [r]."""
+        """One row per key: places in ``types`` int64 [r, S] (-1: unused), levels int8 [r, S], params float32
+        [r, S, SLOTS], seeds int64 [r]."""
         passes = [plan.draw(streams.subkey(keys, k) if k else keys) for k, plan in enumerate(self._plans)]
-        ops, levels, params = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
+        types, levels, params = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
         if self.pristine:
             u = streams.uniform(streams.subkey(keys, len(passes)), 1)
-            ops, levels = np.where(u < self.pristine, -1, ops), np.where(u < self.pristine, 0, levels)
+            types, levels = np.where(u < self.pristine, -1, types), np.where(u < self.pristine, 0, levels)
             params = np.where(u[..., None] < self.pristine, 0, params)
-        order = np.argsort(ops < 0, axis=1, kind="stable")  # unused slots last: equal lists are equal arrays
-        ops, levels = np.take_along_axis(ops, order, axis=1), np.take_along_axis(levels, order, axis=1)
+        order = np.argsort(types < 0, axis=1, kind="stable")  # unused slots last: equal lists are equal arrays
+        types, levels = np.take_along_axis(types, order, axis=1), np.take_along_axis(levels, order, axis=1)
         params = np.take_along_axis(params, order[..., None], axis=1)
         seeds = streams.words(keys, 1)[:, 0].astype(np.int64)
-        return ops.astype(np.int16), levels.astype(np.int8), params.astype(np.float32), seeds
+        return types, levels.astype(np.int8), params.astype(np.float32), seeds
 
 
 class _Plan:
     """One pass, laid out as arrays for drawing many rows at once."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, places: Mapping[Any, int]) -> None:
         groups = rule.groups
+        choices = [choice for group in groups for choice in group.choices]
         self.rule = rule
-        self.numbers = Numbers.of([(choice.op, choice.levels) for group in groups for choice in group.choices])
+        self.types = np.array([places[choice.type] for choice in choices])
+        self.numbers = Numbers.of([(choice.op, choice.levels) for choice in choices])
         self.weights = np.array([group.weight for group in groups])
         self.probability = np.array([group.probability for group in groups])
         self.number_shares = _shares(rule.number_weights) if rule.number_weights else None
@@ -266,7 +281,7 @@ class _Plan:
             shares[: len(group.choices)] = _shares([choice.weight for choice in group.choices])
 
     def draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ops [r, S], levels [r, S] and params [r, S, SLOTS] of one pass; slots left out are -1, 0 and 0."""
+        """Types [r, S], levels [r, S] and params [r, S, SLOTS] of one pass; slots left out are -1, 0 and 0."""
         rule, slots, members = self.rule, self.rule.max_ops, len(self.weights)
         picks = slots if rule.repeat else members
         words = streams.words(keys, 2 + picks + slots * (3 + SLOTS))  # the first word is the row's seed
@@ -288,7 +303,7 @@ class _Plan:
             place, choice, level, acts = (np.take_along_axis(a, order, axis=1) for a in (place, choice, level, acts))
         entry, level = np.where(acts, self.first[place] + choice, -1), np.where(acts, level, 0)
         params = degradations.draw_params(entry, level, params_u, self.numbers)
-        return np.where(acts, self.numbers.ids[entry], -1), level, params
+        return np.where(acts, self.types[entry], -1), level, params
 
 
 def _shares(weights: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
 """How many distinct compositions a space has: exact, by counting the words that its rules can spell.
 
-Called by ``DegradationSpace.size``. A composition is a word whose letters are ops, or (op, level) pairs. The rules read
-a word like an automaton with choices: an op may stand in several groups, a group may be left out by chance, and one
-pass ends where the next begins, so one word can have several readings. All readings are followed at once (the subset
-construction), which counts each word once. Members whose letters stand nowhere else are not told apart, so a rule over
-dozens of ops has a few states.
+Called by ``DegradationSpace.size``. A composition is a word whose letters are types (an op with its numbers), or (type,
+level) pairs. The rules read a word like an automaton with choices: a type may stand in several groups, a group may be
+left out by chance, and one pass ends where the next begins, so one word can have several readings. All readings are
+followed at once (the subset construction), which counts each word once. Members whose letters stand nowhere else are
+not told apart, so a rule over dozens of ops has a few states.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Step = tuple[Hashable, int, State]  # a letter (or a class of that many letters)
 
 
 def count_compositions(passes: Sequence[Rule], *, levels: bool, pristine: bool = False) -> int:
-    """Distinct lists of ops, or of (op, level) pairs, that ``passes`` can make, one after another.
+    """Distinct lists of types, or of (type, level) pairs, that ``passes`` can make, one after another.
 
     pristine: the empty list is possible whatever the rules say.
     """
@@ -145,6 +145,6 @@ class _Reader:
 
 
 def _letters(rule: Rule, place: int, levels: bool) -> list[Hashable]:
-    """The letters of one member, choice by choice and then level by level; one op may stand there twice."""
+    """The letters of one member, choice by choice and then level by level; one may stand there twice."""
     choices = rule.groups[place].choices
-    return [(choice.op, v) for choice in choices for v in (rule.levels if levels else (0,))]
+    return [(choice.type, v) for choice in choices for v in (rule.levels if levels else (0,))]

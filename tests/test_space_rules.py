@@ -7,6 +7,7 @@ order) along every path there is; it shares nothing with the counting or the dra
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,15 +17,16 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from qpt import degradations
+from qpt import space as space_module
 from qpt.degradations import LEVELS
 from qpt.errors import InputError
 from qpt.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 
-OPS = ("hue", "jpeg", "gamma", "contrast")
+CHOICES = (Choice("hue"), Choice("jpeg"), Choice("jpeg", levels={"quality": 50}), Choice("gamma"), Choice("contrast"))
 
 
 def walk(rule: Rule, levels: bool) -> set[tuple]:
-    """Every list of ops, or of (op, level) pairs, that one pass can make."""
+    """Every list of types, or of (type, level) pairs, that one pass can make."""
     weighted = [v for v, weight in zip(range(1, LEVELS + 1), rule.level_weights, strict=True) if weight]
     counts = range(rule.min_ops, rule.max_ops + 1)
     weights = rule.number_weights or [1] * len(counts)
@@ -42,7 +44,7 @@ def walk(rule: Rule, levels: bool) -> set[tuple]:
                 ]
                 for way in itertools.product(*steps):
                     ordered = way if rule.shuffle else sorted(way)
-                    named = [(rule.groups[m].choices[k].op, v) for m, k, v in ordered]
+                    named = [(rule.groups[m].choices[k].type, v) for m, k, v in ordered]
                     found.add(tuple(named))
     return found
 
@@ -57,10 +59,10 @@ def enumerate_space(space: DegradationSpace, levels: bool) -> set[tuple]:
 def rules(draw, kind=Rule, most_members=3, most_ops=2):
     members = []
     for k in range(draw(st.integers(1, most_members))):
-        choices = draw(st.lists(st.sampled_from(OPS), min_size=1, max_size=3))
+        choices = draw(st.lists(st.sampled_from(CHOICES), min_size=1, max_size=3))
         weights = draw(st.lists(st.sampled_from([0.5, 1, 2]), min_size=len(choices), max_size=len(choices)))
         group = Group(
-            tuple(map(Choice, choices, weights)),
+            tuple(replace(choice, weight=weight) for choice, weight in zip(choices, weights, strict=True)),
             name=f"g{k}",
             weight=draw(st.sampled_from([1, 3])),
             probability=draw(st.sampled_from([1, 1, 0.4])),
@@ -95,7 +97,7 @@ def test_size_is_the_number_of_compositions_that_the_rules_can_make(space):
 def test_every_drawn_chain_is_one_that_the_rules_can_make(space, seed):
     program = space.sample(40, distinct=False, generator=torch.Generator().manual_seed(seed))
     program.check("test")
-    allowed = enumerate_space(space, levels=True)
+    allowed = {tuple((kind[0], level) for kind, level in chain) for chain in enumerate_space(space, levels=True)}
     for ops, chain in zip(program.ops.tolist(), program, strict=True):
         assert tuple((step.name, step.level) for step in chain.steps) in allowed
         assert ops[len(chain) :] == [-1] * (len(ops) - len(chain)), "unused slots are last"
@@ -103,7 +105,7 @@ def test_every_drawn_chain_is_one_that_the_rules_can_make(space, seed):
 
 def drawn(space: DegradationSpace, n: int = 30_000, seed: int = 0) -> list[tuple[tuple[str, int], ...]]:
     program = space.sample(n, distinct=False, generator=torch.Generator().manual_seed(seed))
-    return [tuple((step.name, step.level) for step in chain.steps) for chain in program]
+    return [tuple((degradations.NAMES[op], level) for op, level in chain) for chain in program.compositions()]
 
 
 def follows(counts: Counter, shares: dict) -> bool:
@@ -144,9 +146,7 @@ def test_weights_of_ops_numbers_levels_and_members():
 def test_weights_without_repetition_are_drawn_one_after_another():
     weights = {"hue": 5.0, "jpeg": 2.0, "gamma": 1.0}
     space = DegradationSpace(tuple(map(Choice, weights, weights.values())), max_ops=2, min_ops=2, repeat=False)
-    shares = {
-        (a, b): weights[a] / 8 * weights[b] / (8 - weights[a]) for a, b in itertools.permutations(weights, 2)
-    }
+    shares = {(a, b): weights[a] / 8 * weights[b] / (8 - weights[a]) for a, b in itertools.permutations(weights, 2)}
     assert follows(Counter(tuple(op for op, _ in chain) for chain in drawn(space)), shares)
 
 
@@ -175,6 +175,8 @@ def test_a_second_pass_has_its_own_rule_and_numbers():
     second = Rule((Choice("jpeg", levels={"quality": Uniform(10, 20)}), "hue"), min_ops=1, max_ops=1)
     space = DegradationSpace((Choice("jpeg", levels=first),), min_ops=1, max_ops=1, then=(second,))
     assert (space.names, space.size(), space.size(levels=True)) == (("jpeg", "hue"), 2, LEVELS * 2 * LEVELS)
+    assert [choice.op for choice in space.types] == ["jpeg", "jpeg", "hue"]
+    assert len(space.every_level(2, seed=0)) == 2 * 3 * LEVELS
     program = space.sample(4000, generator=torch.Generator().manual_seed(1))
     qualities = [[step.params["quality"] for step in chain.steps if step.name == "jpeg"] for chain in program]
     assert all(60 <= q[0] <= 95 for q in qualities)
@@ -240,11 +242,20 @@ def test_an_image_rows_depend_on_its_seed_alone_under_every_rule():
         assert len(set(part.compositions())) == 3
 
 
-def test_views_that_cannot_differ_in_practice_are_refused():
+def test_views_that_cannot_differ_in_practice_are_refused(monkeypatch):
+    monkeypatch.setattr(space_module, "_MOST_ATTEMPTS", 100)
     space = DegradationSpace(("jpeg",), min_ops=1, max_ops=1, level_weights=(1, 1e-12, 0, 0, 0))
     assert space.size(levels=True) == 2
-    with pytest.raises(InputError, match="10000 redraws of one view found no other composition"):
+    with pytest.raises(InputError, match="100 redraws of one view found no other composition"):
         space.sample_seeded(torch.arange(2), views=2)
+
+
+def test_views_differ_where_only_the_numbers_do():
+    kinds = (Choice("jpeg", levels={"quality": 20}), Choice("jpeg", levels={"quality": 80}))
+    space = DegradationSpace((Group(kinds),), min_ops=1, max_ops=1, level_weights=(0, 0, 1, 0, 0))
+    assert space.size(levels=True) == 2
+    program = space.sample_seeded(torch.arange(20), views=2)
+    assert [sorted(pair) for pair in program.params[:, 0, 0].view(20, 2).tolist()] == [[20.0, 80.0]] * 20
 
 
 def test_rules_say_themselves_in_words():
