@@ -1,6 +1,8 @@
 """Spaces in YAML: read, written, refused with the key's name; the named spaces and what each takes from its source."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,3 +214,13 @@ def test_single_op_presets_have_the_sizes_of_their_sources():
         if name in presets.NAMES:
             space = DegradationSpace.preset(name)
             assert (len(space.types), space.size(), space.size(levels=True)) == (types, types, types * LEVELS)
+
+
+def test_the_example_of_the_documentation_is_a_space(tmp_path):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "spaces.md").read_text()
+    example, *_ = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    space = from_text(example, tmp_path)
+    assert [rule.max_ops for rule in space.passes] == [3, 1]
+    # 2, 2 and 1 types: none drawn alone or left out, then in any order, each before the JPEG
+    singles, pairs, triples = 5, 2 * (2 * 2 + 2 + 2), 6 * 2 * 2
+    assert space.size() == 1 + (1 + singles + pairs + triples)
