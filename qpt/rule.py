@@ -82,6 +82,12 @@ class Choice:
         """What a composition is made of: an op with its numbers. Weights do not matter to it."""
         return self.op, tuple(sorted(self.levels.items()))
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether any number depends on the level. If none does, the op is always drawn at level 1."""
+        parameters = DEGRADATIONS[degradations.op_id(self.op)].parameters
+        return any(len(set(self.levels.get(p.name) or p.levels)) > 1 for p in parameters)
+
     def plain(self) -> Choice | str:
         """The op's name alone where nothing else is said, so that equal choices are written alike."""
         return self.op if self.weight == 1 and not self.levels else self
@@ -205,12 +211,13 @@ class Rule:
         number = f"{self.min_ops} to {self.max_ops}" if self.min_ops < self.max_ops else f"{self.min_ops}"
         named = any(len(group.ops) > 1 for group in self.groups)
         of = f"{len(self.ops)} groups, one op of each" if named else f"{len(self.ops)} ops"
-        order = "in any order" if self.shuffle else "in a fixed order"
-        chance = any(group.probability < 1 for group in self.groups)
-        return (
-            f"{number} of {of}, {order}, {'with' if self.repeat else 'without'} repetition"
-            f"{', some left out by chance' if chance else ''}"
-        )
+        words = [f"{number} of {of}"]
+        if self.max_ops > 1:
+            words.append("in any order" if self.shuffle else "in a fixed order")
+            words.append("with repetition" if self.repeat else "without repetition")
+        if any(group.probability < 1 for group in self.groups):
+            words.append("some left out by chance")
+        return ", ".join(words)
 
 
 def _weight(member: str | Choice) -> float:

@@ -269,6 +269,7 @@ class _Plan:
         self.rule = rule
         self.types = np.array([places[choice.type] for choice in choices])
         self.numbers = Numbers.of([(choice.op, choice.levels) for choice in choices])
+        self.has_levels = np.array([choice.has_levels for choice in choices])
         self.weights = np.array([group.weight for group in groups])
         self.probability = np.array([group.probability for group in groups])
         self.number_shares = _shares(rule.number_weights) if rule.number_weights else None
@@ -296,6 +297,7 @@ class _Plan:
         level = 1 + _pick(rest[:, 0], LEVELS, None if len(set(rule.level_weights)) == 1 else self.level_shares)
         params_u = streams.to_unit(rest[:, 1 : 1 + SLOTS].reshape(len(keys), slots, SLOTS))
         choice = (streams.to_unit(rest[:, -2])[..., None] >= self.choice_shares[place]).sum(axis=-1)
+        level = np.where(self.has_levels[self.first[place] + choice], level, 1)
         acts = (np.arange(slots) < count[:, None]) & (streams.to_unit(rest[:, -1]) < self.probability[place])
         if not rule.shuffle:
             position = (self.first[place] + choice) * (LEVELS + 1) + level

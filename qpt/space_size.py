@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from qpt.rule import Rule
+from qpt.rule import Choice, Rule
 
 State = tuple[int, Any]  # index of a pass, and what has been drawn in it
 Step = tuple[Hashable, int, State]  # a letter (or a class of that many letters) and where it leads
@@ -71,7 +71,7 @@ class _Reader:
         self.of_kind = Counter(kind for kind, own in zip(self.kinds, self.own, strict=True) if own)
         self.start: Any
         if self.rule.repeat:
-            self.start = (0, (-1, -1, -1)) if not self.rule.shuffle else (0, None)
+            self.start = (0, (-1, -1)) if not self.rule.shuffle else (0, None)
         elif self.rule.shuffle:
             self.start = (frozenset(), frozenset())
         else:
@@ -115,9 +115,8 @@ class _Reader:
                 yield letter, 1, (self.index, (number + 1, None))
         else:
             for place, member in enumerate(self.letters):
-                per_choice = len(member) // len(self.rule.groups[place].ops)
-                for k, letter in enumerate(member):
-                    position = (place, k // per_choice, k % per_choice)
+                for k, letter in enumerate(member):  # choice by choice, level by level: the order in which they act
+                    position = (place, k)
                     if position >= last:
                         yield letter, 1, (self.index, (number + 1, position))
 
@@ -146,5 +145,10 @@ class _Reader:
 
 def _letters(rule: Rule, place: int, levels: bool) -> list[Hashable]:
     """The letters of one member, choice by choice and then level by level; one may stand there twice."""
-    choices = rule.groups[place].choices
-    return [(choice.type, v) for choice in choices for v in (rule.levels if levels else (0,))]
+    return [letter for choice in rule.groups[place].choices for letter in _spellings(choice, rule, levels)]
+
+
+def _spellings(choice: Choice, rule: Rule, levels: bool) -> list[Hashable]:
+    if not levels:
+        return [(choice.type, 0)]
+    return [(choice.type, v) for v in (rule.levels if choice.has_levels else (1,))]

@@ -25,6 +25,12 @@ from qpt.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 CHOICES = (Choice("hue"), Choice("jpeg"), Choice("jpeg", levels={"quality": 50}), Choice("gamma"), Choice("contrast"))
 
 
+def labels(choice: Choice, weighted: list[int], levels: bool) -> list[int]:
+    if not levels:
+        return [0]
+    return [1] if choice.levels == {"quality": (50.0,) * LEVELS} else weighted
+
+
 def walk(rule: Rule, levels: bool) -> set[tuple]:
     """Every list of types, or of (type, level) pairs, that one pass can make."""
     weighted = [v for v, weight in zip(range(1, LEVELS + 1), rule.level_weights, strict=True) if weight]
@@ -39,7 +45,7 @@ def walk(rule: Rule, levels: bool) -> set[tuple]:
             for kept in itertools.product(*acting):
                 act = [m for m, keep in zip(drawn, kept, strict=True) if keep]
                 steps = [
-                    [(m, k, v) for k in range(len(rule.groups[m].ops)) for v in (weighted if levels else [0])]
+                    [(m, k, v) for k, c in enumerate(rule.groups[m].choices) for v in labels(c, weighted, levels)]
                     for m in act
                 ]
                 for way in itertools.product(*steps):
@@ -174,7 +180,7 @@ def test_a_second_pass_has_its_own_rule_and_numbers():
     first = {"quality": ByLevel(95, 60)}
     second = Rule((Choice("jpeg", levels={"quality": Uniform(10, 20)}), "hue"), min_ops=1, max_ops=1)
     space = DegradationSpace((Choice("jpeg", levels=first),), min_ops=1, max_ops=1, then=(second,))
-    assert (space.names, space.size(), space.size(levels=True)) == (("jpeg", "hue"), 2, LEVELS * 2 * LEVELS)
+    assert (space.names, space.size(), space.size(levels=True)) == (("jpeg", "hue"), 2, LEVELS * (1 + LEVELS))
     assert [choice.op for choice in space.types] == ["jpeg", "jpeg", "hue"]
     assert len(space.every_level(2, seed=0)) == 2 * 3 * LEVELS
     program = space.sample(4000, generator=torch.Generator().manual_seed(1))
@@ -212,6 +218,14 @@ def test_a_range_by_level_is_uniform_over_the_whole_and_monotone_in_the_level():
     ends = 1 + 29 * np.arange(LEVELS + 1) / LEVELS
     levels = program.levels[:, 0].numpy()
     assert (ends[levels - 1] <= std).all() and (std <= ends[levels] + 1e-5).all()
+
+
+def test_an_op_without_levels_of_its_own_is_labelled_one():
+    flat = Choice("gaussian_noise", levels={"std": Uniform(1, 30)})
+    space = DegradationSpace((flat, "gaussian_blur"), min_ops=1, max_ops=1)
+    assert (space.size(), space.size(levels=True)) == (2, 1 + LEVELS)
+    shares = {(("gaussian_noise", 1),): 0.5} | {(("gaussian_blur", v),): 0.1 for v in range(1, LEVELS + 1)}
+    assert follows(Counter(drawn(space)), shares)
 
 
 def test_whole_numbers_by_level_are_all_drawn_and_only_they():
@@ -252,7 +266,7 @@ def test_views_that_cannot_differ_in_practice_are_refused(monkeypatch):
 
 def test_views_differ_where_only_the_numbers_do():
     kinds = (Choice("jpeg", levels={"quality": 20}), Choice("jpeg", levels={"quality": 80}))
-    space = DegradationSpace((Group(kinds),), min_ops=1, max_ops=1, level_weights=(0, 0, 1, 0, 0))
+    space = DegradationSpace((Group(kinds),), min_ops=1, max_ops=1)
     assert space.size(levels=True) == 2
     program = space.sample_seeded(torch.arange(20), views=2)
     assert [sorted(pair) for pair in program.params[:, 0, 0].view(20, 2).tolist()] == [[20.0, 80.0]] * 20
@@ -269,7 +283,7 @@ def test_rules_say_themselves_in_words():
     )
     assert space.describe() == (
         "2 of 2 groups, one op of each, in any order, without repetition, some left out by chance; "
-        "then 0 to 1 of 2 ops, in a fixed order, with repetition; pristine with probability 0.05"
+        "then 0 to 1 of 2 ops; pristine with probability 0.05"
     )
 
 
