@@ -28,14 +28,14 @@ __all__ = [
     "LEVELS",
     "NAMES",
     "SLOTS",
-    "Bounds",
+    "Arrays",
     "Degradation",
     "Numbers",
     "Parameter",
     "Uniform",
     "Value",
     "Values",
-    "bounds",
+    "arrays",
     "draw_params",
     "fingerprint",
     "levels_in_words",
@@ -87,7 +87,7 @@ Value = float | tuple[float, ...] | Uniform
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Arrays:
     """What a kernel takes: the range of each parameter, indexed by op id and parameter slot."""
 
     low: np.ndarray  # float32 [n, SLOTS]; -inf for an unused slot
@@ -96,14 +96,14 @@ class Bounds:
 
 
 @functools.cache
-def bounds() -> Bounds:
+def arrays() -> Arrays:
     """The parameters' ranges as arrays, made once."""
     shape = (len(DEGRADATIONS), SLOTS)
     low, high, integer = np.full(shape, -np.inf, np.float32), np.full(shape, np.inf, np.float32), np.zeros(shape, bool)
     for op, row in enumerate(DEGRADATIONS):
         for slot, p in enumerate(row.parameters):
             low[op, slot], high[op, slot], integer[op, slot] = p.low, p.high, p.integer
-    return Bounds(low, high, integer)
+    return Arrays(low, high, integer)
 
 
 @dataclass(frozen=True)

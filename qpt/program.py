@@ -247,7 +247,7 @@ class Program:
         self._check_params(caller, ops, params)
 
     def _check_params(self, caller: str, ops: np.ndarray, params: np.ndarray) -> None:
-        table, used = degradations.bounds(), ops >= 0
+        table, used = degradations.arrays(), ops >= 0
         op = np.maximum(ops, 0)
         good = (params >= table.low[op]) & (params <= table.high[op])  # false for NaN, in unused slots too
         good &= ~table.integer[op] | (params == np.rint(params))
