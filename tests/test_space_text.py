@@ -1,6 +1,5 @@
-"""Spaces in YAML: read, written, refused with the key's name; the named spaces and what each takes from its source."""
+"""Spaces in YAML: read, written, refused with the key's name."""
 
-import itertools
 import re
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt import presets
-from qpt.degradations import LEVELS, NAMES
 from qpt.errors import InputError
 from qpt.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 
@@ -181,39 +178,6 @@ def test_reading_names_the_file_the_key_and_what_was_given(text, message, tmp_pa
     with pytest.raises(InputError, match=message) as refused:
         from_text(text, tmp_path)
     assert "mine.yaml" in str(refused.value)
-
-
-@pytest.mark.parametrize("name", presets.NAMES)
-def test_presets_state_their_source_and_survive_the_text(name, tmp_path):
-    space = DegradationSpace.preset(name)
-    assert space.source and space.differs
-    assert all(sentence.endswith(".") for sentence in space.differs)
-    space.to_yaml(tmp_path / "again.yaml")
-    assert DegradationSpace.from_yaml(tmp_path / "again.yaml") == space
-    program = space.sample(200, views=2, generator=torch.Generator().manual_seed(0))
-    program.check("test")
-    assert {NAMES[op] for op in program.ops.unique().tolist() if op >= 0} <= set(space.names)
-
-
-def test_every_preset_file_is_registered_or_waits_for_an_op():
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in presets.path("x").parent.glob("*.yaml")}
-    assert set(presets.NAMES) <= set(files)
-
-    def ops(members):
-        return itertools.chain.from_iterable(
-            [m] if isinstance(m, str) else [m["op"]] if "op" in m else ops(m["ops"]) for m in members
-        )
-
-    for name, fields in files.items():
-        named = {op for part in (fields, *fields.get("then", [])) for op in ops(part["ops"])}
-        assert (name in presets.NAMES) == (named <= set(NAMES)), f"{name}: {sorted(named - set(NAMES))}"
-
-
-def test_single_op_presets_have_the_sizes_of_their_sources():
-    for name, types in (("kadid", 25), ("reiqa", 26), ("imagenet-c", 15)):
-        if name in presets.NAMES:
-            space = DegradationSpace.preset(name)
-            assert (len(space.types), space.size(), space.size(levels=True)) == (types, types, types * LEVELS)
 
 
 def test_the_example_of_the_documentation_is_a_space(tmp_path):
