@@ -63,6 +63,7 @@ class Choice:
     def __post_init__(self) -> None:
         entry = DEGRADATIONS[degradations.op_id(self.op, "DegradationSpace")]
         _positive(f"weight of {self.op}", self.weight)
+        object.__setattr__(self, "weight", float(self.weight))
         if not isinstance(self.levels, Mapping):
             raise InputError(
                 f"DegradationSpace: levels of {self.op} must be a mapping of parameters, got {self.levels!r}"
@@ -123,6 +124,8 @@ class Group:
                 f"DegradationSpace: probability of group {self.label} must be above 0 and at most 1, "
                 f"got {self.probability!r}"
             )
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "probability", float(self.probability))
 
     @property
     def choices(self) -> tuple[Choice, ...]:

@@ -51,7 +51,8 @@ class DegradationSpace(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.then, str) or not all(isinstance(rule, Rule) for rule in self.then):
+        if not isinstance(self.then, Sequence) or not all(type(rule) is Rule for rule in self.then):
+            # not a DegradationSpace either: its own further passes would be lost
             raise InputError(f"DegradationSpace: then must be a list of passes, each a Rule, got {self.then!r}")
         object.__setattr__(self, "then", tuple(self.then))
         object.__setattr__(self, "differs", tuple(self.differs))
@@ -64,6 +65,7 @@ class DegradationSpace(Rule):
             or not 0 <= self.pristine <= 1
         ):
             raise InputError(f"DegradationSpace: pristine must be a probability in 0..1, got {self.pristine!r}")
+        object.__setattr__(self, "pristine", float(self.pristine))
 
     @staticmethod
     def preset(name: str) -> DegradationSpace:

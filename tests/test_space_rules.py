@@ -319,6 +319,8 @@ def blur(**levels):
         (lambda: Rule(("jpeg",), level_weights=(-1, 1, 1, 1, 1)), "none below 0"),
         (lambda: DegradationSpace(("jpeg",), pristine=1.5), "pristine must be a probability"),
         (lambda: DegradationSpace(("jpeg",), then=("jpeg",)), "then must be a list of passes"),
+        (lambda: DegradationSpace(("jpeg",), then=Rule(("jpeg",))), "then must be a list of passes"),
+        (lambda: DegradationSpace(("jpeg",), then=(DegradationSpace(("jpeg",)),)), "each a Rule"),
         (
             lambda: DegradationSpace(("jpeg",), max_ops=60, then=(Rule(("jpeg",)),)),
             "max_ops of all passes must be 64 together, got 65",

@@ -111,6 +111,8 @@ def test_defaults_are_not_written():
 def test_fingerprints_follow_rules_and_numbers_only(tmp_path):
     base = from_text("ops: [jpeg, hue]", tmp_path)
     assert base.fingerprint() == from_text("ops: [jpeg, hue]\nsource: a paper\nmin_ops: 0", tmp_path).fingerprint()
+    whole, real = (DegradationSpace((Group(("jpeg",), weight=w, probability=p),)) for w, p in ((2, 1), (2.0, 1.0)))
+    assert whole == real and whole.fingerprint() == real.fingerprint()
     others = [
         "ops: [hue, jpeg]",
         "ops: [jpeg, hue]\nmin_ops: 1",
