@@ -1,205 +1,267 @@
-"""Each degradation over a batch of 32 x 256 x 256, level 3, beside OpenCV or Pillow where these mean the same.
+"""Degradations beside OpenCV, Pillow, NumPy, Albumentations and Kornia: each op, chains of five, threads and sizes.
 
-Run by ``python -m benchmarks degrade``. A rival gets the same parameters and as many threads (a pool over images, its
-own threading off); its result must agree within the tolerance stated per op before anything is timed. An op without a
-rival has none with the same definition.
+Run by ``python -m benchmarks degrade``. Every photograph of a batch has its own parameters, the same for all. Libraries
+that work on an image get a pool over images of as many threads (their own threading off), batched ones as many of
+torch's; ours gets them too. Results are compared before anything is timed (``degrade_rivals.Rival`` says how closely).
 """
 
-import io
+import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from threadpoolctl import threadpool_limits
 
-from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
-from qpt.degradations import DEGRADATIONS
+from benchmarks import degrade_rivals
+from benchmarks.degrade_rivals import Picture, Rival
+from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.data.crops import cut_crops
+from qpt.data.images import load_rgb
+from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.demo import wheel_photographs
 from qpt.ops.degrade import degrade
 from qpt.program import Program
 from qpt.space import DegradationSpace
 
-HELP = "milliseconds per op and batch, beside OpenCV or Pillow"
-LEVEL = 3
-Picture = np.ndarray  # uint8 [H, W, 3]
-Rival = tuple[str, Callable[[Picture, list[float]], Picture], float]
-
-
-def _gaussian(x: Picture, p: list[float]) -> Picture:
-    side = 2 * int(np.ceil(3 * p[0])) + 1
-    return cv2.GaussianBlur(x, (side, side), p[0], borderType=cv2.BORDER_REFLECT_101)
-
-
-def _offsets(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
-    return x, -y  # counter-clockwise angles as seen: y points up
-
-
-def _filter(x: Picture, kernel: np.ndarray) -> Picture:
-    return cv2.filter2D(x, -1, (kernel / kernel.sum()).astype(np.float32), borderType=cv2.BORDER_REFLECT_101)
-
-
-def _gaussian_aniso(x: Picture, p: list[float]) -> Picture:
-    right, up = _offsets(int(np.ceil(3 * max(p[0], p[1]))))
-    angle = np.deg2rad(p[2])
-    along, across = right * np.cos(angle) + up * np.sin(angle), up * np.cos(angle) - right * np.sin(angle)
-    return _filter(x, np.exp(-0.5 * ((along / p[0]) ** 2 + (across / p[1]) ** 2)))
-
-
-def _defocus(x: Picture, p: list[float]) -> Picture:
-    right, up = _offsets(int(np.ceil(p[0])) + 1)
-    return _filter(x, np.clip(p[0] + 0.5 - np.hypot(right, up), 0, 1))
-
-
-def _noise(x: Picture, p: list[float]) -> Picture:
-    noise = np.empty(x.shape, np.float32)
-    cv2.randn(noise, np.zeros(3), np.full(3, p[0]))
-    return np.rint(np.clip(x + noise, 0, 255)).astype(np.uint8)
-
-
-def _jpeg(x: Picture, p: list[float]) -> Picture:
-    settings = [cv2.IMWRITE_JPEG_QUALITY, int(p[0]), cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x221111]
-    bgr = cv2.cvtColor(x, cv2.COLOR_RGB2BGR)
-    decoded = cv2.imdecode(cv2.imencode(".jpg", bgr, settings)[1], cv2.IMREAD_COLOR)
-    assert decoded is not None  # OpenCV's way to refuse a file, and this one it wrote itself
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-
-
-def _jpeg_pillow(x: Picture, p: list[float]) -> Picture:
-    file = io.BytesIO()
-    Image.fromarray(x).save(file, format="JPEG", quality=int(p[0]))
-    return np.asarray(Image.open(file))
-
-
-def _rescale(method: Image.Resampling) -> Callable[[Picture, list[float]], Picture]:
-    def resize(x: Picture, p: list[float]) -> Picture:
-        height, width = x.shape[:2]
-        small = Image.fromarray(x).resize((round(width / p[0]), round(height / p[0])), method)
-        return np.asarray(small.resize((width, height), method))
-
-    return resize
-
-
-def _hsv(change: Callable[[np.ndarray, float], None]) -> Callable[[Picture, list[float]], Picture]:
-    def convert(x: Picture, p: list[float]) -> Picture:
-        hsv = cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)  # hue in degrees, the others in [0, 1]
-        change(hsv, p[0])
-        return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8)
-
-    return convert
-
-
-def _saturate(hsv: np.ndarray, factor: float) -> None:
-    hsv[..., 1] = np.clip(hsv[..., 1] * factor, 0, 1)
-
-
-def _turn(hsv: np.ndarray, degrees: float) -> None:
-    hsv[..., 0] = (hsv[..., 0] + degrees) % 360
-
-
-def _gamma(x: Picture, p: list[float]) -> Picture:
-    return cv2.LUT(x, np.rint(255 * (np.arange(256) / 255) ** p[0]).astype(np.uint8))
-
-
-# op -> (backend, call, largest mean absolute difference in grey levels that still counts as the same).
-RIVALS: dict[str, list[Rival]] = {
-    "gaussian_blur": [("opencv", _gaussian, 0.5)],
-    "gaussian_blur_aniso": [("opencv", _gaussian_aniso, 0.5)],
-    "defocus_blur": [("opencv", _defocus, 0.5)],
-    "jpeg": [("opencv", _jpeg, 1.0), ("pillow", _jpeg_pillow, 1.0)],
-    "rescale_bilinear": [("pillow", _rescale(Image.Resampling.BILINEAR), 0.0)],
-    "rescale_bicubic": [("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
-    "rescale_nearest": [("pillow", _rescale(Image.Resampling.NEAREST), 0.0)],
-    "pixelate": [("pillow", _rescale(Image.Resampling.BOX), 0.0)],
-    "median_blur": [("opencv", lambda x, p: cv2.medianBlur(x, 2 * int(p[0]) + 1), 0.0)],
-    "mean_shift": [("opencv", lambda x, p: cv2.add(x, np.full(4, p[0])), 0.0)],
-    "gamma": [("opencv", _gamma, 0.0)],
-    # Pillow truncates where the definition rounds.
-    "brightness": [("pillow", lambda x, p: np.asarray(ImageEnhance.Brightness(Image.fromarray(x)).enhance(p[0])), 1.0)],
-    "contrast": [("pillow", lambda x, p: np.asarray(ImageEnhance.Contrast(Image.fromarray(x)).enhance(p[0])), 1.0)],
-    "saturation": [("opencv float32", _hsv(_saturate), 0.1)],
-    "hue": [("opencv float32", _hsv(_turn), 0.1)],
+HELP = "milliseconds per op, per chain of five, by threads and by size, beside five libraries"
+CHAIN = 5
+# The chain's seven ops; the fifth is any one of four that change colour. Ranges of their parameters, uniform.
+CHAIN_OPS: dict[str, tuple[tuple[float, float], ...]] = {
+    "gaussian_blur": ((0.5, 5.0),),
+    "motion_blur": ((3.0, 21.0), (0.0, 180.0)),
+    "gaussian_noise": ((2.0, 25.0),),
+    "jpeg": ((10.0, 90.0),),
+    "colour": (),
+    "rescale_bilinear": ((2.0, 4.0),),
+    "median_blur": ((2.0, 2.0),),
 }
-# Other random numbers: what must agree is the spread of the noise, relatively.
-NOISE_RIVALS: dict[str, list[Rival]] = {"gaussian_noise": [("opencv randn", _noise, 0.02)]}
+COLOURS: dict[str, tuple[float, float]] = {
+    "brightness": (0.6, 1.4),
+    "contrast": (0.6, 1.4),
+    "saturation": (0.5, 1.8),
+    "hue": (-30.0, 30.0),
+}
+CHAIN_OP = "chains of 5 different ops"
+CHAIN_ALLOWED = 4.0  # grey levels, mean absolute, of chains without noise: five roundings, and 8-bit HSV
+SIDES = (64, 128, 256, 512, 1024, 2048)
+Chains = list[list[tuple[str, tuple[float, ...]]]]
 
 
-def run(settings: Settings) -> Report:
-    """All ops of the table, then random chains of the preset."""
-    count, side = (4, 48) if settings.quick else (32, 256)
-    images = pictures(count, side)
+@dataclass(frozen=True)
+class DegradeReport(Report):
+    """A report with figures from its rows: ratios of each op's fastest rival to ours and of chains by library; and of
+    their own: the ratio of one thread to several, beside that of matrix products in cache, and the slope of log time
+    over log pixels by op."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def run(settings: Settings) -> DegradeReport:
+    """Every op of the table and chains, all in interleaved rounds; then threads and sizes."""
+    images = photographs(8 if settings.quick else 32, 48 if settings.quick else 256)
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
+    rivals = degrade_rivals.all_rivals()
     with ThreadPoolExecutor(threads) as pool:
-        cases = [_case(op, images, pool, threads) for op in range(len(DEGRADATIONS))]
-        cases.append(_chains(images, threads))
+        cases = [_case(op, rivals.get(op, []), images, pool, threads) for op in (row.name for row in DEGRADATIONS)]
+        cases.append(_chain_case(rivals, images, pool, threads))
+        cases.append(_preset_case(images, threads))
         rows = measure(cases, settings.rounds)
+    ratios = ratios_of(rows)
+    ratios["threads"] = _scaling(images, threads, settings)
+    ratios["slopes"] = _slopes(settings)
+    count, side = images.shape[:2]
     remarks = [
-        f"Batches of {count} uint8 pictures of {side} x {side}, {threads} threads, level {LEVEL}, one value per op.",
-        "Differences are recorded per row in the JSON: mean absolute, grey levels (noise: relative spread).",
+        f"Batches of {count} crops of photographs, {side} x {side}, each with its own parameters (levels 1 to 5 in "
+        f"turn), {threads} threads. Differences are in the JSON: mean absolute, grey levels (noise: relative size).",
+        "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all rivals "
+        "are built before they are timed.",
+        _summary(ratios),
     ]
-    return Report("degrade", rows, remarks=remarks)
+    return DegradeReport("degrade", rows, remarks=remarks, figures=ratios)
 
 
-def pictures(count: int, side: int) -> torch.Tensor:
-    """uint8 [count, side, side, 3] with smooth areas, edges and texture, so that ops meet what photographs have."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand((count, 3, 8, 8), generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)
-    blocks = torch.nn.functional.interpolate((coarse.flip(2) > 0.6).float(), (side, side), mode="nearest")
-    texture = torch.rand((count, 3, side, side), generator=generator)
-    mixed = 0.6 * smooth + 0.25 * blocks + 0.15 * texture
-    return (mixed.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+def photographs(count: int, side: int) -> torch.Tensor:
+    """uint8 [count, side, side, 3]: crops of the photographs in the wheels of scikit-image and scikit-learn."""
+    return torch.from_numpy(cut_crops([load_rgb(path) for path in wheel_photographs()], count, size=side, seed=0))
 
 
-def _case(op: int, images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
-    entry = DEGRADATIONS[op]
-    # Level 3, the first of two signs; a parameter that is drawn uniformly takes a fixed oblique value.
-    params = [p.alternatives(LEVEL)[0] if p.levels else p.low + 0.17 * (p.high - p.low) for p in entry.parameters]
-    count = len(images)
-    program = Program.from_chains([[(entry.name, params)]] * count, seeds=range(count), source=range(count))
-    arrays = list(images.numpy())
+def ratios_of(rows: list[Row]) -> dict[str, Any]:
+    """By op: the fastest rival, its time / ours; the median over ops that have a rival; by library for chains."""
+    by_op: dict[str, dict[str, float]] = {}
+    for row in rows:
+        by_op.setdefault(row.op, {})[row.backend] = row.median_ms
+    fastest = {
+        op: min((ms, name) for name, ms in times.items() if name != "qpt")
+        for op, times in by_op.items()
+        if len(times) > 1
+    }
+    chains = by_op.get(CHAIN_OP, {})
+    ops = {op: {"rival": name, "ratio": ms / by_op[op]["qpt"]} for op, (ms, name) in fastest.items() if op != CHAIN_OP}
+    return {
+        "ops": ops,
+        "median_over_ops": statistics.median(entry["ratio"] for entry in ops.values()),
+        "without_rival": [op for op, times in by_op.items() if len(times) == 1],
+        "chains": {name: ms / chains["qpt"] for name, ms in chains.items() if name != "qpt"},
+    }
 
-    def contender(backend: str, call: Callable[[Picture, list[float]], Picture]) -> Contender:
-        return Contender(backend, lambda: np.stack(list(pool.map(lambda x: call(x, params), arrays))))
 
-    rivals = RIVALS.get(entry.name, []) + NOISE_RIVALS.get(entry.name, [])
-
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
-        return {
-            backend: compare(entry.name, answers["qpt"].numpy(), answers[backend], images.numpy(), allowed)
-            for backend, _, allowed in rivals
-        }
-
-    return Case(
-        op=entry.name,
-        shape="x".join(map(str, images.shape)),
-        items=len(images),
-        contenders=[
-            Contender("qpt", lambda: degrade(images, program, threads=threads)),
-            *(contender(backend, call) for backend, call, _ in rivals),
-        ],
-        agree=agree,
+def _summary(ratios: dict[str, Any]) -> str:
+    slowest = sorted((entry["ratio"], op) for op, entry in ratios["ops"].items())[:3]
+    chains = ", ".join(f"{name} {ratio:.1f}" for name, ratio in ratios["chains"].items())
+    slopes = sorted((value, op) for op, value in ratios["slopes"].items())
+    threads = ratios["threads"]
+    return (
+        f"Fastest rival / qpt, median over {len(ratios['ops'])} ops: {ratios['median_over_ops']:.1f}; the least: "
+        + ", ".join(f"{op} {ratio:.2f}" for ratio, op in slowest)
+        + f". Chains of 5, rival / qpt: {chains}. From 1 to {threads['threads']} threads the chains gain "
+        f"{threads['qpt']:.2f}x, matrix products in cache {threads['products']:.2f}x. Slope of log time over log "
+        f"pixels, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]})."
     )
 
 
-def compare(op: str, ours: np.ndarray, theirs: np.ndarray, images: np.ndarray, allowed: float) -> float:
-    """The recorded difference of two results; raises Disagreement where it is larger than ``allowed``."""
-    if op in NOISE_RIVALS:
-        # Away from black and white, where clipping shortens the noise.
+def parameters_of(op: str, count: int) -> list[tuple[float, ...]]:
+    """The first ``count`` images' parameters: levels 1 to 5 in turn, drawn as the preset draws them."""
+    chains = [[(op, 1 + i % LEVELS)] for i in range(count)]
+    program = Program.from_chains(chains, seeds=range(count), source=range(count))
+    return [tuple(values) for values in program.params[:, 0].tolist()]
+
+
+def _case(op: str, rivals: list[Rival], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
+    parameters = parameters_of(op, len(images))
+    names = len(DEGRADATIONS[[row.name for row in DEGRADATIONS].index(op)].parameters)
+    chains: Chains = [[(op, values[:names])] for values in parameters]
+    contenders = [_ours(chains, images, threads)]
+    contenders += [_theirs({op: rival}, rival.library, chains, images, pool) for rival in rivals]
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        pictures = images.numpy()
+        return {rival.library: compare(op, rival, answers["qpt"], answers[rival.library], pictures) for rival in rivals}
+
+    return Case(op, "x".join(map(str, images.shape)), len(images), contenders, agree)
+
+
+def _ours(chains: Chains, images: torch.Tensor, threads: int) -> Contender:
+    count = len(images)
+    program = Program.from_chains([list(chain) for chain in chains], seeds=range(count), source=range(count))
+    return Contender("qpt", lambda: degrade(images, program, threads=threads).numpy())
+
+
+def _theirs(
+    ways: dict[str, Rival], library: str, chains: Chains, images: torch.Tensor, pool: ThreadPoolExecutor
+) -> Contender:
+    note = "; ".join(dict.fromkeys(rival.note for rival in ways.values() if rival.note))
+    if any(rival.batch for rival in ways.values()):
+        return Contender(library, _batched(ways, chains, images), note)
+    pictures = list(images.numpy())
+
+    def one(job: tuple[Picture, list[tuple[str, tuple[float, ...]]]]) -> Picture:
+        picture, chain = job
+        for op, values in chain:
+            picture = ways[op].call(picture, values)
+        return picture
+
+    return Contender(library, lambda: np.stack(list(pool.map(one, zip(pictures, chains, strict=True)))), note)
+
+
+def _batched(ways: dict[str, Rival], chains: Chains, images: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Position by position of the chains, the images that have the same op there as one batch."""
+    pixels = images.permute(0, 3, 1, 2).float().div_(255).contiguous()
+    steps = []
+    for position in range(max(map(len, chains))):
+        for op in ways:
+            mine = [i for i, chain in enumerate(chains) if position < len(chain) and chain[position][0] == op]
+            if mine:
+                values = torch.tensor([chains[i][position][1] for i in mine])
+                steps.append((ways[op].call, torch.tensor(mine), values))
+
+    @torch.no_grad()
+    def call() -> torch.Tensor:
+        out = pixels
+        for way, mine, values in steps:
+            if len(mine) == len(out):
+                out = way(out, values)
+            else:
+                out = out.clone() if out is pixels else out
+                out[mine] = way(out[mine], values)
+        return out
+
+    return call
+
+
+def _levels(answer: Any) -> np.ndarray:
+    """An answer as float64 grey levels [n, H, W, 3]."""
+    if isinstance(answer, torch.Tensor):
+        answer = answer.mul(255).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    return np.asarray(answer, np.float64)
+
+
+def compare(op: str, rival: Rival, ours: np.ndarray, theirs: Any, images: np.ndarray) -> float:
+    """The recorded difference of two results; raises Disagreement where it is larger than the rival is allowed."""
+    first, second = _levels(ours), _levels(theirs)
+    if rival.spread:  # away from black and white, where clipping shortens a change
         middle = (images > 100) & (images < 155)
-        spreads = [(result.astype(np.float64) - images)[middle].std() for result in (ours, theirs)]
-        difference = abs(spreads[0] / spreads[1] - 1)
+        sizes = [float(np.sqrt(np.mean((result - images)[middle] ** 2))) for result in (first, second)]
+        difference = abs(sizes[0] / sizes[1] - 1)
     else:
-        difference = float(np.abs(ours.astype(np.float64) - theirs).mean())
-    if not difference <= allowed:
-        raise Disagreement(f"degrade: {op}: results differ by {difference:.3g}, allowed {allowed:g}")
-    return float(difference)
+        difference = float(np.abs(first - second).mean())
+    if not difference <= rival.allowed:
+        raise Disagreement(
+            f"degrade: {op}: {rival.library}'s result differs by {difference:.3g}, allowed {rival.allowed:g}"
+        )
+    return difference
 
 
-def _chains(images: torch.Tensor, threads: int) -> Case:
+def draw_chains(count: int, seed: int = 0) -> Chains:
+    """``count`` chains of exactly five different ops of CHAIN_OPS, any order, parameters uniform in their ranges."""
+    generator = np.random.default_rng(seed)
+    chains: Chains = []
+    for _ in range(count):
+        chain = []
+        for place in generator.permutation(len(CHAIN_OPS))[:CHAIN]:
+            op = list(CHAIN_OPS)[place]
+            ranges = CHAIN_OPS[op]
+            if op == "colour":
+                op = str(generator.choice(list(COLOURS)))
+                ranges = (COLOURS[op],)
+            values = tuple(float(np.float32(generator.uniform(*bounds))) for bounds in ranges)
+            chain.append((op, tuple(map(round, values)) if op in ("jpeg", "median_blur") else values))
+        chains.append(chain)
+    return chains
+
+
+def _chain_case(rivals: dict[str, list[Rival]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
+    chains = draw_chains(len(images))
+    used = [op for op in (*CHAIN_OPS, *COLOURS) if op != "colour"]
+    # A library takes part if it has all of the ops; the last of its ways to do one (the one meant for speed) is taken.
+    of_library: dict[str, dict[str, Rival]] = {}
+    for op in used:
+        for rival in rivals.get(op, []):
+            of_library.setdefault(rival.library, {})[op] = rival
+    complete = {library: ways for library, ways in of_library.items() if len(ways) == len(used)}
+    quiet = [i for i, chain in enumerate(chains) if all(op != "gaussian_noise" for op, _ in chain)]
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        found = {}
+        for library in complete:
+            found[library] = float(np.abs(_levels(answers["qpt"])[quiet] - _levels(answers[library])[quiet]).mean())
+            if not found[library] <= CHAIN_ALLOWED:
+                raise Disagreement(
+                    f"degrade: chains: {library} differs by {found[library]:.3g}, allowed {CHAIN_ALLOWED}"
+                )
+        return found
+
+    contenders = [_ours(chains, images, threads)]
+    contenders += [_theirs(ways, library, chains, images, pool) for library, ways in complete.items()]
+    return Case(CHAIN_OP, "x".join(map(str, images.shape)), len(images), contenders, agree)
+
+
+def _preset_case(images: torch.Tensor, threads: int) -> Case:
     program = DegradationSpace.preset("qpt").sample(len(images), generator=torch.Generator().manual_seed(0))
     return Case(
         op="random chains of the preset qpt",
@@ -208,3 +270,56 @@ def _chains(images: torch.Tensor, threads: int) -> Case:
         contenders=[Contender("qpt", lambda: degrade(images, program, threads=threads), "0 to 5 ops a picture")],
         agree=lambda answers: {},
     )
+
+
+def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
+    """The median seconds of each call, interleaved, after one call that does not count."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for place, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            if turn:
+                times[place].append(time.perf_counter() - started)
+    return [statistics.median(each) for each in times]
+
+
+def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str, float]:
+    """Time with one thread / time with ``threads``: of the chains, and of products of matrices that stay in cache."""
+    chains = draw_chains(len(images))
+    program = Program.from_chains(chains, seeds=range(len(images)), source=range(len(images)))
+    square = np.full((96, 96), 0.5, np.float32)
+    outputs = [np.empty_like(square) for _ in range(threads)]
+    times = 200 if settings.quick else 4000
+
+    def products(place: int, count: int) -> None:
+        for _ in range(count):
+            np.dot(square, square, out=outputs[place])
+
+    with ThreadPoolExecutor(threads) as pool, threadpool_limits(1):
+        one, all_of_them, alone, together = _median_seconds(
+            [
+                lambda: degrade(images, program, threads=1),
+                lambda: degrade(images, program, threads=threads),
+                lambda: products(0, times),
+                lambda: list(pool.map(products, range(threads), [times // threads] * threads)),
+            ],
+            settings.rounds,
+        )
+    return {"threads": threads, "qpt": one / all_of_them, "products": alone / together}
+
+
+def _slopes(settings: Settings) -> dict[str, float]:
+    """By op: the least-squares slope of log time over log pixels, one image of each side, level 3, one thread."""
+    sides = SIDES[:2] if settings.quick else SIDES
+    found = {}
+    for row in DEGRADATIONS:
+        calls = []
+        for side in sides:
+            images = photographs(1, side)
+            program = Program.from_chains([[(row.name, 3)]], seeds=[0], source=[0])
+            calls.append(lambda images=images, program=program: degrade(images, program, threads=1))
+        seconds = _median_seconds(calls, 1 if settings.quick else 3)
+        pixels = np.log(np.square(np.array(sides, np.float64)))
+        found[row.name] = float(np.polyfit(pixels, np.log(seconds), 1)[0])
+    return found

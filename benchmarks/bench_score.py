@@ -7,7 +7,9 @@ in another order.
 """
 
 import argparse
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from qpt.evaluate.features import FeatureProtocol, ReadOut
 from qpt.evaluate.metrics import measure as agreement
 from qpt.evaluate.photograph import load_photograph
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
-from qpt.evaluate.run import encoder_views, run_name, untrained_encoder
+from qpt.evaluate.run import encoder_views, feature_cache, run_name, untrained_encoder
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models import ResNet, load_encoder
@@ -30,6 +32,13 @@ from qpt.models import ResNet, load_encoder
 HELP = "images per second of a scorer beside BRISQUE, and the SRCC of both on tables of scores"
 TIMED = 16  # files of a set; BRISQUE takes seconds for a photograph of 8 megapixels
 SAME = 1e-5  # of the range of the labels
+
+
+@dataclass(frozen=True)
+class ScoreReport(Report):
+    """A report that also has the SRCC of both with the labels of each table: a record of ``_agreement`` for each."""
+
+    agreement: list[dict[str, Any]] = field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +58,7 @@ def brisque() -> Any:
     return Unpacked(url=False)
 
 
-def run(settings: Settings, options: argparse.Namespace) -> Report:
+def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
     """Times both on every set; compares both with the labels of every table."""
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
@@ -63,21 +72,21 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
         f"{threads} threads each. Times include decoding. BRISQUE is the package's own model; ours is {name}.",
         "BRISQUE's package gets a one-line adapter for NumPy 2.4 (features of one element unpacked).",
     ]
-    with ThreadPoolExecutor(threads) as pool:
-        cases = []
+    with ThreadPoolExecutor(threads) as pool, tempfile.TemporaryDirectory() as own:
+        cache = Path(own) if options.encoder is None else feature_cache(options.encoder)
+        cases, found = [], []
         for path in options.table:
             table = read_table(path)
-            scorer = Scorer.fit(encoder, table, quiet=True)
+            scorer = Scorer.fit(encoder, table, cache=cache, quiet=True)
             cases.append(_case(table.name, list(table.paths), scorer, peer, pool, settings))
-            if not settings.quick:
-                remarks.append(_agreement(table, encoder, peer, pool))
+            found.append(_agreement(table, encoder, peer, pool, cache))
         if not cases:
             weights = np.full(2 * encoder.feature_dim, 1.0)
             plain = ReadOut("last", "mean")
             scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
             cases.append(_case("scikit-image", wheel_photographs(), scorer, peer, pool, settings))
         rows = measure(cases, settings.rounds)
-    return Report("score", rows, remarks=remarks)
+    return ScoreReport("score", rows, remarks=[*remarks, *map(_sentence, found)], agreement=found)
 
 
 def _case(
@@ -108,18 +117,29 @@ def _case(
     )
 
 
-def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor) -> str:
+def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
     """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
-    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=None, quiet=True)
-    ours = [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]
+    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
     scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
-    theirs = [agreement(scores[split.test], table.mos[split.test])["srcc"] for split in splits]
-    whole = agreement(scores, table.mos)["srcc"]
+    return {
+        "table": table.name,
+        "photographs": len(table),
+        "sha256": table.fingerprint,
+        "split": f"{len(splits)} splits that train on {REGIMES[0].train_share:.0%} of the groups",
+        "srcc": {
+            "qpt": [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)],
+            "brisque": [agreement(scores[split.test], table.mos[split.test])["srcc"] for split in splits],
+        },
+        "srcc_brisque_on_all": agreement(scores, table.mos)["srcc"],
+    }
+
+
+def _sentence(found: dict[str, Any]) -> str:
     return (
-        f"{table.name} ({len(table)} photographs, sha256 {table.fingerprint}): SRCC, median over {len(splits)} test "
-        f"parts: qpt, its ridge fitted on the training part, {_median(ours)}; "
-        f"brisque {_median(theirs)} ({whole:.3f} on all)."
+        f"{found['table']} ({found['photographs']} photographs): SRCC, median over the test parts of {found['split']}: "
+        f"qpt, its ridge fitted on the training part, {_median(found['srcc']['qpt'])}; "
+        f"brisque {_median(found['srcc']['brisque'])} ({found['srcc_brisque_on_all']:.3f} on all)."
     )
 
 

@@ -50,6 +50,7 @@ PHOTOGRAPHS = {
 CROP = 208  # side of a crop in pixels: room for two 96-pixel patches at any allowed overlap
 SCALES = (1.0, 0.75, 0.5)  # a crop covers CROP / scale pixels of the photograph, antialiased down to CROP
 CROPS = 360
+PROBE_CROP = 128  # side of a crop that is probed, each under every op at every level: most of the time after training
 PROBE_CROPS = {"fit": 36, "measure": 18}
 MAX_FOLDER = 400  # photographs taken from a folder, evenly spaced
 SEED = 0
@@ -130,7 +131,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         patch_size=96,
         region_size=CROP,
         batch_images=32,
-        steps=500,
+        steps=600,
         optimizer="adamw",
         lr=1e-3,
         warmup_steps=20,
@@ -144,7 +145,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
 
     sets = {}
     for name, source in (("fit", kept), ("measure", held_out)):
-        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], size=CROP, seed=SEED + 1, scales=SCALES))
+        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], size=PROBE_CROP, seed=SEED + 1, scales=SCALES))
         sets[name] = probe_set(pixels, np.arange(len(pixels)) % len(source), space, SEED + 2)
     untrained = untrained_encoder(config.arch, config.width, config.seed)
     results: dict[str, ProbeResult] = {}

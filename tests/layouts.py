@@ -174,15 +174,17 @@ def spaq(root: Path, images: int = 30) -> Root:
     return made
 
 
-def flive(root: Path, stripped: bool = False) -> Root:
-    """60 images in three folders: 40 train, 12 val, 6 test, 2 in no file. stripped: without < and > in file names."""
+def flive(root: Path, stripped: bool = False, parts: tuple[int, int, int, int] = (40, 12, 6, 2)) -> Root:
+    """Images in three folders: parts for train, val, test and in no file. stripped: without < and > in file names."""
     made = Root(root)
-    names = [f"{('blur_dataset', 'EE371R', 'voc_emotic_ava')[i % 3]}/picture{i}.jpg" for i in range(60)]
+    train, padding, test_end, images = np.cumsum(parts).tolist()
+    names = [f"{('blur_dataset', 'EE371R', 'voc_emotic_ava')[i % 3]}/picture{i}.jpg" for i in range(images)]
     for name in names:
         made.image(f"database/{name}")
     made.csv("labels_image.csv", [["name", "mos", "mos_std"], *([n, 20 + i, 3] for i, n in enumerate(names))])
-    padded = [["name_image", "mos_image", "is_valid"], *([n, 1, str(i >= 40)] for i, n in enumerate(names[:52]))]
-    test = [["name_image", "mos_image"], *([n, 1] for n in names[52:58])]
+    of_padded = enumerate(names[:padding])
+    padded = [["name_image", "mos_image", "is_valid"], *([n, 1, str(i >= train)] for i, n in of_padded)]
+    test = [["name_image", "mos_image"], *([n, 1] for n in names[padding:test_end])]
     made.csv("labels=640_padded.csv" if stripped else "labels<=640_padded.csv", padded)
     made.csv("labels640.csv" if stripped else "labels>640.csv", test)
     made.csv("labels_patch.csv", [["name", "mos"], [f"{names[0]}_patch_1.jpg", 10]])

@@ -17,10 +17,11 @@ from benchmarks import __main__ as command
 from benchmarks import (
     bench_contrastive,
     bench_degrade,
+    degrade_rivals,
     harness,
     resources,
 )
-from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
+from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.errors import BackendError
 
 
@@ -32,7 +33,7 @@ def case(calls: list[str], agree=lambda answers: {"difference": 0.5}, backends=(
 def check_schema(content: dict) -> None:
     """What a reader of benchmarks/results may rely on."""
     keys = {"schema", "settings", "circumstances", "name", "rows", "predictions", "compiled", "remarks"}
-    assert set(content) - {"ratios"} == keys
+    assert set(content) - {"ratios", "figures", "agreement"} == keys
     assert content["schema"] == harness.SCHEMA
     assert set(content["settings"]) == {"rounds", "quick"}
     around = content["circumstances"]
@@ -172,16 +173,42 @@ def test_command_reports_disagreement_and_bad_arguments(monkeypatch, capsys, tmp
 
 
 def test_gate_of_the_degrade_benchmark_notices_one_grey_level():
-    images = bench_degrade.pictures(2, 48).numpy()
-    assert bench_degrade.compare("jpeg", images, images, images, 1.0) == 0
-    assert bench_degrade.compare("jpeg", images // 2, images // 2 + 1, images, 1.0) == 1
-    with pytest.raises(Disagreement, match="rescale_bilinear: results differ by 1, allowed 0"):
-        bench_degrade.compare("rescale_bilinear", images // 2, images // 2 + 1, images, 0.0)
+    images = bench_degrade.photographs(2, 48).numpy()
+    exact, near = (degrade_rivals.Rival("other", lambda x, p: x, allowed) for allowed in (0.0, 1.0))
+    assert bench_degrade.compare("jpeg", near, images, images, images) == 0
+    assert bench_degrade.compare("jpeg", near, images // 2, images // 2 + 1, images) == 1
+    with pytest.raises(Disagreement, match="rescale_bilinear: other's result differs by 1, allowed 0"):
+        bench_degrade.compare("rescale_bilinear", exact, images // 2, images // 2 + 1, images)
+    floats = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    assert bench_degrade.compare("jpeg", exact, images, floats, images) < 1e-4
     noise = np.random.default_rng(0).normal(0, 10, images.shape)
     louder, noisy = (np.clip(np.rint(images + noise * scale), 0, 255) for scale in (1.1, 1.0))
-    assert bench_degrade.compare("gaussian_noise", noisy, noisy, images, 0.02) == 0
-    with pytest.raises(Disagreement, match=r"results differ by 0\.(1|09)"):
-        bench_degrade.compare("gaussian_noise", louder, noisy, images, 0.02)
+    spread = degrade_rivals.Rival("other", lambda x, p: x, 0.02, spread=True)
+    assert bench_degrade.compare("gaussian_noise", spread, noisy, noisy, images) == 0
+    with pytest.raises(Disagreement, match=r"result differs by 0\.(1|09)"):
+        bench_degrade.compare("gaussian_noise", spread, louder, noisy, images)
+
+
+def test_chains_of_the_degrade_benchmark_are_five_different_ops_of_seven():
+    chains = bench_degrade.draw_chains(200)
+    for chain in chains:
+        names = ["colour" if op in bench_degrade.COLOURS else op for op, _ in chain]
+        assert len(set(names)) == 5 and set(names) <= set(bench_degrade.CHAIN_OPS)
+    assert {op for chain in chains for op, _ in chain} == {*bench_degrade.CHAIN_OPS, *bench_degrade.COLOURS} - {
+        "colour"
+    }
+
+
+def test_ratios_of_the_degrade_benchmark():
+    def row(op, backend, ms):
+        return Row(op, backend, "", ms, 0.0, ms, 1.0, None, 1, {}, "")
+
+    rows = [row("hue", "qpt", 2.0), row("hue", "a", 8.0), row("hue", "b", 6.0), row("blur", "qpt", 1.0)]
+    rows += [row("jpeg", "qpt", 2.0), row("jpeg", "a", 2.0)]
+    chain = bench_degrade.CHAIN_OP
+    found = bench_degrade.ratios_of([*rows, row(chain, "qpt", 1.0), row(chain, "a", 7.0)])
+    assert found["ops"] == {"hue": {"rival": "b", "ratio": 3.0}, "jpeg": {"rival": "a", "ratio": 1.0}}
+    assert (found["median_over_ops"], found["without_rival"], found["chains"]) == (2.0, ["blur"], {"a": 7.0})
 
 
 USAGE = """

@@ -199,6 +199,16 @@ def test_flive_official_split_with_and_without_angle_brackets(tmp_path, stripped
     assert any("2 of 60 images are in no part" in note for note in table.notes)
 
 
+def test_flive_at_its_size(tmp_path, long):
+    """The parts as ARNIQA ships them: 39,807 of 39,810 pictures; a tenth of each in the quick form."""
+    parts = [30253, 7727, 1827, 3] if long else [3025, 772, 182, 1]
+    table = load_dataset("flive", layouts.flive(tmp_path / "flive", parts=tuple(parts)).root)
+    (split,) = table.splits
+    assert [len(part) for part in (split.train, split.val, split.test)] == parts[:3]
+    assert len(table) == sum(parts)
+    assert any(f"{parts[3]} of {len(table)} images are in no part" in note for note in table.notes)
+
+
 def test_bid_numbers_become_names(tmp_path):
     table = load_dataset("bid", layouts.bid(tmp_path / "bid").root)
     assert table.images[0] == "DatabaseImage0001.JPG" and table.images[-1] == "DatabaseImage1000.JPG"
