@@ -158,7 +158,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     metrics = {
         "trained_is_better": better,
         **{name: asdict(value) for name, value in results.items()},
-        "ops": len(space.ops),
+        "ops": len(space.names),
         "held_out_images": len(sets["measure"].program),
         "seconds": round(seconds, 1),
         "config": asdict(config),
@@ -168,8 +168,8 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
-            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images (chance {1 / len(space.ops):.1%}), "
-            f"SRCC of the predicted level {value.level_srcc:.3f}",
+            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images "
+            f"(chance {1 / len(space.names):.1%}), SRCC of the predicted level {value.level_srcc:.3f}",
             highlight=False,
             soft_wrap=True,
         )
@@ -207,7 +207,7 @@ def _write_page(
             "Held-out photographs",
             "Photographs the encoder never saw, each under every op at every level; linear probes on statistics of its "
             "stages (mean and standard deviation over positions). "
-            f"Chance is {1 / len(space.ops):.1%} for the op and 0 for the level.",
+            f"Chance is {1 / len(space.names):.1%} for the op and 0 for the level.",
             columns,
             summary,
         ),
@@ -221,7 +221,7 @@ def _write_page(
         Section("Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op),
         Section(
             "What it learned from",
-            f"{len(space.ops)} degradations at five levels; {space.size():,} compositions by type.",
+            f"{len(space.names)} degradations at five levels; {space.size():,} compositions by type.",
             pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
         ),
         Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),

@@ -65,8 +65,7 @@ def draw_degradations(
     images = torch.from_numpy(np.array(square))[None]
 
     # One seed per op, so that its row shows one sign and one angle at growing strength.
-    chains = [[(name, level)] for name in space.ops for level in range(1, LEVELS + 1)]
-    levels = Program.from_chains(chains, seeds=[(seed + i // LEVELS) % 2**63 for i in range(len(chains))])
+    levels = space.single_ops([(seed + i // LEVELS) % 2**63 for i in range(len(space.types) * LEVELS)])
     drawn = space.sample_seeded(torch.tensor([seed]), views=compositions) if compositions else levels[:0]
     cells = [Image.fromarray(row) for row in degrade(images, Program.concat([levels, drawn])).numpy()]
     page = _Page(square, space, size)
@@ -107,11 +106,9 @@ class _Page:
         self.sheet.paste(square, (_MARGIN, self.y))
         x = self._left(1) + _GAP
         self.pen.text((x, self.y), "Degradations", _INK, self.title)
-        order = "in any order" if space.shuffle else "in a fixed order"
-        repeats = "with repetition" if space.repeat else "without repetition"
+        words = f"{len(space.names)} ops at {LEVELS} levels; a composition is {space.describe()}."
         lines = (
-            f"{len(space.ops)} ops at {LEVELS} levels; a composition is {space.min_ops} to {space.max_ops} of them, "
-            f"{order}, {repeats}.",
+            *self._wrap(words.split(), self.width - x - _MARGIN),
             f"{space.size():,} compositions by type, {space.size(levels=True):,} by type and level.",
             f"Left: the photograph, {self.size} x {self.size} pixels, as every cell below received it.",
         )

@@ -193,7 +193,7 @@ def probe_run(
     photographs: int = 30,
     crops: int = 2,
     size: int = 192,
-    preset: str = "qpt",
+    space: str = "qpt",
     seed: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def probe_run(
 
     data: photographs the run was not trained on; every third is measured on, the others are fitted on.  photographs:
     the most that are used, evenly spaced, >= 3.  crops: of each photograph, at native resolution.  size: side of a
-    crop, px, >= 32; smaller photographs are left out.  preset: of the degradation space.  quiet: no progress bars.
+    crop, px, >= 32; smaller photographs are left out.  space: a preset's name or a YAML file.  quiet: no progress bars.
     Returns plain data: settings, counts, ``trained`` and ``untrained`` (the fields of ProbeResult), and whether
     ``data`` is the very folder that the run was trained on. Raises InputError for what ``load_encoder`` or
     ``list_images`` refuse, arguments out of range, or fewer than 3 usable photographs.
@@ -215,7 +215,7 @@ def probe_run(
         if value < low:
             raise InputError(f"probe: {name} must be >= {low}, got {value}")
     checkpoint, encoder = read_checkpoint(run), load_encoder(run)
-    space = DegradationSpace.preset(preset)
+    degradations = DegradationSpace.named(space)
     files = list_images(data)
     pixels, left_out = read_photographs(files, size, most=photographs, quiet=quiet)
     if len(pixels) < 3:
@@ -227,7 +227,7 @@ def probe_run(
     sets = []
     for part in parts.values():
         cut = torch.from_numpy(cut_crops(part, crops * len(part), size=size, seed=seed))
-        sets.append(probe_set(cut, np.arange(len(cut)) % len(part), space, seed + 1))
+        sets.append(probe_set(cut, np.arange(len(cut)) % len(part), degradations, seed + 1))
     arch, width = encoder.arch, encoder.width
     encoders = {"trained": encoder, "untrained": untrained_encoder(arch, width, seed)}
     return {
@@ -237,10 +237,10 @@ def probe_run(
         "arch": arch,
         "width": width,
         "steps": checkpoint.get("step"),
-        "preset": preset,
+        "space": space,
         "op_table": sets[0].program.table,
-        "ops": len(space.ops),
-        "chance": 1 / len(space.ops),
+        "ops": len(degradations.names),
+        "chance": 1 / len(degradations.names),
         "photographs": {name: len(part) for name, part in parts.items()},
         "left_out": left_out,
         "crops_per_photograph": crops,

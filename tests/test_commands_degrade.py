@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qpt import cli, pictures
+from qpt import cli, pictures, presets
 from qpt.commands import degrade as command
 from qpt.degradations import DEGRADATIONS, LEVELS
 from qpt.errors import InputError
@@ -55,6 +55,51 @@ def test_json_says_what_was_drawn(photo_path, tmp_path, capsys):
     assert len(facts["compositions"]) == 2
     assert facts["size_with_levels"] == SPACE.size(levels=True)
     assert facts["seed"] == 5
+
+
+def test_a_space_of_ones_own_is_drawn(photo_path, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("ops: [{op: jpeg, levels: {quality: [90, 70, 50, 30, 10]}}]\nmin_ops: 1\nmax_ops: 1\n")
+    arguments = [
+        "degrade",
+        str(photo_path),
+        "--out",
+        str(tmp_path / "grid.png"),
+        "--size",
+        "128",
+        "--compositions",
+        "5",
+    ]
+    assert cli.main([*arguments, "--space", str(file), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["size_with_levels"] == 5
+    assert [chain[0]["params"]["quality"] for chain in facts["levels"]] == [90, 70, 50, 30, 10]
+    assert sorted(chain[0]["params"]["quality"] for chain in facts["compositions"]) == [10, 30, 50, 70, 90]
+
+
+def test_list_names_every_op_with_its_levels_and_source(capsys):
+    assert cli.main(["degrade", "--list"]) == 0
+    printed = capsys.readouterr().out
+    for row in DEGRADATIONS:
+        assert f"\n{row.name} ({row.family})" in f"\n{printed}"
+        assert f"source: {row.source}" in printed
+    assert "quality, libjpeg quality, 1 to 100: 75 · 45 · 28 · 16 · 8" in printed
+    assert "angle_deg, degree, 0 to 180: 0 to 180, whatever the level" in printed
+    assert cli.main(["degrade", "--list", "--json"]) == 0
+    assert [op["name"] for op in json.loads(capsys.readouterr().out)["ops"]] == [row.name for row in DEGRADATIONS]
+
+
+def test_presets_are_printed_with_sizes_source_and_differences(capsys):
+    assert cli.main(["degrade", "--presets"]) == 0
+    printed = capsys.readouterr().out
+    assert "qpt: 0 to 5 of 29 ops, in any order, with repetition; 29 types at 5 levels" in printed
+    assert "21,243,690 compositions by type, " in printed
+    assert cli.main(["degrade", "--presets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["presets"]
+    assert [preset["name"] for preset in listed] == list(presets.NAMES)
+    for preset in listed:
+        assert preset["source"] and preset["differs"]
+        assert preset["size_with_levels"] == DegradationSpace.preset(preset["name"]).size(levels=True)
 
 
 def test_same_seed_same_picture(photo_path, tmp_path):
@@ -149,7 +194,9 @@ def test_bad_input_is_one_line_and_writes_nothing(photo_path, tmp_path, capsys):
     assert str(text) in refused(capsys, str(text), "--out", out)
     assert str(cut) in refused(capsys, str(cut), "--out", out)
     assert "missing.png" in refused(capsys, str(tmp_path / "missing.png"), "--out", out)
-    assert "name must be one of qpt" in refused(capsys, str(photo_path), "--out", out, "--preset", "none")
+    assert "space must be one of qpt" in refused(capsys, str(photo_path), "--out", out, "--space", "none")
+    assert "IMAGE must be given" in refused(capsys, "--out", out)
+    assert "--out must be given" in refused(capsys, str(photo_path))
     assert "size must be in" in refused(capsys, str(photo_path), "--out", out, "--size", "1")
     assert "--out must end in an image extension" in refused(capsys, str(photo_path), "--out", str(tmp_path / "grid.x"))
     assert "nowhere" in refused(capsys, str(photo_path), "--out", str(tmp_path / "nowhere" / "grid.png"))

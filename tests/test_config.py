@@ -75,3 +75,8 @@ def test_every_field_is_documented() -> None:
     documented = PretrainConfig.__doc__ or ""
     for field in dataclasses.fields(PretrainConfig):
         assert f"\n        {field.name}: " in documented
+
+
+def test_the_space_is_read_under_its_former_name() -> None:
+    fields = {"data": "a", "out": "b"}
+    assert PretrainConfig.from_dict({**fields, "preset": "qpt"}) == PretrainConfig.from_dict({**fields, "space": "qpt"})

@@ -21,6 +21,7 @@ from qpt.cli import main
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining import checkpoint
 from qpt.pretraining.learner import Learner, learning_rate
+from qpt.space import DegradationSpace
 
 
 @pytest.fixture(scope="session")
@@ -251,6 +252,19 @@ def test_resume_refuses_another_run(photographs: Path, tmp_path: Path) -> None:
         pretrain(dataclasses.replace(config, data=str(other)), resume=True)
 
 
+def test_resume_refuses_a_space_file_that_changed(photographs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("ops: [jpeg, hue]\nmax_ops: 2\n")
+    config = tiny(photographs, tmp_path / "run", steps=2, space=str(file))
+    pretrain(config)
+    assert DegradationSpace.from_yaml(tmp_path / "run" / "space.yaml") == DegradationSpace(("jpeg", "hue"), max_ops=2)
+    file.write_text("ops: [jpeg, hue]\nmax_ops: 2 # the same, differently written\nmin_ops: 0\n")
+    pretrain(config, resume=True)
+    file.write_text("ops: [jpeg, hue]\nmax_ops: 3\n")
+    with pytest.raises(InputError, match="space: its rules or numbers are not those"):
+        pretrain(config, resume=True)
+
+
 def test_resume_says_when_the_thread_count_changed(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,7 +302,7 @@ def test_infinite_embeddings_stop_the_run_with_the_batch_saved(photographs: Path
         ({"batch_images": 13}, "batch_images"),
         ({"device": "cuda"}, "device"),
         ({"device": "gpu?"}, "device"),
-        ({"preset": "no"}, "preset"),
+        ({"space": "no"}, "space must be one of qpt"),
     ],
 )
 def test_bad_settings(photographs: Path, tmp_path: Path, options: dict[str, object], named: str) -> None:

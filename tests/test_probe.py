@@ -136,7 +136,7 @@ def test_probing_the_training_photographs_is_said(tmp_path: Path, run: Path, fol
         ({"--size": "8"}, "size must be >= 32, got 8"),
         ({"--crops": "0"}, "crops must be >= 1, got 0"),
         ({"--photographs": "2"}, "photographs must be >= 3, got 2"),
-        ({"--preset": "none"}, "name must be one of qpt"),
+        ({"--space": "none"}, "space must be one of qpt"),
     ],
 )
 def test_bad_arguments_exit_2(run: Path, folder: Path, capsys, change: dict[str, str], words: str) -> None:

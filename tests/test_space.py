@@ -4,6 +4,7 @@ The enumeration walks every sequence of draws and applies the rule to it; it sha
 """
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from qpt import degradations
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.errors import InputError
 from qpt.program import Program
-from qpt.space import DegradationSpace, count_compositions
+from qpt.space import DegradationSpace
 
 
 def enumerate_compositions(types: int, levels: int, lo: int, hi: int, repeat: bool, shuffle: bool) -> set:
@@ -34,14 +35,36 @@ def enumerate_compositions(types: int, levels: int, lo: int, hi: int, repeat: bo
     return found
 
 
+def closed_form(types: int, levels: int, lo: int, hi: int, repeat: bool, shuffle: bool) -> int:
+    """Lists of s ops that are all alike to the rule: arrangements and combinations, with and without repetition."""
+
+    def of(s: int) -> int:
+        if repeat:
+            return (types * levels) ** s if shuffle else math.comb(types * levels + s - 1, s)
+        return (math.perm if shuffle else math.comb)(types, s) * levels**s
+
+    return sum(map(of, range(lo, hi + 1)))
+
+
 @given(st.data())
-def test_size_is_the_number_of_enumerated_compositions(data):
+def test_closed_form_is_the_number_of_enumerated_compositions(data):
     types, levels = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     repeat, shuffle = data.draw(st.booleans()), data.draw(st.booleans())
     hi = data.draw(st.integers(0, 4 if repeat else types))
     lo = data.draw(st.integers(0, hi))
     expected = len(enumerate_compositions(types, levels, lo, hi, repeat, shuffle))
-    assert count_compositions(types, levels, lo, hi, repeat=repeat, shuffle=shuffle) == expected
+    assert closed_form(types, levels, lo, hi, repeat, shuffle) == expected
+
+
+@given(st.data())
+def test_size_is_the_closed_form_for_any_number_of_ops(data):
+    repeat, shuffle = data.draw(st.booleans()), data.draw(st.booleans())
+    types = data.draw(st.integers(1, 12 if repeat and not shuffle else len(NAMES)))
+    hi = data.draw(st.integers(0, 5 if repeat else min(9, types)))
+    lo = data.draw(st.integers(0, hi))
+    space = DegradationSpace(NAMES[:types], max_ops=hi, min_ops=lo, repeat=repeat, shuffle=shuffle)
+    assert space.size() == closed_form(types, 1, lo, hi, repeat, shuffle)
+    assert space.size(levels=True) == closed_form(types, LEVELS, lo, hi, repeat, shuffle)
 
 
 @pytest.mark.parametrize("repeat", [True, False])
@@ -58,7 +81,7 @@ def test_every_enumerated_composition_is_drawn_and_no_other(repeat, shuffle):
 
 
 def test_the_rule_of_preset_qpt_gives_the_published_order_of_magnitude():
-    at_most_five = count_compositions(29, 1, 0, 5, repeat=True, shuffle=True)
+    at_most_five = closed_form(29, 1, 0, 5, repeat=True, shuffle=True)
     assert at_most_five == 1 + 29 + 841 + 24_389 + 707_281 + 20_511_149
     space = DegradationSpace.preset("qpt")
     assert (space.min_ops, space.max_ops, space.repeat, space.shuffle) == (0, 5, True, True)

@@ -1,4 +1,4 @@
-"""``qpt degrade``: draw what the degradations do to one photograph.
+"""``qpt degrade``: draw what the degradations do to one photograph; list the ops and the named spaces.
 
 Run by ``qpt.cli``; the drawing is ``qpt.pictures.draw_degradations``.
 """
@@ -7,24 +7,45 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
-HELP = "draw every op at every level, and random compositions, of one photograph"
-EXAMPLE = (
-    "  qpt degrade photo.jpg --out grid.png\n  qpt degrade photo.jpg --out grid.png --compositions 24 --seed 7 --json"
-)
+if TYPE_CHECKING:
+    from qpt.space import DegradationSpace
+
+HELP = "draw every op at every level, and random compositions, of one photograph; list ops and spaces"
+EXAMPLE = """\
+  qpt degrade photo.jpg --out grid.png
+  qpt degrade photo.jpg --out grid.png --space mine.yaml --compositions 24 --seed 7 --json
+  qpt degrade --list
+  qpt degrade --presets"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="photograph to degrade; its central square is used")
-    parser.add_argument("--out", required=True, metavar="FILE", help="picture to write; the format follows its name")
+    parser.add_argument("image", nargs="?", metavar="IMAGE", help="photograph to degrade; its central square is used")
+    parser.add_argument("--out", metavar="FILE", help="picture to write; the format follows its name")
     parser.add_argument("--seed", type=int, default=0, help="seed of angles, signs, noise and chains (default: 0)")
-    parser.add_argument("--preset", default="qpt", help="name of the degradation space (default: qpt)")
+    parser.add_argument("--space", default="qpt", help="degradation space: a preset or a YAML file (default: qpt)")
     parser.add_argument("--compositions", type=int, default=12, metavar="N", help="random chains (default: 12)")
     parser.add_argument("--size", type=int, default=160, metavar="PX", help="side of a cell in pixels (default: 160)")
-    parser.add_argument("--json", action="store_true", help="print what was drawn as JSON")
+    parser.add_argument("--list", action="store_true", help="print the ops: parameters, levels, source")
+    parser.add_argument("--presets", action="store_true", help="print the named spaces: sizes, source, what differs")
+    parser.add_argument("--json", action="store_true", help="print what was drawn or listed as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.list or args.presets:
+        ops = _ops() if args.list else None
+        presets = _presets() if args.presets else None
+        if args.json:
+            print(json.dumps({name: rows for name, rows in (("ops", ops), ("presets", presets)) if rows}, indent=2))
+        else:
+            _print_ops(ops or [])
+            _print_presets(presets or [])
+        return 0
+    return _draw(args)
+
+
+def _draw(args: argparse.Namespace) -> int:
     from dataclasses import asdict
     from pathlib import Path
 
@@ -35,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
     from qpt.pictures import draw_degradations
     from qpt.space import DegradationSpace
 
-    space = DegradationSpace.preset(args.preset)
+    for name, value in (("IMAGE", args.image), ("--out", args.out)):
+        if not value:
+            raise InputError(f"degrade: {name} must be given, unless --list or --presets is")
+    space = DegradationSpace.named(args.space)
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
@@ -53,17 +77,75 @@ def run(args: argparse.Namespace) -> int:
             "out": str(out),
             "width": picture.image.width,
             "height": picture.image.height,
-            "preset": args.preset,
+            "space": args.space,
             "seed": args.seed,
             "table": picture.levels.table,
-            "size": space.size(),
-            "size_with_levels": space.size(levels=True),
+            **_sizes(space),
             "levels": [[asdict(step) for step in chain.steps] for chain in picture.levels],
             "compositions": [[asdict(step) for step in chain.steps] for chain in picture.compositions],
         }
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{out}: {len(picture.levels)} single ops and {len(picture.compositions)} compositions of {args.preset}")
+        print(f"{out}: {len(picture.levels)} single ops and {len(picture.compositions)} compositions of {args.space}")
         for chain in picture.compositions:
             print(f"  {chain}")
     return 0
+
+
+def _sizes(space: DegradationSpace) -> dict[str, Any]:
+    return {"size": space.size(), "size_with_levels": space.size(levels=True), "fingerprint": space.fingerprint()}
+
+
+def _ops() -> list[dict[str, Any]]:
+    from qpt.degradations import DEGRADATIONS, levels_in_words
+
+    return [
+        {
+            "name": row.name,
+            "family": row.family,
+            "doc": row.doc,
+            "parameters": [
+                {"name": p.name, "unit": p.unit, "low": p.low, "high": p.high, "levels": levels_in_words(p)}
+                for p in row.parameters
+            ],
+            "source": row.source,
+        }
+        for row in DEGRADATIONS
+    ]
+
+
+def _presets() -> list[dict[str, Any]]:
+    from qpt import presets
+    from qpt.space import DegradationSpace
+
+    spaces = {name: DegradationSpace.preset(name) for name in presets.NAMES}
+    return [
+        {
+            "name": name,
+            "rule": space.describe(),
+            "types": len(space.types),
+            **_sizes(space),
+            "source": space.source,
+            "differs": list(space.differs),
+            "file": str(presets.path(name)),
+        }
+        for name, space in spaces.items()
+    ]
+
+
+def _print_ops(ops: list[dict[str, Any]]) -> None:
+    for op in ops:
+        print(f"{op['name']} ({op['family']}): {op['doc']}")
+        for p in op["parameters"]:
+            print(f"    {p['name']}, {p['unit']}, {p['low']:g} to {p['high']:g}: {p['levels']}")
+        print(f"    source: {op['source']}")
+
+
+def _print_presets(presets: list[dict[str, Any]]) -> None:
+    for preset in presets:
+        print(f"{preset['name']}: {preset['rule']}; {preset['types']} types at 5 levels")
+        print(f"    {preset['size']:,} compositions by type, {preset['size_with_levels']:,} by type and level")
+        print(f"    source: {preset['source']}")
+        for difference in preset["differs"]:
+            print(f"    differs: {difference}")
+        print(f"    file: {preset['file']}")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, default=192, help="side of a crop in pixels; smaller photographs are left out"
     )
-    parser.add_argument("--preset", type=str, default="qpt", help="name of the degradation space")
+    parser.add_argument("--space", type=str, default="qpt", help="degradation space: a preset or a YAML file")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops, degradations and the untrained encoder")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.report import to_json
     from qpt.probe import probe_run
 
-    settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "preset", "seed")}
+    settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "space", "seed")}
     result = probe_run(args.run, args.data, **settings)
     if args.json:
         print(to_json(result))

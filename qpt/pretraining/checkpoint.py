@@ -39,11 +39,11 @@ def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
         os.close(folder)
 
 
-def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, table: str) -> dict[str, Any]:
+def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, table: str, space: str) -> dict[str, Any]:
     """The last checkpoint of ``run``, after checking that it continues the same computation.
 
-    Raises InputError naming every setting, the data set or the op table that differ from those the checkpoint was made
-    with.
+    data_fingerprint, table, space: fingerprints of the file list, the op table and the degradation space.
+    Raises InputError naming every setting, and each of these, that differ from those the checkpoint was made with.
     """
     if not (run / NAME).is_file():
         raise InputError(f"pretrain: out must hold {NAME} for --resume, got {run} without one")
@@ -53,6 +53,8 @@ def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, ta
         changed.append("data: the folder's file list is not the one the run was started on")
     if state["table"] != table:
         changed.append("degradations: the op table is not the one the run was started with")
+    elif state.get("space", space) != space:  # older checkpoints have presets only, which the table vouches for
+        changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
     if changed:
         raise InputError("pretrain: --resume must keep the run's settings, got\n  " + "\n  ".join(changed))
     return state

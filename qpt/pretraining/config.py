@@ -32,7 +32,7 @@ class PretrainConfig:
         init: checkpoint or run directory whose encoder weights to start from; empty for random weights.
         projection_dim: length D of queries and keys.
         mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
-        preset: name of the degradation space.
+        space: degradation space: a preset's name, or a YAML file of one.
         compositions: degraded views of each photograph per step; they are negatives of each other.
         patch_size: side of a patch, pixels.
         region_size: side of the region cut from each photograph, pixels; 0 means twice patch_size.
@@ -72,7 +72,7 @@ class PretrainConfig:
     init: str = ""
     projection_dim: int = 128
     mode: Literal["moco", "in_batch"] = "moco"
-    preset: str = "qpt"
+    space: str = "qpt"
     compositions: int = 2
     patch_size: int = 160
     region_size: int = 0
@@ -162,6 +162,8 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
+        if "preset" in fields:  # what the field was called when it could name nothing else
+            fields = {"space" if name == "preset" else name: value for name, value in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:

@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
             f"got {config.batch_images}"
         )
     steps = config.steps or config.epochs * (len(files) // config.batch_images)
-    space = DegradationSpace.preset(config.preset)
+    space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
         files,
         seed=config.seed,
@@ -81,7 +81,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         learner = Learner(config, _device(config.device))
         first, unreadable, seconds = 0, {}, 0.0
         if resume:
-            state = load_for_resume(run, config, fingerprint, table)
+            state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
             learner.load_state_dict(state["learner"])
             first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
             if state["threads"] != torch.get_num_threads():
@@ -92,6 +92,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
                 )
         else:
             config.save(run / "config.yaml")
+            space.to_yaml(run / "space.yaml")  # the file that config.space names may change
         _warn_about_pool(config, len(files))
         loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
         return loop.run_all()
@@ -218,6 +219,7 @@ class _Loop:
                 "seconds": self.seconds,
                 "data_fingerprint": self.fingerprint,
                 "table": self.table,
+                "space": self.space.fingerprint(),
                 "threads": torch.get_num_threads(),
             },
         )
@@ -234,6 +236,7 @@ class _Loop:
             "seconds": round(self.seconds, 1),
             "data_fingerprint": self.fingerprint,
             "op_table": self.table,
+            "space": self.space.fingerprint(),
             "versions": {"qpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),

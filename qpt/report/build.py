@@ -188,7 +188,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
         "batch": "{batch_images} photographs × {compositions} compositions",
         "patches": "{patch_size} px, overlap {iou_min:g}–{iou_max:g}",
         "method": "{mode}, temperature {temperature:g}",
-        "degradations": "{preset}",
+        "degradations": "{space}",
         "optimiser": "{optimizer}, peak rate {lr:g}",
         "seed": "{seed}",
     }

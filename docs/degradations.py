@@ -1,0 +1,138 @@
+"""Write docs/degradations.md and its pictures from the op table: ``python docs/degradations.py``.
+
+The text is ``render()``, which tests/test_degradations_page.py compares with the committed page; pictures are made anew
+only by the command. Relies on the op table, the presets, docs/degradation_peers.yaml and a photograph of the
+scikit-image wheel.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from qpt import degradations, presets
+from qpt.data.images import load_rgb
+from qpt.degradations import DEGRADATIONS, LEVELS, Degradation, Parameter
+from qpt.demo import wheel_photographs
+from qpt.ops.degrade import degrade
+from qpt.program import Program
+from qpt.space import DegradationSpace
+
+FOLDER = Path(__file__).parent
+PAGE, PICTURES, PEERS = (
+    FOLDER / "degradations.md",
+    FOLDER / "images" / "degradations",
+    FOLDER / "degradation_peers.yaml",
+)
+CELL, GAP, LEFT = 160, 4, 70  # pixels: side of a picture, space between, left edge of the cut in the halved photograph
+SEED = 6  # of signs, angles and noise; one for an op's five levels, so that only the strength changes
+
+HEAD = """\
+# Degradations
+
+Every op of the table at its five levels: the picture as it is, then levels 1 to 5, pixel for pixel. One draw of sign,
+angle and noise serves a row. The photograph is NASA's portrait of Eileen Collins (public domain) from the scikit-image
+wheel, at half size; the strips are stored as JPEG of quality 88.
+
+Written by `python docs/degradations.py` from the op table (`qpt/optable/`), the presets (`qpt/presets/`) and
+`docs/degradation_peers.yaml`; `qpt degrade --list` prints the same levels. A *halo* is how many pixels around a pixel
+an op looks at. An *oracle* is the library call that tests compare it with.
+
+{table}
+
+Peers: {legend}; (in part).
+"""
+
+SECTION = """
+### {name}
+
+![{name}: pristine, then levels 1 to 5](images/degradations/{name}.jpg)
+
+{doc}
+
+| parameter | unit | range | levels 1 · 2 · 3 · 4 · 5 |
+|---|---|---|---|
+{parameters}
+
+- Source: {source}.
+- Oracle: `{oracle}`
+- Halo: {halo}
+- Presets: {presets}. Peers: {peers}.
+"""
+
+
+def render() -> str:
+    """The page's text."""
+    peers = yaml.safe_load(PEERS.read_text(encoding="utf-8"))
+    spaces = {name: set(DegradationSpace.preset(name).names) for name in presets.NAMES}
+    short = peers["peers"]
+    rows = [
+        "| op | " + " | ".join([*spaces, *short]) + " |",
+        "|---|" + "---|" * (len(spaces) + len(short)),
+    ]
+    sections = []
+    family = None
+    for op in DEGRADATIONS:
+        have = dict.fromkeys(short, "")
+        for mark in peers["ops"][op.name].split():
+            have[mark.removeprefix("~")] = "(●)" if mark.startswith("~") else "●"
+        used = ["●" if op.name in names else "" for names in spaces.values()]
+        rows.append(f"| [{op.name}](#{op.name}) | " + " | ".join([*used, *have.values()]) + " |")
+        if op.family != family:
+            family = op.family
+            sections.append(f"\n## {family.capitalize()}\n")
+        sections.append(_section(op, spaces, [f"{short[k]}{' in part' * ('(' in v)}" for k, v in have.items() if v]))
+    legend = ", ".join(f"{key} {name}" for key, name in short.items())
+    return HEAD.format(table="\n".join(rows), legend=legend) + "".join(sections)
+
+
+def _section(op: Degradation, spaces: dict[str, set[str]], peers: list[str]) -> str:
+    return SECTION.format(
+        name=op.name,
+        doc=op.doc,
+        parameters="\n".join(
+            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {degradations.levels_in_words(p)} |"
+            for p in op.parameters
+        ),
+        source=op.source.removesuffix("."),
+        oracle=op.oracle,
+        halo=_halo(op),
+        presets=", ".join(name for name, names in spaces.items() if op.name in names) or "none",
+        peers=", ".join(peers) or "none",
+    )
+
+
+def _halo(op: Degradation) -> str:
+    if op.halo == "whole":
+        return "the whole image."
+    at = [op.halo_px([_widest(p, level) for p in op.parameters]) for level in range(1, LEVELS + 1)]
+    return f"{at[0]} px." if len(set(at)) == 1 else " · ".join(map(str, at)) + " px at levels 1 · 2 · 3 · 4 · 5."
+
+
+def _widest(p: Parameter, level: int) -> float:
+    return max(p.alternatives(level), key=abs, default=p.high)
+
+
+def draw() -> None:
+    """One strip per op: the picture, then its five levels."""
+    (astronaut,) = (path for path in wheel_photographs() if path.stem == "astronaut")
+    picture = np.array(Image.fromarray(load_rgb(astronaut)).reduce(2))[:CELL, LEFT : LEFT + CELL]
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for old in PICTURES.glob("*.jpg"):
+        old.unlink()
+    for op in DEGRADATIONS:
+        chains = [[], *([(op.name, level)] for level in range(1, LEVELS + 1))]
+        cells = degrade(
+            torch.from_numpy(picture)[None], Program.from_chains(chains, seeds=[SEED] * len(chains))
+        ).numpy()
+        strip = Image.new("RGB", (len(cells) * (CELL + GAP) - GAP, CELL), "white")
+        for k, cell in enumerate(cells):
+            strip.paste(Image.fromarray(cell), (k * (CELL + GAP), 0))
+        strip.save(PICTURES / f"{op.name}.jpg", quality=88, subsampling=0, optimize=True)
+
+
+if __name__ == "__main__":
+    draw()
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""The named spaces: complete, registered once the table has their ops, and of the size that their sources give."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import yaml
+
+from qpt import presets
+from qpt.degradations import LEVELS, NAMES
+from qpt.space import DegradationSpace
+from tests.test_space_rules import enumerate_space
+
+
+def preset(name: str) -> DegradationSpace:
+    if name not in presets.NAMES:
+        pytest.skip(f"{name} is not registered: the op table lacks some of its ops")
+    return DegradationSpace.preset(name)
+
+
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_presets_state_their_source_and_survive_the_text(name, tmp_path):
+    space = DegradationSpace.preset(name)
+    assert space.source and space.differs
+    assert all(sentence.endswith(".") for sentence in space.differs)
+    space.to_yaml(tmp_path / "again.yaml")
+    assert DegradationSpace.from_yaml(tmp_path / "again.yaml") == space
+    program = space.sample(200, views=2, generator=torch.Generator().manual_seed(0))
+    program.check("test")
+    assert {NAMES[op] for op in program.ops.unique().tolist() if op >= 0} <= set(space.names)
+
+
+def test_every_preset_file_is_registered_or_waits_for_an_op():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in presets.path("x").parent.glob("*.yaml")}
+    assert set(presets.NAMES) <= set(files)
+
+    def ops(members):
+        return itertools.chain.from_iterable(
+            [m] if isinstance(m, str) else [m["op"]] if "op" in m else ops(m["ops"]) for m in members
+        )
+
+    for name, fields in files.items():
+        named = {op for part in (fields, *fields.get("then", [])) for op in ops(part["ops"])}
+        assert (name in presets.NAMES) == (named <= set(NAMES)), f"{name}: {sorted(named - set(NAMES))}"
+
+
+@pytest.mark.parametrize(("name", "types"), [("kadid", 25), ("reiqa", 26), ("imagenet-c", 15)])
+def test_single_op_presets_have_as_many_types_as_their_sources(name, types):
+    space = preset(name)
+    assert (len(space.types), space.size(), space.size(levels=True)) == (types, types, types * LEVELS)
+
+
+def test_arniqa_draws_one_to_four_of_seven_groups():
+    space = preset("arniqa")
+    groups = [len(group.ops) for group in space.groups]
+    assert (sorted(groups), sum(groups)) == ([2, 3, 3, 3, 4, 4, 5], 24)
+    for per_type, size in ((1, space.size()), (LEVELS, space.size(levels=True))):
+        ordered = (part for number in range(1, 5) for part in itertools.permutations(groups, number))
+        assert size == 1 + sum(math.prod(types * per_type for types in part) for part in ordered)
+    program = space.sample(20_000, generator=torch.Generator().manual_seed(0))
+    pristine = (program.ops < 0).all(dim=1).float().mean().item()
+    assert abs(pristine - 0.05) < 5 * math.sqrt(0.05 * 0.95 / 20_000)
+
+
+def test_realesrgan_is_two_passes_and_a_tail():
+    space = preset("realesrgan")
+    # kinds of blur, resizing, noise; again, the blur perhaps left out; back to size; JPEG alone or beside a sinc
+    assert space.size() == (12 * 3 * 4) * ((12 + 1) * 3 * 4) * 1 * (1 + 2)
+    program = space.sample(500, generator=torch.Generator().manual_seed(0))
+    assert {str(chain).count("jpeg") for chain in program} == {3}
+    assert {str(chain).count("resize_to") for chain in program} == {3}
+
+
+def test_bsrgan_shuffles_its_members():
+    space = preset("bsrgan")
+    assert space.size() == len(enumerate_space(space, levels=False))
+    assert all(chain.steps[-1].name == "jpeg" for chain in space.sample(200))
