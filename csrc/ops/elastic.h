@@ -25,7 +25,7 @@ QPT_FN void elastic(Team& team, OpArgs a) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
   float* moves = scratch.take<float>(8);  // of the three points, down and right
-  each(team, (a.h * a.w + kNoiseElements - 1) / kNoiseElements, kNoiseLanes, [&](i32 block, i32 lane) {
+  each(team, noise_blocks(a.h * a.w), kNoiseLanes, [&](i32 block, i32 lane) {
     const Philox4 words = noise_words(a, kTagElastic, block, lane);
     const auto pixel = [&](i32 p, u32 word) {
       if (p >= a.h * a.w) return;

@@ -41,6 +41,10 @@ QPT_INLINE Runs runs_of(OpArgs a, i32 channels) {
   return {a.h / rows, rows * a.w * channels, (a.top * a.full_w + a.left) * channels, a.full_w * channels};
 }
 
+QPT_INLINE i32 noise_blocks(i32 elements) {
+  return (elements + kNoiseElements - 1) / kNoiseElements;
+}
+
 // Random words of elements 256 block + lane + {0, 64, 128, 192}.
 QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
   return philox4x32_10({static_cast<u32>(kNoiseLanes * block + lane), a.slot, tag, 0u}, static_cast<u32>(a.seed),
@@ -90,7 +94,7 @@ QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, Draw draw, Body bo
     for (i32 done = 0; done < runs.length;) {
       const i32 element = first + done, block = element / kNoiseElements, offset = element % kNoiseElements;
       const i32 count = minimum(runs.length - done, kPart - element % kPart);
-      fill_numbers(team, a, tag, block, (offset + count - 1) / kNoiseElements + 1, draw, number);
+      fill_numbers(team, a, tag, block, noise_blocks(offset + count), draw, number);
       team.sync();  // numbers, written by all, are read by all
       body(run * runs.length + done, count, static_cast<const float*>(number + offset));
       team.sync();  // all have read the numbers that the next ones overwrite

@@ -257,8 +257,8 @@ TEXTURE: tuple[Degradation, ...] = (
         "plateau_blur",
         "texture",
         (
-            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.3, 0.5, 0.9, 1.6, 2.6)),
-            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.2, 0.35, 0.6, 1.0, 1.8)),
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.4, 0.6, 1.0, 1.6, 2.6)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.3, 0.4, 0.6, 1.0, 1.8)),
             _ANGLE,
             Parameter("beta", "exponent", 1.0, 2.0),
         ),

@@ -240,6 +240,7 @@ def colour_block(image, params, seed, slot):
     out = image.astype(np.float64)
     for rows, columns, top, left, colour, _ in squares(*image.shape[:2], int(params[0]), 32, seed, slot, tag=16):
         out[top : top + rows, left : left + columns] = colour >> 24, colour >> 16 & 255, colour >> 8 & 255
+    return out
 
 
 def elastic_field(
