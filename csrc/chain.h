@@ -221,7 +221,9 @@ QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, void* sc
           batch.slots,
           static_cast<u64>(batch.seeds[index]),
           whole ? batch.slots : at[0],
-          whole ? Window{0, 0, batch.h, batch.w} : Window{at[1], at[2], at[3], at[4]}};
+          {0, 0, batch.h, batch.w}};
+  // Not as a condition inside the braces: nvcc 13.0's front end crashes on it.
+  if (!whole) row.window = {at[1], at[2], at[3], at[4]};
   u8* const image = whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr;
   const Picture picture = run_row(team, row, image, scratch);
   if (whole) return;

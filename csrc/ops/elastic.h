@@ -47,7 +47,7 @@ QPT_FN void elastic(Team& team, OpArgs a) {
     moves[4 * i + 2] = affine * (2.0f * unit(words.z) - 1.0f);
     moves[4 * i + 3] = affine * (2.0f * unit(words.w) - 1.0f);
   });
-  team.sync();  // noise, written by all, is blurred by all, and so are the moves read
+  // Not synced: the blur's first barrier comes before anyone reads the noise or the moves.
   const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
   const float per_side = 1.0f / maximum(static_cast<float>(minimum(a.h, a.w)) / 3.0f, 1.0f);
   OpArgs field = a;
