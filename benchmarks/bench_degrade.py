@@ -23,10 +23,10 @@ from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Setti
 from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
+from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.demo import wheel_photographs
 from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.patches import normalised_values
 from qpt.ops.windows import plan_windows
 from qpt.program import Program
 from qpt.space import DegradationSpace
@@ -283,14 +283,14 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     boxes = torch.from_numpy(np.stack([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)]))
-    table = normalised_values(torch.float32)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
     def crop_whole_images() -> torch.Tensor:
         rows = degrade(images, program, threads=threads)
         corners = [(row, *corner) for row, pair in zip(rows, boxes.tolist(), strict=True) for corner in pair]
-        crops = torch.stack([row[top : top + size, left : left + size] for row, top, left in corners]).int()
-        channels = torch.stack([torch.take(table[c], crops[..., c].long()) for c in range(3)], dim=1)
-        return channels.unflatten(0, (count, 2))
+        crops = torch.stack([row[top : top + size, left : left + size] for row, top, left in corners])
+        normalised = crops.float().div_(255).sub_(mean).div_(std)
+        return normalised.permute(0, 3, 1, 2).unflatten(0, (count, 2))
 
     def agree(answers: dict[str, Any]) -> dict[str, float]:
         if not torch.equal(answers["qpt"], answers["whole, then crop"]):

@@ -173,6 +173,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="a and b of CIELAB times factor: hue and lightness stay until colours leave the RGB cube.",
+        cost=36.0,
     ),
     Degradation(
         "value_shift",
@@ -183,6 +184,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="HSV value plus shift, clipped: hue and saturation stay, black becomes grey.",
+        cost=9.0,
     ),
     Degradation(
         "brightness_curve",
@@ -205,6 +207,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="Parabolic tone curve that keeps black and white: brighter or darker, by chance.",
+        cost=38.0,
     ),
     Degradation(
         "posterise",
@@ -215,6 +218,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="The highest bits of every value.",
+        cost=2.0,
     ),
     Degradation(
         "dither",
@@ -227,6 +231,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=8,
         doc="A few equally spaced values in each channel, mixed by an 8 x 8 matrix tied to the image's corner.",
+        cost=7.0,
     ),
     Degradation(
         "chromatic_aberration",
@@ -244,5 +249,6 @@ COLOUR: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest') of red and of blue",
         halo="whole",
         doc="Red magnified about the centre by 1 + ratio and blue by 1 - ratio, either way, by chance, bilinear.",
+        cost=18.0,
     ),
 )

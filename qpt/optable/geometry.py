@@ -75,6 +75,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest') at the drawn places",
         halo=lambda p: math.ceil(13 * p[0]) + 1,  # a normal number is at most 5.77: sqrt(5) 5.77 = 12.9
         doc="Every pixel from a place some pixels away, by a normal step in rows and in columns, bilinear.",
+        cost=32.0,
     ),
     Degradation(
         "non_eccentricity_patch",
@@ -85,6 +86,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: paste(crop((left, top, left + 16, top + 16)), to), for each in order",
         halo="whole",
         doc="Squares of 16 px put up to 8 rows and columns from where they were; later ones cover earlier ones.",
+        cost=2.0,
     ),
     Degradation(
         "colour_block",
@@ -94,6 +96,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: ImageDraw.rectangle((left, top, left + 31, top + 31), fill=colour), for each in order",
         halo="whole",
         doc="Squares of 32 px of one random colour at random places; later ones cover earlier ones.",
+        cost=2.0,
     ),
     Degradation(
         "rescale_area",
@@ -103,6 +106,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="cv2.resize(x, (round(w / factor), round(h / factor)), INTER_AREA), cv2.resize(., (w, h), INTER_LINEAR)",
         halo="whole",
         doc="Down by the mean over each new pixel's area, up bilinear.",
+        cost=7.0,
     ),
     Degradation(
         "rescale_lanczos",
@@ -112,6 +116,7 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="Pillow: resize((round(w / factor), round(h / factor)), LANCZOS), resize((w, h), LANCZOS), sides >= 1",
         halo="whole",
         doc="Down and up again with Pillow's antialiased Lanczos filter of three lobes: sharp, with ringing.",
+        cost=20.0,
     ),
     Degradation(
         "elastic",
@@ -125,5 +130,6 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, place + field, order=1, mode='mirror') with the drawn field",
         halo="whole",
         doc="Places moved by alpha times uniform noise blurred by sigma, and by a small random affine map; bilinear.",
+        cost=66.0,
     ),
 )

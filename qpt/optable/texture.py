@@ -180,7 +180,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="Photons counted per sample, Poisson with mean peak x / 255, scaled back; drawn by exact inversion.",
         grid_px=1,
-        cost=(271.0, 237.0, 208.0, 188.0, 172.0),
+        cost=(42.0, 36.0, 34.0, 34.0, 37.0),
     ),
     Degradation(
         "jpeg",
@@ -203,6 +203,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="Photons counted for the rounded ITU-R 601 luma Y; their excess over Y on all three channels.",
+        cost=25.0,
     ),
     Degradation(
         "gaussian_noise_cov",
@@ -215,6 +216,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=no_halo,
         grid_px=1,
         doc="Gaussian noise of one tint: correlated between channels by a covariance drawn from the row's seed.",
+        cost=18.0,
     ),
     Degradation(
         "iso_noise",
@@ -228,6 +230,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo="whole",
         doc="A camera at a high ISO number: hue turned by a normal number, light added by a Poisson number k, whose "
         "mean is intensity times the spread of the image's lightness.",
+        cost=42.0,
     ),
     Degradation(
         "box_blur",
@@ -237,6 +240,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.blur(x, (2 radius_px + 1, 2 radius_px + 1), borderType=BORDER_REFLECT_101)",
         halo=lambda p: int(p[0]),
         doc="Mean over a square of 2 radius + 1 pixels; border reflect-101.",
+        cost=(6.0, 8.0, 9.0, 11.0, 14.0),
     ),
     Degradation(
         "generalised_blur",
@@ -252,6 +256,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: 10,
         grid_px=1,
         doc="Blur of weight exp(-(d^2)^beta / 2), d in sigmas: beta 1 is Gaussian, less peaked, more flat-topped.",
+        cost=(8.0, 10.0, 12.0, 18.0, 27.0),
     ),
     Degradation(
         "plateau_blur",
@@ -267,6 +272,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: 10,
         grid_px=1,
         doc="Blur of weight 1 / (1 + (d^2)^beta), d in sigmas: a flat top and long tails.",
+        cost=96.0,
     ),
     Degradation(
         "sinc_filter",
@@ -280,6 +286,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: int(p[1]),
         grid_px=1,
         doc="Circular low-pass c J1(c r) / (2 pi r), cut off at radius_px: blur with ringing along edges.",
+        cost=97.0,
     ),
     Degradation(
         "high_sharpen",
@@ -294,6 +301,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: int(p[1]),
         grid_px=1,
         doc="The luma's difference to its wide blur, amount times on every channel: local contrast far too strong.",
+        cost=20.0,
     ),
     Degradation(
         "bilateral",
@@ -306,6 +314,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.bilateralFilter(x, -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
         halo=lambda p: max(round(1.5 * p[1]), 1),
         doc="Mean over a disk, weighted by nearness and by likeness of colour: fine texture goes, edges stay.",
+        cost=(46.0, 46.0, 90.0, 145.0, 144.0),
     ),
     Degradation(
         "denoise",
@@ -319,6 +328,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.bilateralFilter(gaussian_noise(x, std), -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
         halo=lambda p: max(round(1.5 * p[2]), 1),
         doc="gaussian_noise, then bilateral: blotches where the noise was, texture gone with it.",
+        cost=103.0,
     ),
     Degradation(
         "jpeg2000",
@@ -332,5 +342,6 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="Pillow: save(., 'JPEG2000', quality_mode='rates', quality_layers=[ratio], irreversible=True, mct=1)",
         halo="whole",
         doc="JPEG 2000 without entropy coding; the step is that of a file of this ratio: blur and ringing.",
+        cost=54.0,
     ),
 )
