@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAMES: tuple[str, ...] = ("qpt",)
+NAMES: tuple[str, ...] = ("qpt", "kadid", "arniqa", "reiqa", "realesrgan", "bsrgan", "imagenet-c")
 
 
 def path(name: str) -> Path:
