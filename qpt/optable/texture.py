@@ -151,6 +151,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="scipy.stats.poisson(peak x / 255) * 255 / peak, rint(clip(., 0, 255)), in distribution",
         halo=no_halo,
         doc="Photons counted per sample, Poisson with mean peak x / 255, scaled back; drawn by exact inversion.",
+        revision=2,
     ),
     Degradation(
         "jpeg",
