@@ -12,6 +12,7 @@ import skimage.util
 
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
+from tests.reference.degradations import REFERENCE
 from tests.reference.noise import FROM_YCBCR, random_mixing
 
 SIDE = 128  # 16,384 pixels
@@ -75,6 +76,16 @@ def test_distribution_on_flat_grey(name, grey, level):
         assert (out == out[..., :1]).all()
         out = out[..., 0]
     assert p_value(out, EXPECTED[name](grey, value)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["poisson_noise", "poisson_noise_grey"])
+@pytest.mark.parametrize("peak", [1.0, 2.5, 37.3, 4096.0])
+def test_photon_counts_are_exact_at_the_ends_of_the_peak_s_range(name, peak):
+    """At 4,096 photons the tables of the 256 values are half a megabyte: several groups of them follow one another."""
+    image = np.random.default_rng(8).integers(0, 256, (90, 110, 3), dtype=np.uint8)
+    exact = REFERENCE[name](image, (np.float32(peak),), 5, 0)
+    off = np.abs(run_one(image, name, peak, seed=5) - exact) > 0.502
+    assert off.any(axis=-1).sum() <= 1  # a uniform number within 1e-6 of a cumulative probability
 
 
 def test_the_test_notices_another_spread():

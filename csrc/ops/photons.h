@@ -19,7 +19,7 @@ struct PhotonRange {
   i32 first, last;
 };
 
-// Beyond it both tails together are less than 2^-24.
+// The counts that matter: both tails beyond are together less than 2^-26, for means up to 4,096.
 QPT_INLINE PhotonRange photon_range(float mean) {
   const float spread = square_root(mean);
   return {static_cast<i32>(maximum(mean - 5.5f * spread, 0.0f)), static_cast<i32>(mean + 6.0f * spread) + 8};
@@ -193,7 +193,7 @@ QPT_INLINE void disturb(const u8* src, u8* dst, float turned, float share) {
 }
 
 constexpr float kMaxLight = 127.5f;  // mean photons of iso_noise: the largest spread there is, of black and white
-constexpr i32 kLightBytes = 1024;    // of its record
+constexpr i32 kLightBytes = 1024;    // of its record, which takes 820
 
 // HLS hue plus a normal number of p0 p1 turns; HLS lightness L plus (k / 255) (1 - L), k Poisson with mean p1 times the
 // standard deviation of the image's lightness on the 0-255 scale. p0 = colour_shift, p1 = intensity.

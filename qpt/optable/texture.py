@@ -181,6 +181,7 @@ TEXTURE: tuple[Degradation, ...] = (
         doc="Photons counted per sample, Poisson with mean peak x / 255, scaled back; drawn by exact inversion.",
         grid_px=1,
         cost=(42.0, 36.0, 34.0, 34.0, 37.0),
+        revision=2,
     ),
     Degradation(
         "jpeg",
