@@ -33,7 +33,7 @@ def program(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     return compile_program(
-        "teams.cpp", tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O1"
+        "teams.cpp", tmp_path_factory.mktemp("teams") / "teams_tsan", "-fsanitize=thread", "-g", "-O0"
     )
 
 
@@ -89,7 +89,7 @@ def run_sanitized(program: Path, cases: Path, *arguments: str) -> subprocess.Com
     assert setarch, "setarch (util-linux) is needed to run ThreadSanitizer"
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     command = [setarch, "-R", str(program), str(cases), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
 
 
 @pytest.mark.rung("thread teams")
@@ -125,9 +125,9 @@ def barriers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
-    """For every sync(), the cases that come to it, all without a race: pictures large enough for a second round of
+    """For every sync(), the cases that come to it, all without a race: a picture large enough for a second round of
     every loop between barriers."""
-    cases = make_cases([(37, 41), (20, 300)], (3,), chains=2)
+    cases = make_cases([(37, 41)], (3,), chains=2)
     path = write_cases(tmp_path_factory.mktemp("barriers") / "cases", cases)
     result = run_sanitized(sanitized, path, "7", "--sites")
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
@@ -142,12 +142,9 @@ def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
 @pytest.mark.rung("ThreadSanitizer")
 @pytest.mark.parametrize("barrier", barriers())
 def test_no_barrier_can_be_left_out(sanitized, cases_of_barrier, tmp_path, barrier):
-    """A sync() that does nothing must end in a race, other bytes, a crash or a hang; otherwise it is not needed, or it
-    is needed by a case that is missing here."""
+    """A sync() that does nothing must end in a race, other bytes or a crash; otherwise it is not needed, or it is
+    needed by a case that is missing here."""
     cases = cases_of_barrier[barrier]
     assert cases, "no case comes to this sync()"
-    try:
-        result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "--without", barrier)
-    except subprocess.TimeoutExpired:
-        return
+    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "--without", barrier)
     assert result.returncode != 0, f"{len(cases)} cases do not miss this sync(): remove it, or add a case that does"
