@@ -40,7 +40,7 @@ class ByLevel:
             edges = [low + math.floor((high - low + 1) * k / LEVELS) for k in range(LEVELS + 1)]
             cut = [Uniform(a, b - 1) for a, b in itertools.pairwise(edges)]
         else:
-            edges = [low + (high - low) * k / LEVELS for k in range(LEVELS + 1)]
+            edges = [*(low + (high - low) * k / LEVELS for k in range(LEVELS)), high]  # not a rounding beyond it
             cut = [Uniform(a, b) for a, b in itertools.pairwise(edges)]
         return tuple(cut if self.mild <= self.strong else cut[::-1])
 

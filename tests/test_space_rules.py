@@ -228,6 +228,10 @@ def test_an_op_without_levels_of_its_own_is_labelled_one():
     assert follows(Counter(drawn(space)), shares)
 
 
+def test_a_range_by_level_ends_where_it_was_said_to():
+    assert ByLevel(0.6612529357664265, 8.0).parts(integer=False)[-1].high == 8.0
+
+
 def test_whole_numbers_by_level_are_all_drawn_and_only_they():
     space = DegradationSpace((Choice("jpeg", levels={"quality": ByLevel(95, 30)}),), min_ops=1, max_ops=1)
     program = space.sample(20_000, generator=torch.Generator().manual_seed(4))
