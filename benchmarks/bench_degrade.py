@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import scipy.special
 import torch
 from PIL import Image, ImageEnhance
 
@@ -51,6 +52,36 @@ def _gaussian_aniso(x: Picture, p: list[float]) -> Picture:
 def _defocus(x: Picture, p: list[float]) -> Picture:
     right, up = _offsets(int(np.ceil(p[0])) + 1)
     return _filter(x, np.clip(p[0] + 0.5 - np.hypot(right, up), 0, 1))
+
+
+def _shape_distance(p: list[float]) -> np.ndarray:
+    right, up = _offsets(10)
+    angle = np.deg2rad(p[2])
+    along, across = right * np.cos(angle) + up * np.sin(angle), up * np.cos(angle) - right * np.sin(angle)
+    return (along / p[0]) ** 2 + (across / p[1]) ** 2
+
+
+def _sinc(x: Picture, p: list[float]) -> Picture:
+    right, up = _offsets(int(p[1]))
+    distance = np.maximum(np.hypot(right, up), 1e-6)
+    return _filter(x, scipy.special.j1(p[0] * distance) / distance)
+
+
+def _bilateral(x: Picture, p: list[float]) -> Picture:
+    return cv2.bilateralFilter(x, -1, p[0], p[1], borderType=cv2.BORDER_REFLECT_101)
+
+
+def _rescale_area(x: Picture, p: list[float]) -> Picture:
+    height, width = x.shape[:2]
+    small = cv2.resize(x, (round(width / p[0]), round(height / p[0])), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _high_sharpen(x: Picture, p: list[float]) -> Picture:
+    luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    side = 2 * int(p[1]) + 1
+    detail = p[0] * (luma - cv2.GaussianBlur(luma, (side, side), p[1], borderType=cv2.BORDER_REFLECT_101))
+    return np.rint(np.clip(x + detail[..., None], 0, 255)).astype(np.uint8)
 
 
 def _noise(x: Picture, p: list[float]) -> Picture:
@@ -108,6 +139,16 @@ RIVALS: dict[str, list[Rival]] = {
     "gaussian_blur": [("opencv", _gaussian, 0.5)],
     "gaussian_blur_aniso": [("opencv", _gaussian_aniso, 0.5)],
     "defocus_blur": [("opencv", _defocus, 0.5)],
+    "box_blur": [
+        ("opencv", lambda x, p: cv2.blur(x, (2 * int(p[0]) + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), 0.0)
+    ],
+    "generalised_blur": [("opencv", lambda x, p: _filter(x, np.exp(-0.5 * _shape_distance(p) ** p[3])), 0.5)],
+    "plateau_blur": [("opencv", lambda x, p: _filter(x, 1 / (1 + _shape_distance(p) ** p[3])), 0.5)],
+    "sinc_filter": [("opencv", _sinc, 0.5)],
+    "bilateral": [("opencv", _bilateral, 0.1)],
+    "high_sharpen": [("opencv float32", _high_sharpen, 0.5)],  # its luma is rounded
+    "rescale_area": [("opencv", _rescale_area, 1.0)],
+    "rescale_lanczos": [("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
     "jpeg": [("opencv", _jpeg, 1.0), ("pillow", _jpeg_pillow, 1.0)],
     "rescale_bilinear": [("pillow", _rescale(Image.Resampling.BILINEAR), 0.0)],
     "rescale_bicubic": [("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
