@@ -84,7 +84,8 @@ def check(images: list[Picture]) -> dict[str, Any]:
     """PSNR to the original, the op's minus OpenJPEG's: median and spread in decibels, all and per ratio."""
     off = np.empty((len(images), len(CHECK_RATIOS)))
     for column, ratio in enumerate(CHECK_RATIOS):
-        program = Program.from_chains([[("jpeg2000", [float(ratio)])]] * len(images), source=range(len(images)))
+        rows = range(len(images))
+        program = Program.from_chains([[("jpeg2000", [float(ratio)])]] * len(images), seeds=rows, source=rows)
         ours = degrade(torch.from_numpy(np.stack(images)), program).numpy()
         off[:, column] = [
             psnr(image, mine) - psnr(image, openjpeg(image, ratio)) for image, mine in zip(images, ours, strict=True)
