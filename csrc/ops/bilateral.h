@@ -9,18 +9,29 @@ namespace qpt {
 
 constexpr i32 kMaxBilateral = 12;  // radius; sigma <= 8 px
 
-// Weight of a pixel whose squared distance, in units of 2 sigma^2, is `apart`.
-QPT_INLINE float bilateral_weight(float apart, float per_colour, i32 red, i32 green, i32 blue) {
-  const float difference =
-      static_cast<float>((red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue));
-  return exponential(-(apart + difference * difference * per_colour));
-}
+// Weights of colours more than seven sigmas apart are those at seven, 2e-11 of the centre's: then no exponent is below
+// -87, and loops vectorise.
+struct Likeness {
+  float per_square;  // 1 / (2 sigma^2)
+  i32 most;
+
+  QPT_INLINE explicit Likeness(float sigma)
+      : per_square(0.5f / (sigma * sigma)), most(static_cast<i32>(7.0f * sigma) + 1) {}
+
+  // apart: squared distance, in units of 2 sigma_px^2, at most 50.
+  QPT_INLINE float weight(float apart, i32 red, i32 green, i32 blue) const {
+    const i32 sum = (red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue);
+    const float difference = static_cast<float>(minimum(sum, most));
+    return exponential_above_87(-(apart + difference * difference * per_square));
+  }
+};
 
 // Over the disk of radius round(1.5 sigma), at least 1; borders reflect-101. Sums run over the disk in raster order.
 template <class Team>
 QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, float sigma_px) {
   const i32 radius = clamp(static_cast<i32>(nearest(1.5f * sigma_px)), 1, kMaxBilateral), reach = radius * radius;
-  const float per_colour = 0.5f / (sigma_colour * sigma_colour), per_px = 0.5f / (sigma_px * sigma_px);
+  const float per_px = 0.5f / (sigma_px * sigma_px);
+  const Likeness likeness(sigma_colour);
   const i32 stride = a.w + 2 * radius;
   const i64 plane = static_cast<i64>(a.h) * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
@@ -56,8 +67,7 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
           QPT_INDEPENDENT
           for (i32 x = 0; x < a.w; ++x) {
             const i32 r = p[x], g = p[x + plane], b = p[x + 2 * plane];
-            const float w =
-                bilateral_weight(apart, per_colour, r - centre[x], g - centre[x + plane], b - centre[x + 2 * plane]);
+            const float w = likeness.weight(apart, r - centre[x], g - centre[x + plane], b - centre[x + 2 * plane]);
             weight[x] += w;
             red[x] = fma(w, static_cast<float>(r), red[x]);
             green[x] = fma(w, static_cast<float>(g), green[x]);
@@ -82,8 +92,8 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
         for (i32 dx = -last; dx <= last; ++dx) {
           const u8* const p = row + dx;
           const i32 r = p[0], g = p[plane], b = p[2 * plane];
-          const float w = bilateral_weight(per_px * static_cast<float>(dx * dx + dy * dy), per_colour, r - centre[0],
-                                           g - centre[plane], b - centre[2 * plane]);
+          const float w = likeness.weight(per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0],
+                                          g - centre[plane], b - centre[2 * plane]);
           weight += w;
           red = fma(w, static_cast<float>(r), red);
           green = fma(w, static_cast<float>(g), green);
@@ -98,10 +108,10 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
   }
 }
 
-// p0 = sigma_colour on the 0-255 scale, of the sum over channels; p1 = sigma_px in (0, 8].
+// p0 = sigma_colour on the 0-255 scale, of the sum over channels; p1 = sigma_px in [0.1, 8].
 template <class Team>
 QPT_FN void bilateral(Team& team, OpArgs a) {
-  bilateral_filter(team, a, parameter(a.params[0], 1.0f, 765.0f), parameter(a.params[1], 0.05f, 8.0f));
+  bilateral_filter(team, a, parameter(a.params[0], 1.0f, 765.0f), parameter(a.params[1], 0.1f, 8.0f));
 }
 
 // gaussian_noise of p0 = std, then bilateral of p1 = sigma_colour and p2 = sigma_px.
@@ -115,7 +125,7 @@ QPT_FN void denoise(Team& team, OpArgs a) {
   first.scratch = second.scratch = scratch.next;
   // Not synced: gaussian_noise ends with a barrier after the noisy pixels, written by all.
   gaussian_noise(team, first);
-  bilateral_filter(team, second, parameter(a.params[1], 1.0f, 765.0f), parameter(a.params[2], 0.05f, 8.0f));
+  bilateral_filter(team, second, parameter(a.params[1], 1.0f, 765.0f), parameter(a.params[2], 0.1f, 8.0f));
 }
 
 QPT_FN i64 bilateral_bytes(i32 h, i32 w) {

@@ -5,57 +5,89 @@
 
 namespace qpt {
 
+// sum[r, i] of the 2 radius + 1 columns around sample i, of `rows` padded rows of column sums.
+template <class Team>
+QPT_FN void sum_columns(const Team& team, const i32* column, i32 rows, i32 samples, i32 radius, i32* sum) {
+  const i32 taps = 2 * radius + 1, stride = samples + 6 * radius;
+  if constexpr (Team::kSolo) {  // running sums along the row too
+    for (i32 r = 0; r < rows; ++r) {
+      const i32 *entering = column + static_cast<i64>(r) * stride, *leaving = entering;
+      i32 red = 0, green = 0, blue = 0;
+      for (i32 t = 1; t < taps; ++t, entering += 3) {
+        red += entering[0];
+        green += entering[1];
+        blue += entering[2];
+      }
+      i32* to = sum + static_cast<i64>(r) * samples;
+      for (i32 i = 0; i < samples; i += 3, entering += 3, leaving += 3) {
+        to[i] = red += entering[0];
+        to[i + 1] = green += entering[1];
+        to[i + 2] = blue += entering[2];
+        red -= leaving[0];
+        green -= leaving[1];
+        blue -= leaving[2];
+      }
+    }
+  } else {
+    each(team, rows, samples, [&](i32 r, i32 i) {
+      i32 total = 0;
+      for (i32 t = 0; t < taps; ++t) total += column[r * stride + i + 3 * t];
+      sum[r * samples + i] = total;
+    });
+  }
+}
+
 // p0 = radius_px, a whole number in [0, 24]: a window of 2 radius + 1.
 template <class Team>
 QPT_FN void box_blur(Team& team, OpArgs a) {
   const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxRadius)) + 0.5f);
-  const i32 taps = 2 * radius + 1, samples = 3 * a.w, stride = samples + 6 * radius;
-  const float inverse = 1.0f / static_cast<float>(taps * taps);
+  const i32 samples = 3 * a.w, stride = samples + 6 * radius;
+  const float inverse = 1.0f / static_cast<float>((2 * radius + 1) * (2 * radius + 1));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* running = scratch.take<i32>(stride);  // of every padded column: the sum over the window's rows
+  u8* nothing = scratch.take<u8>(samples);
+  i32* border = scratch.take<i32>(6 * kMaxRadius);  // the sample that each place beyond the row mirrors
+  i32* running = scratch.take<i32>(stride);         // of every padded column: the sum over the window's rows
   i32* column = scratch.take<i32>(static_cast<i64>(kBand) * stride);
   i32* sum = scratch.take<i32>(static_cast<i64>(kBand) * samples);
   const auto row_of = [&](i32 y) { return a.src + static_cast<i64>(reflect101(y, a.h)) * samples; };
-  // body(place in the padded row, sample of a source row); a member keeps its places from call to call.
-  const auto each_padded = [&](auto body) {
-    each(team, samples, [&](i32 i) { body(3 * radius + i, i); });
-    each(team, 6 * radius, [&](i32 i) {
-      const i32 pixel = i / 3, channel = i - 3 * pixel, x = pixel < radius ? pixel - radius : a.w + pixel - radius;
-      body(3 * (x + radius) + channel, 3 * reflect101(x, a.w) + channel);
+  // Keeps the running sums in `to`, then takes a row in and another out. A member keeps its places from call to call.
+  const auto advance = [&](i32* to, const u8* entering, const u8* leaving) {
+    i32 *const inner = running + 3 * radius, *const inner_to = to + 3 * radius;
+    each(team, samples, [=](i32 i) {
+      inner_to[i] = inner[i];
+      inner[i] = inner[i] + entering[i] - leaving[i];
+    });
+    each(team, 6 * radius, [=](i32 i) {
+      const i32 place = i < 3 * radius ? i : samples + i, from = border[i];
+      to[place] = running[place];
+      running[place] = running[place] + entering[from] - leaving[from];
     });
   };
-  each_padded([&](i32 place, i32) { running[place] = 0; });
-  for (i32 y = -radius; y <= radius; ++y) {
-    const u8* row = row_of(y);
-    each_padded([&](i32 place, i32 i) { running[place] += row[i]; });
-  }
+  each(team, 6 * radius, [=](i32 i) {
+    const i32 pixel = i / 3, x = pixel < radius ? pixel - radius : a.w + pixel - radius;
+    border[i] = 3 * reflect101(x, a.w) + i - 3 * pixel;
+  });
+  each(team, samples, [=](i32 i) { nothing[i] = 0; });
+  each(team, stride, [=](i32 i) { running[i] = 0; });
+  team.sync();  // border and zeros, written by all, are read by all
+  for (i32 y = -radius; y <= radius; ++y) advance(column, row_of(y), nothing);
   for (i32 y = 0; y < a.h; y += kBand) {
     const i32 rows = minimum(kBand, a.h - y);
-    for (i32 r = 0; r < rows; ++r) {
-      const u8 *entering = row_of(y + r + radius + 1), *leaving = row_of(y + r - radius);
-      i32* to = column + static_cast<i64>(r) * stride;
-      each_padded([&](i32 place, i32 i) {
-        const i32 now = running[place];
-        to[place] = now;
-        running[place] = now + entering[i] - leaving[i];
-      });
-    }
+    for (i32 r = 0; r < rows; ++r)
+      advance(column + static_cast<i64>(r) * stride, row_of(y + r + radius + 1), row_of(y + r - radius));
     team.sync();  // column sums, written by all, are read by all
-    each(team, rows, samples, [&](i32 r, i32 i) { sum[r * samples + i] = 0; });
-    QPT_UNROLL(1)
-    for (i32 t = 0; t < taps; ++t)
-      each(team, rows, samples, [&](i32 r, i32 i) { sum[r * samples + i] += column[r * stride + 3 * t + i]; });
+    sum_columns(team, column, rows, samples, radius, sum);
+    team.sync();  // sums, written by all, are rounded by all; all have read the column sums, which are overwritten
     // A mean is at least 1 / (2 taps^2) from half a level, far more than the product's rounding.
     u8* const to = a.dst + static_cast<i64>(y) * samples;
-    each(team, rows, samples,
-         [&](i32 r, i32 i) { to[r * samples + i] = to_u8(static_cast<float>(sum[r * samples + i]) * inverse); });
-    team.sync();  // all have read the column sums that the next band overwrites
+    each(team, rows * samples, [=](i32 i) { to[i] = to_u8(static_cast<float>(sum[i]) * inverse); });
   }
 }
 
 QPT_FN i64 box_bytes(i32, i32 w) {
   const i64 samples = static_cast<i64>(3) * w, stride = samples + 6 * kMaxRadius;
-  return taken_bytes<i32>(stride) + taken_bytes<i32>(kBand * stride) + taken_bytes<i32>(kBand * samples);
+  return taken_bytes<u8>(samples) + taken_bytes<i32>(6 * kMaxRadius) + taken_bytes<i32>(stride) +
+         taken_bytes<i32>(kBand * stride) + taken_bytes<i32>(kBand * samples);
 }
 
 }  // namespace qpt

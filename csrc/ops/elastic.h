@@ -15,6 +15,11 @@ QPT_INLINE i32 floor_to_int(float x) {
   return whole - (static_cast<float>(whole) > x ? 1 : 0);
 }
 
+// reflect101 without its division inside the image, where most places are.
+QPT_INLINE i32 mirrored(i32 i, i32 n) {
+  return i >= 0 && i < n ? i : reflect101(i, n);
+}
+
 // p0 = alpha_px, p1 = sigma_px in (0, 8], p2 = affine_px. The noise of a pixel is bytes 0 (down) and 1 (right) of its
 // word, from -1 to 1 in 256 steps; blurred by sigma, times alpha. Three points, a third of the shorter side from the
 // centre, move by up to affine_px along each axis, and the plane with them.
@@ -64,9 +69,9 @@ QPT_FN void elastic(Team& team, OpArgs a) {
     const float from_x = clamp(static_cast<float>(x) + (right + alpha * (blurred[1] - 127.5f)), -1e9f, 1e9f);
     const i32 top = floor_to_int(from_y), left = floor_to_int(from_x);
     const float below = from_y - static_cast<float>(top), beside = from_x - static_cast<float>(left);
-    const u8* upper = a.src + static_cast<i64>(reflect101(top, a.h)) * a.w * 3;
-    const u8* lower = a.src + static_cast<i64>(reflect101(top + 1, a.h)) * a.w * 3;
-    const i32 near = 3 * reflect101(left, a.w), far = 3 * reflect101(left + 1, a.w);
+    const u8* upper = a.src + static_cast<i64>(mirrored(top, a.h)) * a.w * 3;
+    const u8* lower = a.src + static_cast<i64>(mirrored(top + 1, a.h)) * a.w * 3;
+    const i32 near = 3 * mirrored(left, a.w), far = 3 * mirrored(left + 1, a.w);
     for (i32 c = 0; c < 3; ++c) {
       const float above =
           static_cast<float>(upper[near + c]) * (1.0f - beside) + static_cast<float>(upper[far + c]) * beside;

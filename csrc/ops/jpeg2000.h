@@ -81,11 +81,13 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, false, strip);
   const float step = find_step(team, planes, 3 * area, coefficients_paid(a.h, a.w, ratio), partial);
   const float per_step = 1.0f / step;
-  // Towards zero to whole steps; back to the middle of the interval.
-  each(team, 3 * area, [&](i32 i) {
-    const float x = planes[i], size = x < 0.0f ? -x : x;
+  // Towards zero to whole steps; back to the middle of the interval, with the sign, or to 0: on bits, so that the loop
+  // has no branch.
+  each(team, 3 * area, [=](i32 i) {
+    const u32 bits = float_bits(planes[i]), sign = bits & 0x80000000u;
+    const float size = bits_float(bits & 0x7FFFFFFFu);
     const float middle = (static_cast<float>(static_cast<i32>(size * per_step)) + 0.5f) * step;
-    planes[i] = size < step ? 0.0f : x < 0.0f ? -middle : middle;
+    planes[i] = bits_float((float_bits(middle) | sign) & (size < step ? 0u : 0xFFFFFFFFu));
   });
   team.sync();  // quantised coefficients, written by all, are read by all
   QPT_UNROLL(1)

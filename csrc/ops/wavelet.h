@@ -19,7 +19,7 @@ QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool high_gai
   float* const to = high_gains ? high : low;
   const float* const from = high_gains ? low : high;
   const i32 shift = high_gains ? 0 : -1, last = (high_gains ? lows : highs) - 1;
-  each(team, high_gains ? highs : lows, lines, [&](i32 i, i32 line) {
+  each(team, high_gains ? highs : lows, lines, [=](i32 i, i32 line) {
     const float left = from[clamp(i + shift, 0, last) * kStripLines + line];
     const float right = from[clamp(i + shift + 1, 0, last) * kStripLines + line];
     float* const x = to + i * kStripLines + line;
@@ -39,12 +39,11 @@ QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_
   for (i32 first = 0; first < lines; first += kStripLines) {
     const i32 count = minimum(kStripLines, lines - first);
     float* const from = plane + static_cast<i64>(first) * line_step;
-    // Place p of the strip: sample p of the transform, sample 2 p or 2 (p - lows) + 1 of the signal.
-    const auto in_signal = [&](i32 p) { return (p < lows ? 2 * p : 2 * (p - lows) + 1) * sample_step; };
-    each(team, n, count, [&](i32 p, i32 line) {
-      const float gain = p < lows ? low_gain : high_gain;
-      const float x = from[(inverse ? p * sample_step : in_signal(p)) + line * line_step];
-      strip[p * kStripLines + line] = inverse ? x * gain : x;
+    // Place p of the strip is sample p of the transform, and sample 2 p or 2 (p - lows) + 1 of the signal.
+    each(team, n, count, [=](i32 p, i32 line) {
+      const i32 sample = inverse ? p : p < lows ? 2 * p : 2 * (p - lows) + 1;
+      const float gain = !inverse ? 1.0f : p < lows ? low_gain : high_gain;
+      strip[p * kStripLines + line] = from[sample * sample_step + line * line_step] * gain;
     });
     team.sync();  // the strip, written by all, is read by all
     QPT_UNROLL(1)
@@ -53,9 +52,10 @@ QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_
       const float factor = at == 0 ? -1.586134342f : at == 1 ? -0.052980118f : at == 2 ? 0.882911075f : 0.443506852f;
       lift(team, strip, n, count, (at & 1) == 0, inverse ? -factor : factor);
     }
-    each(team, n, count, [&](i32 p, i32 line) {
-      const float gain = p < lows ? low_gain : high_gain, x = strip[p * kStripLines + line];
-      from[(inverse ? in_signal(p) : p * sample_step) + line * line_step] = inverse ? x : x * gain;
+    each(team, n, count, [=](i32 p, i32 line) {
+      const i32 sample = !inverse ? p : p < lows ? 2 * p : 2 * (p - lows) + 1;
+      const float gain = inverse ? 1.0f : p < lows ? low_gain : high_gain;
+      from[sample * sample_step + line * line_step] = strip[p * kStripLines + line] * gain;
     });
     team.sync();  // the plane, written by all, is read by all; so was the strip, which is overwritten
   }

@@ -263,8 +263,8 @@ TEXTURE: tuple[Degradation, ...] = (
         "plateau_blur",
         "texture",
         (
-            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.4, 0.6, 1.0, 1.6, 2.6)),
-            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.3, 0.4, 0.6, 1.0, 1.8)),
+            Parameter("sigma_x_px", "px", 0.1, 8.0, levels=(0.5, 0.7, 1.0, 1.7, 2.7)),
+            Parameter("sigma_y_px", "px", 0.1, 8.0, levels=(0.4, 0.5, 0.7, 1.1, 1.9)),
             _ANGLE,
             Parameter("beta", "exponent", 1.0, 2.0),
         ),
