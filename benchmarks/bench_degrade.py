@@ -2,7 +2,7 @@
 
 Run by ``python -m benchmarks degrade``. Every photograph of a batch has its own parameters, the same for all. Libraries
 that work on an image get a pool over images of as many threads (their own threading off), batched ones as many of
-torch's; ours gets them too. Results are compared before anything is timed (``degrade_rivals.Rival`` says how closely).
+torch's; ours gets them too. Results are compared before anything is timed (``Rival`` says how closely).
 """
 
 import statistics
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import degrade_rivals
+from benchmarks import degrade_libraries
 from benchmarks.degrade_rivals import Picture, Rival
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
@@ -69,7 +69,7 @@ def run(settings: Settings) -> DegradeReport:
     images = photographs(8 if settings.quick else 32, 48 if settings.quick else 256)
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
-    rivals = degrade_rivals.all_rivals()
+    rivals = degrade_libraries.all_rivals()
     with ThreadPoolExecutor(threads) as pool:
         cases = [_case(op, rivals.get(op, []), images, pool, threads) for op in NAMES]
         cases.append(_chain_case(rivals, images, pool, threads))

@@ -1,21 +1,17 @@
-"""How others do the ops of the table: OpenCV, Pillow, NumPy, Albumentations an image at a time, Kornia a batch.
+"""How OpenCV, Pillow and NumPy do the ops of the table, an image at a time.
 
-Used by ``benchmarks/bench_degrade.py``. A rival gets what it likes best: its own dtype and layout, kernels and lookup
-tables built beforehand (they are cached by parameter), a pool over images with its own threading off. Libraries that
-are not installed (extra ``bench``) leave their rows out.
+Used by ``benchmarks/bench_degrade.py``. A rival gets what it likes best: kernels and lookup tables built beforehand
+(they are cached by parameter), a pool over images with its own threading off. Other libraries: ``degrade_libraries``.
 """
 
 import functools
-import importlib
-import importlib.util
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
+import scipy.special
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
@@ -236,6 +232,96 @@ def _colour_shift(x: Picture, p: Values) -> Picture:
     return out
 
 
+def _shaped(weight: Callable[[np.ndarray, float], np.ndarray]) -> Call:
+    """A 21 x 21 kernel of a squared distance in sigmas and an exponent."""
+
+    @functools.lru_cache(maxsize=4096)
+    def kernel(sigma_x: float, sigma_y: float, angle: float, beta: float) -> np.ndarray:
+        right, up = _offsets(10)
+        turn = np.deg2rad(angle)
+        along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)
+        return _unit(weight((along / sigma_x) ** 2 + (across / sigma_y) ** 2, beta))
+
+    return _filter(kernel, 4)
+
+
+@functools.lru_cache(maxsize=4096)
+def sinc_kernel(cutoff: float, radius: float) -> np.ndarray:
+    distance = np.maximum(np.hypot(*_offsets(int(radius))), 1e-6)
+    return _unit(scipy.special.j1(cutoff * distance) / distance)
+
+
+def _high_sharpen(x: Picture, p: Values) -> Picture:
+    luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    side = 2 * int(p[1]) + 1
+    detail = p[0] * (luma - cv2.GaussianBlur(luma, (side, side), p[1], borderType=cv2.BORDER_REFLECT_101))
+    return cv2.add(x, cv2.merge([detail] * 3), dtype=cv2.CV_8U)
+
+
+def _bilateral(x: Picture, p: Values) -> Picture:
+    return cv2.bilateralFilter(x, -1, p[0], p[1], borderType=cv2.BORDER_REFLECT_101)
+
+
+def _denoise(x: Picture, p: Values) -> Picture:
+    return _bilateral(cv2.add(x, _normal(x.shape, p[0]), dtype=cv2.CV_8U), p[1:])
+
+
+def _jpeg2000(x: Picture, p: Values) -> Picture:
+    file = io.BytesIO()
+    options = {"quality_mode": "rates", "quality_layers": [p[0]], "irreversible": True, "mct": 1}
+    Image.fromarray(x).save(file, format="JPEG2000", **options)
+    return np.asarray(Image.open(file))
+
+
+def _jitter(x: Picture, p: Values) -> Picture:
+    height, width = x.shape[:2]
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    moves = [_normal((height, width), 5**0.5 * p[0]) for _ in range(2)]
+    at = columns + moves[0], rows + moves[1]
+    return cv2.remap(x, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _poisson_grey(x: Picture, p: Values) -> Picture:
+    luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
+    noise = np.random.default_rng().poisson(luma * (p[0] / 255)) * (255 / p[0]) - luma
+    return cv2.add(x, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
+
+
+def _chroma(x: Picture, p: Values) -> Picture:
+    lab = cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    lab[..., 1:] *= p[0]
+    return cv2.convertScaleAbs(np.maximum(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0), alpha=255)
+
+
+def _value(x: Picture, p: Values) -> Picture:
+    hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)
+    hsv[..., 2] = cv2.LUT(hsv[..., 2], np.rint(np.clip(np.arange(256) + 255 * p[0], 0, 255)).astype(np.uint8))
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def _aberration(x: Picture, p: Values) -> Picture:
+    height, width = x.shape[:2]
+    out = x.copy()
+    for channel, ratio in ((0, 1 + p[0]), (2, 1 - p[0])):
+        about = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, ratio)
+        plane = np.ascontiguousarray(x[..., channel])
+        out[..., channel] = cv2.warpAffine(
+            plane, about, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+    return out
+
+
+def _blocks(x: Picture, p: Values) -> Picture:
+    height, width = x.shape[:2]
+    draws = np.random.default_rng()
+    out = x.copy()
+    for _ in range(int(p[0])):
+        top, left = (int(draws.integers(0, side - 31)) for side in (height, width))
+        colour = draws.integers(0, 256, 3).tolist()
+        cv2.rectangle(out, (left, top), (left + 31, top + 31), colour, thickness=-1)
+    return out
+
+
 _HALF = "hue in steps of 2 degrees, as 8-bit HSV has it"
 
 PER_IMAGE: dict[str, list[Rival]] = {
@@ -282,103 +368,23 @@ PER_IMAGE: dict[str, list[Rival]] = {
     ],
     "colour_diffusion": [Rival("opencv", _colour_diffusion, 0.5)],
     "colour_shift": [Rival("opencv", _colour_shift, 0.0)],
+    "box_blur": [
+        Rival("opencv", lambda x, p: cv2.blur(x, (2 * int(p[0]) + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), 0.0)
+    ],
+    "generalised_blur": [Rival("opencv", _shaped(lambda square, beta: np.exp(-0.5 * square**beta)), 0.5)],
+    "plateau_blur": [Rival("opencv", _shaped(lambda square, beta: 1 / (1 + square**beta)), 0.5)],
+    "sinc_filter": [Rival("opencv", _filter(sinc_kernel, 2), 0.5)],
+    "high_sharpen": [Rival("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
+    "bilateral": [Rival("opencv", _bilateral, 0.1)],
+    "denoise": [Rival("opencv", _denoise, 0.05, spread=True)],
+    "jpeg2000": [Rival("pillow", _jpeg2000, 6.0, note="OpenJPEG at the same ratio, with its entropy coder")],
+    "rescale_area": [Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
+    "rescale_lanczos": [Rival("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
+    "spatial_jitter": [Rival("opencv", _jitter, 0.1, spread=True)],
+    "poisson_noise_grey": [Rival("numpy", _poisson_grey, 0.05, spread=True)],
+    "chroma": [Rival("opencv", _chroma, 0.5, note="float32 Lab")],
+    "value_shift": [Rival("opencv", _value, 2.0, note="8-bit HSV")],
+    "posterise": [Rival("opencv", _table(lambda x, p: x - x % 2 ** (8 - int(p[0]))), 0.0)],
+    "chromatic_aberration": [Rival("opencv", _aberration, 0.5)],
+    "colour_block": [Rival("opencv", _blocks, 0.2, spread=True)],
 }
-
-
-# --- Albumentations ---------------------------------------------------------------------------------------------------
-
-
-def albumentations_calls() -> dict[str, list[Rival]]:
-    """Its transforms of the same meaning, their ranges closed to one value and cached by it; {} if not installed."""
-    if importlib.util.find_spec("albumentations") is None:
-        return {}
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer versions when imported
-    library = importlib.import_module("albumentations")
-
-    def rival(make: Callable[..., object], parameters: int, allowed: float, spread: bool = False) -> Rival:
-        made = functools.lru_cache(maxsize=4096)(make)
-        return Rival("albumentations", lambda x, p: made(*p[:parameters])(image=x)["image"], allowed, spread)
-
-    def side(radius: float) -> int:
-        return 2 * int(radius) + 1
-
-    return {
-        "gaussian_blur": [rival(lambda s: library.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1), 1, 0.5)],
-        "median_blur": [rival(lambda r: library.MedianBlur(blur_limit=(side(r), side(r)), p=1), 1, 0.0)],
-        "zoom_blur": [
-            rival(lambda z: library.ZoomBlur(max_factor=(z, z), step_factor=((z - 1) / 15,) * 2, p=1), 1, 0.5, True)
-        ],
-        "gaussian_noise": [rival(lambda s: library.GaussNoise(std_range=(s / 255, s / 255), p=1), 1, 0.05, True)],
-        "jpeg": [rival(lambda q: library.ImageCompression(quality_range=(int(q), int(q)), p=1), 1, 4.0)],
-        "gamma": [rival(lambda g: library.RandomGamma(gamma_limit=(100 * g, 100 * g), p=1), 1, 1.0)],
-    }
-
-
-# --- Kornia -----------------------------------------------------------------------------------------------------------
-
-
-def kornia_calls() -> dict[str, list[Rival]]:
-    """Its batched functions, which take a parameter for each image of the batch; {} if not installed."""
-    if importlib.util.find_spec("kornia") is None:
-        return {}
-    enhance = importlib.import_module("kornia.enhance")
-    filters = importlib.import_module("kornia.filters")
-
-    def gaussian(x: Tensor, p: Tensor) -> Tensor:
-        side = 2 * int(np.ceil(3 * float(p[:, 0].max()))) + 1  # one size for the batch
-        return filters.gaussian_blur2d(x, (side, side), p[:, :1].expand(-1, 2).contiguous(), "reflect")
-
-    def filtered(kernel: Callable[..., np.ndarray], parameters: int) -> BatchCall:
-        def call(x: Tensor, p: Tensor) -> Tensor:
-            kernels = [kernel(*row[:parameters]) for row in p.tolist()]
-            side = max(len(each) for each in kernels)
-            padded = [np.pad(each, (side - len(each)) // 2) for each in kernels]
-            return filters.filter2d(x, torch.from_numpy(np.stack(padded)), "reflect")
-
-        return call
-
-    def median(x: Tensor, p: Tensor) -> Tensor:
-        out = torch.empty_like(x)
-        for radius in p[:, 0].unique():  # one size a call
-            mine = p[:, 0] == radius
-            out[mine] = filters.median_blur(x[mine], 2 * int(radius) + 1)
-        return out
-
-    def noise(x: Tensor, p: Tensor) -> Tensor:
-        return (x + torch.randn_like(x) * p[:, 0, None, None, None] / 255).clamp_(0, 1)
-
-    def rescale(x: Tensor, p: Tensor) -> Tensor:
-        size, out = x.shape[2:], []
-        for image, factor in zip(x, p[:, 0].tolist(), strict=True):  # one size a call
-            small = [round(side / factor) for side in size]
-            down = torch.nn.functional.interpolate(image[None], small, mode="bilinear", antialias=True)
-            out.append(torch.nn.functional.interpolate(down, tuple(size), mode="bilinear"))
-        return torch.cat(out)
-
-    def batch(call: BatchCall, allowed: float, spread: bool = False) -> list[Rival]:
-        return [Rival("kornia", call, allowed, spread, batch=True)]
-
-    return {
-        "gaussian_blur": batch(gaussian, 0.5),
-        "gaussian_blur_aniso": batch(filtered(aniso_kernel, 3), 0.5),
-        "motion_blur": batch(filtered(motion_kernel, 2), 0.5),
-        "defocus_blur": batch(filtered(disk_kernel, 1), 0.5),
-        "median_blur": batch(median, 0.5),
-        "gaussian_noise": batch(noise, 0.05, True),
-        "jpeg": batch(lambda x, p: enhance.jpeg_codec_differentiable(x, p[:, 0].contiguous()), 4.0),
-        "rescale_bilinear": batch(rescale, 0.5),
-        "brightness": batch(lambda x, p: enhance.adjust_brightness_accumulative(x, p[:, 0]), 0.5),
-        "gamma": batch(lambda x, p: enhance.adjust_gamma(x, p[:, 0]), 0.5),
-        "contrast": batch(lambda x, p: enhance.adjust_contrast_with_mean_subtraction(x, p[:, 0]), 3.0),
-        "saturation": batch(lambda x, p: enhance.adjust_saturation(x, p[:, 0]), 0.5),
-        "hue": batch(lambda x, p: enhance.adjust_hue(x, p[:, 0].deg2rad()), 0.5),
-    }
-
-
-def all_rivals() -> dict[str, list[Rival]]:
-    """op -> every rival that is installed."""
-    found: dict[str, list[Rival]] = {op: list(rivals) for op, rivals in PER_IMAGE.items()}
-    for more in (albumentations_calls(), kornia_calls()):
-        for op, rivals in more.items():
-            found.setdefault(op, []).extend(rivals)
-    return found

@@ -1,0 +1,115 @@
+"""How Albumentations (an image at a time) and Kornia (a batch) do the ops of the table.
+
+Used by ``benchmarks/bench_degrade.py``, which measures them beside ``degrade_rivals``. Libraries that are not installed
+(extra ``bench``) leave their rows out. Kornia gets its own dtype and layout, and a parameter for each image.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.degrade_rivals import PER_IMAGE, BatchCall, Rival, aniso_kernel, disk_kernel, motion_kernel
+
+# --- Albumentations ---------------------------------------------------------------------------------------------------
+
+
+def albumentations_calls() -> dict[str, list[Rival]]:
+    """Its transforms of the same meaning, their ranges closed to one value and cached by it; {} if not installed."""
+    if importlib.util.find_spec("albumentations") is None:
+        return {}
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer versions when imported
+    library = importlib.import_module("albumentations")
+
+    def rival(make: Callable[..., object], parameters: int, allowed: float, spread: bool = False) -> Rival:
+        made = functools.lru_cache(maxsize=4096)(make)
+        return Rival("albumentations", lambda x, p: made(*p[:parameters])(image=x)["image"], allowed, spread)
+
+    def side(radius: float) -> int:
+        return 2 * int(radius) + 1
+
+    return {
+        "gaussian_blur": [rival(lambda s: library.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1), 1, 0.5)],
+        "median_blur": [rival(lambda r: library.MedianBlur(blur_limit=(side(r), side(r)), p=1), 1, 0.0)],
+        "zoom_blur": [
+            rival(lambda z: library.ZoomBlur(max_factor=(z, z), step_factor=((z - 1) / 15,) * 2, p=1), 1, 0.5, True)
+        ],
+        "gaussian_noise": [rival(lambda s: library.GaussNoise(std_range=(s / 255, s / 255), p=1), 1, 0.05, True)],
+        "jpeg": [rival(lambda q: library.ImageCompression(quality_range=(int(q), int(q)), p=1), 1, 4.0)],
+        "gamma": [rival(lambda g: library.RandomGamma(gamma_limit=(100 * g, 100 * g), p=1), 1, 1.0)],
+    }
+
+
+# --- Kornia -----------------------------------------------------------------------------------------------------------
+
+
+def kornia_calls() -> dict[str, list[Rival]]:
+    """Its batched functions, which take a parameter for each image of the batch; {} if not installed."""
+    if importlib.util.find_spec("kornia") is None:
+        return {}
+    enhance = importlib.import_module("kornia.enhance")
+    filters = importlib.import_module("kornia.filters")
+
+    def gaussian(x: Tensor, p: Tensor) -> Tensor:
+        side = 2 * int(np.ceil(3 * float(p[:, 0].max()))) + 1  # one size for the batch
+        return filters.gaussian_blur2d(x, (side, side), p[:, :1].expand(-1, 2).contiguous(), "reflect")
+
+    def filtered(kernel: Callable[..., np.ndarray], parameters: int) -> BatchCall:
+        def call(x: Tensor, p: Tensor) -> Tensor:
+            kernels = [kernel(*row[:parameters]) for row in p.tolist()]
+            side = max(len(each) for each in kernels)
+            padded = [np.pad(each, (side - len(each)) // 2) for each in kernels]
+            return filters.filter2d(x, torch.from_numpy(np.stack(padded)), "reflect")
+
+        return call
+
+    def median(x: Tensor, p: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        for radius in p[:, 0].unique():  # one size a call
+            mine = p[:, 0] == radius
+            out[mine] = filters.median_blur(x[mine], 2 * int(radius) + 1)
+        return out
+
+    def noise(x: Tensor, p: Tensor) -> Tensor:
+        return (x + torch.randn_like(x) * p[:, 0, None, None, None] / 255).clamp_(0, 1)
+
+    def rescale(x: Tensor, p: Tensor) -> Tensor:
+        size, out = x.shape[2:], []
+        for image, factor in zip(x, p[:, 0].tolist(), strict=True):  # one size a call
+            small = [round(side / factor) for side in size]
+            down = torch.nn.functional.interpolate(image[None], small, mode="bilinear", antialias=True)
+            out.append(torch.nn.functional.interpolate(down, tuple(size), mode="bilinear"))
+        return torch.cat(out)
+
+    def batch(call: BatchCall, allowed: float, spread: bool = False) -> list[Rival]:
+        return [Rival("kornia", call, allowed, spread, batch=True)]
+
+    return {
+        "gaussian_blur": batch(gaussian, 0.5),
+        "gaussian_blur_aniso": batch(filtered(aniso_kernel, 3), 0.5),
+        "motion_blur": batch(filtered(motion_kernel, 2), 0.5),
+        "defocus_blur": batch(filtered(disk_kernel, 1), 0.5),
+        "median_blur": batch(median, 0.5),
+        "gaussian_noise": batch(noise, 0.05, True),
+        "jpeg": batch(lambda x, p: enhance.jpeg_codec_differentiable(x, p[:, 0].contiguous()), 4.0),
+        "rescale_bilinear": batch(rescale, 0.5),
+        "brightness": batch(lambda x, p: enhance.adjust_brightness_accumulative(x, p[:, 0]), 0.5),
+        "gamma": batch(lambda x, p: enhance.adjust_gamma(x, p[:, 0]), 0.5),
+        "contrast": batch(lambda x, p: enhance.adjust_contrast_with_mean_subtraction(x, p[:, 0]), 3.0),
+        "saturation": batch(lambda x, p: enhance.adjust_saturation(x, p[:, 0]), 0.5),
+        "hue": batch(lambda x, p: enhance.adjust_hue(x, p[:, 0].deg2rad()), 0.5),
+    }
+
+
+def all_rivals() -> dict[str, list[Rival]]:
+    """op -> every rival that is installed."""
+    found: dict[str, list[Rival]] = {op: list(rivals) for op, rivals in PER_IMAGE.items()}
+    for more in (albumentations_calls(), kornia_calls()):
+        for op, rivals in more.items():
+            found.setdefault(op, []).extend(rivals)
+    return found
