@@ -62,8 +62,34 @@ struct Window {
   i32 top, left, h, w;
 };
 
+// The patches of one row, as an encoder takes them: value v of channel c becomes table[256 c + v], an element of 2, 4
+// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/patches.py).
+struct Patches {
+  const i32* boxes;   // [count, 2]: top, left in the image; inside the picture that they are cut from
+  i32 count, size;    // size: side in pixels
+  const void* table;  // [3, 256]
+  void* out;          // [count, size, size, 3] if channels_last, else [count, 3, size, size]
+  i32 item_bytes;
+  bool channels_last;
+};
+
+// What degrade and degrade_patches are given.
+struct Batch {
+  const u8* images;  // [., h, w, 3]
+  void* out;         // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
+  i32 h, w, rows, slots;
+  const i16* ops;       // [rows, slots]
+  const float* params;  // [rows, slots, 4]
+  const i64* seeds;     // [rows]
+  const i32* source;    // [rows] index into images
+  const i32* order;     // [rows] a permutation: the row to run first, second...
+  const i32* windows;   // [rows, 5] Row::windowed and Row::window; null without boxes
+  Patches patches;      // boxes [rows, count, 2], or null; out is unused
+};
+
 struct Row {
   const u8* src;  // [h, w, 3]
+  u8* dst;        // [h, w, 3], or null where patches are wanted
   i32 h, w;
   const i16* ops;       // [slots], -1: none
   const float* params;  // [slots, 4]
@@ -73,6 +99,27 @@ struct Row {
   i32 windowed;
   Window window;
 };
+
+QPT_INLINE Row row_of(const Batch& batch, i32 index) {
+  const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
+  const bool whole = batch.patches.boxes == nullptr;
+  Row row{batch.images + batch.source[index] * image_bytes,
+          whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr,
+          batch.h,
+          batch.w,
+          batch.ops + first,
+          batch.params + 4 * first,
+          batch.slots,
+          static_cast<u64>(batch.seeds[index]),
+          batch.slots,
+          {0, 0, batch.h, batch.w}};
+  if (!whole) {
+    const i32* at = batch.windows + static_cast<i64>(index) * 5;
+    row.windowed = at[0];
+    row.window = {at[1], at[2], at[3], at[4]};
+  }
+  return row;
+}
 
 struct Picture {
   const u8* pixels;  // [window.h, window.w, 3]
@@ -87,12 +134,14 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
   });
 }
 
-// Runs a row and says where its last image is: in dst [h, w, 3] or, if that is null, in scratch (or src, without ops).
+// Runs row `index` and says where its last image is: in dst or, if that is null, in scratch (or src, without ops).
 // Ops act at the working size, which resize_to sets and a last resize restores.
 template <class Team>
-QPT_ENTRY Picture run_row(Team& team, const Row& row, u8* dst,
-                          void* scratch) {  // scratch_bytes(h, w, whether ops hold resize_to, dst is null)
+QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
+                          void* scratch) {  // scratch_bytes(h, w, whether ops hold resize_to, patches are wanted)
   // 1. How many images are to be made, and the size at the end.
+  const Row row = row_of(batch, index);
+  u8* const dst = row.dst;
   i32 left = 0;
   Window now{0, 0, row.h, row.w};
   bool resized = false;
@@ -118,15 +167,17 @@ QPT_ENTRY Picture run_row(Team& team, const Row& row, u8* dst,
   const i64 image = static_cast<i64>(most_h) * most_w * 3;
   u8* const odd = rest.take<u8>(image);
   u8* const even = resized || dst == nullptr ? rest.take<u8>(image) : dst;
-  const auto next_image = [&] {
+  const auto next_image = [&](u8* last) {
     --left;
-    return left == 0 && dst != nullptr ? dst : (left & 1) ? odd : even;
+    return left == 0 && last != nullptr ? last : (left & 1) ? odd : even;
   };
   i32 full_h = row.h, full_w = row.w;
   const u8* from = row.src;
-  for (i32 slot = 0; slot < row.slots + (restored ? 1 : 0); ++slot) {
-    if (cut && slot == row.windowed) {
-      u8* const to = next_image();
+  for (i32 slot = 0; slot < batch.slots + (restored ? 1 : 0); ++slot) {
+    // Made anew for every slot: what need not live through an op leaves it a GPU register.
+    const Row row = row_of(batch, unknown(index));
+    if (slot == row.windowed && slot < row.slots) {
+      u8* const to = next_image(row.dst);
       copy_window(team, from, row.w, row.window, to);
       from = to;
       now = row.window;
@@ -138,7 +189,7 @@ QPT_ENTRY Picture run_row(Team& team, const Row& row, u8* dst,
     const bool resizing = op == k_resize_to;
     const i32 to_h = resizing ? working_size(row.h, params) : now.h;
     const i32 to_w = resizing ? working_size(row.w, params) : now.w;
-    u8* const to = next_image();
+    u8* const to = next_image(row.dst);
     run_op(team, op,
            OpArgs{from, to, unknown(now.h), unknown(now.w), unknown(to_h), unknown(to_w), unknown(now.top),
                   unknown(now.left), unknown(full_h), unknown(full_w), params, row.seed, static_cast<u32>(slot),
@@ -152,17 +203,6 @@ QPT_ENTRY Picture run_row(Team& team, const Row& row, u8* dst,
   }
   return {from, now};
 }
-
-// The patches of one row, as an encoder takes them: value v of channel c becomes table[256 c + v], an element of 2, 4
-// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/patches.py).
-struct Patches {
-  const i32* boxes;   // [count, 2]: top, left in the image; inside the picture that they are cut from
-  i32 count, size;    // size: side in pixels
-  const void* table;  // [3, 256]
-  void* out;          // [count, size, size, 3] if channels_last, else [count, 3, size, size]
-  i32 item_bytes;
-  bool channels_last;
-};
 
 template <class Item, class Team>
 QPT_FN void write_items(const Team& team, Picture from, Patches to) {
@@ -193,40 +233,11 @@ QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
     write_items<u64>(team, from, to);
 }
 
-// What degrade and degrade_patches are given.
-struct Batch {
-  const u8* images;  // [., h, w, 3]
-  void* out;         // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
-  i32 h, w, rows, slots;
-  const i16* ops;       // [rows, slots]
-  const float* params;  // [rows, slots, 4]
-  const i64* seeds;     // [rows]
-  const i32* source;    // [rows] index into images
-  const i32* order;     // [rows] a permutation: the row to run first, second...
-  const i32* windows;   // [rows, 5] Row::windowed and Row::window; null without boxes
-  Patches patches;      // boxes [rows, count, 2], or null; out is unused
-};
-
 template <class Team>
 QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, void* scratch) {
   const i32 index = batch.order[place];
-  const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
-  const bool whole = batch.patches.boxes == nullptr;
-  const i32* at = batch.windows + static_cast<i64>(index) * 5;
-  Row row{batch.images + batch.source[index] * image_bytes,
-          batch.h,
-          batch.w,
-          batch.ops + first,
-          batch.params + 4 * first,
-          batch.slots,
-          static_cast<u64>(batch.seeds[index]),
-          whole ? batch.slots : at[0],
-          {0, 0, batch.h, batch.w}};
-  // Not as a condition inside the braces: nvcc 13.0's front end crashes on it.
-  if (!whole) row.window = {at[1], at[2], at[3], at[4]};
-  u8* const image = whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr;
-  const Picture picture = run_row(team, row, image, scratch);
-  if (whole) return;
+  const Picture picture = run_row(team, batch, index, scratch);
+  if (batch.patches.boxes == nullptr) return;
   Patches patches = batch.patches;
   const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
   patches.boxes += static_cast<i64>(index) * patches.count * 2;

@@ -129,3 +129,15 @@ def test_step_within_ties_of_equal_means_raises_no_warning():
         warnings.simplefilter("error")
         found = measure([-1.0, 1, 1, -1, 1, 1], [159.0, 174, 157, 175, 170, 167])
     assert found["plcc_raw"] == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("seed", "fit"), [(144, fit_logistic), (236, fit_logistic5)])
+def test_a_width_that_grows_for_ever_raises_no_warning(seed, fit):
+    """A parabola and an exponential are at the edge of what the curves can be: the best width is not finite."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=60)
+    noise = 0.01 * generator.normal(size=60)
+    y = x + 0.001 * x**2 + noise if seed == 144 else x**2 * 0.01 + x
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(fit(x, y)).all()

@@ -151,6 +151,7 @@ def _climb(points: _Points, places: Array, steps: Array, *, rounds: int) -> tupl
         places = np.where(better[:, None], trials[each, nearest], places)
         values = np.where(better, gains[each, nearest], values)
         steps = np.where(better[:, None], 1.4 * steps, 0.5 * steps)
+        steps[:, 1] = np.minimum(steps[:, 1], 3.0)  # twentyfold: a width may go on growing for ever
     return places, steps, values
 
 

@@ -39,6 +39,7 @@ _METRIC_NAMES = {
     "srcc": "SRCC",
     "plcc_raw": "PLCC, raw",
     "plcc_logistic": "PLCC after the logistic",
+    "plcc_logistic5": "PLCC after the 5-parameter logistic",
     "krcc": "KRCC",
     "rmse": "RMSE",
 }

@@ -246,8 +246,14 @@ void run_random(const std::vector<Op>& table, u64 seed, u64 number) {
   const Guarded image(samples, 0x33, random.below(8));
   fill_image(random, image.bytes(), samples);
   const u64 row_seed = random.word();
-  const qpt::Row row{image.bytes(), h, w, ops.data(), params.data(), slots, row_seed, slots, {}};
-  const auto run = [&](auto& team, u8* out, void* scratch) { qpt::run_row(team, row, out, scratch); };
+  const qpt::i64 signed_seed = static_cast<qpt::i64>(row_seed);
+  const i32 first = 0;
+  const auto run = [&](auto& team, u8* out, void* scratch) {
+    qpt::run_row(
+        team,
+        {image.bytes(), out, h, w, 1, slots, ops.data(), params.data(), &signed_seed, &first, &first, nullptr, {}}, 0,
+        scratch);
+  };
   const bool resized = std::find(ops.begin(), ops.end(), qpt::k_resize_to) != ops.end();
   const i64 scratch_bytes = qpt::scratch_bytes(h, w, resized, false);
   const std::vector<u8> expected = result_of(1, samples, scratch_bytes, run);
