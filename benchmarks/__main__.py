@@ -17,6 +17,7 @@ NAMES = {
     "degrade": "benchmarks.bench_degrade",
     "contrastive": "benchmarks.bench_contrastive",
     "resources": "benchmarks.resources",
+    "roofline_degrade": "benchmarks.roofline_degrade",
     "score": "benchmarks.bench_score",
 }
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:12} {module.HELP}" for name, module in modules.items()),
+        epilog="\n".join(f"  {name:16} {module.HELP}" for name, module in modules.items()),
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of: " + ", ".join(NAMES))
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")

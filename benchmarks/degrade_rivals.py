@@ -377,7 +377,7 @@ PER_IMAGE: dict[str, list[Rival]] = {
     "high_sharpen": [Rival("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
     "bilateral": [Rival("opencv", _bilateral, 0.1)],
     "denoise": [Rival("opencv", _denoise, 0.05, spread=True)],
-    "jpeg2000": [Rival("pillow", _jpeg2000, 8.0, note="OpenJPEG at the same ratio, with its entropy coder")],
+    "jpeg2000": [Rival("pillow", _jpeg2000, 12.0, note="OpenJPEG at the same ratio, with its entropy coder")],
     "rescale_area": [Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
     "rescale_lanczos": [Rival("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
     "spatial_jitter": [Rival("opencv", _jitter, 0.1, spread=True)],

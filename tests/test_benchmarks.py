@@ -6,6 +6,7 @@ Times are never asserted: where a test needs some, the clock is replaced.
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from benchmarks import (
     degrade_rivals,
     harness,
     resources,
+    roofline_degrade,
 )
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from benchmarks.roofline import GPUS
+from qpt.degradations import NAMES
 from qpt.errors import BackendError
 
 
@@ -209,6 +213,31 @@ def test_ratios_of_the_degrade_benchmark():
     found = bench_degrade.ratios_of([*rows, row(chain, "qpt", 1.0), row(chain, "a", 7.0)])
     assert found["ops"] == {"hue": {"rival": "b", "ratio": 3.0}, "jpeg": {"rival": "a", "ratio": 1.0}}
     assert (found["median_over_ops"], found["without_rival"], found["chains"]) == (2.0, ["median_blur"], {"a": 7.0})
+
+
+def test_predictions_of_the_engine_are_the_busiest_multiprocessor_or_the_memory():
+    blocks = {gpu.name: 1 for gpu in GPUS}
+    pixels = roofline_degrade.SIDE**2
+    found = roofline_degrade._predict([1000.0], 1, blocks)
+    for gpu in GPUS:
+        rows = -(-roofline_degrade.ROWS // gpu.multiprocessors)  # of the busiest
+        seconds = rows * 1000 * pixels / (128 * roofline_degrade.IPC * roofline_degrade.CLOCK[gpu.architecture])
+        assert found[gpu.name] == pytest.approx(1000 * seconds, abs=0.01)
+        moved = roofline_degrade.ROWS * pixels * roofline_degrade.BYTES / (0.6 * gpu.bandwidth)
+        assert roofline_degrade._predict([1.0], 1, blocks)[gpu.name] == pytest.approx(1000 * moved, abs=0.01)
+
+
+def test_instructions_of_chains_are_those_of_their_ops():
+    counted = {name: [10.0 * level for level in range(1, 6)] for name in NAMES}
+    rows, ops = roofline_degrade._chains(counted)
+    assert len(rows) == roofline_degrade.ROWS and 2 < ops < 3  # of 0 to 5
+    assert np.mean(rows) == pytest.approx(30 * ops, rel=0.1)
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind, which counts the instructions")
+def test_instructions_are_counted_by_level():
+    mild, strong = roofline_degrade.count_instructions("gaussian_blur", 16, (1, 5))
+    assert 100 < mild < strong < 100_000
 
 
 USAGE = """

@@ -1,0 +1,114 @@
+"""Predicted time of the CUDA engine on an A100 and an H100, where none was at hand: each op, and chains of preset qpt.
+
+Run by ``python -m benchmarks roofline_degrade``; needs g++ and valgrind. Nothing here is measured on a GPU. Counted
+are: the instructions of each op's source, on the path a thread block takes, run by one thread of a processor
+(valgrind, g++ -O2 without vectorisation); the kernel's registers, as compiled for each GPU (benchmarks/resources.py),
+hence the blocks resident on a multiprocessor; and the bytes an op must move at least. What is assumed stands in
+``ASSUMPTIONS`` and is printed with the result.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import resources
+from benchmarks.bench_degrade import parameters_of
+from benchmarks.harness import Report, Settings
+from benchmarks.roofline import GPUS, Gpu
+from qpt.degradations import DEGRADATIONS, LEVELS, op_id
+from qpt.errors import BackendError
+from qpt.space import DegradationSpace
+
+HELP = "predicted milliseconds of the CUDA engine on A100 and H100, from counted instructions"
+ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels
+COUNTED = 96  # side of the picture whose instructions are counted
+IPC = 0.5  # instructions per clock of each of a multiprocessor's four schedulers
+SCHEDULERS, WARP = 4, 32
+CLOCK = {80: 1.41e9, 90: 1.98e9}  # boost, as in roofline.GPUS
+BYTES = 6  # of a pixel and op: read once and written once as uint8; temporaries are taken to stay in L2
+BANDWIDTH_SHARE = 0.6
+ASSUMPTIONS = (
+    "Predictions, not measurements. One thread's x86 instructions stand for a GPU thread's; the two compilers may "
+    "differ by a factor of two either way.",
+    f"Each of a multiprocessor's {SCHEDULERS} schedulers issues {IPC} instructions a clock at boost clocks: few warps "
+    "are resident, so latencies show. Work is divided evenly among a block's threads.",
+    f"Device memory gives {BANDWIDTH_SHARE:.0%} of its peak; {BYTES} bytes a pixel and op. The greater of the two "
+    "times counts. Rows are dealt to blocks as they fall, heavy ones first.",
+)
+
+
+def run(settings: Settings) -> Report:
+    """Counts every op at level 3 (all levels unless ``quick``), then predicts."""
+    side = 32 if settings.quick else COUNTED
+    names = [row.name for row in DEGRADATIONS][:2] if settings.quick else [row.name for row in DEGRADATIONS]
+    counted = {name: count_instructions(name, side, (3,) if settings.quick else range(1, LEVELS + 1)) for name in names}
+    blocks = {gpu.name: _resident_blocks(gpu) for gpu in GPUS}
+    found = []
+    for name in names:
+        per_pixel = float(np.mean(counted[name]))
+        found.append({"op": name, "instructions_per_pixel": round(per_pixel)} | _predict([per_pixel], 1, blocks))
+    if not settings.quick:
+        rows, ops = _chains(counted)
+        mean = round(float(np.mean(rows)))
+        found.append({"op": "chains of preset qpt", "instructions_per_pixel": mean} | _predict(rows, ops, blocks))
+    shape = f"{ROWS} rows of {SIDE} x {SIDE}, mean over levels"
+    return Report("roofline_degrade", predictions=found, remarks=[f"Milliseconds for {shape}.", *ASSUMPTIONS])
+
+
+def count_instructions(op: str, side: int, levels: Any) -> list[float]:
+    """Instructions per pixel of ``op`` at each level, on a picture of side x side. BackendError without the tools."""
+    for tool in ("g++", "valgrind"):
+        if shutil.which(tool) is None:
+            raise BackendError(f"roofline_degrade: {tool} not found on $PATH; run: apt-get install {tool}")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "instructions")
+        source = Path(__file__).with_name("instructions.cpp")
+        flags = ["-std=c++17", "-O2", "-fno-tree-vectorize", "-ffp-contract=off", "-mavx", "-mfma"]
+        resources.run_tool(["g++", *flags, str(source), "-o", str(program)])
+        every_level = parameters_of(op, LEVELS)
+        for level in levels:
+            words = [str(program), str(op_id(op)), str(side), *map(repr, every_level[level - 1])]
+            tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=qpt_counted"]
+            done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
+            collected = re.search(r"Collected : (\d+)", done.stderr)
+            if done.returncode or collected is None:
+                raise BackendError(f"roofline_degrade: valgrind failed on {op}: {done.stderr.strip()[-400:]}")
+            found.append(int(collected[1]) / side**2)
+    return found
+
+
+def _resident_blocks(gpu: Gpu) -> int:
+    """Blocks of the degradation kernel on one multiprocessor of this GPU."""
+    kernel = next(kernel for kernel in resources.kernels() if "degrade" in kernel.label)
+    cubin, shared = kernel.compile(gpu.architecture)
+    (found,) = resources.read(cubin).values()
+    return resources.blocks_per_multiprocessor(found, kernel.threads(gpu.architecture), gpu.architecture, shared)
+
+
+def _chains(counted: dict[str, list[float]]) -> tuple[list[float], float]:
+    """Instructions per pixel of each row of a program of preset qpt, and the mean number of ops of a row."""
+    program = DegradationSpace.preset("qpt").sample(ROWS, generator=torch.Generator().manual_seed(0))
+    rows = [sum(counted[step.name][step.level - 1] for step in chain.steps) for chain in program]
+    return rows, sum(map(len, program)) / ROWS
+
+
+def _predict(rows: list[float], ops: float, blocks: dict[str, int]) -> dict[str, float]:
+    """Milliseconds by GPU. rows: instructions per pixel of each row of the batch, repeated to ROWS."""
+    found = {}
+    for gpu in GPUS:
+        places = np.zeros(gpu.multiprocessors * blocks[gpu.name])  # instructions each resident block has to do
+        for work in sorted(np.resize(rows, ROWS), reverse=True):
+            places[places.argmin()] += work * SIDE**2
+        # The blocks of a multiprocessor share its schedulers.
+        issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * CLOCK[gpu.architecture]
+        arithmetic = places.max() / issue
+        memory = ROWS * SIDE**2 * BYTES * ops / (gpu.bandwidth * BANDWIDTH_SHARE)
+        found[gpu.name] = round(1000 * max(arithmetic, memory), 2)
+    return found
