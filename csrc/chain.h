@@ -171,7 +171,6 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
     --left;
     return left == 0 && last != nullptr ? last : (left & 1) ? odd : even;
   };
-  i32 full_h = row.h, full_w = row.w;
   const u8* from = row.src;
   for (i32 slot = 0; slot < batch.slots + (restored ? 1 : 0); ++slot) {
     // Made anew for every slot: what need not live through an op leaves it a GPU register.
@@ -186,19 +185,28 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
     const i16 op = slot < row.slots ? row.ops[slot] : static_cast<i16>(k_resize_to);
     if (!is_op(op)) continue;
     const float* params = slot < row.slots ? row.params + 4 * slot : kRestore;
-    const bool resizing = op == k_resize_to;
+    const bool resizing = op == k_resize_to, windowed = slot >= row.windowed;
     const i32 to_h = resizing ? working_size(row.h, params) : now.h;
     const i32 to_w = resizing ? working_size(row.w, params) : now.w;
     u8* const to = next_image(row.dst);
-    run_op(team, op,
-           OpArgs{from, to, unknown(now.h), unknown(now.w), unknown(to_h), unknown(to_w), unknown(now.top),
-                  unknown(now.left), unknown(full_h), unknown(full_w), params, row.seed, static_cast<u32>(slot),
-                  static_cast<void*>(rest.next)});
+    const OpArgs args{from,
+                      to,
+                      unknown(now.h),
+                      unknown(now.w),
+                      unknown(to_h),
+                      unknown(to_w),
+                      unknown(now.top),
+                      unknown(now.left),
+                      unknown(windowed ? row.h : now.h),
+                      unknown(windowed ? row.w : now.w),
+                      params,
+                      row.seed,
+                      static_cast<u32>(slot),
+                      static_cast<void*>(rest.next)};
     from = to;
-    if (resizing) {
-      now.h = full_h = to_h;
-      now.w = full_w = to_w;
-    }
+    now.h = to_h;
+    now.w = to_w;
+    run_op(team, op, args);
     team.sync();  // the op's image is the next op's input, and its scratch is reused
   }
   return {from, now};
