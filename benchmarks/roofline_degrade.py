@@ -11,8 +11,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +47,10 @@ def run(settings: Settings) -> Report:
     """Counts every op at level 3 (all levels unless ``quick``), then predicts."""
     side = 32 if settings.quick else COUNTED
     names = [row.name for row in DEGRADATIONS][:2] if settings.quick else [row.name for row in DEGRADATIONS]
-    counted = {name: count_instructions(name, side, (3,) if settings.quick else range(1, LEVELS + 1)) for name in names}
+    levels = (3,) if settings.quick else range(1, LEVELS + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        program = build_counter(Path(folder))
+        counted = {name: count_instructions(program, name, side, levels) for name in names}
     blocks = {gpu.name: _resident_blocks(gpu) for gpu in GPUS}
     found = []
     for name in names:
@@ -61,26 +64,30 @@ def run(settings: Settings) -> Report:
     return Report("roofline_degrade", predictions=found, remarks=[f"Milliseconds for {shape}.", *ASSUMPTIONS])
 
 
-def count_instructions(op: str, side: int, levels: Any) -> list[float]:
-    """Instructions per pixel of ``op`` at each level, on a picture of side x side. BackendError without the tools."""
+def build_counter(folder: Path) -> Path:
+    """instructions.cpp as a program in ``folder``. BackendError without the tools."""
     for tool in ("g++", "valgrind"):
         if shutil.which(tool) is None:
             raise BackendError(f"roofline_degrade: {tool} not found on $PATH; run: apt-get install {tool}")
+    program = folder / "instructions"
+    flags = ["-std=c++17", "-O2", "-fno-tree-vectorize", "-ffp-contract=off", "-mavx", "-mfma"]
+    source = Path(__file__).with_name("instructions.cpp")
+    resources.run_tool(["g++", *flags, str(source), "-o", str(program)])
+    return program
+
+
+def count_instructions(program: Path, op: str, side: int, levels: Iterable[int]) -> list[float]:
+    """Instructions per pixel of ``op`` at each level, on a picture of side x side."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, "instructions")
-        source = Path(__file__).with_name("instructions.cpp")
-        flags = ["-std=c++17", "-O2", "-fno-tree-vectorize", "-ffp-contract=off", "-mavx", "-mfma"]
-        resources.run_tool(["g++", *flags, str(source), "-o", str(program)])
-        every_level = parameters_of(op, LEVELS)
-        for level in levels:
-            words = [str(program), str(op_id(op)), str(side), *map(repr, every_level[level - 1])]
-            tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=qpt_counted"]
-            done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
-            collected = re.search(r"Collected : (\d+)", done.stderr)
-            if done.returncode or collected is None:
-                raise BackendError(f"roofline_degrade: valgrind failed on {op}: {done.stderr.strip()[-400:]}")
-            found.append(int(collected[1]) / side**2)
+    every_level = parameters_of(op, LEVELS)
+    for level in levels:
+        words = [str(program), str(op_id(op)), str(side), *map(repr, every_level[level - 1])]
+        tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=qpt_counted"]
+        done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
+        collected = re.search(r"Collected : (\d+)", done.stderr)
+        if done.returncode or collected is None:
+            raise BackendError(f"roofline_degrade: valgrind failed on {op}: {done.stderr.strip()[-400:]}")
+        found.append(int(collected[1]) / side**2)
     return found
 
 

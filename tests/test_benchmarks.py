@@ -235,8 +235,9 @@ def test_instructions_of_chains_are_those_of_their_ops():
 
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind, which counts the instructions")
-def test_instructions_are_counted_by_level():
-    mild, strong = roofline_degrade.count_instructions("gaussian_blur", 16, (1, 5))
+def test_instructions_are_counted_by_level(tmp_path):
+    program = roofline_degrade.build_counter(tmp_path)
+    mild, strong = roofline_degrade.count_instructions(program, "gaussian_blur", 16, (1, 5))
     assert 100 < mild < strong < 100_000
 
 
