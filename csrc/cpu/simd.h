@@ -182,6 +182,75 @@ inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* i
   for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
 }
 
+// --- Medians, for ops/median.h ---------------------------------------------------------------------------------------
+
+constexpr i32 kMedianLanes = 32;      // samples at once
+constexpr i32 kMostMedianRadius = 4;  // beyond it, counting bits is as fast
+
+inline void sort_two(__m256i& low, __m256i& high) {
+  const __m256i least = _mm256_min_epu8(low, high);
+  high = _mm256_max_epu8(low, high);
+  low = least;
+}
+
+// v[0] becomes the least and v[count - 1] the greatest of v[0 .. count).
+template <i32 count>
+inline void find_ends(__m256i* v) {
+#pragma GCC unroll 64
+  for (i32 i = 0; i < count / 2; ++i) sort_two(v[i], v[count - 1 - i]);
+#pragma GCC unroll 64
+  for (i32 i = 1; i < (count + 1) / 2; ++i) sort_two(v[0], v[i]);
+#pragma GCC unroll 64
+  for (i32 i = count / 2; i < count - 1; ++i) sort_two(v[i], v[count - 1]);
+}
+
+// Of v[0 .. count) and the values to come, the least and the greatest of v cannot be the median of all: both are
+// forgotten and the next value joins, until three are left.
+template <i32 radius, i32 count>
+inline __m256i forget_ends(__m256i* v, const u8* const* row) {
+  find_ends<count>(v);
+  if constexpr (count == 3) {
+    return v[1];
+  } else {
+    constexpr i32 taps = 2 * radius + 1, next = taps * taps - (count - 3);
+    v[0] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[next / taps] + 3 * (next % taps)));
+    return forget_ends<radius, count - 1>(v, row);
+  }
+}
+
+// out[i]: the median of the (2 radius + 1)^2 samples row[dy][i + 3 dx], for kMedianLanes samples from `at` on.
+template <i32 radius>
+inline void median_lanes(const u8* const* rows, i32 at, u8* out) {
+  constexpr i32 taps = 2 * radius + 1, held = taps * taps / 2 + 2;  // so many hold the median whatever the others are
+  const u8* row[taps];
+  for (i32 dy = 0; dy < taps; ++dy) row[dy] = rows[dy] + at;
+  __m256i v[held];
+#pragma GCC unroll 64
+  for (i32 i = 0; i < held; ++i)
+    v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i / taps] + 3 * (i % taps)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), forget_ends<radius, held>(v, row));
+}
+
+template <i32 radius>
+inline void median_row(const u8* const* rows, i32 samples, u8* out) {
+  for (i32 at = 0; at + kMedianLanes <= samples; at += kMedianLanes) median_lanes<radius>(rows, at, out);
+  if (samples % kMedianLanes != 0) median_lanes<radius>(rows, samples - kMedianLanes, out);
+}
+
+// A whole row of samples; false if it is left to the generic form.
+inline bool median_row(const u8* const* rows, i32 radius, i32 samples, u8* out) {
+  if (samples < kMedianLanes || radius < 1 || radius > kMostMedianRadius) return false;
+  if (radius == 1)
+    median_row<1>(rows, samples, out);
+  else if (radius == 2)
+    median_row<2>(rows, samples, out);
+  else if (radius == 3)
+    median_row<3>(rows, samples, out);
+  else
+    median_row<4>(rows, samples, out);
+  return true;
+}
+
 }  // namespace simd
 }  // namespace qpt
 

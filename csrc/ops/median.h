@@ -1,5 +1,6 @@
 // Median filter (texture family): each channel's median over a square window, borders replicated, as cv2.medianBlur
-// has it. The median is found bit by bit, from the counts of smaller values in the window. Listed in table.h.
+// has it. The median is found bit by bit, from the counts of smaller values in the window; small windows have a faster
+// form on x86 (cpu/simd.h). Listed in table.h.
 #pragma once
 #include "op.h"
 
@@ -30,6 +31,11 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
     u8* low = scratch.take<u8>(samples);
     u8* below = scratch.take<u8>(samples);
     for (i32 y = 0; y < a.h; ++y) {
+#if QPT_SIMD_ROWS
+      const u8* rows[2 * kMaxMedianRadius + 1];
+      for (i32 dy = 0; dy < taps; ++dy) rows[dy] = row_of(y, dy);
+      if (simd::median_row(rows, radius, samples, a.dst + static_cast<i64>(y) * samples)) continue;
+#endif
       for (i32 i = 0; i < samples; ++i) low[i] = 0;
       for (i32 bit = 128; bit > 0; bit >>= 1) {
         for (i32 i = 0; i < samples; ++i) below[i] = 0;

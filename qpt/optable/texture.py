@@ -76,7 +76,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: int(p[0]),
         doc="Each channel's median over a square of 2 radius + 1 pixels; border replicated.",
         grid_px=1,
-        cost=(23.0, 48.0, 86.0, 132.0, 191.0),
+        cost=(4.0, 9.0, 26.0, 73.0, 180.0),
     ),
     Degradation(
         "glass_blur",
