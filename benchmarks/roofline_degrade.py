@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +56,10 @@ def run(settings: Settings) -> Report:
     found = []
     for name in names:
         per_pixel = float(np.mean(counted[name]))
-        found.append({"op": name, "instructions_per_pixel": round(per_pixel)} | _predict([per_pixel], 1, blocks))
+        found += _predict(name, [per_pixel], 1, blocks)
     if not settings.quick:
         rows, ops = _chains(counted)
-        mean = round(float(np.mean(rows)))
-        found.append({"op": "chains of preset qpt", "instructions_per_pixel": mean} | _predict(rows, ops, blocks))
+        found += _predict("chains of preset qpt", rows, ops, blocks)
     shape = f"{ROWS} rows of {SIDE} x {SIDE}, mean over levels"
     return Report("roofline_degrade", predictions=found, remarks=[f"Milliseconds for {shape}.", *ASSUMPTIONS])
 
@@ -106,9 +106,9 @@ def _chains(counted: dict[str, list[float]]) -> tuple[list[float], float]:
     return rows, sum(map(len, program)) / ROWS
 
 
-def _predict(rows: list[float], ops: float, blocks: dict[str, int]) -> dict[str, float]:
-    """Milliseconds by GPU. rows: instructions per pixel of each row of the batch, repeated to ROWS."""
-    found = {}
+def _predict(op: str, rows: list[float], ops: float, blocks: dict[str, int]) -> list[dict[str, Any]]:
+    """One entry for each GPU. rows: instructions per pixel of each row of the batch, repeated to ROWS."""
+    found = []
     for gpu in GPUS:
         places = np.zeros(gpu.multiprocessors * blocks[gpu.name])  # instructions each resident block has to do
         for work in sorted(np.resize(rows, ROWS), reverse=True):
@@ -117,5 +117,15 @@ def _predict(rows: list[float], ops: float, blocks: dict[str, int]) -> dict[str,
         issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * CLOCK[gpu.architecture]
         arithmetic = places.max() / issue
         memory = ROWS * SIDE**2 * BYTES * ops / (gpu.bandwidth * BANDWIDTH_SHARE)
-        found[gpu.name] = round(1000 * max(arithmetic, memory), 2)
+        found.append(
+            {
+                "op": op,
+                "gpu": gpu.name,
+                "predicted_ms": round(1000 * max(arithmetic, memory), 2),
+                "bound_by": "instructions" if arithmetic > memory else "memory",
+                "instructions_per_pixel": round(float(np.mean(rows))),
+                "efficiency": IPC if arithmetic > memory else BANDWIDTH_SHARE,
+                "peaks": gpu.source,
+            }
+        )
     return found
