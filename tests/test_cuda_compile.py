@@ -26,9 +26,10 @@ def test_nvrtc_makes_a_kernel_that_can_be_launched(architecture: int) -> None:
     assert list(found) == ["qpt_degrade"]
     if architecture in resources.ARCHITECTURES:
         offline.check(found["qpt_degrade"], architecture, REGISTERS)
-    else:  # NVRTC 13.5 spills a few values for sm_100, whatever the block size: it runs, and no more may be added
+    else:  # NVRTC 13.5 spills a few values for sm_100 (20 accesses at 384 threads, 4 at 448): bounded, not refused
         assert found["qpt_degrade"].registers <= REGISTERS
         assert found["qpt_degrade"].stack_bytes <= 64
+        assert found["qpt_degrade"].local_accesses <= 32
 
 
 def test_fat_binary_of_nvcc_holds_every_architecture(tmp_path: Path) -> None:
