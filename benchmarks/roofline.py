@@ -22,14 +22,20 @@ class Gpu:
     architecture: int  # 80 for sm_80, as benchmarks/resources.py names it
     source: str
 
+    @property
+    def clock(self) -> float:
+        """Boost clock in Hz, which ``special`` counts with."""
+        return self.special / (SPECIAL_PER_CLOCK * self.multiprocessors)
 
-# special = 16 results per clock and multiprocessor (CUDA C++ Programming Guide, arithmetic throughput of compute
-# capability 8.0 and 9.0) x multiprocessors x the boost clock that the published FP32 peak implies.
+
+# Results per clock and multiprocessor (CUDA C++ Programming Guide, arithmetic throughput of compute capability 8.0 and
+# 9.0); special = this x multiprocessors x the boost clock that the published FP32 peak implies.
+SPECIAL_PER_CLOCK = 16
 GPUS = (
     Gpu(
         "A100-SXM4-80GB",
         {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12, "float16": 312e12},
-        special=16 * 108 * 1.41e9,
+        special=SPECIAL_PER_CLOCK * 108 * 1.41e9,
         bandwidth=2.039e12,
         multiprocessors=108,
         architecture=80,
@@ -38,7 +44,7 @@ GPUS = (
     Gpu(
         "H100-SXM5-80GB",
         {"float32": 67e12, "tf32": 494.7e12, "bfloat16": 989.4e12, "float16": 989.4e12},
-        special=16 * 132 * 1.98e9,
+        special=SPECIAL_PER_CLOCK * 132 * 1.98e9,
         bandwidth=3.35e12,
         multiprocessors=132,
         architecture=90,

@@ -31,7 +31,6 @@ ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels
 COUNTED = 96  # side of the picture whose instructions are counted
 IPC = 0.5  # instructions per clock of each of a multiprocessor's four schedulers
 SCHEDULERS, WARP = 4, 32
-CLOCK = {80: 1.41e9, 90: 1.98e9}  # boost, as in roofline.GPUS
 BYTES = 6  # of a pixel and op: read once and written once as uint8; temporaries are taken to stay in L2
 BANDWIDTH_SHARE = 0.6
 ASSUMPTIONS = (
@@ -114,7 +113,7 @@ def _predict(op: str, rows: list[float], ops: float, blocks: dict[str, int]) -> 
         for work in sorted(np.resize(rows, ROWS), reverse=True):
             places[places.argmin()] += work * SIDE**2
         # The blocks of a multiprocessor share its schedulers.
-        issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * CLOCK[gpu.architecture]
+        issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * gpu.clock
         arithmetic = places.max() / issue
         memory = ROWS * SIDE**2 * BYTES * ops / (gpu.bandwidth * BANDWIDTH_SHARE)
         found.append(

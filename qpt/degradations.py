@@ -8,7 +8,6 @@ compares the two. A new op is one row there, one function in its family's file i
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qpt.errors import InputError
+from qpt.errors import InputError, hint
 from qpt.optable.colour import COLOUR
 from qpt.optable.geometry import GEOMETRY
 from qpt.optable.row import LEVELS, SLOTS, Degradation, Parameter, Values
@@ -51,9 +50,8 @@ _IDS = {name: index for index, name in enumerate(NAMES)}
 def op_id(name: str, caller: str = "op_id") -> int:
     """The id of a named op. Raises InputError with the nearest names for an unknown one."""
     if name not in _IDS:
-        near = difflib.get_close_matches(str(name), NAMES, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(NAMES)}"
-        raise InputError(f"{caller}: op must be a name of the op table, got {name!r}; {hint}")
+        near = hint(name, NAMES, most=3, cutoff=0.4)
+        raise InputError(f"{caller}: op must be a name of the op table, got {name!r}; {near}")
     return _IDS[name]
 
 

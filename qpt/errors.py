@@ -3,6 +3,11 @@
 Raised by every public entry, printed as one line by the command line (``qpt.cli``).
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """An argument is wrong. The message names the argument, what it must be and what was given."""
@@ -19,3 +24,9 @@ def describe(value: object) -> str:
     if shape is None or dtype is None:
         return type(value).__name__
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def hint(given: object, known: Sequence[str], *, most: int = 1, cutoff: float = 0.5) -> str:
+    """What an error message says of a misspelt name: ``did you mean a or b?``, at most so many, or the known ones."""
+    near = difflib.get_close_matches(str(given), known, n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

@@ -6,7 +6,6 @@ Everything is checked here, when it is made, against the op table.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from qpt.errors import InputError
 
 __all__ = ["ByLevel", "Choice", "Group", "Rule", "Uniform", "Value"]
 
-_MOST_SLOTS = 64
+MOST_SLOTS = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Group:
         if not isinstance(self.name, str):
             raise InputError(f"DegradationSpace: name of a group must be text, got {self.name!r}")
         _positive(f"weight of group {self.label}", self.weight)
-        if not _number(self.probability) or not 0 < self.probability <= 1:
+        if not is_number(self.probability) or not 0 < self.probability <= 1:
             raise InputError(
                 f"DegradationSpace: probability of group {self.label} must be above 0 and at most 1, "
                 f"got {self.probability!r}"
@@ -172,11 +171,11 @@ class Rule:
         for name in ("repeat", "shuffle"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"DegradationSpace: {name} must be true or false, got {getattr(self, name)!r}")
-        self._check_number()
+        self._checkis_number()
         _weights("level_weights", self, LEVELS, "one for each level")
 
-    def _check_number(self) -> None:
-        most = _MOST_SLOTS if self.repeat else min(len(self.ops), _MOST_SLOTS)
+    def _checkis_number(self) -> None:
+        most = MOST_SLOTS if self.repeat else min(len(self.ops), MOST_SLOTS)
         for name in ("max_ops", "min_ops"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
@@ -232,13 +231,13 @@ def _five(op: str, p: Parameter, given: object) -> tuple[Value, ...]:
     where = f"DegradationSpace: levels of {op}, {p.name}"
     if isinstance(given, ByLevel):
         if (
-            not _number(given.mild)
-            or not _number(given.strong)
+            not is_number(given.mild)
+            or not is_number(given.strong)
             or (p.integer and abs(given.mild - given.strong) < LEVELS - 1)
         ):
             raise InputError(f"{where} must be cut from two ends that leave {LEVELS} parts, got {given}")
         values: tuple[object, ...] = given.parts(p.integer)
-    elif isinstance(given, Uniform) or _number(given):
+    elif isinstance(given, Uniform) or is_number(given):
         values = (given,) * LEVELS
     elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == LEVELS:
         values = tuple(given)
@@ -251,14 +250,14 @@ def _checked(where: str, p: Parameter, value: object) -> Value:
     """A value of one level, its numbers floats within the parameter's range."""
     if isinstance(value, Uniform):
         numbers = [value.low, value.high]
-        if all(map(_number, numbers)) and numbers[0] > numbers[1]:
+        if all(map(is_number, numbers)) and numbers[0] > numbers[1]:
             raise InputError(f"{where} must be a range from low to high, got {value}")
     elif isinstance(value, Sequence) and not isinstance(value, str):
         numbers = list(value)
     else:
         numbers = [value]  # type: ignore[list-item]
     for number in numbers:
-        if not _number(number) or not p.low <= number <= p.high or (p.integer and number != int(number)):
+        if not is_number(number) or not p.low <= number <= p.high or (p.integer and number != int(number)):
             kind = "a whole number in" if p.integer else "in"
             raise InputError(f"{where} must be {kind} [{p.low:g}, {p.high:g}] {p.unit}, got {number!r}")
     if not numbers:
@@ -273,7 +272,7 @@ def _weights(name: str, rule: Rule, count: int, what: str) -> None:
     """Check a field of weights and keep it as a tuple of floats."""
     given = getattr(rule, name)
     good = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
-    if not good or not all(_number(w) and w >= 0 for w in given) or not sum(given) > 0:
+    if not good or not all(is_number(w) and w >= 0 for w in given) or not sum(given) > 0:
         raise InputError(
             f"DegradationSpace: {name} must be {count} numbers, {what}, none below 0 and one above, got {given!r}"
         )
@@ -281,15 +280,10 @@ def _weights(name: str, rule: Rule, count: int, what: str) -> None:
 
 
 def _positive(what: str, value: object) -> None:
-    if not _number(value) or not value > 0:  # type: ignore[operator]
+    if not is_number(value) or not value > 0:  # type: ignore[operator]
         raise InputError(f"DegradationSpace: {what} must be a number above 0, got {value!r}")
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def nearest(given: object, known: Sequence[str]) -> str:
-    """``; did you mean ...`` for a misspelt key, or the list of known ones."""
-    close = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

@@ -23,11 +23,10 @@ from qpt import degradations, space_size, streams
 from qpt.degradations import LEVELS, SLOTS, Numbers
 from qpt.errors import InputError
 from qpt.program import Chain, Program, Step
-from qpt.rule import ByLevel, Choice, Group, Rule, Uniform
+from qpt.rule import MOST_SLOTS, ByLevel, Choice, Group, Rule, Uniform, is_number
 
 __all__ = ["ByLevel", "Chain", "Choice", "DegradationSpace", "Group", "Program", "Rule", "Step", "Uniform"]
 
-_MOST_SLOTS = 64
 _MOST_ATTEMPTS = 10_000
 
 
@@ -57,13 +56,9 @@ class DegradationSpace(Rule):
         object.__setattr__(self, "then", tuple(self.then))
         object.__setattr__(self, "differs", tuple(self.differs))
         most = sum(rule.max_ops for rule in self.passes)
-        if most > _MOST_SLOTS:
-            raise InputError(f"DegradationSpace: max_ops of all passes must be {_MOST_SLOTS} together, got {most}")
-        if (
-            not isinstance(self.pristine, (int, float))
-            or isinstance(self.pristine, bool)
-            or not 0 <= self.pristine <= 1
-        ):
+        if most > MOST_SLOTS:
+            raise InputError(f"DegradationSpace: max_ops of all passes must be {MOST_SLOTS} together, got {most}")
+        if not is_number(self.pristine) or not 0 <= self.pristine <= 1:
             raise InputError(f"DegradationSpace: pristine must be a probability in 0..1, got {self.pristine!r}")
         object.__setattr__(self, "pristine", float(self.pristine))
 

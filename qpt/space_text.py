@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from qpt.degradations import LEVELS, Uniform
-from qpt.errors import InputError
-from qpt.rule import ByLevel, Choice, Group, Rule, nearest
+from qpt.errors import InputError, hint
+from qpt.rule import ByLevel, Choice, Group, Rule
 from qpt.space import DegradationSpace
 
 
@@ -73,7 +73,7 @@ def _build(kind: type[Any], given: object, where: str) -> Any:
     known = [field.name for field in dataclasses.fields(kind)]
     for key in given:
         if key not in known:
-            raise InputError(f"{where}: {key} must be a key of a {_NAMES[kind]}, got {key!r}{nearest(key, known)}")
+            raise InputError(f"{where}: {key} must be a key of a {_NAMES[kind]}, got {key!r}; {hint(key, known)}")
     first = "op" if kind is Choice else "ops"
     if first not in given:
         raise InputError(f"{where}: {first} must be given, got only {', '.join(map(str, given)) or 'nothing'}")

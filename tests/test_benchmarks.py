@@ -221,7 +221,7 @@ def test_predictions_of_the_engine_are_the_busiest_multiprocessor_or_the_memory(
     busy, idle = (roofline_degrade._predict("op", [work], 1, blocks) for work in (1000.0, 1.0))
     for gpu, slow, fast in zip(GPUS, busy, idle, strict=True):
         rows = -(-roofline_degrade.ROWS // gpu.multiprocessors)  # of the busiest
-        seconds = rows * 1000 * pixels / (128 * roofline_degrade.IPC * roofline_degrade.CLOCK[gpu.architecture])
+        seconds = rows * 1000 * pixels / (128 * roofline_degrade.IPC * gpu.clock)
         assert slow["predicted_ms"] == pytest.approx(1000 * seconds, abs=0.01)
         moved = roofline_degrade.ROWS * pixels * roofline_degrade.BYTES / (0.6 * gpu.bandwidth)
         assert fast["predicted_ms"] == pytest.approx(1000 * moved, abs=0.01)

@@ -13,12 +13,6 @@ from qpt.space import DegradationSpace
 from tests.test_space_rules import enumerate_space
 
 
-def preset(name: str) -> DegradationSpace:
-    if name not in presets.NAMES:
-        pytest.skip(f"{name} is not registered: the op table lacks some of its ops")
-    return DegradationSpace.preset(name)
-
-
 @pytest.mark.parametrize("name", presets.NAMES)
 def test_presets_state_their_source_and_survive_the_text(name, tmp_path):
     space = DegradationSpace.preset(name)
@@ -47,12 +41,12 @@ def test_every_preset_file_is_registered_or_waits_for_an_op():
 
 @pytest.mark.parametrize(("name", "types"), [("kadid", 25), ("reiqa", 26), ("imagenet-c", 15)])
 def test_single_op_presets_have_as_many_types_as_their_sources(name, types):
-    space = preset(name)
+    space = DegradationSpace.preset(name)
     assert (len(space.types), space.size(), space.size(levels=True)) == (types, types, types * LEVELS)
 
 
 def test_arniqa_draws_one_to_four_of_seven_groups():
-    space = preset("arniqa")
+    space = DegradationSpace.preset("arniqa")
     groups = [len(group.ops) for group in space.groups]
     assert (sorted(groups), sum(groups)) == ([2, 3, 3, 3, 4, 4, 5], 24)
     for per_type, size in ((1, space.size()), (LEVELS, space.size(levels=True))):
@@ -64,7 +58,7 @@ def test_arniqa_draws_one_to_four_of_seven_groups():
 
 
 def test_realesrgan_is_two_passes_and_a_tail():
-    space = preset("realesrgan")
+    space = DegradationSpace.preset("realesrgan")
     # kinds of blur, resizing, noise; again, the blur perhaps left out; back to size; JPEG alone or beside a sinc
     assert space.size() == (12 * 3 * 4) * ((12 + 1) * 3 * 4) * 1 * (1 + 2)
     program = space.sample(500, generator=torch.Generator().manual_seed(0))
@@ -73,6 +67,6 @@ def test_realesrgan_is_two_passes_and_a_tail():
 
 
 def test_bsrgan_shuffles_its_members():
-    space = preset("bsrgan")
+    space = DegradationSpace.preset("bsrgan")
     assert space.size() == len(enumerate_space(space, levels=False))
     assert all(chain.steps[-1].name == "jpeg" for chain in space.sample(200))
