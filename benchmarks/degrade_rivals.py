@@ -38,7 +38,8 @@ class Rival:
 # --- OpenCV, Pillow, NumPy --------------------------------------------------------------------------------------------
 
 
-def _gaussian(x: Picture, p: Values) -> Picture:
+def _gaussian(x: np.ndarray, p: Values) -> np.ndarray:
+    """Of a picture or of floats, p[0] = sigma."""
     side = 2 * int(np.ceil(3 * p[0])) + 1
     return cv2.GaussianBlur(x, (side, side), p[0], borderType=cv2.BORDER_REFLECT_101)
 
@@ -50,10 +51,15 @@ def _offsets(radius: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=4096)
 def aniso_kernel(sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
-    right, up = _offsets(int(np.ceil(3 * max(sigma_x, sigma_y))))
+    return _unit(np.exp(-0.5 * _squared_sigmas(int(np.ceil(3 * max(sigma_x, sigma_y))), sigma_x, sigma_y, angle)))
+
+
+def _squared_sigmas(radius: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
+    """The squared distance from the centre in sigmas, sigma_x along the angle."""
+    right, up = _offsets(radius)
     turn = np.deg2rad(angle)
     along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)
-    return _unit(np.exp(-0.5 * ((along / sigma_x) ** 2 + (across / sigma_y) ** 2)))
+    return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,19 +99,21 @@ def _glass(x: Picture, p: Values) -> Picture:
 
 
 def _zoom(x: Picture, p: Values) -> Picture:
-    height, width = x.shape[:2]
     total = np.zeros(x.shape, np.float32)
     for zoom in np.linspace(1, p[0], 16):
-        about = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, zoom)
-        total += cv2.warpAffine(x, about, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        total += _magnified(x, zoom)
     return cv2.convertScaleAbs(total, alpha=1 / 16)
 
 
+def _magnified(x: np.ndarray, ratio: float) -> np.ndarray:
+    height, width = x.shape[:2]
+    about = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, ratio)
+    return cv2.warpAffine(x, about, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
 def _unsharp(x: Picture, p: Values) -> Picture:
-    side = 2 * int(np.ceil(3 * p[1])) + 1
     pixels = x.astype(np.float32)
-    blurred = cv2.GaussianBlur(pixels, (side, side), p[1], borderType=cv2.BORDER_REFLECT_101)
-    return _rounded(cv2.addWeighted(pixels, 1 + p[0], blurred, -p[0], 0))
+    return _rounded(cv2.addWeighted(pixels, 1 + p[0], _gaussian(pixels, p[1:]), -p[0], 0))
 
 
 def _rounded(x: np.ndarray) -> Picture:
@@ -117,6 +125,10 @@ def _normal(shape: tuple[int, ...], std: float) -> np.ndarray:
     noise = np.empty(shape, np.float32)
     cv2.randn(noise, np.zeros(1), np.full(1, std))
     return noise
+
+
+def _noise(x: Picture, p: Values) -> Picture:
+    return cv2.add(x, _normal(x.shape, p[0]), dtype=cv2.CV_8U)
 
 
 def _noise_grey(x: Picture, p: Values) -> Picture:
@@ -211,9 +223,8 @@ def _turn(x: Picture, p: Values) -> Picture:
 
 
 def _colour_diffusion(x: Picture, p: Values) -> Picture:
-    side = 2 * int(np.ceil(3 * p[0])) + 1
     pixels = x.astype(np.float32)
-    blurred = cv2.GaussianBlur(pixels, (side, side), p[0], borderType=cv2.BORDER_REFLECT_101)
+    blurred = _gaussian(pixels, p)
     luma = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (pixels, blurred)]
     return _rounded(cv2.add(cv2.multiply(blurred, np.full(4, p[1])), cv2.merge([luma[0] - p[1] * luma[1]] * 3)))
 
@@ -237,10 +248,7 @@ def _shaped(weight: Callable[[np.ndarray, float], np.ndarray]) -> Call:
 
     @functools.lru_cache(maxsize=4096)
     def kernel(sigma_x: float, sigma_y: float, angle: float, beta: float) -> np.ndarray:
-        right, up = _offsets(10)
-        turn = np.deg2rad(angle)
-        along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)
-        return _unit(weight((along / sigma_x) ** 2 + (across / sigma_y) ** 2, beta))
+        return _unit(weight(_squared_sigmas(10, sigma_x, sigma_y, angle), beta))
 
     return _filter(kernel, 4)
 
@@ -263,12 +271,13 @@ def _bilateral(x: Picture, p: Values) -> Picture:
 
 
 def _denoise(x: Picture, p: Values) -> Picture:
-    return _bilateral(cv2.add(x, _normal(x.shape, p[0]), dtype=cv2.CV_8U), p[1:])
+    return _bilateral(_noise(x, p), p[1:])
 
 
-def _jpeg2000(x: Picture, p: Values) -> Picture:
+def openjpeg(x: Picture, ratio: float) -> Picture:
+    """Pillow's JPEG 2000 with the colour transform, which it leaves out unless told, and the 9/7 wavelet."""
     file = io.BytesIO()
-    options = {"quality_mode": "rates", "quality_layers": [p[0]], "irreversible": True, "mct": 1}
+    options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "mct": 1}
     Image.fromarray(x).save(file, format="JPEG2000", **options)
     return np.asarray(Image.open(file))
 
@@ -300,14 +309,9 @@ def _value(x: Picture, p: Values) -> Picture:
 
 
 def _aberration(x: Picture, p: Values) -> Picture:
-    height, width = x.shape[:2]
     out = x.copy()
     for channel, ratio in ((0, 1 + p[0]), (2, 1 - p[0])):
-        about = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), 0, ratio)
-        plane = np.ascontiguousarray(x[..., channel])
-        out[..., channel] = cv2.warpAffine(
-            plane, about, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-        )
+        out[..., channel] = _magnified(np.ascontiguousarray(x[..., channel]), ratio)
     return out
 
 
@@ -333,7 +337,7 @@ PER_IMAGE: dict[str, list[Rival]] = {
     "glass_blur": [Rival("opencv", _glass, 0.1, spread=True)],
     "zoom_blur": [Rival("opencv", _zoom, 1.0)],
     "unsharp_mask": [Rival("opencv", _unsharp, 0.5)],
-    "gaussian_noise": [Rival("opencv", lambda x, p: cv2.add(x, _normal(x.shape, p[0]), dtype=cv2.CV_8U), 0.05, True)],
+    "gaussian_noise": [Rival("opencv", _noise, 0.05, spread=True)],
     "gaussian_noise_grey": [Rival("opencv", _noise_grey, 0.05, spread=True)],
     "gaussian_noise_ycbcr": [Rival("opencv", _noise_ycbcr, 0.05, spread=True)],
     "speckle_noise": [Rival("opencv", _speckle, 0.05, spread=True)],
@@ -377,7 +381,9 @@ PER_IMAGE: dict[str, list[Rival]] = {
     "high_sharpen": [Rival("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
     "bilateral": [Rival("opencv", _bilateral, 0.1)],
     "denoise": [Rival("opencv", _denoise, 0.05, spread=True)],
-    "jpeg2000": [Rival("pillow", _jpeg2000, 12.0, note="OpenJPEG at the same ratio, with its entropy coder")],
+    "jpeg2000": [
+        Rival("pillow", lambda x, p: openjpeg(x, p[0]), 12.0, note="OpenJPEG at the same ratio, with its entropy coder")
+    ],
     "rescale_area": [Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
     "rescale_lanczos": [Rival("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
     "spatial_jitter": [Rival("opencv", _jitter, 0.1, spread=True)],

@@ -7,7 +7,6 @@ from OpenJPEG. Relies on the NumPy definition (tests/reference/jpeg2000.py) and 
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from typing import Any
 import numpy as np
 import PIL
 import torch
-from PIL import Image, features
+from PIL import features
 
+from benchmarks.degrade_rivals import Picture, openjpeg
+from qpt.data.images import load_rgb
 from qpt.ops.degrade import degrade
 from qpt.program import Program
 from tests.reference import jpeg2000
@@ -24,15 +25,6 @@ from tests.reference import jpeg2000
 FIT_RATIOS = (8, 16, 24, 32, 45, 64, 90, 120, 170, 240)
 CHECK_RATIOS = (16, 32, 45, 90, 170)
 SIDE = 256
-Picture = np.ndarray  # uint8 [H, W, 3]
-
-
-def openjpeg(image: Picture, ratio: float) -> Picture:
-    """Pillow's JPEG 2000 with the colour transform, which it leaves out unless told, and the 9/7 wavelet."""
-    file = io.BytesIO()
-    layers = {"quality_mode": "rates", "quality_layers": [ratio]}
-    Image.fromarray(image).save(file, format="JPEG2000", irreversible=True, mct=1, **layers)
-    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -44,7 +36,7 @@ def crops(paths: list[Path]) -> list[Picture]:
     """The middle SIDE x SIDE pixels of every photograph that has as many."""
     found = []
     for path in paths:
-        image = np.asarray(Image.open(path).convert("RGB"))
+        image = load_rgb(path)
         top, left = (image.shape[0] - SIDE) // 2, (image.shape[1] - SIDE) // 2
         if min(top, left) >= 0:
             found.append(np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE]))

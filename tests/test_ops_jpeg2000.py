@@ -3,28 +3,20 @@ the cost of a coefficient was fitted on (benchmarks/fit_jpeg2000.py). The NumPy 
 """
 
 import functools
-import io
 
 import numpy as np
 import pytest
 import skimage.data
 import sklearn.datasets
-from PIL import Image, features
+from PIL import features
 
+from benchmarks.degrade_rivals import openjpeg
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference import jpeg2000
 
 RATIOS = [DEGRADATIONS[NAMES.index("jpeg2000")].parameters[0].alternatives(level)[0] for level in range(1, LEVELS + 1)]
 with_openjpeg = pytest.mark.skipif(not features.check("jpg_2000"), reason="needs a Pillow built with OpenJPEG")
-
-
-def openjpeg(image: np.ndarray, ratio: float) -> np.ndarray:
-    file = io.BytesIO()
-    Image.fromarray(image).save(
-        file, format="JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True, mct=1
-    )
-    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
