@@ -45,8 +45,7 @@ QPT_FN void elastic(Team& team, OpArgs a) {
     pixel(first + 3 * kNoiseLanes, words.w);
   });
   each(team, 2, [&](i32 i) {
-    const Philox4 words = philox4x32_10({static_cast<u32>(i), a.slot, kTagElasticCorners, 0u}, static_cast<u32>(a.seed),
-                                        static_cast<u32>(a.seed >> 32));
+    const Philox4 words = op_words(a, kTagElasticCorners, i);
     moves[4 * i] = affine * (2.0f * unit(words.x) - 1.0f);
     moves[4 * i + 1] = affine * (2.0f * unit(words.y) - 1.0f);
     moves[4 * i + 2] = affine * (2.0f * unit(words.z) - 1.0f);

@@ -45,10 +45,15 @@ QPT_INLINE i32 noise_blocks(i32 elements) {
   return (elements + kNoiseElements - 1) / kNoiseElements;
 }
 
+// The four words of a counter of this op.
+QPT_INLINE Philox4 op_words(const OpArgs& a, u32 tag, i32 counter) {
+  return philox4x32_10({static_cast<u32>(counter), a.slot, tag, 0u}, static_cast<u32>(a.seed),
+                       static_cast<u32>(a.seed >> 32));
+}
+
 // Random words of elements 256 block + lane + {0, 64, 128, 192}.
 QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
-  return philox4x32_10({static_cast<u32>(kNoiseLanes * block + lane), a.slot, tag, 0u}, static_cast<u32>(a.seed),
-                       static_cast<u32>(a.seed >> 32));
+  return op_words(a, tag, kNoiseLanes * block + lane);
 }
 
 // A word as a uniform number in [0, 1), a multiple of 2^-24.
@@ -193,9 +198,7 @@ struct Mixing {
 // A random covariance's square root, from the words of counters 0 and 1: the columns of a uniformly random rotation (a
 // quaternion of four normal numbers; Shoemake, Graphics Gems III, 1992), each times the root of a uniform number.
 QPT_INLINE Mixing random_mixing(OpArgs a) {
-  const u32 key0 = static_cast<u32>(a.seed), key1 = static_cast<u32>(a.seed >> 32);
-  const Philox4 turn = philox4x32_10({0u, a.slot, kTagCovariance, 0u}, key0, key1);
-  const Philox4 spread = philox4x32_10({1u, a.slot, kTagCovariance, 0u}, key0, key1);
+  const Philox4 turn = op_words(a, kTagCovariance, 0), spread = op_words(a, kTagCovariance, 1);
   const Normal2 low = normal_pair(turn.x, turn.y), high = normal_pair(turn.z, turn.w);
   const float w = low.first, x = low.second, y = high.first, z = high.second;
   const float scale = 2.0f / maximum(w * w + x * x + y * y + z * z, 1e-12f);

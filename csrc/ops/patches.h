@@ -23,8 +23,7 @@ QPT_FN void with_squares(const Team& team, OpArgs a, u32 tag, i32 count, i32 sid
   });
   const i32 rows = minimum(side_px, a.h), columns = minimum(side_px, a.w);
   for (i32 n = 0; n < count; ++n) {
-    const Philox4 words =
-        philox4x32_10({static_cast<u32>(n), a.slot, tag, 0u}, static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32));
+    const Philox4 words = op_words(a, tag, n);
     const i32 top = whole_below(words.x, a.h - rows + 1), left = whole_below(words.y, a.w - columns + 1);
     team.sync();  // the copy or an earlier square, written by all, is covered by all
     each(team, rows, columns, [&](i32 y, i32 x) { paint(words, top, left, y, x); });

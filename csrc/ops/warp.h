@@ -81,8 +81,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
   each(team, a.h, a.w, [&](i32 y, i32 x) {
-    const Philox4 words = philox4x32_10({static_cast<u32>((y + a.top) * a.full_w + x + a.left), a.slot, kTagGlass, 0u},
-                                        static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32));
+    const Philox4 words = op_words(a, kTagGlass, (y + a.top) * a.full_w + x + a.left);
     const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
     const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
     const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
