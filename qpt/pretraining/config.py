@@ -16,7 +16,9 @@ import yaml
 from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = frozenset({"data", "out", "workers", "cache_mib", "log_every", "checkpoint_every", "tensorboard"})
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "workers", "cache_mib", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard"}
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PretrainConfig:
         cache_mib: decoded photographs kept in memory, MiB per loader process.
         log_every: steps between lines of log.csv.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints to keep, the newest included; the best by training loss is kept besides.
         tensorboard: also write TensorBoard event files.
     """
 
@@ -101,6 +104,7 @@ class PretrainConfig:
     cache_mib: int = 1024
     log_every: int = 10
     checkpoint_every: int = 500
+    keep_checkpoints: int = 3
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -117,7 +121,10 @@ class PretrainConfig:
                 self._require(field.name, "an int", isinstance(value, int) and not isinstance(value, bool))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
-        for name in ("width", "projection_dim", "compositions", "patch_size", "log_every", "checkpoint_every"):
+        for name in (
+            *("width", "projection_dim", "compositions", "patch_size"),
+            *("log_every", "checkpoint_every", "keep_checkpoints"),
+        ):
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),

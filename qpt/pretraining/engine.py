@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,10 +25,18 @@ from qpt.data.images import list_images
 from qpt.data.regions import Batch, RegionDataset, StepSampler, collate
 from qpt.errors import InputError
 from qpt.ops.degrade import degrade_patches
-from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
+from qpt.pretraining.checkpoint import (
+    SmoothedLoss,
+    has_checkpoint,
+    load_for_resume,
+    save_checkpoint,
+    start_over,
+    write_aside,
+)
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
+from qpt.pretraining.signals import ignore_in_worker, listening
 from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
@@ -51,7 +58,8 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     ``summary.json``.
 
     resume: continue the run in ``config.out`` from its last checkpoint; the result is the same, byte for byte, as if it
-    had never stopped (same machine and thread count). SIGTERM or Ctrl-C finish the step, save and return.
+    had never stopped (same machine and thread count). A run killed before its first checkpoint starts at step 0.
+    SIGTERM or Ctrl-C finish the step, save and return; SIGUSR1 saves and goes on (docs/runs.md).
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
     """
@@ -79,11 +87,12 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     run = _open_run(config, resume)
     with _threads(config.threads):
         learner = Learner(config, _device(config.device))
-        first, unreadable, seconds = 0, {}, 0.0
-        if resume:
+        first, unreadable, seconds, smoothed = 0, {}, 0.0, SmoothedLoss()
+        if resume and has_checkpoint(run):
             state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
             learner.load_state_dict(state["learner"])
             first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
+            smoothed = SmoothedLoss(**state.get("smoothed", {}))
             if state["threads"] != torch.get_num_threads():
                 print(
                     f"pretrain: started with {state['threads']} threads, going on with {torch.get_num_threads()}: "
@@ -91,10 +100,12 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
                     file=sys.stderr,
                 )
         else:
-            config.save(run / "config.yaml")
-            space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+            write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
+            write_aside(run / "config.yaml", config.save)
         _warn_about_pool(config, len(files))
-        loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
+        loop = _Loop(
+            config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run
+        )
         return loop.run_all()
 
 
@@ -111,12 +122,13 @@ class _Loop:
         first: int,
         unreadable: dict[int, str],
         seconds: float,
+        smoothed: SmoothedLoss,
         fingerprint: str,
         table: str,
         run: Path,
     ) -> None:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
-        self.step, self.unreadable, self.seconds = first, unreadable, seconds
+        self.step, self.unreadable, self.seconds, self.smoothed = first, unreadable, seconds, smoothed
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
 
@@ -128,25 +140,28 @@ class _Loop:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=config.workers,
+            worker_init_fn=ignore_in_worker,
             generator=torch.Generator(),  # its own: the global one is the caller's
             pin_memory=self.learner.device.type == "cuda",
         )
-        started, saved = time.monotonic() - self.seconds, self.step
+        started, saved, tried = time.monotonic() - self.seconds, self.step, self.step
         log = RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=config.tensorboard)
-        with log, _stop_signals() as stop:
+        with log, listening() as asked:
             batches = iter(loader)
-            while self.step < self.steps and not stop.asked:
+            while self.step < self.steps and not asked.stop:
                 mark = time.monotonic()
                 batch = next(batches)
                 self.spent["load"] += time.monotonic() - mark
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
-                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stop.asked:
-                    self._save()
-                    saved = self.step
+                if self.step - tried >= config.checkpoint_every or asked.save:
+                    asked.save, tried = False, self.step
+                    saved = self.step if self._save(log) else saved
+            if saved < self.step:
+                self._save(log, last=True)
             for index, reason in sorted(self.unreadable.items()):
                 log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
-            if stop.asked and self.step < self.steps:
+            if asked.stop and self.step < self.steps:
                 log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
         if self.step == self.steps:
             self._summary()
@@ -184,6 +199,8 @@ class _Loop:
             raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
         self.spent["step"] += time.monotonic() - mark
         self.step += 1
+        if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
+            self.smoothed.add(result.loss)
         log.advance(self.step)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             total = sum(self.spent.values())
@@ -207,22 +224,36 @@ class _Loop:
         program.save(path.with_suffix(".program.npz"))
         return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
 
-    def _save(self) -> None:
-        save_checkpoint(
-            self.run,
-            {
-                "config": asdict(self.config),
-                "step": self.step,
-                "learner": (learner := self.learner.state_dict()),
-                "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
-                "unreadable": sorted(self.unreadable.items()),
-                "seconds": self.seconds,
-                "data_fingerprint": self.fingerprint,
-                "table": self.table,
-                "space": self.space.fingerprint(),
-                "threads": torch.get_num_threads(),
-            },
-        )
+    def _save(self, log: RunLog, *, last: bool = False) -> bool:
+        """Save a checkpoint; False when the disk is full, which is an error only if there is no later attempt."""
+        learner = self.learner.state_dict()
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "learner": learner,
+            "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
+            "unreadable": sorted(self.unreadable.items()),
+            "seconds": self.seconds,
+            "smoothed": asdict(self.smoothed),
+            "data_fingerprint": self.fingerprint,
+            "table": self.table,
+            "space": self.space.fingerprint(),
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            log.flush()
+            save_checkpoint(self.run, state, self.config.keep_checkpoints)
+        except OSError as error:
+            missing = f"the checkpoint of step {self.step} could not be saved: {error}"
+            if last:
+                raise InputError(
+                    f"pretrain: {missing}; make room and go on from the one before with --resume"
+                ) from error
+            log.console.print(
+                f"{missing}; the one before is kept, next attempt in {self.config.checkpoint_every} steps"
+            )
+            return False
+        return True
 
     def _summary(self) -> None:
         summary = {
@@ -260,6 +291,8 @@ def _open_run(config: PretrainConfig, resume: bool) -> Path:
         raise InputError(f"pretrain: out must be a folder that can be created, got {run}: {error.strerror}") from error
     if not os.access(run, os.W_OK | os.X_OK):
         raise InputError(f"pretrain: out must be writable, got {run}")
+    if resume and not has_checkpoint(run):
+        start_over(run, config)
     return run
 
 
@@ -294,29 +327,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT ask the loop to stop after its step; a second SIGINT interrupts at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

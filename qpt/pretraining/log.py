@@ -6,7 +6,9 @@ Used by ``qpt.pretraining.engine``. On resume the log is cut back to the checkpo
 from __future__ import annotations
 
 import csv
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -39,10 +41,14 @@ class RunLog:
             with open(self.path, newline="") as stream:
                 kept = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
             kept = [row for row in kept if int(row["step"]) <= first_step and None not in row.values()]
-        self._stream = open(self.path, "w", newline="")  # noqa: SIM115 - closed in __exit__
+        aside = self.path.with_suffix(".csv.part")  # renamed when it is whole: a kill in between loses no row
+        self._stream = open(aside, "w", newline="")  # noqa: SIM115 - closed in __exit__
         self._rows = csv.DictWriter(self._stream, FIELDS)
         self._rows.writeheader()
         self._rows.writerows(kept)
+        self.flush(events=False)
+        os.replace(aside, self.path)
+        self._complained = False  # that the disk is full: said once
         self._events = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -69,21 +75,38 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._stream.close()
+        with suppress(OSError):  # a full disk: what was asked of the run matters more than the end of its log
+            self._stream.close()
         if self._events is not None:
             self._events.close()
+
+    def flush(self, *, events: bool = True) -> None:
+        """Have all rows reach the disk; before each checkpoint, so that no step up to it is missing after a crash."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        if events and self._events is not None:
+            self._events.flush()
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
     def write(self, row: dict[str, float]) -> None:
-        """One row of FIELDS; flushed, so that a crash loses nothing that was printed."""
-        self._rows.writerow({name: _short(row[name]) for name in FIELDS})
-        self._stream.flush()
+        """One row of FIELDS; flushed, so that a crash loses nothing that was printed.
+
+        On a full disk the run goes on: the rows wait in memory (about 80 of them) until there is room.
+        """
         step = int(row["step"])
-        if self._events is not None:
-            for name in FIELDS[1:]:
-                self._events.add_scalar(name, row[name], step)
+        try:
+            self._rows.writerow({name: _short(row[name]) for name in FIELDS})
+            self._stream.flush()
+            if self._events is not None:
+                for name in FIELDS[1:]:
+                    self._events.add_scalar(name, row[name], step)
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                self.console.print(f"cannot write the log at step {step}: {error}", highlight=False, markup=False)
         loss, speed = f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}"
         self._bar.update(self._task, completed=step, loss=loss, speed=speed)
         now = time.monotonic()
