@@ -8,7 +8,6 @@ format). A run holds ``checkpoint.pt``, the newest, and in ``checkpoints/`` olde
 from __future__ import annotations
 
 import csv
-import io
 import os
 import shutil
 import sys
@@ -29,7 +28,7 @@ NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
 BEST = "best.pt"
 #: What a run has written before its first checkpoint: beside nothing else, it may be started over.
-EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "tensorboard"})
+EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "observations.jsonl", "tensorboard"})
 
 
 @dataclass
@@ -112,7 +111,7 @@ def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, ta
     checkpoint was made with.
     """
     _remove_leftovers(run)
-    state = _newest_sound(run)
+    state = newest_sound(run)
     changed = PretrainConfig.from_dict(state["config"]).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
         changed.append("data: the folder's file list is not the one the run was started on")
@@ -150,7 +149,11 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(aside, path)
 
 
-def _newest_sound(run: Path) -> dict[str, Any]:
+def newest_sound(run: Path) -> dict[str, Any]:
+    """The newest checkpoint of ``run`` that is whole; makes it ``checkpoint.pt``, and says so, if it was not.
+
+    Raises InputError if there is none.
+    """
     wrong: list[str] = []
     for path in (run / NAME, *_older(run)):
         try:
@@ -200,30 +203,17 @@ def _log_reaches(run: Path) -> int:
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-class _File(io.FileIO):
-    """A file that remembers why it could not be written: ``torch.save`` turns that into a RuntimeError of its own."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        try:
-            while done < len(view):  # the system may take a part only
-                done += super().write(view[done:])
-        except OSError as error:
-            self.error = error
-            raise
-        return done
-
-
 def _write(path: Path, state: dict[str, Any]) -> None:
-    with _File(path, "wb") as file:
+    with open(path, "wb") as stream:
         try:
-            torch.save(state, file)
-        except RuntimeError as error:
-            raise (file.error or error) from None
-        os.fsync(file.fileno())
+            torch.save(state, stream)
+        except RuntimeError as error:  # torch's own, about an unfinished file: a full disk, an interruption
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
+                cause = cause.__context__
+            raise (cause or error) from None
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _demote(run: Path, step: int) -> None:

@@ -244,14 +244,10 @@ class _Loop:
             log.flush()
             save_checkpoint(self.run, state, self.config.keep_checkpoints)
         except OSError as error:
-            missing = f"the checkpoint of step {self.step} could not be saved: {error}"
+            failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
             if last:
-                raise InputError(
-                    f"pretrain: {missing}; make room and go on from the one before with --resume"
-                ) from error
-            log.console.print(
-                f"{missing}; the one before is kept, next attempt in {self.config.checkpoint_every} steps"
-            )
+                raise InputError(f"pretrain: {failed}; make room and continue with --resume") from error
+            log.console.print(f"{failed}; next attempt in {self.config.checkpoint_every} steps")
             return False
         return True
 
