@@ -11,10 +11,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, 3, H, W) uint8 -> (value / 255 - mean) / std per channel, in float32 (float64 for float64), cast to ``dtype``.
+    """(N, 3, H, W) uint8 -> (value / 255 - mean) / std per channel, in ``dtype``.
 
-    Keeps the memory format and the device.
+    Computed in float32 (float64 for float64), then cast. Keeps the memory format and the device.
     """
     work = torch.float64 if dtype == torch.float64 else torch.float32
-    mean, std = (torch.tensor(v, dtype=work, device=pixels.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels.to(work) / 255.0).sub_(mean).div_(std).to(dtype)
+    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), dtype=work, device=pixels.device)
+    mean, std = statistics[:, :, None, None]
+    return pixels.to(work).div_(255.0).sub_(mean).div_(std).to(dtype)
