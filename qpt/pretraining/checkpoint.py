@@ -79,14 +79,21 @@ def has_checkpoint(run: Path) -> bool:
     return (run / NAME).exists() or bool(_older(run))
 
 
-def start_over(run: Path, config: PretrainConfig) -> None:
-    """Make sure that a run without a checkpoint may begin at step 0 in ``run``, and say so.
+def make_resumable(run: Path, config: PretrainConfig) -> None:
+    """Leave a sound checkpoint in ``run``, or make sure that the run may begin at step 0; stderr says which was done.
 
-    A scheduler gives the same command, with --resume, to a job's first start and to all later ones. There is no
-    checkpoint of step 0: the config makes the same one again.
-    Raises InputError if the folder holds anything but what this run writes before its first checkpoint.
+    One process calls this before all call ``load_for_resume``. A damaged checkpoint is set aside as ``*.damaged`` and
+    the one before takes its place. Without any, the run starts at step 0: a scheduler gives the same command, with
+    --resume, to a job's first start and to all later ones. There is no checkpoint of step 0: the config makes the same
+    one again.
+    Raises InputError if no checkpoint is sound, or if there is none and the folder holds anything but what this run
+    writes before its first.
     """
-    _remove_leftovers(run)
+    for path in (*run.glob("*.part"), *(run / FOLDER).glob("*.part")):
+        path.unlink(missing_ok=True)  # what a killed process was writing aside
+    if has_checkpoint(run):
+        newest_sound(run)
+        return
     strange = sorted(path.name for path in run.iterdir() if path.name not in EARLY | {FOLDER})
     if (run / FOLDER).is_dir():
         strange += sorted(f"{FOLDER}/{path.name}" for path in (run / FOLDER).iterdir())
@@ -97,21 +104,17 @@ def start_over(run: Path, config: PretrainConfig) -> None:
         )
     if (run / "config.yaml").is_file():
         started = PretrainConfig.load(run / "config.yaml", data=config.data, out=config.out)
-        if changed := started.differences(config):
-            raise InputError("pretrain: --resume must keep the run's settings, got\n  " + "\n  ".join(changed))
+        _refuse(started.differences(config))
     _say(f"{run} holds no checkpoint yet: starting at step 0")
 
 
 def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, table: str, space: str) -> dict[str, Any]:
-    """The newest sound checkpoint of ``run``, after checking that it continues the same computation.
+    """The last checkpoint of ``run``, after checking that it continues the same computation.
 
     data_fingerprint, table, space: fingerprints of the file list, the op table and the degradation space.
-    A damaged one is set aside as ``*.damaged`` and the one before it takes its place; stderr says so.
-    Raises InputError if none is sound, or naming every setting, and each of these, that differ from those the
-    checkpoint was made with.
+    Raises InputError naming every setting, and each of these, that differ from those the checkpoint was made with.
     """
-    _remove_leftovers(run)
-    state = newest_sound(run)
+    state = read_checkpoint(run / NAME)
     changed = PretrainConfig.from_dict(state["config"]).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
         changed.append("data: the folder's file list is not the one the run was started on")
@@ -119,9 +122,13 @@ def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, ta
         changed.append("degradations: the op table is not the one the run was started with")
     elif state.get("space", space) != space:  # older checkpoints have presets only, which the table vouches for
         changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
+    _refuse(changed)
+    return state
+
+
+def _refuse(changed: list[str]) -> None:
     if changed:
         raise InputError("pretrain: --resume must keep the run's settings, got\n  " + "\n  ".join(changed))
-    return state
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
@@ -150,7 +157,7 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def newest_sound(run: Path) -> dict[str, Any]:
-    """The newest checkpoint of ``run`` that is whole; makes it ``checkpoint.pt``, and says so, if it was not.
+    """The newest checkpoint of ``run`` that is whole; it becomes ``checkpoint.pt`` if it was not.
 
     Raises InputError if there is none.
     """
@@ -266,12 +273,6 @@ def _older(run: Path) -> list[Path]:
 def _step_in_name(path: Path) -> int:
     digits = path.stem.removeprefix("step-")
     return int(digits) if digits.isdigit() else -1
-
-
-def _remove_leftovers(run: Path) -> None:
-    """Delete what a killed process was writing aside."""
-    for path in (*run.glob("*.part"), *(run / FOLDER).glob("*.part")):
-        path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

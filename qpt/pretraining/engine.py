@@ -12,10 +12,10 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -29,14 +29,15 @@ from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
     load_for_resume,
+    make_resumable,
     save_checkpoint,
-    start_over,
     write_aside,
 )
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.signals import ignore_in_worker, listening
+from qpt.pretraining.world import World, join, threads
 from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
@@ -62,6 +63,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     SIGTERM or Ctrl-C finish the step, save and return; SIGUSR1 saves and goes on (docs/runs.md).
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
+    Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
     """
     files = list_images(config.data)
     if len(files) < config.batch_images:
@@ -69,6 +71,14 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
             f"pretrain: batch_images must be at most the number of photographs in data ({len(files)}), "
             f"got {config.batch_images}"
         )
+    with join(config.device) as (world, device), threads(config.threads, world.neighbours):
+        _check_world(config, world)
+        return _pretrain(config, files, resume, world, device)
+
+
+def _pretrain(
+    config: PretrainConfig, files: list[Path], resume: bool, world: World, device: torch.device
+) -> PretrainResult:
     steps = config.steps or config.epochs * (len(files) // config.batch_images)
     space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
@@ -84,29 +94,25 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     )
     fingerprint = data_fingerprint(Path(config.data), files)
     table = degradations.fingerprint()
-    run = _open_run(config, resume)
-    with _threads(config.threads):
-        learner = Learner(config, _device(config.device))
-        first, unreadable, seconds, smoothed = 0, {}, 0.0, SmoothedLoss()
-        if resume and has_checkpoint(run):
-            state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
-            learner.load_state_dict(state["learner"])
-            first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
-            smoothed = SmoothedLoss(**state.get("smoothed", {}))
-            if state["threads"] != torch.get_num_threads():
-                print(
-                    f"pretrain: started with {state['threads']} threads, going on with {torch.get_num_threads()}: "
-                    "sums round differently, so the weights will not be those of an uninterrupted run, byte for byte",
-                    file=sys.stderr,
-                )
-        else:
-            write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
-            write_aside(run / "config.yaml", config.save)
+    run = Path(config.out)
+    world.on_main(lambda: _open_run(config, resume))
+    resume = world.gather(resume and has_checkpoint(run))[0]
+    learner = Learner(config, device, world)
+    first, unreadable, seconds, smoothed = 0, {}, 0.0, SmoothedLoss()
+    if resume:
+        state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
+        learner.load_state_dict(state["learner"])
+        first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
+        smoothed = SmoothedLoss(**state.get("smoothed", {}))
+        if world.main:
+            _warn_about_sums(state)
+    elif world.main:
+        write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
+        write_aside(run / "config.yaml", config.save)
+    if world.main:
         _warn_about_pool(config, len(files))
-        loop = _Loop(
-            config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run
-        )
-        return loop.run_all()
+    loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run)
+    return loop.run_all()
 
 
 class _Loop:
@@ -128,13 +134,15 @@ class _Loop:
         run: Path,
     ) -> None:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
+        self.world = learner.world
         self.step, self.unreadable, self.seconds, self.smoothed = first, unreadable, seconds, smoothed
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
 
     def run_all(self) -> PretrainResult:
         config = self.config
-        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps)
+        share = self.world.share(config.batch_images)
+        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps, share)
         loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
@@ -145,35 +153,45 @@ class _Loop:
             pin_memory=self.learner.device.type == "cuda",
         )
         started, saved, tried = time.monotonic() - self.seconds, self.step, self.step
-        log = RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=config.tensorboard)
-        with log, listening() as asked:
+        with self._log() as log, listening() as asked:
             batches = iter(loader)
-            while self.step < self.steps and not asked.stop:
+            stop = 0
+            while self.step < self.steps and not stop:
                 mark = time.monotonic()
                 batch = next(batches)
                 self.spent["load"] += time.monotonic() - mark
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
-                if self.step - tried >= config.checkpoint_every or asked.save:
+                stop, save = self.world.sum(asked.stop, asked.save)  # all processes act after the same step
+                if self.step - tried >= config.checkpoint_every or save:
                     asked.save, tried = False, self.step
                     saved = self.step if self._save(log) else saved
             if saved < self.step:
                 self._save(log, last=True)
-            for index, reason in sorted(self.unreadable.items()):
-                log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
-            if asked.stop and self.step < self.steps:
-                log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
-        if self.step == self.steps:
+            if log is not None:
+                self._last_words(log)
+        if self.step == self.steps and self.world.main:
             self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
-    def _one(self, batch: Batch | list[tuple[int, str]], log: RunLog) -> None:
+    def _last_words(self, log: RunLog) -> None:
+        for index, reason in sorted(self.unreadable.items()):
+            log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
+        if self.step < self.steps:
+            log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
+
+    def _log(self) -> AbstractContextManager[RunLog | None]:
+        if not self.world.main:
+            return nullcontext()
+        return RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=self.config.tensorboard)
+
+    def _one(self, batch: Batch, log: RunLog | None) -> None:
         """Step ``self.step``: a batch without enough readable photographs is counted and changes nothing."""
         lr = learning_rate(self.config, self.step, self.steps)
-        bad = batch if isinstance(batch, list) else batch.unreadable
-        self.unreadable.update(bad)
-        if isinstance(batch, list) or len(batch.images) < 2:
-            if len(self.unreadable) == len(self.dataset):
+        self.unreadable.update(batch.unreadable)
+        readable = self.world.sum(len(batch.images))[0]
+        if readable < 2:
+            if readable == 0 and len(self._all_unreadable()) == len(self.dataset):
                 raise InputError(f"pretrain: data must hold readable images, got none among {len(self.dataset)} files")
             self.step += 1
             return
@@ -185,12 +203,13 @@ class _Loop:
             program,
             batch.boxes.flatten(0, 1),
             self.config.patch_size,
-            dtype=torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32,
+            dtype=torch.uint8,
         )
         self.spent["degrade"] += time.monotonic() - mark
         mark = time.monotonic()
         rows = len(program)
-        base = self.step * self.config.batch_images * compositions  # no earlier step used these ids
+        first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
+        base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
         images = batch.images.repeat_interleave(compositions).to(self.learner.device)
         try:
@@ -201,6 +220,8 @@ class _Loop:
         self.step += 1
         if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
             self.smoothed.add(result.loss)
+        if log is None:
+            return
         log.advance(self.step)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             total = sum(self.spent.values())
@@ -219,15 +240,18 @@ class _Loop:
 
     def _keep_failed(self, batch: Batch, program: Program) -> str:
         """Save what a failed step was given, so that it can be looked at; returns where."""
-        path = self.run / f"failed_step_{self.step + 1}"
+        path = self.run / (f"failed_step_{self.step + 1}" + (f"_rank_{self.world.rank}" if self.world.size > 1 else ""))
         torch.save({"regions": batch.regions, "images": batch.images, "boxes": batch.boxes}, path.with_suffix(".pt"))
         program.save(path.with_suffix(".program.npz"))
         return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
 
-    def _save(self, log: RunLog, *, last: bool = False) -> bool:
-        """Save a checkpoint; False when the disk is full, which is an error only if there is no later attempt."""
-        learner = self.learner.state_dict()
-        state = {
+    def _all_unreadable(self) -> dict[int, str]:
+        """What any process could not read."""
+        return {index: reason for found in self.world.gather(self.unreadable) for index, reason in found.items()}
+
+    def _state(self, learner: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
             "config": asdict(self.config),
             "step": self.step,
             "learner": learner,
@@ -239,17 +263,25 @@ class _Loop:
             "table": self.table,
             "space": self.space.fingerprint(),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
         }
-        try:
-            log.flush()
-            save_checkpoint(self.run, state, self.config.keep_checkpoints)
-        except OSError as error:
-            failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
-            if last:
-                raise InputError(f"pretrain: {failed}; make room and continue with --resume") from error
+
+    def _save(self, log: RunLog | None, *, last: bool = False) -> bool:
+        """Save a checkpoint; False when the disk is full, which is an error only if there is no later attempt."""
+        learner, self.unreadable = self.learner.state_dict(), self._all_unreadable()
+        failed = ""
+        if log is not None:
+            try:
+                log.flush()
+                save_checkpoint(self.run, self._state(learner), self.config.keep_checkpoints)
+            except OSError as error:
+                failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
+        failed = self.world.gather(failed)[0]
+        if failed and last:
+            raise InputError(f"pretrain: {failed}; make room and continue with --resume")
+        if failed and log is not None:
             log.console.print(f"{failed}; next attempt in {self.config.checkpoint_every} steps")
-            return False
-        return True
+        return not failed
 
     def _summary(self) -> None:
         summary = {
@@ -267,6 +299,7 @@ class _Loop:
             "versions": {"qpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
         }
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -287,21 +320,36 @@ def _open_run(config: PretrainConfig, resume: bool) -> Path:
         raise InputError(f"pretrain: out must be a folder that can be created, got {run}: {error.strerror}") from error
     if not os.access(run, os.W_OK | os.X_OK):
         raise InputError(f"pretrain: out must be writable, got {run}")
-    if resume and not has_checkpoint(run):
-        start_over(run, config)
+    if resume:
+        make_resumable(run, config)
     return run
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"pretrain: device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} without a CUDA device")
-    return device
+def _check_world(config: PretrainConfig, world: World) -> None:
+    def require(name: str, rule: str, holds: bool) -> None:
+        if not holds:
+            raise InputError(
+                f"pretrain: {name} must be {rule} with {world.size} processes, got {getattr(config, name)!r}"
+            )
+
+    parts = world.size * config.accumulate
+    require("batch_images", f"a multiple of {parts} (processes x accumulate)", config.batch_images % parts == 0)
+    if config.pool_layout == "sharded" and config.mode == "moco":
+        require("pool_size", "a multiple of the number of processes", config.pool_size % world.size == 0)
+    if config.mode == "in_batch" and world.size > 1:  # a key there has a gradient, and stays where it is
+        require("batch_norm", "sync or local in in_batch mode", config.batch_norm != "shuffled")
+
+
+def _warn_about_sums(state: dict[str, Any]) -> None:
+    """Say on resume what makes sums round differently than before."""
+    now = {"threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    for name, count in now.items():
+        if state.get(name, 1) != count:
+            print(
+                f"pretrain: started with {state.get(name, 1)} {name}, going on with {count}: sums round differently, "
+                "so the weights will not be those of an uninterrupted run, byte for byte",
+                file=sys.stderr,
+            )
 
 
 def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
@@ -312,14 +360,3 @@ def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
             "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or usable)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
