@@ -257,13 +257,6 @@ def test_resume_says_when_the_thread_count_changed(
     assert "started with 7 threads" in capsys.readouterr().err
 
 
-def test_infinite_embeddings_stop_the_run_with_the_batch_saved(photographs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="batch and its degradation program"):
-        pretrain(tiny(photographs, tmp_path / "run", lr=1e30, steps=8))
-    kept = list((tmp_path / "run").glob("failed_step_*.pt"))
-    assert len(kept) == 1 and torch.load(kept[0], weights_only=True)["regions"].dtype == torch.uint8
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [

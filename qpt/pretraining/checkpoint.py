@@ -89,7 +89,7 @@ def make_resumable(run: Path, config: PretrainConfig) -> None:
     Raises InputError if no checkpoint is sound, or if there is none and the folder holds anything but what this run
     writes before its first.
     """
-    for path in (*run.glob("*.part"), *(run / FOLDER).glob("*.part")):
+    for path in (*run.glob("*.part"), *run.glob("*/*.part")):
         path.unlink(missing_ok=True)  # what a killed process was writing aside
     if has_checkpoint(run):
         newest_sound(run)

@@ -24,7 +24,6 @@ from qpt import degradations
 from qpt.data.images import list_images
 from qpt.data.regions import Batch, RegionDataset, StepSampler, collate
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade_patches
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
@@ -34,11 +33,11 @@ from qpt.pretraining.checkpoint import (
     write_aside,
 )
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.failure import StepGuard, StepInput, keep_failed_step
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.signals import ignore_in_worker, listening
 from qpt.pretraining.world import World, join, threads
-from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
 
@@ -137,6 +136,7 @@ class _Loop:
         self.world = learner.world
         self.step, self.unreadable, self.seconds, self.smoothed = first, unreadable, seconds, smoothed
         self.fingerprint, self.table, self.run = fingerprint, table, run
+        self.guard = StepGuard(learner)
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
 
     def run_all(self) -> PretrainResult:
@@ -198,24 +198,23 @@ class _Loop:
         mark = time.monotonic()
         compositions = self.config.compositions
         program = self.space.sample_seeded(batch.program_seeds, views=compositions)
-        patches = degrade_patches(
-            batch.regions.to(self.learner.device, non_blocking=True),
-            program,
-            batch.boxes.flatten(0, 1),
-            self.config.patch_size,
-            dtype=torch.uint8,
-        )
-        self.spent["degrade"] += time.monotonic() - mark
-        mark = time.monotonic()
         rows = len(program)
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
         images = batch.images.repeat_interleave(compositions).to(self.learner.device)
+        given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
+        patches = given.patches(self.config.patch_size, self.learner.device)
+        self.spent["degrade"] += time.monotonic() - mark
+        mark = time.monotonic()
+        self.guard.remember()
         try:
             result = self.learner.step(patches, groups, images, lr)
-        except InputError as error:
-            raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
+        except (InputError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and self.world.size == 1:
+                raise  # with several, one that has noticed leaves, and the others find the line cut
+            kind = InputError if isinstance(error, InputError) else RuntimeError
+            raise kind(f"{error}\n  {self._keep_failed(given, error)}") from error
         self.spent["step"] += time.monotonic() - mark
         self.step += 1
         if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
@@ -238,12 +237,16 @@ class _Loop:
             )
             self.spent = dict.fromkeys(self.spent, 0.0)
 
-    def _keep_failed(self, batch: Batch, program: Program) -> str:
-        """Save what a failed step was given, so that it can be looked at; returns where."""
-        path = self.run / (f"failed_step_{self.step + 1}" + (f"_rank_{self.world.rank}" if self.world.size > 1 else ""))
-        torch.save({"regions": batch.regions, "images": batch.images, "boxes": batch.boxes}, path.with_suffix(".pt"))
-        program.save(path.with_suffix(".program.npz"))
-        return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
+    def _keep_failed(self, given: StepInput, error: Exception) -> str:
+        """Take back what the failed step has changed and save the step for replay; returns where."""
+        self.guard.take_back()
+        state = self._state(self.learner.state_dict(own=True))
+        names = [str(self.dataset.files[index]) for index in given.images[:: self.config.compositions].tolist()]
+        try:
+            folder = keep_failed_step(self.run, state, given, self.learner, str(error), names)
+        except OSError as full:
+            return f"the step could not be kept: {full}"
+        return f"the step is kept: qpt pretrain --replay {folder}"
 
     def _all_unreadable(self) -> dict[int, str]:
         """What any process could not read."""
