@@ -33,7 +33,7 @@ from qpt.pretraining.checkpoint import (
     write_aside,
 )
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.failure import StepGuard, StepInput, keep_failed_step
+from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_failed_step
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.signals import ignore_in_worker, listening
@@ -211,8 +211,9 @@ class _Loop:
         try:
             result = self.learner.step(patches, groups, images, lr)
         except (InputError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and self.world.size == 1:
-                raise  # with several, one that has noticed leaves, and the others find the line cut
+            noticed = self.world.size > 1 and failed_folder(self.run, self.step + 1).exists()  # by another process
+            if isinstance(error, RuntimeError) and not noticed:
+                raise
             kind = InputError if isinstance(error, InputError) else RuntimeError
             raise kind(f"{error}\n  {self._keep_failed(given, error)}") from error
         self.spent["step"] += time.monotonic() - mark

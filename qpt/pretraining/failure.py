@@ -83,6 +83,11 @@ def check_gradients(network: nn.Module) -> None:
     raise InputError(f"pretrain: gradients must be finite, got {f'nan or inf in {named}' if bad else f'norm {norm}'}")
 
 
+def failed_folder(run: Path, step: int) -> Path:
+    """Where the failed step of that number, from 1, is kept."""
+    return run / f"failed_step_{step}"
+
+
 def keep_failed_step(
     run: Path, state: dict[str, Any], given: StepInput, learner: Learner, error: str, photographs: list[str]
 ) -> Path:
@@ -90,10 +95,11 @@ def keep_failed_step(
 
     state: a checkpoint's, of before the step (``load_encoder`` reads the folder too), with the process's own part of
     a sharded pool.  photographs: the batch's files.  Of several processes each that notices writes its own input; the
-    rest of the state is the same on all, and the first one writes it.  Raises OSError when the disk is full.
+    rest of the state is the same on all, and one of them writes it. The others find the line cut when that one leaves,
+    and write theirs because the folder is there.  Raises OSError when the disk is full.
     """
     world, step = learner.world, state["step"] + 1
-    folder = run / f"failed_step_{step}"
+    folder = failed_folder(run, step)
     folder.mkdir(exist_ok=True)
     tensors = {name: getattr(given, name).cpu() for name in ("regions", "boxes", "groups", "images")}
     if learner.config.pool_layout == "sharded":
