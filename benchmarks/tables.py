@@ -151,7 +151,7 @@ def render() -> dict[Path, str]:
             "evaluation": evaluation_table(("srcc",)),
             "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
             "paired": paired_lines(seeds),
-            **{name: benchmark_table(name) for name in ("degrade", "roofline_degrade", "contrastive", "resources")},
+            **{name: benchmark_table(name) for name in ("score", "degrade", "roofline_degrade", "contrastive", "resources")},
         },
     }
     files = {}
