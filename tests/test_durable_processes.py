@@ -1,4 +1,4 @@
-"""Runs of two processes of which one dies or meets a nan: restarted they end in the same bytes, the step is replayed."""
+"""Two processes of which one dies or meets a nan: started again they end in the same bytes, the step is replayed."""
 
 import dataclasses
 import os
@@ -14,12 +14,13 @@ from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs,
 __all__ = ["photographs"]  # a fixture
 
 
-def torchrun(*arguments: str) -> subprocess.Popen[str]:
-    """Two processes of qpt that are started again up to twice."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """Two processes of qpt."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [f"--max_restarts={restarts}", "-m", "qpt", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command, "-m", "qpt", *arguments], stdout=pipe, stderr=pipe, text=True, env=environment)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def test_a_killed_process_is_started_again_with_the_others(photographs: Path, tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_a_killed_process_is_started_again_with_the_others(photographs: Path, tm
     child = torchrun("pretrain", *flags(whole))
     assert child.communicate(timeout=300) and child.returncode == 0
     config = dataclasses.replace(whole, out=str(tmp_path / "run"))
-    child = torchrun("pretrain", *flags(config), "--resume")
+    child = torchrun("pretrain", *flags(config), "--resume", restarts=1)
     log, deadline = tmp_path / "run" / "log.csv", time.monotonic() + 200
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 5):
         time.sleep(0.01)
@@ -44,7 +45,7 @@ def test_a_killed_process_is_started_again_with_the_others(photographs: Path, tm
 
 def test_a_failed_step_of_two_processes_is_replayed_by_two(photographs: Path, tmp_path: Path) -> None:
     config = tiny(photographs, tmp_path / "run", lr=1e30)
-    child = torchrun("pretrain", *flags(config), "--resume")
+    child = torchrun("pretrain", *flags(config))
     said = child.communicate(timeout=300)[1]
     assert child.returncode != 0 and "the step is kept: qpt pretrain --replay" in said
     folder = next((tmp_path / "run").glob("failed_step_*"))
