@@ -16,7 +16,9 @@ import yaml
 from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = frozenset({"data", "out", "workers", "cache_mib", "log_every", "checkpoint_every", "tensorboard"})
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "checkpoint_every", "tensorboard"}
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class PretrainConfig:
     """Settings of one pre-training run.
 
     Args:
-        data: folder of photographs, nested or not.
+        data: folder of photographs, nested or not; or of WebDataset shards, or a pattern of them (docs/data.md).
         out: run directory to create.
         seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
         arch: encoder, resnet18 | resnet34 | resnet50.
@@ -59,6 +61,7 @@ class PretrainConfig:
         threads: CPU threads; 0 means every core the process may use (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
         cache_mib: decoded photographs kept in memory, MiB per loader process.
+        stall_seconds: end the run, saved, when the loader gives nothing for so long; 0 waits for ever.
         log_every: steps between lines of log.csv.
         checkpoint_every: steps between checkpoints.
         tensorboard: also write TensorBoard event files.
@@ -99,6 +102,7 @@ class PretrainConfig:
     threads: int = 0
     workers: int = 0
     cache_mib: int = 1024
+    stall_seconds: int = 600
     log_every: int = 10
     checkpoint_every: int = 500
     tensorboard: bool = True
@@ -121,7 +125,7 @@ class PretrainConfig:
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
-            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib"),
+            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "stall_seconds"),
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)

@@ -6,7 +6,6 @@ is a function of its config, the photographs and the op table: interrupted and r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -19,15 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from qpt import degradations
-from qpt.data.images import list_images
-from qpt.data.regions import Batch, RegionDataset, StepSampler, collate
-from qpt.errors import InputError
+from qpt.data.regions import Batch, RegionDataset
+from qpt.data.sources import open_source
+from qpt.errors import InputError, StalledError
 from qpt.ops.degrade import degrade_patches
 from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
+from qpt.pretraining.clocks import StageClocks
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.feed import Feed
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.program import Program
@@ -55,16 +55,16 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
     """
-    files = list_images(config.data)
-    if len(files) < config.batch_images:
+    source = open_source(config.data)
+    if len(source) < config.batch_images:
         raise InputError(
-            f"pretrain: batch_images must be at most the number of photographs in data ({len(files)}), "
+            f"pretrain: batch_images must be at most the number of photographs in data ({len(source)}), "
             f"got {config.batch_images}"
         )
-    steps = config.steps or config.epochs * (len(files) // config.batch_images)
+    steps = config.steps or config.epochs * (len(source) // config.batch_images)
     space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
-        files,
+        source,
         seed=config.seed,
         region_size=config.region,
         patch_size=config.patch_size,
@@ -74,7 +74,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         resize_shorter=config.resize_shorter,
         cache_mib=config.cache_mib,
     )
-    fingerprint = data_fingerprint(Path(config.data), files)
+    fingerprint = source.fingerprint()
     table = degradations.fingerprint()
     run = _open_run(config, resume)
     with _threads(config.threads):
@@ -93,7 +93,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         else:
             config.save(run / "config.yaml")
             space.to_yaml(run / "space.yaml")  # the file that config.space names may change
-        _warn_about_pool(config, len(files))
+        _warn_about_pool(config, len(source))
         loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
         return loop.run_all()
 
@@ -118,87 +118,94 @@ class _Loop:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
         self.step, self.unreadable, self.seconds = first, unreadable, seconds
         self.fingerprint, self.table, self.run = fingerprint, table, run
-        self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
+        self.clocks = StageClocks(learner.device, config.workers)
 
     def run_all(self) -> PretrainResult:
         config = self.config
-        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps)
-        loader = DataLoader(
+        feed = Feed(
             self.dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=config.workers,
-            generator=torch.Generator(),  # its own: the global one is the caller's
-            pin_memory=self.learner.device.type == "cuda",
+            batch_images=config.batch_images,
+            seed=config.seed,
+            first_step=self.step,
+            steps=self.steps,
+            workers=config.workers,
+            device=self.learner.device,
+            stall_seconds=config.stall_seconds,
         )
         started, saved = time.monotonic() - self.seconds, self.step
         log = RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=config.tensorboard)
-        with log, _stop_signals() as stop:
-            batches = iter(loader)
+        with log, _stop_signals() as stop, feed:
             while self.step < self.steps and not stop.asked:
-                mark = time.monotonic()
-                batch = next(batches)
-                self.spent["load"] += time.monotonic() - mark
+                try:
+                    fed = feed.next(lambda: stop.asked)
+                except StalledError as error:
+                    self._save()
+                    raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
+                if fed is None:
+                    self._save()
+                    break
+                batch, load = fed
+                self.clocks.loaded(load)
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
                 if self.step - saved >= config.checkpoint_every or self.step == self.steps or stop.asked:
                     self._save()
                     saved = self.step
             for index, reason in sorted(self.unreadable.items()):
-                log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
+                log.console.print(f"skipped {self.dataset.source.name(index)}: {reason}", highlight=False, markup=False)
+            self.clocks.lap()
+            if self.clocks.total.images:
+                log.console.print(self.clocks.total.text(), highlight=False)
             if stop.asked and self.step < self.steps:
                 log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
         if self.step == self.steps:
             self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
-    def _one(self, batch: Batch | list[tuple[int, str]], log: RunLog) -> None:
+    def _one(self, batch: Batch, log: RunLog) -> None:
         """Step ``self.step``: a batch without enough readable photographs is counted and changes nothing."""
         lr = learning_rate(self.config, self.step, self.steps)
-        bad = batch if isinstance(batch, list) else batch.unreadable
-        self.unreadable.update(bad)
-        if isinstance(batch, list) or len(batch.images) < 2:
+        self.unreadable.update(batch.unreadable)
+        if len(batch.images) < 2:
             if len(self.unreadable) == len(self.dataset):
                 raise InputError(f"pretrain: data must hold readable images, got none among {len(self.dataset)} files")
             self.step += 1
             return
-        mark = time.monotonic()
         compositions = self.config.compositions
-        program = self.space.sample_seeded(batch.program_seeds, views=compositions)
-        patches = degrade_patches(
-            batch.regions.to(self.learner.device, non_blocking=True),
-            program,
-            batch.boxes.flatten(0, 1),
-            self.config.patch_size,
-            dtype=torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32,
-        )
-        self.spent["degrade"] += time.monotonic() - mark
-        mark = time.monotonic()
+        with self.clocks.stage("degrade"):
+            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
+            patches = degrade_patches(
+                batch.regions,
+                program,
+                batch.boxes.flatten(0, 1),
+                self.config.patch_size,
+                dtype=torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32,
+            )
         rows = len(program)
         base = self.step * self.config.batch_images * compositions  # no earlier step used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
-        images = batch.images.repeat_interleave(compositions).to(self.learner.device)
+        images = batch.images.repeat_interleave(compositions)
         try:
-            result = self.learner.step(patches, groups, images, lr)
+            with self.clocks.stage("step"):
+                result = self.learner.step(patches, groups, images, lr)
         except InputError as error:
             raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
-        self.spent["step"] += time.monotonic() - mark
         self.step += 1
         log.advance(self.step)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
-            total = sum(self.spent.values())
+            lap = self.clocks.lap()
             log.write(
                 {
                     "step": self.step,
                     "lr": lr,
                     **asdict(result),
                     "pool_rows": len(self.learner.pool) if self.learner.pool is not None else 0,
-                    "images_per_s": self.config.batch_images * self.config.log_every / total,
-                    "load_share": self.spent["load"] / total,
-                    "degrade_share": self.spent["degrade"] / total,
+                    "images_per_s": lap.images_per_s,
+                    "load_share": lap.load_share,
+                    "degrade_share": lap.stages["degrade"] / lap.seconds,
+                    **{f"{stage}_images_per_s": lap.rate(stage) or 0.0 for stage in lap.stages},
                 }
             )
-            self.spent = dict.fromkeys(self.spent, 0.0)
 
     def _keep_failed(self, batch: Batch, program: Program) -> str:
         """Save what a failed step was given, so that it can be looked at; returns where."""
@@ -230,10 +237,11 @@ class _Loop:
             "steps": self.steps,
             "photographs": len(self.dataset),
             "unreadable": [
-                {"file": self.dataset.files[index].relative_to(self.config.data).as_posix(), "reason": reason}
+                {"file": self.dataset.source.name(index), "reason": reason}
                 for index, reason in sorted(self.unreadable.items())
             ],
             "seconds": round(self.seconds, 1),
+            "throughput": self.clocks.total.record(),
             "data_fingerprint": self.fingerprint,
             "op_table": self.table,
             "space": self.space.fingerprint(),
@@ -242,12 +250,6 @@ class _Loop:
             "threads": torch.get_num_threads(),
         }
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def data_fingerprint(root: Path, files: list[Path]) -> str:
-    """sha256 over the sorted relative names and sizes of the photographs."""
-    listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _open_run(config: PretrainConfig, resume: bool) -> Path:

@@ -1,0 +1,276 @@
+"""From the list of photographs to the device: loader processes, the copy ahead of the step, what to do when they stall.
+
+The engine asks a ``Feed`` for one batch after another. A thread of the feed's own takes batches from the loader and
+moves them to the device on a stream of its own, on CUDA one batch ahead of the step. So the main thread never waits
+inside a library: it can give up after ``stall_seconds`` and say which files are being decoded, and signals reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from qpt.data.regions import Batch, Region, RegionDataset, StepSampler, collate
+from qpt.errors import StalledError
+
+T = TypeVar("T")
+Key = tuple[int, int]  # (epoch, index)
+_POLL_S = 0.2  # how long a signal may wait for its answer
+_NAMED = 8  # workers that an error names
+
+
+@dataclass(frozen=True)
+class Load:
+    """What getting one batch took: images read; seconds of decoding, summed over workers, wall and processor; of the
+    copy to the device; and of waiting for the batch, in the main thread."""
+
+    images: int
+    decode_s: float
+    decode_cpu_s: float
+    copy_s: float = 0.0
+    wait_s: float = 0.0
+
+
+class Feed:
+    """The batches of steps ``first_step`` to ``steps``, on the device, in order; use as a context manager.
+
+    dataset: what (epoch, index) keys are looked up in; batches, and their order, depend on nothing else here but
+    batch_images, seed and the steps.  workers: loader processes; 0 decodes in this one.  stall_seconds: how long a
+    batch may take; 0 for ever.  rank, world_size: this process's part of each batch of ``batch_images``, photographs
+    [rank * B // W, (rank + 1) * B // W).
+    """
+
+    def __init__(
+        self,
+        dataset: RegionDataset,
+        *,
+        batch_images: int,
+        seed: int,
+        first_step: int,
+        steps: int,
+        workers: int,
+        device: torch.device,
+        stall_seconds: float,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._dataset, self._stall_seconds = dataset, stall_seconds
+        self._board = Board(max(1, workers))
+        sampler = RankSlices(StepSampler(len(dataset), batch_images, seed, first_step, steps), rank, world_size)
+        loader = DataLoader(
+            _Watched(dataset, self._board),
+            batch_sampler=sampler,
+            collate_fn=_collate,
+            num_workers=workers,
+            worker_init_fn=_ignore_interrupts,
+            generator=torch.Generator(),  # its own: the global one is the caller's
+        )
+        self._prefetch = Prefetch(loader, _Mover(device), ahead=int(device.type == "cuda"))
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, StalledError):
+            self._board.kill()  # SIGTERM would wait for a read that does not come back
+        self._prefetch.close()
+
+    def next(self, stopped: Callable[[], bool] = lambda: False) -> tuple[Batch, Load] | None:
+        """The next step's batch and what it took; None if ``stopped()`` became true while it was waited for.
+
+        Raises StalledError after ``stall_seconds`` without it, or when a loader process died, naming the files that
+        were being decoded; StopIteration after the last step.
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                batch, load = self._prefetch.get(timeout=_POLL_S)
+            except TimeoutError:
+                waited = time.monotonic() - started
+                if stopped():
+                    return None
+                if self._stall_seconds and waited >= self._stall_seconds:
+                    reason = f"the loader gave nothing for {waited:.0f} s (stall_seconds)"
+                    raise StalledError(f"pretrain: {reason}: {self._decoding()}") from None
+                continue
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise StalledError(f"pretrain: a loader process died: {self._decoding()}") from error
+            if batch.regions.is_cuda:  # made on the feed's stream, and freed after use on this one
+                for tensor in (batch.regions, batch.images):
+                    tensor.record_stream(torch.cuda.current_stream(tensor.device))
+            return batch, replace(load, wait_s=time.monotonic() - started)
+
+    def _decoding(self) -> str:
+        return self._board.text(self._dataset.source.name)
+
+
+class Prefetch(Generic[T]):
+    """Items of an iterable, each passed through ``move``, got in a thread: on request, and ``ahead`` items before it.
+
+    The thread is the only one that touches the iterable and what it opened. Items come in order; an exception,
+    StopIteration among them, comes in its place and ends the thread.
+    """
+
+    def __init__(self, items: Iterable[T], move: Callable[[T], T], *, ahead: int) -> None:
+        self._items, self._move = items, move
+        self._wanted = threading.Semaphore(ahead)
+        self._ready: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+        self._requested = self._closed = False
+        self._thread = threading.Thread(target=self._work, name="qpt feed", daemon=True)  # stuck, it ends with us
+        self._thread.start()
+
+    def get(self, timeout: float) -> T:
+        """The next item. Raises TimeoutError if it is not there in time; then call again."""
+        if not self._requested:
+            self._requested = True
+            self._wanted.release()
+        try:
+            item = self._ready.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(item, BaseException):
+            raise item
+        self._requested = False
+        return item
+
+    def close(self) -> None:
+        """End the thread, and with it the iterator's processes. One that is stuck is left behind."""
+        self._closed = True
+        self._wanted.release()
+        self._thread.join(timeout=10)
+
+    def _work(self) -> None:
+        iterator: Iterator[T] | None = None
+        try:
+            while True:
+                self._wanted.acquire()
+                if self._closed:
+                    return
+                if iterator is None:  # here, so that the loader's processes report to this thread and not by a signal
+                    iterator = iter(self._items)
+                self._ready.put(self._move(next(iterator)))
+        except BaseException as error:
+            self._ready.put(error)
+        finally:
+            iterator = None  # an error that is still looked at holds this frame, and its processes would live on
+
+
+class _Mover:
+    """Copies a batch's tensors that a step needs on the device; on the CPU it passes them on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, item: tuple[Batch, Load]) -> tuple[Batch, Load]:
+        if self._device.type == "cpu":
+            return item
+        batch, load = item
+        started = time.monotonic()
+        if self._stream is None:
+            moved = self._move(batch)
+        else:
+            with torch.cuda.stream(self._stream):
+                moved = self._move(batch)
+            self._stream.synchronize()  # of this thread alone: the step runs on
+        return moved, replace(load, copy_s=time.monotonic() - started)
+
+    def _move(self, batch: Batch) -> Batch:
+        return replace(batch, regions=self._to_device(batch.regions), images=self._to_device(batch.images))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if self._stream else tensor).to(self._device, non_blocking=True)
+
+
+class RankSlices(Sampler[list[Key]]):
+    """The part of each batch of ``sampler`` that is this process's: keys [rank * B // W, (rank + 1) * B // W)."""
+
+    def __init__(self, sampler: StepSampler, rank: int, world_size: int) -> None:
+        self.sampler, self.rank, self.world_size = sampler, rank, world_size
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for keys in self.sampler:
+            first, last = (len(keys) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield keys[first:last]
+
+
+class Board:
+    """Which photograph each loader process is at, in memory that they share: row = (process id, index, since ns).
+
+    Index -1: at none. The clock is the system's monotonic one, the same in all processes.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._rows = torch.full((workers, 3), -1, dtype=torch.int64).share_memory_()
+
+    def begin(self, index: int) -> None:
+        worker = get_worker_info()
+        row = self._rows[worker.id if worker is not None else 0].numpy()
+        row[:] = os.getpid(), index, time.monotonic_ns()
+
+    def end(self) -> None:
+        worker = get_worker_info()
+        self._rows.numpy()[worker.id if worker is not None else 0, 1] = -1
+
+    def text(self, name: Callable[[int], str]) -> str:
+        """Who is decoding what, and for how long."""
+        now, parts, idle = time.monotonic_ns(), [], 0
+        for pid, index, since in self._rows.tolist():
+            if index < 0:
+                idle += 1
+            else:
+                parts.append(f"process {pid} has been at {name(index)} for {(now - since) / 1e9:.0f} s")
+        if len(parts) > _NAMED:
+            parts[_NAMED:] = [f"and {len(parts) - _NAMED} more"]
+        return ", ".join(parts + ([f"{idle} of {len(self._rows)} idle"] if idle else []))
+
+    def kill(self) -> None:
+        """End the loader processes at once."""
+        for pid, *_ in self._rows.tolist():
+            if pid not in (-1, os.getpid()):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+
+class _Watched(Dataset[tuple[Region | tuple[int, str], float, float]]):
+    """A data set whose samples come with the wall and processor seconds they took, and are on the board meanwhile."""
+
+    def __init__(self, dataset: RegionDataset, board: Board) -> None:
+        self._dataset, self._board = dataset, board
+
+    def __getitem__(self, key: Key) -> tuple[Region | tuple[int, str], float, float]:
+        self._board.begin(key[1])
+        wall, processor = time.perf_counter(), time.thread_time()
+        sample = self._dataset[key]
+        wall, processor = time.perf_counter() - wall, time.thread_time() - processor
+        self._board.end()
+        return sample, wall, processor
+
+
+def _collate(samples: list[tuple[Region | tuple[int, str], float, float]]) -> tuple[Batch, Load]:
+    batch = collate([sample for sample, _, _ in samples])
+    return batch, Load(len(batch.images), sum(wall for _, wall, _ in samples), sum(cpu for _, _, cpu in samples))
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
