@@ -1,14 +1,15 @@
 """The pre-training data set: what is drawn for a sample depends on (seed, epoch, index) and nothing else."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from qpt.data.regions import Batch, Region, RegionDataset, StepSampler, collate, cut_region
+from qpt.data.regions import Region, RegionDataset, StepSampler, cut_region, pad_to
 from qpt.data.sources import FolderSource
 
 
@@ -73,18 +74,6 @@ def test_boxes_are_shared_or_not(files: list[Path]) -> None:
     assert not np.array_equal(independent.boxes[0], independent.boxes[1])
 
 
-def test_workers_give_the_same_batches(files: list[Path]) -> None:
-    def batches(workers: int) -> list[Batch]:
-        loader = DataLoader(
-            dataset(files), batch_sampler=StepSampler(7, 3, 0, 0, 5), collate_fn=collate, num_workers=workers
-        )
-        return list(loader)
-
-    for a, b in zip(batches(0), batches(2), strict=True):
-        assert torch.equal(a.regions, b.regions) and torch.equal(a.images, b.images)
-        assert torch.equal(a.program_seeds, b.program_seeds) and torch.equal(a.boxes, b.boxes)
-
-
 def test_sampler_covers_each_epoch_and_resumes_anywhere() -> None:
     steps = list(StepSampler(10, 3, seed=5, first_step=0, steps=9))
     for epoch in range(3):
@@ -97,8 +86,27 @@ def test_sampler_covers_each_epoch_and_resumes_anywhere() -> None:
 def test_unreadable_files_are_listed_not_fatal(files: list[Path]) -> None:
     files[1].write_bytes(b"not an image")
     data = dataset(files)
-    batch = collate([data[(0, index)] for index in range(3)])
-    assert batch.images.tolist() == [0, 2]
-    assert [index for index, _ in batch.unreadable] == [1]
-    none = collate([data[(0, 1)]])
-    assert none.unreadable == [data[(0, 1)]] and len(none.images) == len(none.regions) == len(none.boxes) == 0
+    for index, readable in enumerate((True, False, True)):
+        sample = data[(0, index)]
+        assert isinstance(sample, Region) if readable else sample == (index, sample[1])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90))
+def test_padding_is_numpys_reflection(height: int, width: int, size: int) -> None:
+    image = np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint8)
+    missing = [max(0, size - side) for side in (height, width)]
+    expected = np.pad(image, [*((each // 2, each - each // 2) for each in missing), (0, 0)], mode="reflect")
+    np.testing.assert_array_equal(pad_to(image, size), expected)
+
+
+def test_a_long_strip_is_not_padded_whole(tmp_path: Path) -> None:
+    """One pixel by 60,000, padded to 2,000 rows before it is cut, would be 360 MB."""
+    Image.fromarray(np.zeros((1, 60_000, 3), np.uint8)).save(tmp_path / "strip.png")
+    data = dataset([tmp_path / "strip.png"], region_size=2_000)
+    tracemalloc.start()
+    sample = data[(0, 0)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(sample, Region) and sample.pixels.shape == (2_000, 2_000, 3)
+    assert peak < 60 << 20

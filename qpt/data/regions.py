@@ -7,16 +7,16 @@ depend on workers, on the batch or on how often the run was interrupted.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
-from qpt.data.boxes import draw_pair
+from qpt.data.boxes import Uniform, below, draw_pair
 from qpt.data.images import UNREADABLE, Picture, load_rgb, open_image
 from qpt.data.sources import Source
 
@@ -48,24 +48,30 @@ class Batch:
     unreadable: list[tuple[int, str]]
 
 
-def place_region(height: int, width: int, size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def place_region(height: int, width: int, size: int, rng: Uniform) -> tuple[int, int, int, int]:
     """(top, left, height, width) of what a region of side ``size`` takes of an image, uniform over positions.
 
     An image that is smaller than the region on an axis is taken whole on that axis.
     """
-    top, left = (int(rng.integers(0, max(0, side - size) + 1)) for side in (height, width))
+    top, left = (below(rng, max(0, side - size) + 1) for side in (height, width))
     return top, left, min(height, size), min(width, size)
 
 
 def pad_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels."""
-    missing = [max(0, size - side) for side in image.shape[:2]]
-    if not any(missing):
-        return image
-    return np.pad(image, [*((total // 2, total - total // 2) for total in missing), (0, 0)], mode="reflect")
+    """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels; the same as NumPy's pad."""
+    for axis in (0, 1):
+        side = image.shape[axis]
+        if side < size:
+            before = (size - side) // 2
+            period = max(1, 2 * (side - 1))
+            place = np.arange(-before, size - before) % period
+            place = np.minimum(place, period - place)
+            edges = (image.take(place[:before], axis), image, image.take(place[before + side :], axis))
+            image = np.concatenate(edges, axis)
+    return image
 
 
-def cut_region(image: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def cut_region(image: NDArray[np.uint8], size: int, rng: Uniform) -> NDArray[np.uint8]:
     """A (size, size, 3) region at native resolution, uniform over positions; reflect-pads smaller images."""
     top, left, height, width = place_region(image.shape[0], image.shape[1], size, rng)
     return pad_to(image[top : top + height, left : left + width], size)
@@ -105,7 +111,7 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def _region(self, index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    def _region(self, index: int, rng: Uniform) -> NDArray[np.uint8]:
         size = self.region_size
         image = self._cache.get(index)
         if image is None and self.resize_shorter:
@@ -127,7 +133,7 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
-        rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
+        rng = random.Random(f"{_SAMPLE} {self.seed} {epoch} {index}")
         try:
             pixels = self._region(index, rng)
         except UNREADABLE as error:
@@ -136,28 +142,8 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
             draw_pair(rng, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
         ]
-        boxes = np.stack(pairs * (self.compositions if self.shared_boxes else 1))
-        return Region(index, pixels, boxes, int(rng.integers(0, 2**63)))
-
-
-def collate(samples: list[Region | tuple[int, str]]) -> Batch:
-    """Stack the readable samples; in a loader process straight into the shared memory through which they travel."""
-    regions = [sample for sample in samples if isinstance(sample, Region)]
-    pixels = torch.empty((0, 0, 0, 3), dtype=torch.uint8)
-    boxes = np.empty((0, 0, 2, 2), np.int32)
-    if regions:
-        boxes = np.stack([region.boxes for region in regions])
-        if get_worker_info() is None:
-            pixels = torch.from_numpy(np.stack([region.pixels for region in regions]))
-        else:
-            pixels = default_collate([torch.from_numpy(region.pixels) for region in regions])
-    return Batch(
-        regions=pixels,
-        images=torch.tensor([region.index for region in regions], dtype=torch.int64),
-        boxes=torch.from_numpy(boxes),
-        program_seeds=torch.tensor([region.program_seed for region in regions], dtype=torch.int64),
-        unreadable=[sample for sample in samples if not isinstance(sample, Region)],
-    )
+        boxes = np.array(pairs * (self.compositions if self.shared_boxes else 1), np.int32)
+        return Region(index, pixels, boxes, rng.getrandbits(63))
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
