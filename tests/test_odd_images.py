@@ -115,9 +115,9 @@ BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut.ppm": (lambda: encoded(PICTURE, "PPM")[:3000], "truncated"),
     "damaged.png": (
         lambda: damaged(encoded(PICTURE, "PNG"), 3000, b"\0" * 50),
-        "broken|CRC|checksum|truncated|unrecognized",
+        "broken|unrecognized",
     ),
-    "bomb.png": (lambda: png(30_000, 30_000, zlib.compress(bytes(1000))), "30000x30000 px is more than the limit"),
+    "bomb.png": (lambda: png(30_000, 30_000, zlib.compress(bytes(1000))), "30000x30000 px is more"),
     "bomb.bmp": (
         lambda: damaged(encoded(PICTURE, "BMP"), 18, struct.pack("<ii", 40_000, 40_000)),
         "more than the limit",

@@ -148,10 +148,13 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) keys of each step from ``first_step`` on: a fresh permutation per epoch, its ragged end
-    dropped."""
+    dropped. share: the part of each step's keys that is wanted, None for all."""
 
-    def __init__(self, images: int, batch: int, seed: int, first_step: int, steps: int) -> None:
+    def __init__(
+        self, images: int, batch: int, seed: int, first_step: int, steps: int, share: slice | None = None
+    ) -> None:
         self.images, self.batch, self.seed, self.first_step, self.steps = images, batch, seed, first_step, steps
+        self.share = slice(None) if share is None else share
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -165,4 +168,4 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             if epoch != drawn:
                 order, drawn = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.images), epoch
             chosen = order[position * self.batch : (position + 1) * self.batch]
-            yield [(epoch, int(index)) for index in chosen]
+            yield [(epoch, int(index)) for index in chosen[self.share]]

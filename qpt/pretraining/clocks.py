@@ -21,9 +21,13 @@ STARVED = 0.05  # share of the time spent waiting for the loader, from which on 
 
 @dataclass
 class Throughput:
-    """Sums over some steps: images, seconds of each stage. ``decode`` is summed over workers."""
+    """Sums over some steps: images and seconds of each stage in this process, ``decode`` summed over its workers.
+
+    workers: loader processes of this process.  processes: that share the batch, each with as many workers.
+    """
 
     workers: int
+    processes: int = 1
     images: int = 0
     seconds: float = 0.0  # of the main process, everything included
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("decode", "copy", "degrade", "step"), 0.0))
@@ -31,14 +35,15 @@ class Throughput:
     wait: float = 0.0
 
     def rate(self, stage: str) -> float | None:
-        """Images per second that a stage could do on its own; None for one that took no time."""
+        """Images per second that this process's stage could do on its own; None for one that took no time."""
         side_by_side = max(1, self.workers) if stage == "decode" else 1
         taken = self.stages[stage] / side_by_side
         return self.images / taken if taken > 0 else None
 
     @property
     def images_per_s(self) -> float:
-        return self.images / self.seconds if self.seconds > 0 else 0.0
+        """Of the whole run, all processes together."""
+        return self.processes * self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def load_share(self) -> float:
@@ -50,6 +55,15 @@ class Throughput:
         if self.load_share >= STARVED:
             return "decode" if self.stages["decode"] / max(1, self.workers) >= self.stages["copy"] else "copy"
         return max(("degrade", "step"), key=lambda stage: self.stages[stage])
+
+    def row(self) -> dict[str, float]:
+        """For ``log.csv``; a stage that took no time has 0."""
+        return {
+            "images_per_s": self.images_per_s,
+            "load_share": self.load_share,
+            "degrade_share": self.stages["degrade"] / self.seconds if self.seconds > 0 else 0.0,
+            **{f"{stage}_images_per_s": self.rate(stage) or 0.0 for stage in self.stages},
+        }
 
     def record(self) -> dict[str, Any]:
         """For ``summary.json``."""
@@ -66,7 +80,10 @@ class Throughput:
         """One line for people."""
         parts = [f"{name} {rate:.0f}" for name in self.stages if (rate := self.rate(name)) is not None]
         where = f"{self.workers} loader process{'es' * (self.workers != 1)}" if self.workers else "the main process"
-        line = f"images/s by stage: {', '.join(parts)}; together {self.images_per_s:.0f}. Decoding in {where}"
+        together = f"together {self.images_per_s:.0f}"
+        if self.processes > 1:
+            together = f"each of {self.processes} processes; all {together}"
+        line = f"images/s by stage: {', '.join(parts)}; {together}. Decoding in {where}"
         share = f"the step waits for photographs {self.load_share:.0%} of the time"
         if self.load_share < STARVED:
             return f"{line} keeps up: {share}, the slowest stage is {self.slowest}"
@@ -81,13 +98,13 @@ class Throughput:
 class StageClocks:
     """Collects the times of a run's stages."""
 
-    def __init__(self, device: torch.device, workers: int) -> None:
+    def __init__(self, device: torch.device, workers: int, processes: int = 1) -> None:
         self._cuda = device if device.type == "cuda" else None
-        self._workers = workers
+        self._counts = (workers, processes)
         self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._lap = Throughput(workers)
+        self._lap = Throughput(workers, processes)
         self._since = time.monotonic()
-        self.total = Throughput(workers)
+        self.total = Throughput(workers, processes)
 
     def loaded(self, load: Load) -> None:
         """Count what the feed gave."""
@@ -120,7 +137,7 @@ class StageClocks:
             self._lap.stages[name] += before.elapsed_time(after) / 1000
         self._marks.clear()
         now = time.monotonic()
-        done, self._lap = self._lap, Throughput(self._workers)
+        done, self._lap = self._lap, Throughput(*self._counts)
         done.seconds, self._since = now - self._since, now
         total = self.total
         total.images += done.images

@@ -13,15 +13,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qpt import degradations
 from qpt.data.regions import Batch, RegionDataset
-from qpt.data.sources import open_source
+from qpt.data.sources import Source, open_source
 from qpt.errors import InputError, StalledError
 from qpt.ops.degrade import degrade_patches
 from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
@@ -30,6 +31,7 @@ from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.feed import Feed
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
+from qpt.pretraining.world import World, join, threads
 from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
@@ -54,6 +56,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     had never stopped (same machine and thread count). SIGTERM or Ctrl-C finish the step, save and return.
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
+    Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
     """
     source = open_source(config.data)
     if len(source) < config.batch_images:
@@ -61,6 +64,14 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
             f"pretrain: batch_images must be at most the number of photographs in data ({len(source)}), "
             f"got {config.batch_images}"
         )
+    with join(config.device) as (world, device), threads(config.threads, world.neighbours):
+        _check_world(config, world)
+        return _pretrain(config, source, resume, world, device)
+
+
+def _pretrain(
+    config: PretrainConfig, source: Source, resume: bool, world: World, device: torch.device
+) -> PretrainResult:
     steps = config.steps or config.epochs * (len(source) // config.batch_images)
     space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
@@ -76,26 +87,23 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     )
     fingerprint = source.fingerprint()
     table = degradations.fingerprint()
-    run = _open_run(config, resume)
-    with _threads(config.threads):
-        learner = Learner(config, _device(config.device))
-        first, unreadable, seconds = 0, {}, 0.0
-        if resume:
-            state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
-            learner.load_state_dict(state["learner"])
-            first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
-            if state["threads"] != torch.get_num_threads():
-                print(
-                    f"pretrain: started with {state['threads']} threads, going on with {torch.get_num_threads()}: "
-                    "sums round differently, so the weights will not be those of an uninterrupted run, byte for byte",
-                    file=sys.stderr,
-                )
-        else:
-            config.save(run / "config.yaml")
-            space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+    run = Path(config.out)
+    world.on_main(lambda: _open_run(config, resume))
+    learner = Learner(config, device, world)
+    first, unreadable, seconds = 0, {}, 0.0
+    if resume:
+        state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
+        learner.load_state_dict(state["learner"])
+        first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
+        if world.main:
+            _warn_about_sums(state)
+    elif world.main:
+        config.save(run / "config.yaml")
+        space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+    if world.main:
         _warn_about_pool(config, len(source))
-        loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
-        return loop.run_all()
+    loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
+    return loop.run_all()
 
 
 class _Loop:
@@ -116,9 +124,10 @@ class _Loop:
         run: Path,
     ) -> None:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
+        self.world = learner.world
         self.step, self.unreadable, self.seconds = first, unreadable, seconds
         self.fingerprint, self.table, self.run = fingerprint, table, run
-        self.clocks = StageClocks(learner.device, config.workers)
+        self.clocks = StageClocks(learner.device, config.workers, self.world.size)
 
     def run_all(self) -> PretrainResult:
         config = self.config
@@ -128,46 +137,69 @@ class _Loop:
             seed=config.seed,
             first_step=self.step,
             steps=self.steps,
+            share=self.world.share(config.batch_images),
             workers=config.workers,
             device=self.learner.device,
             stall_seconds=config.stall_seconds,
         )
         started, saved = time.monotonic() - self.seconds, self.step
-        log = RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=config.tensorboard)
-        with log, _stop_signals() as stop, feed:
-            while self.step < self.steps and not stop.asked:
-                try:
-                    fed = feed.next(lambda: stop.asked)
-                except StalledError as error:
-                    self._save()
-                    raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
-                if fed is None:
+        with self._log() as log, _stop_signals() as stop, feed:
+            stopped = False
+            while self.step < self.steps and not stopped:
+                batch = self._next(feed, stop)
+                if batch is None:
                     self._save()
                     break
-                batch, load = fed
-                self.clocks.loaded(load)
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
-                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stop.asked:
+                stopped = self.world.sum(stop.asked)[0] > 0  # all processes stop after the same step
+                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stopped:
                     self._save()
                     saved = self.step
-            for index, reason in sorted(self.unreadable.items()):
-                log.console.print(f"skipped {self.dataset.source.name(index)}: {reason}", highlight=False, markup=False)
-            self.clocks.lap()
-            if self.clocks.total.images:
-                log.console.print(self.clocks.total.text(), highlight=False)
-            if stop.asked and self.step < self.steps:
-                log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
-        if self.step == self.steps:
+            if log is not None:
+                self._last_words(log)
+        if self.step == self.steps and self.world.main:
             self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
-    def _one(self, batch: Batch, log: RunLog) -> None:
+    def _next(self, feed: Feed, stop: _Stop) -> Batch | None:
+        """The next batch, or None when a signal came before it. Alone, a process need not wait for it; of several, all
+        finish the step, and one that stalls cannot make the others save."""
+        alone = self.world.size == 1
+        try:
+            fed = feed.next(lambda: alone and stop.asked)
+        except StalledError as error:
+            if not alone:
+                raise
+            self._save()
+            raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
+        if fed is None:
+            return None
+        batch, load = fed
+        self.clocks.loaded(load)
+        return batch
+
+    def _last_words(self, log: RunLog) -> None:
+        for index, reason in sorted(self.unreadable.items()):
+            log.console.print(f"skipped {self.dataset.source.name(index)}: {reason}", highlight=False, markup=False)
+        self.clocks.lap()
+        if self.clocks.total.images:
+            log.console.print(self.clocks.total.text(), highlight=False)
+        if self.step < self.steps:
+            log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
+
+    def _log(self) -> AbstractContextManager[RunLog | None]:
+        if not self.world.main:
+            return nullcontext()
+        return RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=self.config.tensorboard)
+
+    def _one(self, batch: Batch, log: RunLog | None) -> None:
         """Step ``self.step``: a batch without enough readable photographs is counted and changes nothing."""
         lr = learning_rate(self.config, self.step, self.steps)
         self.unreadable.update(batch.unreadable)
-        if len(batch.images) < 2:
-            if len(self.unreadable) == len(self.dataset):
+        readable = self.world.sum(len(batch.images))[0]
+        if readable < 2:
+            if readable == 0 and len(self._all_unreadable()) == len(self.dataset):
                 raise InputError(f"pretrain: data must hold readable images, got none among {len(self.dataset)} files")
             self.step += 1
             return
@@ -175,14 +207,11 @@ class _Loop:
         with self.clocks.stage("degrade"):
             program = self.space.sample_seeded(batch.program_seeds, views=compositions)
             patches = degrade_patches(
-                batch.regions,
-                program,
-                batch.boxes.flatten(0, 1),
-                self.config.patch_size,
-                dtype=torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32,
+                batch.regions, program, batch.boxes.flatten(0, 1), self.config.patch_size, dtype=torch.uint8
             )
         rows = len(program)
-        base = self.step * self.config.batch_images * compositions  # no earlier step used these ids
+        first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
+        base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
         images = batch.images.repeat_interleave(compositions)
         try:
@@ -191,36 +220,43 @@ class _Loop:
         except InputError as error:
             raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
         self.step += 1
-        log.advance(self.step)
-        if self.step % self.config.log_every == 0 or self.step == self.steps:
-            lap = self.clocks.lap()
+        if log is not None:
+            log.advance(self.step)
+        if self.step % self.config.log_every and self.step != self.steps:
+            return
+        lap = self.clocks.lap()
+        if log is not None:
             log.write(
                 {
                     "step": self.step,
                     "lr": lr,
                     **asdict(result),
                     "pool_rows": len(self.learner.pool) if self.learner.pool is not None else 0,
-                    "images_per_s": lap.images_per_s,
-                    "load_share": lap.load_share,
-                    "degrade_share": lap.stages["degrade"] / lap.seconds,
-                    **{f"{stage}_images_per_s": lap.rate(stage) or 0.0 for stage in lap.stages},
+                    **lap.row(),
                 }
             )
 
     def _keep_failed(self, batch: Batch, program: Program) -> str:
         """Save what a failed step was given, so that it can be looked at; returns where."""
-        path = self.run / f"failed_step_{self.step + 1}"
+        path = self.run / (f"failed_step_{self.step + 1}" + (f"_rank_{self.world.rank}" if self.world.size > 1 else ""))
         torch.save({"regions": batch.regions, "images": batch.images, "boxes": batch.boxes}, path.with_suffix(".pt"))
         program.save(path.with_suffix(".program.npz"))
         return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
 
+    def _all_unreadable(self) -> dict[int, str]:
+        """What any process could not read."""
+        return {index: reason for found in self.world.gather(self.unreadable) for index, reason in found.items()}
+
     def _save(self) -> None:
+        learner, self.unreadable = self.learner.state_dict(), self._all_unreadable()
+        if not self.world.main:
+            return
         save_checkpoint(
             self.run,
             {
                 "config": asdict(self.config),
                 "step": self.step,
-                "learner": (learner := self.learner.state_dict()),
+                "learner": learner,
                 "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
                 "unreadable": sorted(self.unreadable.items()),
                 "seconds": self.seconds,
@@ -228,6 +264,7 @@ class _Loop:
                 "table": self.table,
                 "space": self.space.fingerprint(),
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
         )
 
@@ -248,6 +285,7 @@ class _Loop:
             "versions": {"qpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
         }
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -265,16 +303,31 @@ def _open_run(config: PretrainConfig, resume: bool) -> Path:
     return run
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"pretrain: device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} without a CUDA device")
-    return device
+def _check_world(config: PretrainConfig, world: World) -> None:
+    def require(name: str, rule: str, holds: bool) -> None:
+        if not holds:
+            raise InputError(
+                f"pretrain: {name} must be {rule} with {world.size} processes, got {getattr(config, name)!r}"
+            )
+
+    parts = world.size * config.accumulate
+    require("batch_images", f"a multiple of {parts} (processes x accumulate)", config.batch_images % parts == 0)
+    if config.pool_layout == "sharded" and config.mode == "moco":
+        require("pool_size", "a multiple of the number of processes", config.pool_size % world.size == 0)
+    if config.mode == "in_batch" and world.size > 1:  # a key there has a gradient, and stays where it is
+        require("batch_norm", "sync or local in in_batch mode", config.batch_norm != "shuffled")
+
+
+def _warn_about_sums(state: dict[str, Any]) -> None:
+    """Say on resume what makes sums round differently than before."""
+    now = {"threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    for name, count in now.items():
+        if state.get(name, 1) != count:
+            print(
+                f"pretrain: started with {state.get(name, 1)} {name}, going on with {count}: sums round differently, "
+                "so the weights will not be those of an uninterrupted run, byte for byte",
+                file=sys.stderr,
+            )
 
 
 def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
@@ -285,17 +338,6 @@ def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
             "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or usable)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Stop:

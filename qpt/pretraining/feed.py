@@ -52,9 +52,8 @@ class Feed:
     """The batches of steps ``first_step`` to ``steps``, on the device, in order; use as a context manager.
 
     dataset: what (epoch, index) keys are looked up in; batches, and their order, depend on nothing else here but
-    batch_images, seed and the steps.  workers: loader processes; 0 decodes in this one.  stall_seconds: how long a
-    batch may take; 0 for ever.  rank, world_size: this process's part of each batch of ``batch_images``, photographs
-    [rank * B // W, (rank + 1) * B // W).
+    batch_images, seed, the steps and share.  workers: loader processes; 0 decodes in this one.  stall_seconds: how long
+    a batch may take; 0 for ever.  share: the part of each batch of ``batch_images`` that is wanted, None for all.
     """
 
     def __init__(
@@ -68,19 +67,17 @@ class Feed:
         workers: int,
         device: torch.device,
         stall_seconds: float,
-        rank: int = 0,
-        world_size: int = 1,
+        share: slice | None = None,
     ) -> None:
         self._dataset, self._stall_seconds = dataset, stall_seconds
         self._board = Board(max(1, workers))
-        share = -(-batch_images // world_size)
+        keys = StepSampler(len(dataset), batch_images, seed, first_step, steps, share)
         slots = _PREFETCH * workers + 2  # given out, one in use, one that a failed step's report may still look at
-        ring = _shared((slots, share, dataset.region_size, dataset.region_size, 3))
-        keys = StepSampler(len(dataset), batch_images, seed, first_step, steps)
+        ring = _shared((slots, len(range(batch_images)[keys.share]), dataset.region_size, dataset.region_size, 3))
         loader = DataLoader(
             _Batches(dataset, ring, self._board),
             batch_size=None,  # an item is a whole batch
-            sampler=Orders(keys, slots, rank, world_size),
+            sampler=Orders(keys, slots),
             collate_fn=_as_it_is,
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
@@ -217,22 +214,21 @@ class _Mover:
 
 
 class Orders(Sampler[tuple[int, list[Key]]]):
-    """For each batch of ``sampler`` (slot of the ring, this process's keys: [rank * B // W, (rank + 1) * B // W)).
+    """For each batch of ``sampler`` (slot of the ring, keys).
 
     Slots are used in turn. The loader has at most slots - 2 batches given out and not yet handed over, and gives out
     the next when it hands one over: so a batch's memory is its own until the second call after the one that gave it.
     """
 
-    def __init__(self, sampler: StepSampler, slots: int, rank: int, world_size: int) -> None:
-        self.sampler, self.slots, self.rank, self.world_size = sampler, slots, rank, world_size
+    def __init__(self, sampler: StepSampler, slots: int) -> None:
+        self.sampler, self.slots = sampler, slots
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
         for number, keys in enumerate(self.sampler):
-            first, last = (len(keys) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            yield number % self.slots, keys[first:last]
+            yield number % self.slots, keys
 
 
 @dataclass(frozen=True)
@@ -270,7 +266,7 @@ class _Batches(Dataset[Parcel]):
         return Parcel(
             slot=slot,
             images=np.array([region.index for region in regions], np.int64),
-            boxes=np.stack([region.boxes for region in regions]) if regions else np.empty((0, 0, 2, 2), np.int32),
+            boxes=np.stack([region.boxes for region in regions]) if regions else np.empty((0, 1, 2, 2), np.int32),
             program_seeds=np.array([region.program_seed for region in regions], np.int64),
             unreadable=unreadable,
             load=Load(len(regions), time.perf_counter() - wall, time.thread_time() - processor),
