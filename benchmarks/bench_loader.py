@@ -3,7 +3,7 @@
 Run by ``python -m benchmarks loader [--photographs FOLDER]``. All decode the same photographs in the same order: the
 bare loop opens and loads each file and keeps nothing, in as many processes as the loaders have; both loaders also cut a
 region from each and make batches of them. Starting the processes is part of each time. Before timing, both loaders must
-give the same regions.
+give the same regions. A last case decodes JPEGs that are to be resized: reduced, as ``resize_shorter`` does, and whole.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.data.images import load_rgb
 from qpt.data.regions import RegionDataset, StepSampler, cut_region
 from qpt.data.sources import FolderSource
 from qpt.demo import wheel_photographs
@@ -29,6 +30,8 @@ WORKERS = (0, 1, 2)
 BATCH, BATCHES = 16, 32  # an even number of batches: two processes get as many each
 REGION, PATCH = 320, 160
 ALONE, OURS, PLAIN = "decoding alone", "qpt", "torch DataLoader"
+RESIZED = 64  # shorter side, px
+FAR = 4.0  # levels of 255 that a reduced decoding may be off on average
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +50,21 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
         dataset = _dataset(files * (BATCH // len(files) + 1), folder or Path("/"))
     sampler = StepSampler(len(dataset), BATCH, seed=0, first_step=0, steps=batches)
     cases = [_case(dataset, sampler, workers, batches) for workers in WORKERS]
+    jpegs = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg")][: 2 if settings.quick else 100]
+    if jpegs:
+        cases.append(_resized_case(jpegs))
     rows = measure(cases, settings.rounds, warmup=1)
     megapixels = np.mean([np.prod(_size(file)) for file in files]) / 1e6
     remarks = [
         f"{BATCH * batches} photographs of {len(files)} files, {megapixels:.2f} megapixels on average, regions of "
         f"{REGION} px, batches of {BATCH}.",
         *(_sentence(rows, workers) for workers in WORKERS),
+        *(
+            f"Reduced decoding is off by {row.differences['mean_levels']:.2f} of 255 levels on average, "
+            f"{row.differences['worst_photograph_levels']:.2f} on the worst photograph."
+            for row in rows
+            if row.backend == "reduced"
+        ),
     ]
     return Report("loader", rows, remarks=remarks)
 
@@ -117,6 +129,36 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
         contenders=[Contender(name, call) for name, call in calls.items()],
         agree=agree,
     )
+
+
+def _resized_case(files: list[Path]) -> Case:
+    def reduced() -> list[NDArray[np.uint8]]:
+        return [load_rgb(file, shorter_side=RESIZED) for file in files]
+
+    def whole() -> list[NDArray[np.uint8]]:
+        return [_resize(load_rgb(file)) for file in files]
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        pairs = zip(answers["reduced"], answers["whole"], strict=True)
+        off = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs]
+        if not np.mean(off) < FAR:
+            raise Disagreement(f"loader: reduced decoding is off by {np.mean(off):.2f} levels")
+        return {"mean_levels": float(np.mean(off)), "worst_photograph_levels": max(off)}
+
+    return Case(
+        op="decode JPEG, resize",
+        shape=f"{len(files)} files to a shorter side of {RESIZED} px",
+        items=len(files),
+        contenders=[Contender("reduced", reduced), Contender("whole", whole)],
+        agree=agree,
+    )
+
+
+def _resize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = RESIZED / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def _decode(paths: list[Path]) -> None:

@@ -37,6 +37,7 @@ UNREADABLE = (
 
 _PILLOW_LIMIT = threading.Lock()
 _BAND_PIXELS = 1 << 20  # converted at a time
+_SPARE = 2  # a reduced JPEG keeps so many times the size it is resized to: closer, and the decoder's filter shows
 _ENCODER: Any = getattr(Image, "_getencoder", None)  # not public: done without where a Pillow does not have it
 
 # EXIF orientations (1 to 8) by what they make of the stored rows and columns.
@@ -183,7 +184,7 @@ def load_rgb(file: str | Path | BinaryIO, *, max_pixels: int | None = None, shor
     """Decode one image file to an (H, W, 3) uint8 array, upright, RGB: see ``Picture``.
 
     max_pixels: see ``open_image``.  shorter_side: if not 0, resize (bicubic, antialiased) to a shorter side of so many
-    pixels; a JPEG is then decoded at the half, quarter or eighth of its size that is still no smaller than that.
+    pixels; a JPEG is then decoded at the half, quarter or eighth of its size that still has twice that.
     Raises one of ``UNREADABLE`` for a file that is not a complete image.
     """
     with open_image(file, max_pixels=max_pixels) as image:
@@ -191,7 +192,7 @@ def load_rgb(file: str | Path | BinaryIO, *, max_pixels: int | None = None, shor
             return Picture(image).rgb()
         scale = shorter_side / min(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
-        image.draft(None, (width, height))  # nothing but JPEG knows smaller sizes
+        image.draft(None, (_SPARE * width, _SPARE * height))  # nothing but JPEG knows smaller sizes
         picture = Picture(image)
         if picture.transposed:
             width, height = height, width
