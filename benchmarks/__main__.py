@@ -20,6 +20,7 @@ NAMES = {
     "roofline_degrade": "benchmarks.roofline_degrade",
     "score": "benchmarks.bench_score",
     "loader": "benchmarks.bench_loader",
+    "step": "benchmarks.bench_step",
 }
 
 

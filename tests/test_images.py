@@ -106,9 +106,7 @@ def test_resized_to_a_shorter_side(
     assert np.abs(found.astype(int) - np.asarray(whole)).mean() < (1 if suffix == "jpg" else 1e-9)
 
 
-def test_a_jpeg_is_never_decoded_smaller_than_twice_what_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jpeg_keeps_twice_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (900, 700)).save(tmp_path / "x.jpg")
     decoded = []
     plain = Picture.rgb
