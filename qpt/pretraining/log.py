@@ -27,6 +27,10 @@ FIELDS = (
     "images_per_s",
     "load_share",
     "degrade_share",
+    "decode_images_per_s",
+    "copy_images_per_s",
+    "degrade_images_per_s",
+    "step_images_per_s",
 )
 
 
