@@ -1,17 +1,24 @@
-"""What a run says while it works: a progress bar, ``log.csv`` and TensorBoard events.
+"""What a run says while it works: a progress line, ``log.csv``, ``observations.jsonl`` and TensorBoard events.
 
-Used by ``qpt.pretraining.engine``. On resume the log is cut back to the checkpoint, so that no step appears twice.
+Used by ``qpt.pretraining.engine``. On resume the files are cut back to the checkpoint, so that no step appears twice.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
+import math
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, rewrite
 
 FIELDS = (
     "step",
@@ -22,14 +29,18 @@ FIELDS = (
     "same_image_similarity",
     "valid_rows",
     "pool_rows",
+    "alignment",  # these two: of the latest observation
+    "uniformity",
     "images_per_s",
     "load_share",
     "degrade_share",
 )
+STARVING = 0.1  # share of the time spent waiting for photographs from which on the data holds the run up
+_SILENCE_S = 15.0  # between lines where there is no terminal
 
 
 class RunLog:
-    """Writes one row per logged step; use as a context manager."""
+    """Writes one row per logged step and one line per observation; use as a context manager."""
 
     def __init__(self, run: Path, *, first_step: int, steps: int, tensorboard: bool) -> None:
         self.path = run / "log.csv"
@@ -39,11 +50,10 @@ class RunLog:
             with open(self.path, newline="") as stream:
                 kept = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
             kept = [row for row in kept if int(row["step"]) <= first_step and None not in row.values()]
-        self._stream = open(self.path, "w", newline="")  # noqa: SIM115 - closed in __exit__
-        self._rows = csv.DictWriter(self._stream, FIELDS)
-        self._rows.writeheader()
-        self._rows.writerows(kept)
-        self._events = None
+        rewrite(self.path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
+        self._stream = open(self.path, "a", newline="")  # noqa: SIM115 - closed in __exit__
+        self._observations = ObservationLog(run, first_step)
+        self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -53,13 +63,15 @@ class RunLog:
             TextColumn("pre-training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  {task.fields[limit]}"),
             TimeElapsedColumn(),
+            TextColumn("ETA"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self._task = self._bar.add_task("steps", total=steps, completed=first_step, loss="-", speed="-")
-        self._spoke = time.monotonic()
+        self._task = self._bar.add_task("steps", total=steps, completed=first_step, loss="-", speed="-", limit="")
+        self._spoke = self._began = time.monotonic()
+        self._first = first_step
 
     def __enter__(self) -> RunLog:
         self._bar.start()
@@ -70,27 +82,81 @@ class RunLog:
     ) -> None:
         self._bar.stop()
         self._stream.close()
+        self._observations.close()
         if self._events is not None:
             self._events.close()
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
-    def write(self, row: dict[str, float]) -> None:
-        """One row of FIELDS; flushed, so that a crash loses nothing that was printed."""
-        self._rows.writerow({name: _short(row[name]) for name in FIELDS})
+    def write(self, row: Mapping[str, float]) -> None:
+        """One row of FIELDS but the observed ones; flushed, so that a crash loses nothing that was printed."""
+        last = self._observations.last
+        observed = {name: getattr(last, name) if last else math.nan for name in ("alignment", "uniformity")}
+        row = {**row, **observed}
+        self._stream.write(_csv([{name: _short(row[name]) for name in FIELDS}]))
         self._stream.flush()
         step = int(row["step"])
         if self._events is not None:
             for name in FIELDS[1:]:
-                self._events.add_scalar(name, row[name], step)
-        loss, speed = f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}"
-        self._bar.update(self._task, completed=step, loss=loss, speed=speed)
+                if name not in observed:  # ``observe`` writes those, at their own steps
+                    self._events.add_scalar(name, row[name], step)
+        loss, speed, limit = f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}", limited_by(row)
+        self._bar.update(self._task, completed=step, loss=loss, speed=speed, limit=limit)
         now = time.monotonic()
-        if self._bar.disable and (now - self._spoke > 15 or step == self.steps):
+        if self._bar.disable and (now - self._spoke > _SILENCE_S or step == self.steps):
             self._spoke = now
-            self.console.print(f"pre-training {step}/{self.steps}  loss {loss}  {speed} images/s", highlight=False)
+            left = (now - self._began) / max(1, step - self._first) * (self.steps - step)
+            text = f"pre-training {step}/{self.steps}  loss {loss}  {speed} images/s  {limit}  ETA {_clock(left)}"
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def observe(self, step: int, observation: Observation) -> None:
+        """One line of ``observations.jsonl``; to TensorBoard the same, the histograms as they are."""
+        self._observations.write(step, observation)
+        if self._events is None:
+            return
+        for name in ("alignment", "uniformity"):
+            self._events.add_scalar(name, getattr(observation, name), step)
+        for kind in KINDS:
+            self._add_histogram(f"similarity/{kind}", getattr(observation, kind), step)
+
+    def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
+        """Sums are those of the bins' middles."""
+        edges = bin_edges()
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+        filled = [middle for middle, count in zip(middles, counts, strict=True) if count]
+        if filled:
+            self._events.add_histogram_raw(
+                tag,
+                min=filled[0],
+                max=filled[-1],
+                num=sum(counts),
+                sum=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
+                sum_squares=sum(count * middle**2 for count, middle in zip(counts, middles, strict=True)),
+                bucket_limits=edges[1:],
+                bucket_counts=counts,
+                global_step=step,
+            )
+
+
+def limited_by(row: Mapping[str, float]) -> str:
+    """What holds the run up, for a row of the log: waiting for photographs, or the work on them."""
+    if row["load_share"] > STARVING:
+        return f"data starves ({row['load_share']:.0%} waiting)"
+    return "step-bound"
+
+
+def _csv(rows: Iterable[Mapping[str, str]]) -> str:
+    out = io.StringIO()
+    csv.DictWriter(out, FIELDS, restval="nan", extrasaction="ignore").writerows(rows)
+    return out.getvalue()
 
 
 def _short(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

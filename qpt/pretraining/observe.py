@@ -20,7 +20,7 @@ from torch import Tensor
 from qpt.errors import InputError
 
 BINS = 80  # of equal width over [-1, 1]
-MOST_ROWS = 1024  # of a larger batch the first rows are measured: a thousand rows make half a million pairs
+MOST_ROWS = 512  # of a larger batch the first rows are measured: they make a quarter of a million pairs
 #: The kinds of pair, as the histograms are named: one composition; one photograph under two; two photographs.
 KINDS = ("positive", "same_image", "other_image")
 _POSITIVE, _SAME_IMAGE, _OTHER_IMAGE = range(len(KINDS))
