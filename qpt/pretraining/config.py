@@ -16,7 +16,9 @@ import yaml
 from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = frozenset({"data", "out", "workers", "cache_mib", "log_every", "checkpoint_every", "tensorboard"})
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "workers", "cache_mib", "log_every", "observe_every", "checkpoint_every", "tensorboard", "page"}
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,10 @@ class PretrainConfig:
         workers: loader processes; 0 decodes in the main process.
         cache_mib: decoded photographs kept in memory, MiB per loader process.
         log_every: steps between lines of log.csv.
+        observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
         checkpoint_every: steps between checkpoints.
         tensorboard: also write TensorBoard event files.
+        page: also write index.html, a report of the run about itself, at its end and now and then before.
     """
 
     data: str
@@ -117,8 +121,10 @@ class PretrainConfig:
     workers: int = 0
     cache_mib: int = 1024
     log_every: int = 10
+    observe_every: int = 50
     checkpoint_every: int = 500
     tensorboard: bool = True
+    page: bool = True
 
     def __post_init__(self) -> None:
         hints = get_type_hints(PretrainConfig)
@@ -141,7 +147,7 @@ class PretrainConfig:
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
-            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images"),
+            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "observe_every"),
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)

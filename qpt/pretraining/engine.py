@@ -31,6 +31,9 @@ from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
+from qpt.pretraining.observe import observe
+from qpt.pretraining.page import RunPage
+from qpt.pretraining.records import SEEN, keep_seen, note_start
 from qpt.pretraining.world import World, join, threads
 from qpt.program import Program
 from qpt.space import DegradationSpace
@@ -50,7 +53,7 @@ class PretrainResult:
 
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     """Pre-train an encoder as ``config`` says and leave ``checkpoint.pt``, ``config.yaml``, ``log.csv``,
-    ``summary.json``.
+    ``summary.json``, ``index.html`` and what docs/report.md says of a run's records.
 
     resume: continue the run in ``config.out`` from its last checkpoint; the result is the same, byte for byte, as if it
     had never stopped (same machine and thread count). SIGTERM or Ctrl-C finish the step, save and return.
@@ -102,6 +105,7 @@ def _pretrain(
         space.to_yaml(run / "space.yaml")  # the file that config.space names may change
     if world.main:
         _warn_about_pool(config, len(files))
+        note_start(run, first, device)
     loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
     return loop.run_all()
 
@@ -128,6 +132,8 @@ class _Loop:
         self.step, self.unreadable, self.seconds = first, unreadable, seconds
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
+        self.page = RunPage(run) if config.page and self.world.main else None
+        self.seen = (run / SEEN).is_file()
 
     def run_all(self) -> PretrainResult:
         config = self.config
@@ -155,10 +161,12 @@ class _Loop:
                 if self.step - saved >= config.checkpoint_every or self.step == self.steps or stopped:
                     self._save()
                     saved = self.step
+                    if self.page and log and self.step < self.steps:
+                        self.page.update(log.say)
+            if self.step == self.steps and self.world.main:
+                self._summary()
             if log is not None:
                 self._last_words(log)
-        if self.step == self.steps and self.world.main:
-            self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
     def _last_words(self, log: RunLog) -> None:
@@ -166,6 +174,8 @@ class _Loop:
             log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
         if self.step < self.steps:
             log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
+        elif self.page:
+            self.page.update(log.say, finished=True)
 
     def _log(self) -> AbstractContextManager[RunLog | None]:
         if not self.world.main:
@@ -208,13 +218,19 @@ class _Loop:
         if log is None:
             return
         log.advance(self.step)
+        if not self.seen:
+            keep_seen(self.run, patches, images, program)
+            self.seen = True
+        every = self.config.observe_every
+        if every and (self.step % every == 0 or self.step == 1):
+            log.observe(self.step, observe(*result.embedded))
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             total = sum(self.spent.values())
             log.write(
                 {
                     "step": self.step,
                     "lr": lr,
-                    **asdict(result),
+                    **vars(result),
                     "pool_rows": len(self.learner.pool) if self.learner.pool is not None else 0,
                     "images_per_s": self.config.batch_images * self.config.log_every / total,
                     "load_share": self.spent["load"] / total,

@@ -9,8 +9,10 @@ import csv
 import io
 import itertools
 import math
+import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,6 +55,7 @@ class RunLog:
         rewrite(self.path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
         self._stream = open(self.path, "a", newline="")  # noqa: SIM115 - closed in __exit__
         self._observations = ObservationLog(run, first_step)
+        self._complained = False  # that the disk is full: said once
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -81,26 +84,43 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._stream.close()
-        self._observations.close()
+        with suppress(OSError):  # a full disk: what was asked of the run matters more than the end of its log
+            self._stream.close()
+            self._observations.close()
         if self._events is not None:
             self._events.close()
+
+    def flush(self, *, events: bool = True) -> None:
+        """Have everything reach the disk; before each checkpoint, so that no step up to it is missing after a crash."""
+        for stream in (self._stream, self._observations.stream):
+            stream.flush()
+            os.fsync(stream.fileno())
+        if events and self._events is not None:
+            self._events.flush()
+
+    def say(self, text: str) -> None:
+        """A line for the reader, above the progress line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """One row of FIELDS but the observed ones; flushed, so that a crash loses nothing that was printed."""
+        """One row of FIELDS but the observed ones; flushed, so that a crash loses nothing that was printed.
+
+        On a full disk the run goes on: rows wait in memory until there is room.
+        """
         last = self._observations.last
         observed = {name: getattr(last, name) if last else math.nan for name in ("alignment", "uniformity")}
         row = {**row, **observed}
-        self._stream.write(_csv([{name: _short(row[name]) for name in FIELDS}]))
-        self._stream.flush()
         step = int(row["step"])
-        if self._events is not None:
-            for name in FIELDS[1:]:
-                if name not in observed:  # ``observe`` writes those, at their own steps
-                    self._events.add_scalar(name, row[name], step)
+        with self._going_on(step):
+            self._stream.write(_csv([{name: _short(row[name]) for name in FIELDS}]))
+            self._stream.flush()
+            if self._events is not None:
+                for name in FIELDS[1:]:
+                    if name not in observed:  # ``observe`` writes those, at their own steps
+                        self._events.add_scalar(name, row[name], step)
         loss, speed, limit = f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}", limited_by(row)
         self._bar.update(self._task, completed=step, loss=loss, speed=speed, limit=limit)
         now = time.monotonic()
@@ -112,13 +132,25 @@ class RunLog:
 
     def observe(self, step: int, observation: Observation) -> None:
         """One line of ``observations.jsonl``; to TensorBoard the same, the histograms as they are."""
-        self._observations.write(step, observation)
-        if self._events is None:
-            return
-        for name in ("alignment", "uniformity"):
-            self._events.add_scalar(name, getattr(observation, name), step)
-        for kind in KINDS:
-            self._add_histogram(f"similarity/{kind}", getattr(observation, kind), step)
+        with self._going_on(step):
+            self._observations.write(step, observation)
+            if self._events is None:
+                return
+            for name in ("alignment", "uniformity"):
+                self._events.add_scalar(name, getattr(observation, name), step)
+            for kind in KINDS:
+                self._add_histogram(f"similarity/{kind}", getattr(observation, kind), step)
+
+    @contextmanager
+    def _going_on(self, step: int) -> Iterator[None]:
+        """What cannot be written, because the disk is full, is said once and does not end the run."""
+        try:
+            yield
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                self._complained = True
+                self.say(f"cannot write the log at step {step}: {error}")
 
     def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
         """Sums are those of the bins' middles."""

@@ -99,15 +99,15 @@ class ObservationLog:
         kept = {step: seen for step, seen in read_observations(run).items() if step <= first_step} if first_step else {}
         self.last = list(kept.values())[-1] if kept else None
         rewrite(run / FILE, (_line(step, observation) for step, observation in kept.items()))
-        self._stream = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by ``close``
+        self.stream = open(run / FILE, "a", encoding="utf-8")  # noqa: SIM115 - closed by ``close``
 
     def write(self, step: int, observation: Observation) -> None:
-        self._stream.write(_line(step, observation))
-        self._stream.flush()
         self.last = observation
+        self.stream.write(_line(step, observation))
+        self.stream.flush()
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
 
 def _line(step: int, observation: Observation) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import zipfile
 from dataclasses import dataclass
@@ -77,7 +78,10 @@ def keep_seen(run: Path, patches: Tensor, images: Tensor, program: Program) -> N
     rows = int((numbers < SEEN_PHOTOGRAPHS).sum())
     pixels = patches[:rows].cpu().permute(0, 1, 3, 4, 2).contiguous().numpy()
     chains = np.array([str(program[row]) for row in range(rows)])
-    np.savez_compressed(run / SEEN, patches=pixels, photographs=numbers[:rows].numpy(), chains=chains)
+    aside = run / f"{SEEN}.part"
+    with open(aside, "wb") as stream:
+        np.savez_compressed(stream, patches=pixels, photographs=numbers[:rows].numpy(), chains=chains)
+    os.replace(aside, run / SEEN)  # whole, or not there
 
 
 def read_seen(run: Path) -> Seen | None:

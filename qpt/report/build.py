@@ -21,6 +21,7 @@ from qpt.evaluate.metrics import measure
 from qpt.evaluate.run import encoder_views, feature_cache
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
+from qpt.pretraining.config import FREE_ON_RESUME
 from qpt.report import figures
 from qpt.report.measurements import embedding_map, out_of_fold, srcc_by_kind
 from qpt.report.neighbours import neighbour_sections, pick_photographs
@@ -294,15 +295,15 @@ def _plain_configs(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
 
 
 def _differences(records: Sequence[RunRecord]) -> list[Section]:
-    """Of several runs: the settings in which they differ, as a table."""
+    """Of several runs: the settings in which they differ, as a table; without those that touch no result."""
     if len(records) == 1:
         return []
     configs = _plain_configs(records)
-    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    keys = dict.fromkeys(key for config in configs.values() for key in config if key not in FREE_ON_RESUME)
     values = {key: [str(config.get(key, "–")) for config in configs.values()] for key in keys}
     rows = [[key, *shown] for key, shown in values.items() if len(set(shown)) > 1]
     if not rows:
-        return [Section(_DIFFERENCES, "Nothing: the runs have the same settings.")]
+        return [Section(_DIFFERENCES, "Nothing that touches the result: these settings are the same.")]
     return [Section(_DIFFERENCES, header=["", *configs], rows=rows)]
 
 

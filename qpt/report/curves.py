@@ -35,13 +35,16 @@ _RIDGES = 9  # rows of the picture of histograms over time
 _SMOOTH_FROM = 40  # rows of a log from which on a moving average is drawn over it
 
 
-def over_steps(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str) -> bytes:
-    """A quantity over steps. series: run name -> (steps, values), both empty for a run without any."""
+def over_steps(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, *, noisy: bool = True
+) -> bytes:
+    """A quantity over steps. series: run name -> (steps, values), both empty for a run without any.  noisy: draw a
+    moving average of many values."""
     figure, axes = new_axes(MEDIUM)
     for (name, (steps, values)), colour in zip(series.items(), COLOURS, strict=False):
         if not len(steps):
             continue
-        smooth = moving_average(np.asarray(values, float))
+        smooth = moving_average(np.asarray(values, float)) if noisy else None
         if smooth is None:
             axes.plot(steps, values, color=colour, linewidth=1.4, label=name, marker="o" if len(steps) == 1 else "")
         else:
@@ -121,7 +124,7 @@ def similarity_ridges(observations: Mapping[int, Observation]) -> bytes:
     for row, step in enumerate(chosen):
         base = len(chosen) - 1 - row
         for kind in reversed(KINDS):  # positives in front
-            height = np.convolve(getattr(observations[step], kind), (0.25, 0.5, 0.25), mode="same")
+            height = np.convolve(getattr(observations[step], kind), (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16), "same")
             if height.max() > 0:
                 height = base + 0.92 * height / height.max()
                 axes.fill_between(x, base, height, color=_PAIR_COLOURS[kind], alpha=0.35, linewidth=0)

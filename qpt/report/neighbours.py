@@ -121,7 +121,8 @@ def neighbour_sections(
         try:
             space = run.space()
         except (InputError, OSError):
-            parts.append(Section(run.name, "Not shown: the run's degradation space is not at hand.", part=True))
+            why = "Not shown: the run's degradation space is not at hand."
+            parts.append(Section(run.name, why, part=True))
             continue
         gallery = make_gallery(pixels, space, int(run.config.get("patch_size", 160)), seed)
         features = gallery_features(run.encoder, gallery)
@@ -129,10 +130,10 @@ def neighbour_sections(
         rows.append([run.name, *_shares(features, found, gallery)])
         parts.append(Section(run.name, pictures=_pictures(found, gallery), size="small", part=True))
     text = (
-        f"{origin}, each through the same {COMPOSITIONS} compositions of the run's own degradations. A row is a crop and "
-        f"the {NEAREST} nearest to it among crops of other photographs, by cosine similarity of the encoder's "
-        "standardised output; = marks its own composition. An encoder of quality finds it there; one of content finds "
-        "what looks like the same things, and its own photograph first if that is allowed."
+        f"{origin}, each through the same compositions, up to {COMPOSITIONS}, of the run's own degradations. A row is "
+        f"a crop and the {NEAREST} nearest to it among crops of other photographs, by cosine similarity of the "
+        "encoder's standardised output. An encoder of quality finds the same composition there; one of content finds what looks "
+        "like the same things, and its own photograph first where that is allowed."
     )
     header = ["", f"same composition among the {NEAREST} nearest", "by chance", "nearest of all is its own photograph"]
     return [Section(_TITLE, text, header=header, rows=rows), *parts]
@@ -160,6 +161,6 @@ def _pictures(found: NDArray[np.int64], gallery: Gallery) -> list[Picture]:
     for place, row in enumerate(shown):
         rank = place % (1 + found.shape[1])
         query = shown[place - rank]
-        label = "query" if rank == 0 else f"{rank}{' =' if row % views == query % views else ''}"
+        label = "query" if rank == 0 else f"{rank}, the same" if row % views == query % views else str(rank)
         pictures.append(Picture(patches_in_a_row([pixels[place]]), f"{label}: {gallery.program[row]}"))
     return pictures

@@ -57,7 +57,7 @@ def _curves(records: Sequence[RunRecord]) -> list[Section]:
     )
     pictures = [
         Picture(curves.training_loss(logs), "Loss. Thin: as logged; thick: moving average."),
-        Picture(curves.over_steps(curves.columns(logs, "lr"), "learning rate"), "Learning rate"),
+        Picture(curves.over_steps(curves.columns(logs, "lr"), "learning rate", noisy=False), "Learning rate"),
         Picture(curves.training_similarity(logs), "Mean similarities, over a batch and the pool"),
     ]
     pictures += [
