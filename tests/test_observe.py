@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpt.errors import InputError
+from qpt.pretraining.log import RunLog
 from qpt.pretraining.observe import (
     BINS,
     FILE,
@@ -22,6 +23,7 @@ from qpt.pretraining.observe import (
     observe,
     read_observations,
 )
+from qpt.report.records import read_log
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -129,9 +131,9 @@ def test_the_file_is_cut_back_where_a_run_goes_on(tmp_path: Path) -> None:
     assert list(read_observations(tmp_path)) == [1, 10, 20, 30]
     log = ObservationLog(tmp_path, 20)
     assert log.last == some(20 / 8)
-    log.write(30, some(9.0))
+    log.write(30, some(1 / 3))
     log.close()
-    assert read_observations(tmp_path) == {1: some(1 / 8), 10: some(10 / 8), 20: some(20 / 8), 30: some(9.0)}
+    assert read_observations(tmp_path) == {1: some(1 / 8), 10: some(10 / 8), 20: some(20 / 8), 30: some(1 / 3)}
     ObservationLog(tmp_path, 0).close()
     assert read_observations(tmp_path) == {}
 
@@ -143,3 +145,82 @@ def test_a_damaged_file_is_refused(tmp_path: Path, line: str | None) -> None:
     (tmp_path / FILE).write_text(line + "\n")
     with pytest.raises(InputError, match=r"observations\.jsonl of .* must hold measurements"):
         read_observations(tmp_path)
+
+
+ROW = {
+    "step": 10,
+    "loss": 1.5,
+    "lr": 0.1,
+    "positive_similarity": 0.5,
+    "negative_similarity": 0.1,
+    "valid_rows": 8,
+    "same_image_similarity": 0.2,
+    "pool_rows": 0,
+    "images_per_s": 20.0,
+    "load_share": 0.05,
+    "degrade_share": 0.1,
+}
+
+
+def test_the_log_carries_the_latest_observation_and_resumes_with_it(tmp_path: Path) -> None:
+    with RunLog(tmp_path, first_step=0, steps=40, tensorboard=False) as log:
+        log.write(ROW)
+        log.observe(12, some(0.25))
+        log.write({**ROW, "step": 20})
+        log.observe(22, some(0.75))
+    with RunLog(tmp_path, first_step=20, steps=40, tensorboard=False) as log:
+        log.write({**ROW, "step": 30})
+    found = read_log(tmp_path)
+    assert found["step"] == [10, 20, 30]
+    np.testing.assert_array_equal(found["alignment"], [np.nan, 0.25, 0.25])
+    np.testing.assert_array_equal(found["uniformity"], [np.nan, -0.25, -0.25])
+
+
+def test_tensorboard_gets_the_histograms(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = Observation(4, 0.5, -1.0, [0] * 79 + [7], [0] * BINS, [2] * BINS)
+    with RunLog(tmp_path, first_step=0, steps=40, tensorboard=True) as log:
+        log.observe(12, seen)
+        log.write({**ROW, "step": 20})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (positive,) = events.Histograms("similarity/positive")
+    value = positive.histogram_value
+    assert positive.step == 12 and value.num == 7 and sum(value.bucket) == 7 and value.bucket_limit[-1] == 1
+    assert value.sum == pytest.approx(7 * 79 / 80) and value.min == value.max == pytest.approx(1 - 1 / 80)
+    assert sum(events.Histograms("similarity/other_image")[0].histogram_value.bucket) == 2 * BINS
+    assert "similarity/same_image" not in events.Tags()["histograms"]
+    assert [(each.step, each.value) for each in events.Scalars("alignment")] == [(12, 0.5)]
+    assert events.Scalars("loss")[0].value == 1.5
+
+
+def test_a_line_in_15_seconds_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("qpt.pretraining.log.time.monotonic", lambda: now[0])
+    with RunLog(tmp_path, first_step=0, steps=400, tensorboard=False) as log:
+        for step in range(10, 401, 10):  # a row a second
+            now[0] += 1.0
+            log.write({**ROW, "step": step, "load_share": 0.4 if step > 200 else 0.0})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "pre-training 160/400  loss 1.500  20 images/s  step-bound  ETA 0:00:24",
+        "pre-training 320/400  loss 1.500  20 images/s  data starves (40% waiting)  ETA 0:00:08",
+        "pre-training 400/400  loss 1.500  20 images/s  data starves (40% waiting)  ETA 0:00:00",
+    ]
+
+
+def test_a_full_disk_is_said_once_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(tmp_path, first_step=0, steps=40, tensorboard=False) as log:
+        log.write(ROW)
+        whole, log._stream = log._stream, open("/dev/full", "w")  # noqa: SIM115 - closed below, in vain
+        for step in (20, 30):
+            log.write({**ROW, "step": step})
+        with pytest.raises(OSError, match="No space"):
+            log._stream.close()
+        log._stream = whole
+        log.write({**ROW, "step": 40})
+    assert capsys.readouterr().err.count("cannot write the log") == 1
+    assert read_log(tmp_path)["step"] == [10, 40]

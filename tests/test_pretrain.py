@@ -53,6 +53,7 @@ def tiny(photographs: Path, out: Path, **options: object) -> PretrainConfig:
         "log_every": 2,
         "checkpoint_every": 3,
         "tensorboard": False,
+        "observe_every": 5,
         "page": False,
         **options,
     }
@@ -191,8 +192,10 @@ def test_killed_and_resumed_ends_in_the_same_bytes(photographs: Path, tmp_path: 
         assert pretrain(config, resume=True).finished
         assert_same_bytes(tmp_path / "whole", Path(config.out))
         logs = [(Path(run) / "log.csv").read_text().splitlines() for run in (whole.out, config.out)]
-        for a, b in zip(*([line.split(",")[:7] for line in log] for log in logs), strict=True):
+        for a, b in zip(*([line.split(",")[:10] for line in log] for log in logs), strict=True):
             assert a == b  # all but the timings
+        observed = [(Path(run) / "observations.jsonl").read_bytes() for run in (whole.out, config.out)]
+        assert observed[0] == observed[1] and observed[0].count(b"\n") == 13
 
 
 def test_sigterm_saves_and_resume_needs_no_flags(photographs: Path, tmp_path: Path) -> None:

@@ -111,9 +111,8 @@ class ObservationLog:
 
 
 def _line(step: int, observation: Observation) -> str:
-    fields = asdict(observation)
-    rounded = {name: float(f"{fields[name]:.7g}") for name in ("alignment", "uniformity")}
-    return json.dumps({"step": step, **fields, **rounded}, separators=(",", ":")) + "\n"
+    """Numbers in full: a resumed run goes on from what it reads here."""
+    return json.dumps({"step": step, **asdict(observation)}, separators=(",", ":")) + "\n"
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -132,8 +132,8 @@ def neighbour_sections(
     text = (
         f"{origin}, each through the same compositions, up to {COMPOSITIONS}, of the run's own degradations. A row is "
         f"a crop and the {NEAREST} nearest to it among crops of other photographs, by cosine similarity of the "
-        "encoder's standardised output. An encoder of quality finds the same composition there; one of content finds what looks "
-        "like the same things, and its own photograph first where that is allowed."
+        "encoder's standardised output. An encoder of quality finds the same composition there; one of content finds "
+        "what looks like the same things, and its own photograph first where that is allowed."
     )
     header = ["", f"same composition among the {NEAREST} nearest", "by chance", "nearest of all is its own photograph"]
     return [Section(_TITLE, text, header=header, rows=rows), *parts]

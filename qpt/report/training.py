@@ -183,8 +183,11 @@ def _unreadable(run: RunRecord) -> list[Section]:
         if not listed:
             return []
         rows = [[str(each.get("file")), str(each.get("reason"))] for each in listed[:UNREADABLE_MOST]]
-        more = len(listed) - len(rows)
-        text = f"{len(listed)} files were skipped." + (f" The first {len(rows)}:" if more else "")
+        text = _skipped(len(listed)) + (f" The first {len(rows)}:" if len(rows) < len(listed) else "")
         return [Section(title, text, header=["file", "why"], rows=rows, part=True)]
     count = len(run.checkpoint.get("unreadable", ()))
-    return [Section(title, f"{count} files were skipped so far.", part=True)] if count else []
+    return [Section(title, _skipped(count), part=True)] if count else []
+
+
+def _skipped(count: int) -> str:
+    return "1 file was skipped." if count == 1 else f"{count} files were skipped."
