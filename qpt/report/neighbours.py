@@ -98,10 +98,10 @@ def pick_photographs(
     if that is still where it was; without any, why."""
     given = given_photographs(folder, table, PHOTOGRAPHS)
     if given is None:
-        learned_from = records[0].config.get("data")
-        if not learned_from or not Path(learned_from).is_dir():
+        try:
+            given = list_images(records[0].config["data"]), "of the photographs that the run learned from"
+        except (InputError, KeyError):
             return "Not shown: it needs photographs (--photographs); those that the run learned from are not there."
-        given = list_images(learned_from), "of the photographs that the run learned from"
     files, origin = given
     pixels, _ = read_photographs(files, MIN_SIDE, most=PHOTOGRAPHS, quiet=quiet)
     if len(pixels) < 2:
