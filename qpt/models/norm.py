@@ -18,14 +18,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norm normalises by the batch, as in training, without touching running means, variances and counts."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    # A rate of 0, not track_running_stats = False: that would save other tensors, which checkpointing refuses.
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [(module.momentum, module.num_batches_tracked) for module in norms]
     for module in norms:
-        module.track_running_stats = False
+        module.momentum, module.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for module in norms:
-            module.track_running_stats = True
+        for module, (momentum, batches) in zip(norms, kept, strict=True):
+            module.momentum, module.num_batches_tracked = momentum, batches
 
 
 def synchronise(network: nn.Module, device: torch.device) -> None:

@@ -127,11 +127,11 @@ class Learner:
         Nothing is read back from the device, and of the state only running batch-norm statistics change.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        number = self.config.accumulate
         losses, parts = [], []
-        for rows in deal(len(images) // self.config.compositions, self.config.compositions, number, None):
-            rows = rows.to(self.device)
-            loss, embedded = self._backward(patches[rows], groups[rows], images[rows], number)
+        start, views = 0, self.config.compositions
+        for rows in deal(len(images) // views, views, self.config.accumulate, None):
+            own = slice(start, start := start + len(rows))
+            loss, embedded = self._backward(patches[own], groups[own], images[own])
             losses.append(loss)
             parts.append(embedded)
         self.world.average_gradients(self.query.parameters())
@@ -152,20 +152,21 @@ class Learner:
                 new = (part.keys, part.groups, part.images)
                 self.pool.push(*(self.world.gather_rows(rows) if everyone else rows for rows in new))
 
-    def _backward(self, patches: Tensor, groups: Tensor, images: Tensor, parts: int) -> tuple[Tensor, Embedded]:
-        """Loss of one part and its gradient / parts; in moco mode ``symmetric`` takes it both ways round."""
+    def _backward(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, Embedded]:
+        """Loss of one part of the batch, and its share of the gradient; in moco mode ``symmetric`` takes it both ways
+        round."""
         ways = (0, 1) if self.config.symmetric and self.key is not None else (0,)
         losses, seen = [], []
         for first in ways:
             embeddings, keys, ids = self._embedded(patches, groups, images, first)
             loss = self._loss(embeddings.values, keys, *ids)
-            self.scaler.scale(loss / (len(ways) * parts)).backward()
+            self.scaler.scale(loss / (len(ways) * self.config.accumulate)).backward()
             embeddings.backward()
             losses.append(loss.detach())
             seen.append((embeddings.values.detach(), keys.detach()))
         queries, keys = seen[0]
         if self.key is None:  # the two patches as they pair up
-            queries, keys = queries.chunk(2)
+            queries, keys = queries.unflatten(0, (-1, 2)).unbind(1)
         return torch.stack(losses).mean(), Embedded(queries, keys, groups, images)
 
     def _embedded(
@@ -176,10 +177,9 @@ class Learner:
         rng = np.random.default_rng([_DEAL, self.config.seed, self.updates])
         straight, dealt = self._chunks(len(images), None), self._chunks(len(images), rng)
         if self.key is None:
-            rows = patches.transpose(0, 1).flatten(0, 1)
-            both = [torch.cat([a, b + len(images)]) for a, b in zip(straight, dealt, strict=True)]
-            queries = Embeddings(self._embed_with(self.query), self.query, rows, both)
-            return queries, queries.values, (groups.repeat(2), images.repeat(2))
+            both = [torch.cat([2 * a, 2 * b + 1]) for a, b in zip(straight, dealt, strict=True)]
+            queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), both)
+            return queries, queries.values, (groups.repeat_interleave(2), images.repeat_interleave(2))
         queries = Embeddings(self._embed_with(self.query), self.query, patches[:, first], straight)
         return queries, self._keys(self.key, patches[:, 1 - first], dealt, rng), (groups, images)
 
