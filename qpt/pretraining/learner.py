@@ -27,7 +27,7 @@ from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
 from qpt.pretraining.world import World
 
-_DEAL = 3  # first word of a seed: what the stream is for (see qpt.data.regions)
+_TO_CHUNKS, _TO_PROCESSES = 3, 4  # first word of a seed: what the stream is for (see qpt.data.regions)
 
 
 class Embedded(NamedTuple):
@@ -174,22 +174,25 @@ class Learner:
     ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor]]:
         """Queries, keys and the ids of both. in_batch: every patch is both (SimCLR's arrangement); moco: patch
         ``first`` is a query, the other a key of the EMA encoder."""
-        rng = np.random.default_rng([_DEAL, self.config.seed, self.updates])
-        straight, dealt = self._chunks(len(images), None), self._chunks(len(images), rng)
+        straight, dealt = self._chunks(len(images), None), self._chunks(len(images), self._random(_TO_CHUNKS))
         if self.key is None:
             both = [torch.cat([2 * a, 2 * b + 1]) for a, b in zip(straight, dealt, strict=True)]
             queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), both)
             return queries, queries.values, (groups.repeat_interleave(2), images.repeat_interleave(2))
         queries = Embeddings(self._embed_with(self.query), self.query, patches[:, first], straight)
-        return queries, self._keys(self.key, patches[:, 1 - first], dealt, rng), (groups, images)
+        return queries, self._keys(self.key, patches[:, 1 - first], dealt), (groups, images)
 
-    def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor], rng: np.random.Generator) -> Tensor:
+    def _random(self, purpose: int) -> np.random.Generator:
+        """One of this step, the same on all processes however much another purpose has drawn on each."""
+        return np.random.default_rng([purpose, self.config.seed, self.updates])
+
+    def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor]) -> Tensor:
         """Keys without a graph. With shuffled batch norm the processes embed each other's (MoCo, arXiv 1911.05722)."""
         embed = self._embed_with(network)
         if self.world.size == 1 or self.config.batch_norm != "shuffled":
             return embed_frozen(embed, patches, chunks)
         counts = self.world.gather(len(patches))
-        views = self.config.compositions
+        views, rng = self.config.compositions, self._random(_TO_PROCESSES)
         dealt = [order.to(self.device) for order in deal(sum(counts) // views, views, self.world.size, rng)]
         mine = self.world.gather_rows(patches)[dealt[self.world.rank]]
         parts = torch.arange(len(mine), device=self.device).tensor_split(len(chunks))
