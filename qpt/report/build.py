@@ -117,7 +117,7 @@ def _absent_last(sections: Sequence[Section]) -> list[Section]:
     absent = [section for section in sections if section.text.startswith(_ABSENT) and not section.part]
     rows = [[section.title, section.text.removeprefix(_ABSENT).strip()] for section in absent]
     shown = [section for section in sections if section not in absent]
-    return [*shown, Section("Not shown", header=["section", "why"], rows=rows)] if rows else shown
+    return [*shown, Section("Not shown", header=["section", "why"], rows=rows, words=True)] if rows else shown
 
 
 def _read_scorer(path: str | Path, records: Sequence[RunRecord]) -> Scorer:

@@ -37,7 +37,7 @@ class Section:
 
     size: of each picture: "large" takes the width of the page, "medium" half of it, "quarter" a quarter, "small" a
     sixth; on a narrow screen small ones stand in pairs and the others take all of it.  part: a part of the section
-    before it.
+    before it.  words: the table holds text, to be read from the left, and not figures.
     """
 
     title: str
@@ -48,6 +48,7 @@ class Section:
     size: Literal["large", "medium", "quarter", "small"] = "large"
     code: str = ""
     part: bool = False
+    words: bool = False
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:

@@ -172,7 +172,7 @@ def _starts(run: RunRecord) -> Section:
         for number, entry in enumerate(run.history)
     ]
     header = ["", "time (UTC)", "qpt", "torch", "Python", "device", "threads"]
-    return Section(f"{run.name}: starts", header=header, rows=rows, part=True)
+    return Section(f"{run.name}: starts", header=header, rows=rows, part=True, words=True)
 
 
 def _unreadable(run: RunRecord) -> list[Section]:
@@ -184,7 +184,7 @@ def _unreadable(run: RunRecord) -> list[Section]:
             return []
         rows = [[str(each.get("file")), str(each.get("reason"))] for each in listed[:UNREADABLE_MOST]]
         text = _skipped(len(listed)) + (f" The first {len(rows)}:" if len(rows) < len(listed) else "")
-        return [Section(title, text, header=["file", "why"], rows=rows, part=True)]
+        return [Section(title, text, header=["file", "why"], rows=rows, part=True, words=True)]
     count = len(run.checkpoint.get("unreadable", ()))
     return [Section(title, _skipped(count), part=True)] if count else []
 
