@@ -9,7 +9,8 @@ import pytest
 from qpt.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("results", "datasets", "evaluation", "export", "report")))
+NAMES = ("results", "datasets", "evaluation", "export", "report", "runs")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 
 
 def blocks(document: str, language: str) -> list[str]:

@@ -9,11 +9,14 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
+from qpt.errors import InputError
+
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
   qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
-  qpt pretrain photos --out runs/a --resume"""
+  qpt pretrain photos --out runs/a --resume
+  qpt pretrain --replay runs/a/failed_step_1207"""
 
 
 def add_arguments(parser: Any) -> None:
@@ -21,15 +24,24 @@ def add_arguments(parser: Any) -> None:
 
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
-    parser.add_argument("data", type=str, help="folder of photographs, nested or not")
-    parser.add_argument("--out", type=str, required=True, help="run directory to create")
+    parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
+    parser.add_argument("data", type=str, nargs="?", help="folder of photographs, nested or not")
+    parser.add_argument("--out", type=str, help="run directory to create")
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 
 
 def run(args: argparse.Namespace) -> int:
     from qpt.pretraining.config import PretrainConfig
     from qpt.pretraining.engine import pretrain
+    from qpt.pretraining.replay import replay
 
+    if args.replay:
+        result = replay(args.replay, args.device)
+        print(result)
+        return 0 if result.reproduced else 1
+    for name in ("data", "out"):
+        if getattr(args, name) is None:
+            raise InputError(f"{name} must be given")
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(PretrainConfig)}
     saved = Path(args.out) / "config.yaml"
     if args.resume and saved.is_file():  # what was not given on the command line is what the run was started with
@@ -37,5 +49,4 @@ def run(args: argparse.Namespace) -> int:
         for field in dataclasses.fields(PretrainConfig):
             if field.default is not dataclasses.MISSING and fields[field.name] == field.default:
                 fields[field.name] = run_fields[field.name]
-    result = pretrain(PretrainConfig(**fields), resume=args.resume)
-    return 0 if result.finished else 130
+    return 0 if pretrain(PretrainConfig(**fields), resume=args.resume).finished else 130

@@ -27,22 +27,23 @@ def build_encoder(arch: str = "resnet18", width: int = 64) -> ResNet:
     return ResNet(arch, width)
 
 
-def load_plain(kind: str, path: str | Path) -> Any:
+def load_plain(kind: str, path: str | Path, *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote to a file, on the CPU; only tensors and plain data are unpickled.
 
+    mmap: read a tensor's bytes only when they are used.
     Raises InputError, opening with ``kind``, if the file is damaged or carries code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{kind}: {path} must hold tensors and plain data, got: {reason}") from error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint written by ``qpt pretrain`` onto the CPU; only tensors and plain data are unpickled.
 
-    path: the checkpoint file, or a run directory that holds ``checkpoint.pt``.
+    path: the checkpoint file, or a run directory that holds ``checkpoint.pt``.  mmap: as for ``load_plain``.
     Raises InputError if the file is missing, truncated, carries code or was not written by QPT.
     """
     path = Path(path)
@@ -50,7 +51,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path = path / "checkpoint.pt"
     if not path.is_file():
         raise InputError(f"checkpoint: path must be a checkpoint or a run directory that holds one, got {path}")
-    state = load_plain("checkpoint", path)
+    state = load_plain("checkpoint", path, mmap=mmap)
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint: {path} must be a QPT checkpoint ({CHECKPOINT_FORMAT}), got another file")
     return state

@@ -1,12 +1,20 @@
-"""Checkpoints that survive a crash: written aside, flushed to disk, then renamed over the old one.
+"""Checkpoints that survive a crash: written aside, flushed to disk, then renamed; older ones and the best are kept.
 
 Called by ``qpt.pretraining.engine``; read back by it on resume and by ``qpt.models.load_encoder`` (which checks the
-format).
+format). A run holds ``checkpoint.pt``, the newest, and in ``checkpoints/`` older ones, ``step-00000500.pt``, and
+``best.pt``. At every moment, a power cut included, the newest that was saved is whole.
 """
 
 from __future__ import annotations
 
+import csv
 import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +23,91 @@ import torch
 from qpt.errors import InputError
 from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.observe import FILE as OBSERVATIONS
+from qpt.pretraining.records import HISTORY, SEEN
 
 NAME = "checkpoint.pt"
+FOLDER = "checkpoints"
+BEST = "best.pt"
+#: What a run has written before its first checkpoint: beside nothing else, it may be started over.
+EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "tensorboard", OBSERVATIONS, HISTORY, SEEN})
 
 
-def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
-    """Replace ``run/checkpoint.pt`` atomically; after a crash or on a full disk the old one is still whole."""
-    target = run / NAME
-    aside = target.with_suffix(".pt.part")
+@dataclass
+class SmoothedLoss:
+    """Running mean of the training loss over about the last 100 comparable steps: what ``best.pt`` is chosen by.
+
+    Comparable steps have the same number of negatives, so counting begins when the pool is full: while it fills, the
+    loss is low because there is little to tell apart, and the lowest of a run would be its first. A collapse or a
+    divergence raises the loss, so the best precedes it. Which encoder predicts quality best only a table with scores
+    can say (``qpt evaluate``). The mean is a part of the checkpoint, so an interrupted run chooses the same one.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+
+    def add(self, loss: float) -> None:
+        self.steps = min(self.steps + 1, 100)
+        self.loss += (loss - self.loss) / self.steps
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 1) -> None:
+    """Replace ``run/checkpoint.pt`` atomically; after a crash or on a full disk the old one is still whole.
+
+    state: ``step`` in it names the file later; ``smoothed`` (a ``SmoothedLoss`` as a dict), if there, is what it
+    competes for ``best.pt`` with.  keep: checkpoints to keep, this one included, the best besides.
+    The old one moves to ``checkpoints/`` and the best is another name (a hard link) of a file already there, so nothing
+    is written twice; a file system without links gets a copy of the best.  Raises OSError when the disk is full.
+    """
+    target, aside = run / NAME, run / f"{NAME}.part"
     try:
-        with open(aside, "wb") as stream:
-            torch.save({"format": CHECKPOINT_FORMAT, **state}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write(aside, {"format": CHECKPOINT_FORMAT, **state})
+        if keep > 1:
+            _demote(run, state["step"])
         os.replace(aside, target)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    folder = os.open(run, os.O_RDONLY)  # the rename itself must reach the disk too
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync(run)
+    _keep_if_best(run, target, state)
+    older = _older(run)
+    passed = [path for path in older if _step_in_name(path) >= state["step"]]  # of a future that was given up
+    for path in [*passed, *[path for path in older if path not in passed][max(0, keep - 1) :]]:
+        path.unlink(missing_ok=True)
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether ``run`` holds anything to resume from, sound or not."""
+    return (run / NAME).exists() or bool(_older(run))
+
+
+def make_resumable(run: Path, config: PretrainConfig) -> None:
+    """Leave a sound checkpoint in ``run``, or make sure that the run may begin at step 0; stderr says which was done.
+
+    One process calls this before all call ``load_for_resume``. A damaged checkpoint is set aside as ``*.damaged`` and
+    the one before takes its place. Without any, the run starts at step 0: a scheduler gives the same command, with
+    --resume, to a job's first start and to all later ones. There is no checkpoint of step 0: the config makes the same
+    one again.
+    Raises InputError if no checkpoint is sound, or if there is none and the folder holds anything but what this run
+    writes before its first.
+    """
+    for path in (*run.glob("*.part"), *run.glob("*/*.part")):
+        path.unlink(missing_ok=True)  # what a killed process was writing aside
+    if has_checkpoint(run):
+        newest_sound(run)
+        return
+    strange = sorted(path.name for path in run.iterdir() if path.name not in EARLY | {FOLDER})
+    if (run / FOLDER).is_dir():
+        strange += sorted(f"{FOLDER}/{path.name}" for path in (run / FOLDER).iterdir())
+    if strange:
+        raise InputError(
+            f"pretrain: out must hold {NAME} for --resume, or nothing but a run that had not saved one, "
+            f"got {run} with {', '.join(strange)}"
+        )
+    if (run / "config.yaml").is_file():
+        started = PretrainConfig.load(run / "config.yaml", data=config.data, out=config.out)
+        _refuse(started.differences(config))
+    _say(f"{run} holds no checkpoint yet: starting at step 0")
 
 
 def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, table: str, space: str) -> dict[str, Any]:
@@ -45,8 +116,6 @@ def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, ta
     data_fingerprint, table, space: fingerprints of the file list, the op table and the degradation space.
     Raises InputError naming every setting, and each of these, that differ from those the checkpoint was made with.
     """
-    if not (run / NAME).is_file():
-        raise InputError(f"pretrain: out must hold {NAME} for --resume, got {run} without one")
     state = read_checkpoint(run / NAME)
     changed = PretrainConfig.from_dict(state["config"]).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
@@ -55,6 +124,167 @@ def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, ta
         changed.append("degradations: the op table is not the one the run was started with")
     elif state.get("space", space) != space:  # older checkpoints have presets only, which the table vouches for
         changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
+    _refuse(changed)
+    return state
+
+
+def _refuse(changed: list[str]) -> None:
     if changed:
         raise InputError("pretrain: --resume must keep the run's settings, got\n  " + "\n  ".join(changed))
-    return state
+
+
+def verify_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and compare every record with its checksum, which ``torch.load`` does not.
+
+    Raises InputError naming what is wrong with it.
+    """
+    if not path.exists():
+        raise InputError(f"{path.name} is missing")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        size = path.stat().st_size
+        raise InputError(f"{path.name} is damaged ({size} bytes: {str(error) or type(error).__name__})") from error
+    if bad:
+        raise InputError(f"{path.name} is damaged ({bad} does not have its checksum)")
+    return read_checkpoint(path)
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` make a small file beside ``path`` and rename it there, so that ``path`` is never half written."""
+    aside = path.with_name(f"{path.name}.part")
+    write(aside)
+    os.replace(aside, path)
+
+
+def newest_sound(run: Path) -> dict[str, Any]:
+    """The newest checkpoint of ``run`` that is whole; it becomes ``checkpoint.pt`` if it was not.
+
+    Raises InputError if there is none.
+    """
+    wrong: list[str] = []
+    for path in (run / NAME, *_older(run)):
+        try:
+            state = verify_checkpoint(path)
+        except InputError as error:
+            wrong.append(str(error))
+            continue
+        if wrong:
+            _fall_back(run, path, state, wrong)
+        return state
+    raise InputError(f"pretrain: out must hold a sound checkpoint for --resume, got {run}: {'; '.join(wrong)}")
+
+
+def _fall_back(run: Path, path: Path, state: dict[str, Any], wrong: list[str]) -> None:
+    """Make ``path`` the newest checkpoint of ``run`` and set aside what is newer and damaged."""
+    reached, step = _log_reaches(run), state["step"]
+    again = f"{reached - step} steps are" if reached > step else "the steps since are"
+    for newer in (run / NAME, *_older(run)):
+        if newer == path:
+            break
+        if newer.exists():
+            os.replace(newer, newer.with_name(f"{newer.name}.damaged"))
+    os.replace(path, run / NAME)
+    _say(
+        f"{'; '.join(wrong)}. Going on from {path.relative_to(run)}, step {step}: {again} done again; "
+        "what was damaged is kept as *.damaged"
+    )
+    best = run / FOLDER / BEST  # often the same file as a damaged one
+    try:
+        if best.exists():
+            verify_checkpoint(best)
+    except InputError as error:
+        best.unlink()
+        for kept in (run / NAME, *_older(run)):
+            with suppress(InputError):
+                _keep_if_best(run, kept, verify_checkpoint(kept))
+        _say(f"{error}: chosen again among those kept")
+
+
+def _log_reaches(run: Path) -> int:
+    """The last step of log.csv, 0 if it has none."""
+    try:
+        with open(run / "log.csv", newline="") as stream:
+            steps = [row["step"] or "" for row in csv.DictReader(stream)]
+    except (OSError, KeyError, csv.Error, UnicodeDecodeError):
+        return 0
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "wb") as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:  # torch's own, about an unfinished file: a full disk, an interruption
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
+                cause = cause.__context__
+            raise (cause or error) from None
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _demote(run: Path, step: int) -> None:
+    """Give the newest checkpoint its place among the older ones, before that of ``step`` replaces it."""
+    newest = run / NAME
+    try:
+        old = read_checkpoint(newest, mmap=True)["step"]
+    except InputError:  # there is none; or it was damaged after it was written, and a sound one is about to replace it
+        return
+    if old != step:
+        (run / FOLDER).mkdir(exist_ok=True)
+        kept = run / FOLDER / f"step-{old:08d}.pt"
+        if not _link(newest, kept):
+            os.replace(newest, kept)  # until the new one has the name, resuming finds this one
+        _sync(run / FOLDER)
+
+
+def _keep_if_best(run: Path, path: Path, state: dict[str, Any]) -> None:
+    mine, best = state.get("smoothed", {"steps": 0}), run / FOLDER / BEST
+    if not mine["steps"]:
+        return
+    try:
+        if read_checkpoint(best, mmap=True)["smoothed"]["loss"] <= mine["loss"]:
+            return
+    except InputError:  # none yet, or damaged since
+        best.parent.mkdir(exist_ok=True)
+    if not _link(path, best):
+        write_aside(best, lambda aside: shutil.copyfile(path, aside))
+    _sync(best.parent)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Make ``target`` another name of ``source``, replacing what had it; False where the file system has no links."""
+    aside = target.with_name(f"{target.name}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(source, aside)
+    except OSError:
+        return False
+    os.replace(aside, target)
+    aside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+    return True
+
+
+def _older(run: Path) -> list[Path]:
+    """The kept older checkpoints, newest first."""
+    return sorted((run / FOLDER).glob("step-*.pt"), key=_step_in_name, reverse=True)
+
+
+def _step_in_name(path: Path) -> int:
+    digits = path.stem.removeprefix("step-")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's renames reach the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _say(message: str) -> None:
+    print(f"pretrain: {message}", file=sys.stderr)

@@ -17,7 +17,8 @@ from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "workers", "cache_mib", "log_every", "observe_every", "checkpoint_every", "tensorboard", "page"}
+    {"data", "out", "workers", "cache_mib", "log_every", "observe_every", "checkpoint_every", "keep_checkpoints"}
+    | {"tensorboard", "page"}
 )
 
 
@@ -76,6 +77,7 @@ class PretrainConfig:
         log_every: steps between lines of log.csv.
         observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
         checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints to keep, the newest included; the best by training loss is kept besides.
         tensorboard: also write TensorBoard event files.
         page: also write index.html, a report of the run about itself, at its end and now and then before.
     """
@@ -125,6 +127,7 @@ class PretrainConfig:
     log_every: int = 10
     observe_every: int = 50
     checkpoint_every: int = 500
+    keep_checkpoints: int = 3
     tensorboard: bool = True
     page: bool = True
 
@@ -143,8 +146,8 @@ class PretrainConfig:
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
         for name in (
-            *("width", "projection_dim", "compositions", "patch_size", "log_every", "checkpoint_every"),
-            *("accumulate",),
+            *("width", "projection_dim", "compositions", "patch_size", "accumulate"),
+            *("log_every", "checkpoint_every", "keep_checkpoints"),
         ):
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (

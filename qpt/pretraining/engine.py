@@ -10,11 +10,9 @@ import hashlib
 import json
 import os
 import platform
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,23 @@ from qpt import degradations
 from qpt.data.images import list_images
 from qpt.data.regions import Batch, RegionDataset, StepSampler, collate
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade_patches
-from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
+from qpt.pretraining.checkpoint import (
+    SmoothedLoss,
+    has_checkpoint,
+    load_for_resume,
+    make_resumable,
+    save_checkpoint,
+    write_aside,
+)
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_failed_step
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.observe import observe
 from qpt.pretraining.page import RunPage
 from qpt.pretraining.records import SEEN, keep_seen, note_start
+from qpt.pretraining.signals import ignore_in_worker, listening
 from qpt.pretraining.world import World, join, threads
-from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
 
@@ -56,7 +61,8 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     ``summary.json``, ``index.html`` and what docs/report.md says of a run's records.
 
     resume: continue the run in ``config.out`` from its last checkpoint; the result is the same, byte for byte, as if it
-    had never stopped (same machine and thread count). SIGTERM or Ctrl-C finish the step, save and return.
+    had never stopped (same machine and thread count). A run killed before its first checkpoint starts at step 0.
+    SIGTERM or Ctrl-C finish the step, save and return; SIGUSR1 saves and goes on (docs/runs.md).
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
     Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
@@ -92,21 +98,23 @@ def _pretrain(
     table = degradations.fingerprint()
     run = Path(config.out)
     world.on_main(lambda: _open_run(config, resume))
+    resume = world.gather(resume and has_checkpoint(run))[0]
     learner = Learner(config, device, world)
-    first, unreadable, seconds = 0, {}, 0.0
+    first, unreadable, seconds, smoothed = 0, {}, 0.0, SmoothedLoss()
     if resume:
         state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
         learner.load_state_dict(state["learner"])
         first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
+        smoothed = SmoothedLoss(**state.get("smoothed", {}))
         if world.main:
             _warn_about_sums(state)
     elif world.main:
-        config.save(run / "config.yaml")
-        space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+        write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
+        write_aside(run / "config.yaml", config.save)
     if world.main:
         _warn_about_pool(config, len(files))
         note_start(run, first, device)
-    loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
+    loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run)
     return loop.run_all()
 
 
@@ -123,14 +131,16 @@ class _Loop:
         first: int,
         unreadable: dict[int, str],
         seconds: float,
+        smoothed: SmoothedLoss,
         fingerprint: str,
         table: str,
         run: Path,
     ) -> None:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
         self.world = learner.world
-        self.step, self.unreadable, self.seconds = first, unreadable, seconds
+        self.step, self.unreadable, self.seconds, self.smoothed = first, unreadable, seconds, smoothed
         self.fingerprint, self.table, self.run = fingerprint, table, run
+        self.guard = StepGuard(learner)
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
         self.page = RunPage(run) if config.page and self.world.main else None
         self.seen = (run / SEEN).is_file()
@@ -144,25 +154,28 @@ class _Loop:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=config.workers,
+            worker_init_fn=ignore_in_worker,
             generator=torch.Generator(),  # its own: the global one is the caller's
             pin_memory=self.learner.device.type == "cuda",
         )
-        started, saved = time.monotonic() - self.seconds, self.step
-        with self._log() as log, _stop_signals() as stop:
+        started, saved, tried = time.monotonic() - self.seconds, self.step, self.step
+        with self._log() as log, listening() as asked:
             batches = iter(loader)
-            stopped = False
-            while self.step < self.steps and not stopped:
+            stop = 0
+            while self.step < self.steps and not stop:
                 mark = time.monotonic()
                 batch = next(batches)
                 self.spent["load"] += time.monotonic() - mark
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
-                stopped = self.world.sum(stop.asked)[0] > 0  # all processes stop after the same step
-                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stopped:
-                    self._save()
-                    saved = self.step
-                    if self.page and log and self.step < self.steps:
+                stop, save = self.world.sum(asked.stop, asked.save)  # all processes act after the same step
+                if self.step - tried >= config.checkpoint_every or save:
+                    asked.save, tried = False, self.step
+                    saved = self.step if self._save(log) else saved
+                    if self.page and log:
                         self.page.update(log.say)
+            if saved < self.step:
+                self._save(log, last=True)
             if self.step == self.steps and self.world.main:
                 self._summary()
             if log is not None:
@@ -195,31 +208,34 @@ class _Loop:
         mark = time.monotonic()
         compositions = self.config.compositions
         program = self.space.sample_seeded(batch.program_seeds, views=compositions)
-        patches = degrade_patches(
-            batch.regions.to(self.learner.device, non_blocking=True),
-            program,
-            batch.boxes.flatten(0, 1),
-            self.config.patch_size,
-            dtype=torch.uint8,
-        )
-        self.spent["degrade"] += time.monotonic() - mark
-        mark = time.monotonic()
         rows = len(program)
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
         images = batch.images.repeat_interleave(compositions).to(self.learner.device)
+        given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
+        patches = given.patches(self.config.patch_size, self.learner.device)
+        self.spent["degrade"] += time.monotonic() - mark
+        mark = time.monotonic()
+        self.guard.remember()
         try:
             result = self.learner.step(patches, groups, images, lr)
-        except InputError as error:
-            raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
+        except (InputError, RuntimeError) as error:
+            noticed = self.world.size > 1 and failed_folder(self.run, self.step + 1).exists()  # by another process
+            if isinstance(error, RuntimeError) and not noticed:
+                raise
+            kind = InputError if isinstance(error, InputError) else RuntimeError
+            raise kind(f"{error}\n  {self._keep_failed(given, error)}") from error
         self.spent["step"] += time.monotonic() - mark
         self.step += 1
+        if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
+            self.smoothed.add(result.loss)
         if log is None:
             return
         log.advance(self.step)
         if not self.seen:
-            keep_seen(self.run, patches, images, program)
+            with log.going_on(self.step):
+                keep_seen(self.run, patches, images, program)
             self.seen = True
         every = self.config.observe_every
         if every and (self.step % every == 0 or self.step == 1):
@@ -239,37 +255,54 @@ class _Loop:
             )
             self.spent = dict.fromkeys(self.spent, 0.0)
 
-    def _keep_failed(self, batch: Batch, program: Program) -> str:
-        """Save what a failed step was given, so that it can be looked at; returns where."""
-        path = self.run / (f"failed_step_{self.step + 1}" + (f"_rank_{self.world.rank}" if self.world.size > 1 else ""))
-        torch.save({"regions": batch.regions, "images": batch.images, "boxes": batch.boxes}, path.with_suffix(".pt"))
-        program.save(path.with_suffix(".program.npz"))
-        return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
+    def _keep_failed(self, given: StepInput, error: Exception) -> str:
+        """Take back what the failed step has changed and save the step for replay; returns where."""
+        self.guard.take_back()
+        state = self._state(self.learner.state_dict(own=True))
+        names = [str(self.dataset.files[index]) for index in given.images[:: self.config.compositions].tolist()]
+        try:
+            folder = keep_failed_step(self.run, state, given, self.learner, str(error), names)
+        except OSError as full:
+            return f"the step could not be kept: {full}"
+        return f"the step is kept: qpt pretrain --replay {folder}"
 
     def _all_unreadable(self) -> dict[int, str]:
         """What any process could not read."""
         return {index: reason for found in self.world.gather(self.unreadable) for index, reason in found.items()}
 
-    def _save(self) -> None:
+    def _state(self, learner: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "config": asdict(self.config),
+            "step": self.step,
+            "learner": learner,
+            "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
+            "unreadable": sorted(self.unreadable.items()),
+            "seconds": self.seconds,
+            "smoothed": asdict(self.smoothed),
+            "data_fingerprint": self.fingerprint,
+            "table": self.table,
+            "space": self.space.fingerprint(),
+            "threads": torch.get_num_threads(),
+            "processes": self.world.size,
+        }
+
+    def _save(self, log: RunLog | None, *, last: bool = False) -> bool:
+        """Save a checkpoint; False when the disk is full, which is an error only if there is no later attempt."""
         learner, self.unreadable = self.learner.state_dict(), self._all_unreadable()
-        if not self.world.main:
-            return
-        save_checkpoint(
-            self.run,
-            {
-                "config": asdict(self.config),
-                "step": self.step,
-                "learner": learner,
-                "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
-                "unreadable": sorted(self.unreadable.items()),
-                "seconds": self.seconds,
-                "data_fingerprint": self.fingerprint,
-                "table": self.table,
-                "space": self.space.fingerprint(),
-                "threads": torch.get_num_threads(),
-                "processes": self.world.size,
-            },
-        )
+        failed = ""
+        if log is not None:
+            try:
+                log.flush()
+                save_checkpoint(self.run, self._state(learner), self.config.keep_checkpoints)
+            except OSError as error:
+                failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
+        failed = self.world.gather(failed)[0]
+        if failed and last:
+            raise InputError(f"pretrain: {failed}; make room and continue with --resume")
+        if failed and log is not None:
+            log.console.print(f"{failed}; next attempt in {self.config.checkpoint_every} steps")
+        return not failed
 
     def _summary(self) -> None:
         summary = {
@@ -308,6 +341,8 @@ def _open_run(config: PretrainConfig, resume: bool) -> Path:
         raise InputError(f"pretrain: out must be a folder that can be created, got {run}: {error.strerror}") from error
     if not os.access(run, os.W_OK | os.X_OK):
         raise InputError(f"pretrain: out must be writable, got {run}")
+    if resume:
+        make_resumable(run, config)
     return run
 
 
@@ -346,29 +381,3 @@ def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
             "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
             file=sys.stderr,
         )
-
-
-class _Stop:
-    asked = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and SIGINT ask the loop to stop after its step; a second SIGINT interrupts at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: object) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -273,15 +273,16 @@ class Learner:
         for mine, leader in zip(self.key.parameters(), self.query.parameters(), strict=True):
             mine.lerp_(leader, 1.0 - self.config.momentum)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds; the same on every process, which all must ask for it. Tensors are not copied."""
+    def state_dict(self, *, own: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds; the same on every process, which all must ask for it. Tensors are not copied.
+        own: of a sharded pool this process's part only, and no other process is asked."""
         pool = None if self.pool is None else self.pool.state_dict()
         sharded = self.config.pool_layout == "sharded"
         return {
             "encoder": self.query["encoder"].state_dict(),
             "head": self.query["head"].state_dict(),
             "key": None if self.key is None else self.key.state_dict(),
-            "pool": self.world.gather(pool) if sharded else pool,
+            "pool": self.world.gather(pool) if sharded and not own else pool,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,

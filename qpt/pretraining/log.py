@@ -114,7 +114,7 @@ class RunLog:
         observed = {name: getattr(last, name) if last else math.nan for name in ("alignment", "uniformity")}
         row = {**row, **observed}
         step = int(row["step"])
-        with self._going_on(step):
+        with self.going_on(step):
             self._stream.write(_csv([{name: _short(row[name]) for name in FIELDS}]))
             self._stream.flush()
             if self._events is not None:
@@ -132,7 +132,7 @@ class RunLog:
 
     def observe(self, step: int, observation: Observation) -> None:
         """One line of ``observations.jsonl``; to TensorBoard the same, the histograms as they are."""
-        with self._going_on(step):
+        with self.going_on(step):
             self._observations.write(step, observation)
             if self._events is None:
                 return
@@ -142,8 +142,8 @@ class RunLog:
                 self._add_histogram(f"similarity/{kind}", getattr(observation, kind), step)
 
     @contextmanager
-    def _going_on(self, step: int) -> Iterator[None]:
-        """What cannot be written, because the disk is full, is said once and does not end the run."""
+    def going_on(self, step: int) -> Iterator[None]:
+        """Around what is only to be looked at later: a full disk is said once and does not end the run."""
         try:
             yield
             self._complained = False

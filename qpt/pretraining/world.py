@@ -54,7 +54,7 @@ class World:
         """Each value summed over the processes. Goes by the CPU, so no GPU is waited for."""
         if self.size == 1:
             return list(values)
-        totals = torch.tensor(values)
+        totals = torch.tensor([int(value) for value in values])
         dist.all_reduce(totals)
         return totals.tolist()
 
