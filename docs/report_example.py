@@ -1,7 +1,8 @@
-"""A small labelled set made from the photographs inside the scikit-image wheel, to try a report on.
+"""Something to try a report on, made from the photographs inside the scikit-image wheel: crops and a labelled set.
 
-``python docs/report_example.py FOLDER`` writes FOLDER/images and FOLDER/scores.csv. No person rated these pictures: the
-score is a made-up one that falls with the level of the degradation, with some noise. Used by docs/report.md.
+``python docs/report_example.py FOLDER`` writes FOLDER/crops to pre-train on, FOLDER/images and FOLDER/scores.csv. No
+person rated these pictures: the score is a made-up one that falls with the level of the degradation, with some noise.
+Used by docs/report.md.
 """
 
 import csv
@@ -19,12 +20,17 @@ from qpt.demo import wheel_photographs
 from qpt.program import Program
 
 SIZE, SEED = 224, 0
+CROPS, SCALES = 360, (1.0, 0.75, 0.5)
 
 
 def main(folder: Path) -> None:
-    (folder / "images").mkdir(parents=True)
+    for name in ("images", "crops"):
+        (folder / name).mkdir(parents=True)
     files = [path for path in wheel_photographs() if "skimage" in path.parts]
-    crops = torch.from_numpy(cut_crops([load_rgb(path) for path in files], len(files), size=SIZE, seed=SEED))
+    photographs = [load_rgb(path) for path in files]
+    for index, crop in enumerate(cut_crops(photographs, CROPS, size=SIZE, seed=SEED, scales=SCALES)):
+        Image.fromarray(crop).save(folder / "crops" / f"{index:03d}.png")
+    crops = torch.from_numpy(cut_crops(photographs, len(files), size=SIZE, seed=SEED))
     rng = np.random.default_rng(SEED)
     ops = DegradationSpace.preset("qpt").ops
     rows = []

@@ -34,9 +34,9 @@ from qpt.pictures import draw_degradations
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
 from qpt.probe import ProbeResult, probe, probe_set, read_photographs
-from qpt.report.figures import training_loss, training_similarity
-from qpt.report.measurements import read_log
+from qpt.report.curves import training_loss, training_similarity
 from qpt.report.page import Picture, Section, write_page
+from qpt.report.records import read_log
 from qpt.space import DegradationSpace
 
 # Photographs (not drawings, not microscopy) in the two wheels; every third, from the first, is held out.

@@ -12,8 +12,8 @@ from qpt.data.crops import cut_crops
 from qpt.demo import CROP, MARKER, SCALES, _clear, wheel_photographs
 from qpt.evaluate.run import untrained_encoder
 from qpt.probe import probe, probe_set
-from qpt.report.measurements import read_log
 from qpt.report.page import Picture, Section, write_page
+from qpt.report.records import read_log
 from qpt.space import DegradationSpace
 
 

@@ -76,11 +76,13 @@ def assert_same_state(a: Path, b: Path) -> None:
 
 
 def assert_same_log(a: Path, b: Path) -> None:
-    """Every step once, with the same numbers but for the timings."""
+    """Every step once, with the same numbers but for the timings; and the same observations."""
     rows = [
         [{k: v for k, v in row.items() if not k.endswith(("_per_s", "_share"))} for row in log_rows(r)] for r in (a, b)
     ]
     assert rows[0] == rows[1]
+    observed = [(run / "observations.jsonl").read_bytes() for run in (a, b)]
+    assert observed[0] == observed[1] and observed[0]
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ def tiny(photographs: Path, out: Path, **options: object) -> PretrainConfig:
         "log_every": 2,
         "checkpoint_every": 3,
         "tensorboard": False,
+        "observe_every": 5,
+        "page": False,
         **options,
     }
     return PretrainConfig(str(photographs), str(out), **settings)  # type: ignore[arg-type]

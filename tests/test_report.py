@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +27,20 @@ from qpt.report.measurements import (
     embedding_map,
     fitted_curve,
     out_of_fold,
-    read_log,
     score_severity,
     srcc_by_kind,
 )
+from qpt.report.records import read_log
 from qpt.space import DegradationSpace
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run, write_set
+from tests.pages import Page
 
 SECTIONS = (
-    *("Summary", "Predictions and MOS", "By distortion", "Best and worst predictions", "Score and severity"),
-    *("Map of the images, by MOS", "Map of degraded patches", "Training", "Evaluation over splits", "Settings"),
+    *("Summary", "Predictions and MOS", "By distortion", "Best and worst predictions", "Training"),
+    *("Similarities of pairs", "Throughput", "What the run saw", "Nearest neighbours by quality"),
+    *("Score and severity", "Map of the images, by MOS", "Map of degraded patches", "Evaluation over splits"),
+    *("Record", "Settings"),
 )
 
 
@@ -47,46 +49,8 @@ def two_photographs() -> Iterator[None]:
     """Severity curves of two photographs instead of eight: the same page, sooner."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qpt.report.severity.PHOTOGRAPHS", 2)
+        patch.setattr("qpt.report.neighbours.PHOTOGRAPHS", 2)
         yield
-
-
-class Page(HTMLParser):
-    """text and pictures of each h2 section; every attribute that could load something from outside."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.text: dict[str, str] = {"": ""}
-        self.pictures: dict[str, list[Image.Image]] = {"": []}
-        self.tags: set[str] = set()
-        self.links: list[str] = []
-        self._section, self._heading = "", False
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        found = dict(attributes)
-        self.links += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data", "poster")]
-        self._heading = tag == "h2"
-        if tag == "img":
-            assert found["alt"]
-            kind, _, data = (found["src"] or "").partition(";base64,")
-            picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-            picture.load()
-            assert kind == f"data:image/{(picture.format or '').lower()}"
-            self.pictures[self._section].append(picture)
-
-    def handle_data(self, data: str) -> None:
-        if self._heading:
-            self._section, self._heading = data, False
-            self.text[data], self.pictures[data] = "", []
-        self.text[self._section] += data + "\n"
-
-    def assert_self_contained(self) -> None:
-        assert all(link.startswith("data:image/") for link in self.links)
-        assert not {"script", "link", "iframe", "object"} & self.tags
-        for word in ("http:", "https:", "url(", "@import"):
-            assert word not in self.source
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +63,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
         Image.fromarray(pixels).save(pictures / f"{name}.png")
     settings = {"width": 8, "projection_dim": 8, "patch_size": 32, "batch_images": 4, "steps": 6, "log_every": 1}
     config = PretrainConfig(
-        str(pictures), str(folder / "first"), arch="resnet18", mode="in_batch", threads=1, tensorboard=False, **settings
+        *(str(pictures), str(folder / "first")),
+        **{"arch": "resnet18", "mode": "in_batch", "threads": 1, "tensorboard": False, "page": False, **settings},
     )
     assert pretrain(config).finished
     csv, result = write_set(folder / "set"), folder / "result.json"
@@ -127,10 +92,15 @@ def test_every_section_of_a_run_has_its_content(tiny: tuple[Path, Path, Path], t
         "Score and severity": len(DegradationSpace.preset("qpt").ops),
         "Map of the images, by MOS": 1,
         "Map of degraded patches": 2,
-        "Training": 2,
+        "Training": 5,
+        "Similarities of pairs": 2,
+        "Throughput": 2,
+        "What the run saw": 8,
+        "Nearest neighbours by quality": 36,
     }
-    for found in page.pictures.values():
-        assert all(np.asarray(picture.convert("L")).std() > 3 for picture in found)  # something is drawn
+    for name, found in page.pictures.items():
+        if name not in ("What the run saw", "Nearest neighbours by quality"):  # a degradation may leave a patch flat
+            assert all(np.asarray(picture.convert("L")).std() > 3 for picture in found)  # something is drawn
     assert "Not shown" not in page.source
     assert "out of fold" in page.text[""] and "24 images in 6 groups" in page.text[""]
     assert "GroupKFold(5) by ref" in page.text["Predictions and MOS"]
@@ -145,17 +115,21 @@ def test_every_section_of_a_run_has_its_content(tiny: tuple[Path, Path, Path], t
 
 
 def test_sections_without_data_say_why(tiny: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """A checkpoint alone, of photographs that are gone: what is not shown stands in one table, with what it needs."""
     (tmp_path / "elsewhere").mkdir()
     checkpoint = tmp_path / "elsewhere" / "checkpoint.pt"
-    checkpoint.write_bytes((tiny[0] / "checkpoint.pt").read_bytes())
+    state = torch.load(tiny[0] / "checkpoint.pt", weights_only=True)
+    state["config"]["data"] = str(tmp_path / "gone")
+    torch.save(state, checkpoint)
     out = tmp_path / "page.html"
     assert cli.main(["report", str(checkpoint), "--out", str(out)]) == 0
     page = Page(out)
     page.assert_self_contained()
-    assert tuple(page.text)[1:] == SECTIONS and not any(page.pictures.values())
-    for name in SECTIONS[1:-1]:
-        assert page.text[name].count("Not shown: ") == 1, name
-    assert "--photographs" in page.text["Map of degraded patches"] and "log.csv" in page.text["Training"]
+    assert tuple(page.text)[1:] == ("Summary", "Record", "Settings", "Not shown") and not any(page.pictures.values())
+    for name in set(SECTIONS) - {"Summary", "Record", "Settings"}:
+        assert page.text["Not shown"].count(f"\n{name}\n") == 1, name
+    assert "--photographs" in page.text["Not shown"] and "log.csv" in page.text["Not shown"]
+    assert str(tmp_path) not in page.source
 
 
 def test_two_runs_are_compared(tiny: tuple[Path, Path, Path], tmp_path: Path, capsys) -> None:
@@ -172,8 +146,9 @@ def test_two_runs_are_compared(tiny: tuple[Path, Path, Path], tmp_path: Path, ca
     assert len(page.pictures["Score and severity"]) == len(DegradationSpace.preset("qpt").ops)  # both runs in each
     assert "Without a log: other" in page.text["Training"]
     assert "first" in page.text["Summary"] and "other" in page.text["Summary"]
-    assert "What the runs differ in" in page.text["Settings"] and "width\n8\n5" in page.text["Settings"]
-    assert "does not say which distortion" in page.text["By distortion"]
+    assert "width\n8\n5" in page.text["What the runs differ in"]
+    assert len(page.pictures["Nearest neighbours by quality"]) == 2 * 36
+    assert "does not say which distortion" in page.text["Not shown"]
 
 
 def test_a_scorer_alone_gives_score_curves(tiny: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -185,7 +160,7 @@ def test_a_scorer_alone_gives_score_curves(tiny: tuple[Path, Path, Path], tmp_pa
         page = Page(tmp_path / "page.html")
         assert words in page.text["Score and severity"]
         assert len(page.pictures["Score and severity"]) == len(DegradationSpace.preset("qpt").ops)
-        assert len(page.pictures["Map of degraded patches"]) == 2 and not page.pictures["Predictions and MOS"]
+        assert len(page.pictures["Map of degraded patches"]) == 2 and "Predictions and MOS" not in page.pictures
     with pytest.raises(InputError, match="scorer must be made from other"):
         write_report([write_run(tmp_path / "other")], tmp_path / "page.html", scorer=scorer, quiet=True)
 

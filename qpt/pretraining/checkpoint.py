@@ -23,12 +23,14 @@ import torch
 from qpt.errors import InputError
 from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.observe import FILE as OBSERVATIONS
+from qpt.pretraining.records import HISTORY, SEEN
 
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
 BEST = "best.pt"
 #: What a run has written before its first checkpoint: beside nothing else, it may be started over.
-EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "observations.jsonl", "tensorboard"})
+EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "tensorboard", OBSERVATIONS, HISTORY, SEEN})
 
 
 @dataclass

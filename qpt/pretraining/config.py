@@ -17,8 +17,8 @@ from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "checkpoint_every", "keep_checkpoints"}
-    | {"tensorboard"}
+    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
+    | {"keep_checkpoints", "tensorboard", "page"}
 )
 
 
@@ -76,9 +76,11 @@ class PretrainConfig:
         cache_mib: decoded photographs kept in memory, MiB per loader process.
         stall_seconds: end the run, saved, when the loader gives nothing for so long; 0 waits for ever.
         log_every: steps between lines of log.csv.
+        observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: checkpoints to keep, the newest included; the best by training loss is kept besides.
         tensorboard: also write TensorBoard event files.
+        page: also write index.html, a report of the run about itself, at its end and now and then before.
     """
 
     data: str
@@ -125,9 +127,11 @@ class PretrainConfig:
     cache_mib: int = 1024
     stall_seconds: int = 600
     log_every: int = 10
+    observe_every: int = 50
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
     tensorboard: bool = True
+    page: bool = True
 
     def __post_init__(self) -> None:
         hints = get_type_hints(PretrainConfig)
@@ -151,6 +155,7 @@ class PretrainConfig:
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
             *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "stall_seconds"),
+            "observe_every",
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)

@@ -36,6 +36,9 @@ from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_fa
 from qpt.pretraining.feed import Feed
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
+from qpt.pretraining.observe import observe
+from qpt.pretraining.page import RunPage
+from qpt.pretraining.records import SEEN, keep_seen, note_start
 from qpt.pretraining.signals import Asked, listening
 from qpt.pretraining.world import World, join, threads
 from qpt.space import DegradationSpace
@@ -55,7 +58,7 @@ class PretrainResult:
 
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     """Pre-train an encoder as ``config`` says and leave ``checkpoint.pt``, ``config.yaml``, ``log.csv``,
-    ``summary.json``.
+    ``summary.json``, ``index.html`` and what docs/report.md says of a run's records.
 
     resume: continue the run in ``config.out`` from its last checkpoint; the result is the same, byte for byte, as if it
     had never stopped (same machine and thread count). A run killed before its first checkpoint starts at step 0.
@@ -110,6 +113,7 @@ def _pretrain(
         write_aside(run / "config.yaml", config.save)
     if world.main:
         _warn_about_pool(config, len(source))
+        note_start(run, first, device)
     loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run)
     return loop.run_all()
 
@@ -138,6 +142,8 @@ class _Loop:
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.guard = StepGuard(learner)
         self.clocks = StageClocks(learner.device, config.workers, self.world.size)
+        self.page = RunPage(run) if config.page and self.world.main else None
+        self.seen = (run / SEEN).is_file()
 
     def run_all(self) -> PretrainResult:
         config = self.config
@@ -167,12 +173,14 @@ class _Loop:
                 if save:
                     asked.save, tried = False, self.step
                     saved = self.step if self._save(log) else saved
+                if self.page and log and tried == self.step:
+                    self.page.update(log.say)
             if saved < self.step:
                 self._save(log, last=True)
+            if self.step == self.steps and self.world.main:
+                self._summary()
             if log is not None:
                 self._last_words(log)
-        if self.step == self.steps and self.world.main:
-            self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
     def _next(self, feed: Feed, asked: Asked, log: RunLog | None) -> Batch | None:
@@ -200,6 +208,8 @@ class _Loop:
             log.console.print(self.clocks.total.text(), highlight=False)
         if self.step < self.steps:
             log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
+        elif self.page:
+            self.page.update(log.say, finished=True)
 
     def _log(self) -> AbstractContextManager[RunLog | None]:
         if not self.world.main:
@@ -242,6 +252,13 @@ class _Loop:
             self.smoothed.add(result.loss)
         if log is not None:
             log.advance(self.step)
+        if log is not None and not self.seen:
+            with log.going_on(self.step):
+                keep_seen(self.run, patches, images, program)
+            self.seen = True
+        every = self.config.observe_every
+        if log is not None and every and (self.step % every == 0 or self.step == 1):
+            log.observe(self.step, observe(*result.embedded))
         if self.step % self.config.log_every and self.step != self.steps:
             return
         lap = self.clocks.lap()
@@ -250,7 +267,7 @@ class _Loop:
                 {
                     "step": self.step,
                     "lr": lr,
-                    **asdict(result),
+                    **vars(result),
                     "pool_rows": len(self.learner.pool) if self.learner.pool is not None else 0,
                     **lap.row(),
                 }

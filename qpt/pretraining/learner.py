@@ -30,18 +30,6 @@ from qpt.pretraining.world import World
 _TO_CHUNKS, _TO_PROCESSES = 3, 4  # first word of a seed: what the stream is for (see qpt.data.regions)
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """loss (of the whole batch); mean similarity of positives, of all negatives and of same-image negatives (nan
-    without any), and queries that had a positive (of this process)."""
-
-    loss: float
-    positive_similarity: float
-    negative_similarity: float
-    same_image_similarity: float
-    valid_rows: int
-
-
 class Embedded(NamedTuple):
     """What one batch, or a part of it, was embedded to: queries and keys [N, D], detached; their ids [N]."""
 
@@ -49,6 +37,20 @@ class Embedded(NamedTuple):
     keys: Tensor
     groups: Tensor
     images: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """loss (of the whole batch); mean similarity of positives, of all negatives and of same-image negatives (nan
+    without any), and queries that had a positive (of this process).  embedded: what the first part of the batch became
+    before the update."""
+
+    loss: float
+    positive_similarity: float
+    negative_similarity: float
+    same_image_similarity: float
+    valid_rows: int
+    embedded: Embedded
 
 
 def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
@@ -117,7 +119,7 @@ class Learner:
             raise InputError(f"pretrain: the loss must be finite, got {value}")
         self.update(parts, lr)
         queries = sum(len(part.queries) for part in parts) * (2 if self.key is None else 1)
-        return StepResult(value, positive, negative, same, queries)
+        return StepResult(value, positive, negative, same, queries, parts[0])
 
     def gradients(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, list[Embedded]]:
         """The loss, 0-d, with its gradient left in the weights' ``grad``; and the parts that accumulation makes.

@@ -1,39 +1,36 @@
 """A report: runs, and optionally a table of scores, in; one HTML page out.
 
-Called by ``qpt report``. Relies on ``measurements`` for the numbers, ``severity`` for what needs degraded photographs,
-``figures`` for the drawings and ``page`` for the HTML. Every section is there every time: one without data
-says in a line what it needs.
+Called by ``qpt report``, and by pre-training for the page of its own run. Relies on ``records`` for what a run left,
+``measurements`` for the numbers, ``training``, ``neighbours`` and ``severity`` for their sections, ``figures`` for the
+drawings and ``page`` for the HTML. A section without data says what it needs, all of them in one table at the end.
 """
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-from PIL import Image
 
 from qpt.errors import InputError
 from qpt.evaluate.features import FeatureProtocol, weights_hash
 from qpt.evaluate.metrics import measure
-from qpt.evaluate.photograph import load_photograph
-from qpt.evaluate.run import encoder_views, feature_cache, run_name
+from qpt.evaluate.run import encoder_views, feature_cache
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
-from qpt.models import ResNet, load_encoder
-from qpt.models.encoder import read_checkpoint
+from qpt.pretraining.config import FREE_ON_RESUME
 from qpt.report import figures
-from qpt.report.measurements import OutOfFold, embedding_map, out_of_fold, read_log, srcc_by_kind
+from qpt.report.measurements import embedding_map, out_of_fold, srcc_by_kind
+from qpt.report.neighbours import neighbour_sections, pick_photographs
 from qpt.report.page import Picture, Section, write_page
+from qpt.report.records import RunRecord, read_runs
 from qpt.report.severity import degraded_photographs, degraded_sections
+from qpt.report.thumbnails import thumbnail
+from qpt.report.training import final_figures, record_section, training_sections
 
-THUMBNAIL_PX = 304
 THUMBNAILS = 6  # of each kind
 _METRIC_NAMES = {
     "srcc": "SRCC",
@@ -43,22 +40,10 @@ _METRIC_NAMES = {
     "krcc": "KRCC",
     "rmse": "RMSE",
 }
+_ABSENT = "Not shown:"
+_DIFFERENCES = "What the runs differ in"
+_LATER = "Not shown: `qpt report` looks for them; the page that a run writes of itself does at the end."
 _NO_TABLE = "Not shown: it needs photographs with mean opinion scores; none were given (--csv)."
-
-
-@dataclass
-class RunRecord:
-    """What a report knows of a run. log: columns of log.csv, empty without one.  views, predictions: on the table."""
-
-    name: str
-    place: Path
-    checkpoint: dict[str, Any]
-    encoder: ResNet
-    colour: str
-    log: dict[str, list[float]]
-    views: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    predictions: OutOfFold | None = None
-    scorer: Scorer | None = None
 
 
 def write_report(
@@ -72,6 +57,7 @@ def write_report(
     protocol: FeatureProtocol | None = None,
     cache: str | Path | None = None,
     seed: int = 0,
+    neighbours: bool = True,
     quiet: bool = False,
 ) -> None:
     """Write the page about one or several runs (run directories or checkpoint files).
@@ -79,11 +65,12 @@ def write_report(
     table: photographs with scores, for everything about predictions.  scorer: a file made from the one run, for the
     severity curves; without it one is fitted on the table.  evaluation: a result of ``qpt evaluate --out``.
     photographs: a folder to degrade; without it the best rated of the table are.  protocol, cache: of the table's
-    features, as for ``evaluate``; each run's cache is its own by default.  seed: of folds, maps, crops.  quiet: no
+    features, as for ``evaluate``; each run's cache is its own by default.  seed: of folds, maps, crops.  neighbours:
+    look for nearest neighbours, without photographs or table among those that the first run learned from.  quiet: no
     progress bars. Raises InputError for no runs or too many, for what ``load_encoder``, ``Scorer.load`` or the
     photographs refuse, a scorer of another encoder or with several runs, or another kind of JSON.
     """
-    records = _read_runs(runs)
+    records = read_runs(runs)
     if seed < 0:
         raise InputError(f"report: seed must be >= 0, got {seed}")
     if scorer is not None:
@@ -105,33 +92,32 @@ def write_report(
         seed=seed,
         quiet=quiet,
     )
+    picked = pick_photographs(photographs, table, records, quiet=quiet) if neighbours else _LATER
     sections = [
         _summary(records, table),
+        *_differences(records),
         _predictions(records, table),
         _by_kind(records, table),
         *_thumbnails(records, table),
+        *training_sections(records),
+        *neighbour_sections(records, picked, seed=seed),
         *severity,
         _map_of_table(records, table, seed),
         map_of_patches,
-        _training(records),
         *_evaluation(result),
+        *record_section(records),
         *_settings(records),
     ]
     names = ", ".join(run.name for run in records)
-    write_page(Path(out), f"Report of {names}", _lead(records, table), sections)
+    write_page(Path(out), f"Report of {names}", _lead(records, table), _absent_last(sections))
 
 
-def _read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
-    if not 1 <= len(runs) <= len(figures.COLOURS):
-        raise InputError(f"report: runs must be 1 to {len(figures.COLOURS)} runs, got {len(runs)}")
-    names = [run_name(run) for run in runs]
-    records = []
-    for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        name = name if names.count(name) == 1 else f"{name} #{number + 1}"
-        place = Path(run)
-        log = read_log(place) if (place / "log.csv").is_file() else {}
-        records.append(RunRecord(name, place, read_checkpoint(run), load_encoder(run), figures.COLOURS[number], log))
-    return records
+def _absent_last(sections: Sequence[Section]) -> list[Section]:
+    """The sections that have something to show, then one table of those that have not, and what they need."""
+    absent = [section for section in sections if section.text.startswith(_ABSENT) and not section.part]
+    rows = [[section.title, section.text.removeprefix(_ABSENT).strip()] for section in absent]
+    shown = [section for section in sections if section not in absent]
+    return [*shown, Section("Not shown", header=["section", "why"], rows=rows, words=True)] if rows else shown
 
 
 def _read_scorer(path: str | Path, records: Sequence[RunRecord]) -> Scorer:
@@ -174,7 +160,6 @@ def _summary(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:
 
 def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     """What identifies a run and its figures; settings that an older checkpoint lacks are left out."""
-    config = run.checkpoint["config"]
     facts = {"encoder": f"{run.encoder.arch}, width {run.encoder.width}"}
     if run.predictions is not None and table is not None:
         for metric, value in measure(run.predictions.predictions, table.mos).items():
@@ -183,8 +168,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
         facts["steps"] = f"{run.checkpoint['step']:,}"
     if "seconds" in run.checkpoint:
         facts["time in training"] = f"{run.checkpoint['seconds'] / 60:.1f} min"
-    if run.log.get("loss"):
-        facts["last loss"] = f"{run.log['loss'][-1]:.3f}"
+    facts |= final_figures(run)
     wanted = {
         "batch": "{batch_images} photographs × {compositions} compositions",
         "patches": "{patch_size} px, overlap {iou_min:g}–{iou_max:g}",
@@ -195,7 +179,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     }
     for name, text in wanted.items():
         try:
-            facts[name] = text.format(**config)
+            facts[name] = text.format(**run.config)
         except KeyError:
             continue
     return {**facts, "weights (sha256)": weights_hash(run.encoder)[:12]}
@@ -262,15 +246,6 @@ def _thumbnails(records: Sequence[RunRecord], table: ScoreTable | None) -> list[
     return sections
 
 
-def thumbnail(path: Path) -> bytes:
-    """A photograph as a JPEG of at most THUMBNAIL_PX px a side."""
-    picture = Image.fromarray(load_photograph(path))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=82)
-    return out.getvalue()
-
-
 def _map_of_table(records: Sequence[RunRecord], table: ScoreTable | None, seed: int) -> Section:
     title = "Map of the images, by MOS"
     if table is None:
@@ -285,19 +260,6 @@ def _map_of_table(records: Sequence[RunRecord], table: ScoreTable | None, seed: 
         "Neighbours have similar features; where colours change smoothly, quality is easy to read from them."
     )
     return Section(title, text, pictures=pictures, size="medium")
-
-
-def _training(records: Sequence[RunRecord]) -> Section:
-    logs = {run.name: run.log for run in records}
-    if not any(logs.values()):
-        return Section("Training", "Not shown: no run directory with a log.csv was given.")
-    without = [run.name for run in records if not run.log]
-    text = (
-        "The loss falls while patches of one composition move together and the same photograph under another "
-        "composition stays apart." + (f" Without a log: {', '.join(without)}." if without else "")
-    )
-    pictures = [Picture(figures.training_loss(logs)), Picture(figures.training_similarity(logs))]
-    return Section("Training", text, pictures=pictures, size="medium")
 
 
 def _evaluation(result: dict[str, Any] | None) -> list[Section]:
@@ -322,21 +284,35 @@ def _evaluation(result: dict[str, Any] | None) -> list[Section]:
     return sections
 
 
+def _plain_configs(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Run name -> its settings. Paths stay out of the page."""
+    configs = {}
+    for run in records:
+        configs[run.name] = {key: value for key, value in run.config.items() if key not in ("data", "out")}
+        if configs[run.name].get("init"):
+            configs[run.name]["init"] = Path(configs[run.name]["init"]).name
+    return configs
+
+
+def _differences(records: Sequence[RunRecord]) -> list[Section]:
+    """Of several runs: the settings in which they differ, as a table; without those that touch no result."""
+    if len(records) == 1:
+        return []
+    configs = _plain_configs(records)
+    keys = dict.fromkeys(key for config in configs.values() for key in config if key not in FREE_ON_RESUME)
+    values = {key: [str(config.get(key, "–")) for config in configs.values()] for key in keys}
+    rows = [[key, *shown] for key, shown in values.items() if len(set(shown)) > 1]
+    if not rows:
+        return [Section(_DIFFERENCES, "Nothing that touches the result: these settings are the same.")]
+    return [Section(_DIFFERENCES, header=["", *configs], rows=rows)]
+
+
 def _settings(records: Sequence[RunRecord]) -> list[Section]:
-    """Where several runs differ, as a table; then everything each was run with. Paths stay out of the page."""
-    configs = {
-        run.name: {k: v for k, v in run.checkpoint["config"].items() if k not in ("data", "out")} for run in records
-    }
-    for config in configs.values():
-        if config.get("init"):
-            config["init"] = Path(config["init"]).name
-    sections = [Section("Settings")]
-    if len(configs) > 1:
-        keys = dict.fromkeys(key for config in configs.values() for key in config)
-        values = {key: [str(config.get(key, "–")) for config in configs.values()] for key in keys}
-        rows = [[key, *shown] for key, shown in values.items() if len(set(shown)) > 1]
-        text = "What the runs differ in." if rows else "The runs have the same settings."
-        sections = [Section("Settings", text, header=["", *configs] if rows else (), rows=rows)]
-    return sections + [
-        Section(name, code=yaml.safe_dump(config, sort_keys=False), part=True) for name, config in configs.items()
+    """Everything each run was run with."""
+    return [
+        Section("Settings"),
+        *(
+            Section(name, code=yaml.safe_dump(config, sort_keys=False), part=True)
+            for name, config in _plain_configs(records).items()
+        ),
     ]

@@ -1,91 +1,32 @@
-"""The drawings of a report: each function returns the bytes of a PNG file at twice its size on the page.
+"""The drawings of what a run can do: each function returns the bytes of a PNG file at twice its size on the page.
 
-Called by ``qpt.report.build`` and ``qpt.demo``; relies on matplotlib, without pyplot and so without global state. One
-plot for each picture: the page puts them side by side where the screen is wide enough, and text stays legible where
-it is not.
+Called by ``qpt.report.build``; ``curves`` draws how it was trained. Relies on ``canvas``. One plot for each picture:
+the page puts them side by side where the screen is wide enough, and text stays legible where it is not.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qpt.degradations import DEGRADATIONS, LEVELS
 from qpt.evaluate.metrics import logistic
+from qpt.report.canvas import COLOURS, MEDIUM, SMALL, as_png, new_axes
 from qpt.report.measurements import Cloud, Severity, fitted_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Of runs, in order; more runs than colours are refused by ``build``.
-COLOURS = ("#0b62a4", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#57606a")
 _FAMILY_MAPS = ("Blues", "Oranges", "Greens", "Purples", "Reds", "Greys")
-_MEDIUM, _SMALL = (5.2, 3.9), (2.3, 1.9)  # inches
-_SIMILARITIES: dict[str, tuple[str, Literal["-", "--", ":"]]] = {
-    "positive_similarity": ("positives (same composition)", "-"),
-    "same_image_similarity": ("same photograph, other composition", "--"),
-    "negative_similarity": ("all negatives", ":"),
-}
-
-
-def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _png(figure: Figure) -> bytes:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=160)
-    return out.getvalue()
-
-
-def training_loss(logs: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Loss over steps; logs: run name -> columns of log.csv, none for a run without one."""
-    figure, axes = _axes(_MEDIUM)
-    for (name, log), colour in zip(logs.items(), COLOURS, strict=False):
-        if not log:
-            continue
-        axes.plot(log["step"], log["loss"], color=colour, linewidth=1.4, label=name)
-    axes.set(xlabel="step", ylabel="contrastive loss")
-    if len(logs) > 1:
-        axes.legend(frameon=False)
-    return _png(figure)
-
-
-def training_similarity(logs: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Mean cosine similarities over steps: line styles tell the pairs apart, colours the runs."""
-    from matplotlib.lines import Line2D
-
-    figure, axes = _axes(_MEDIUM)
-    alone = len(logs) == 1
-    for (name, log), run_colour in zip(logs.items(), COLOURS, strict=False):
-        for number, (column, (_, style)) in enumerate(_SIMILARITIES.items() if log else ()):
-            colour, line = (COLOURS[number], "-") if alone else (run_colour, style)
-            axes.plot(log["step"], log[column], color=colour, linestyle=line, linewidth=1.4, label=name)
-    axes.set(xlabel="step", ylabel="mean cosine similarity")
-    keys = [
-        Line2D([], [], color=COLOURS[i] if alone else "#57606a", linestyle="-" if alone else style, label=label)
-        for i, (label, style) in enumerate(_SIMILARITIES.values())
-    ]
-    if not alone:
-        keys += [Line2D([], [], color=colour, label=name) for name, colour in zip(logs, COLOURS, strict=False)]
-    figure.legend(handles=keys, frameon=False, loc="outside lower center", ncols=1 if alone else 2, fontsize=8.5)
-    return _png(figure)
 
 
 def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64], colour: str) -> bytes:
     """MOS over prediction, the logistic fit and the line where both are equal."""
-    figure, axes = _axes(_MEDIUM)
+    figure, axes = new_axes(MEDIUM)
     ends = np.array([min(predictions.min(), mos.min()), max(predictions.max(), mos.max())])
     axes.plot(ends, ends, color="#8c959f", linewidth=1, linestyle=":", label="prediction = MOS")
     axes.scatter(predictions, mos, s=_dot(len(mos)), color=colour, alpha=0.55, linewidths=0)
@@ -96,24 +37,24 @@ def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64
     edge = 0.06 * float(np.ptp(mos))  # the axis is that of MOS: predictions far outside must not squeeze it
     axes.set(xlabel="out-of-fold prediction", ylabel="MOS", ylim=(mos.min() - edge, mos.max() + edge))
     figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8.5)
-    return _png(figure)
+    return as_png(figure)
 
 
 def rank_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64], colour: str) -> bytes:
     """Rank of MOS over rank of the prediction, 1 the lowest; ties share their average rank."""
     from scipy.stats import rankdata
 
-    figure, axes = _axes(_MEDIUM)
+    figure, axes = new_axes(MEDIUM)
     axes.plot([1, len(mos)], [1, len(mos)], color="#8c959f", linewidth=1, linestyle=":")
     axes.scatter(rankdata(predictions), rankdata(mos), s=_dot(len(mos)), color=colour, alpha=0.55, linewidths=0)
     axes.set(xlabel="rank of the out-of-fold prediction", ylabel="rank of MOS")
-    return _png(figure)
+    return as_png(figure)
 
 
 def kind_bars(srcc: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> bytes:
     """SRCC within each distortion type. srcc: run -> type -> value.  counts: images of each type, in drawing order."""
     height = 0.9 + 0.16 * len(counts) * (1 + len(srcc))
-    figure, axes = _axes((_MEDIUM[0], height))
+    figure, axes = new_axes((MEDIUM[0], height))
     thick = 0.8 / len(srcc)
     place = np.arange(len(counts))
     for number, ((name, values), colour) in enumerate(zip(srcc.items(), COLOURS, strict=False)):
@@ -126,7 +67,7 @@ def kind_bars(srcc: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]
     axes.set(xlabel="SRCC within the type (images)", xlim=(low - 0.02 if low else 0, 1))
     if len(srcc) > 1:
         axes.legend(frameon=False, fontsize=8.5, loc="lower left")
-    return _png(figure)
+    return as_png(figure)
 
 
 def map_by_value(cloud: Cloud, values: NDArray[np.float64], label: str) -> bytes:
@@ -136,7 +77,7 @@ def map_by_value(cloud: Cloud, values: NDArray[np.float64], label: str) -> bytes
         cloud.points[:, 0], cloud.points[:, 1], c=values, cmap="viridis", s=_dot(len(values)), alpha=0.85, linewidths=0
     )
     figure.colorbar(points, ax=axes, label=label, shrink=0.85)
-    return _png(figure)
+    return as_png(figure)
 
 
 def map_by_op(cloud: Cloud, ops: NDArray[np.int64], levels: NDArray[np.int64]) -> bytes:
@@ -153,7 +94,7 @@ def map_by_op(cloud: Cloud, ops: NDArray[np.int64], levels: NDArray[np.int64]) -
     columns = 3 if len(colours) > 8 else 2
     keys = [Line2D([], [], marker="o", linestyle="", color=c, label=DEGRADATIONS[op].name) for op, c in colours.items()]
     figure.legend(handles=keys, loc="outside lower center", frameon=False, ncols=columns, fontsize=7.5, handletextpad=0)
-    return _png(figure)
+    return as_png(figure)
 
 
 def map_by_level(cloud: Cloud, levels: NDArray[np.int64]) -> bytes:
@@ -173,12 +114,12 @@ def map_by_level(cloud: Cloud, levels: NDArray[np.int64]) -> bytes:
             label=str(level),
         )
     figure.legend(loc="outside lower center", frameon=False, ncols=LEVELS, title="level", markerscale=2)
-    return _png(figure)
+    return as_png(figure)
 
 
 def severity_curve(op: str, curves: Mapping[str, Severity], limits: tuple[float, float]) -> bytes:
     """One op: change against the pristine photograph over levels 0 (pristine) to 5; the mean, and each photograph."""
-    figure, axes = _axes(_SMALL)
+    figure, axes = new_axes(SMALL)
     levels = np.arange(LEVELS + 1)
     axes.axhline(0, color="#8c959f", linewidth=0.8)
     for (_, severity), colour in zip(curves.items(), COLOURS, strict=False):
@@ -188,7 +129,7 @@ def severity_curve(op: str, curves: Mapping[str, Severity], limits: tuple[float,
     axes.set_title(op.replace("_", " "), fontsize=9)
     axes.set(xticks=levels, ylim=limits)
     axes.tick_params(labelsize=8)
-    return _png(figure)
+    return as_png(figure)
 
 
 def op_colours(ops: Sequence[int] | NDArray[Any]) -> dict[int, Any]:
@@ -205,8 +146,8 @@ def op_colours(ops: Sequence[int] | NDArray[Any]) -> dict[int, Any]:
     return found
 
 
-def _map_axes(cloud: Cloud, height: float = _MEDIUM[1]) -> tuple[Figure, Axes]:
-    figure, axes = _axes((_MEDIUM[0], height))
+def _map_axes(cloud: Cloud, height: float = MEDIUM[1]) -> tuple[Figure, Axes]:
+    figure, axes = new_axes((MEDIUM[0], height))
     axes.grid(visible=False)
     axes.set(xlabel=f"{cloud.method} 1", ylabel=f"{cloud.method} 2", xticks=[], yticks=[])
     return figure, axes

@@ -1,4 +1,4 @@
-"""The numbers behind a report: training logs, out-of-fold predictions, severity curves, embedding maps.
+"""The numbers behind a report: out-of-fold predictions, severity curves, embedding maps.
 
 Called by ``qpt.report.build``; ``figures`` draws what is computed here. Relies on the evaluation's own choice and
 ridge, on the probe's features and on scikit-learn's PCA and t-SNE. Everything derives from the seed.
@@ -6,10 +6,8 @@ ridge, on the probe's features and on scikit-learn's PCA and t-SNE. Everything d
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,6 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from qpt.degradations import DEGRADATIONS
-from qpt.errors import InputError
 from qpt.evaluate.logistic import fit_logistic
 from qpt.evaluate.metrics import is_constant
 from qpt.evaluate.protocol import choose, inner_folds
@@ -30,16 +27,6 @@ Array = NDArray[np.float64]
 TSNE_LEAST = 50  # points; with fewer, neighbourhoods mean little and two principal components show more
 MAP_MOST = 3000  # points of a map: t-SNE of more takes minutes and shows no more
 KIND_LEAST = 5  # images of a distortion type that a rank correlation is given for
-
-
-def read_log(run: Path) -> dict[str, list[float]]:
-    """The columns of a run's ``log.csv``; no columns where it has no rows. Raises InputError for a damaged one."""
-    with open(run / "log.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    try:
-        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"report: log.csv of {run.name} must hold numbers in every field, got: {error}") from None
 
 
 @dataclass(frozen=True)

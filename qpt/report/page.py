@@ -35,8 +35,9 @@ class Picture:
 class Section:
     """A heading with any of: a paragraph, a table (header, rows), pictures, a block of plain text, folded.
 
-    size: of each picture: "large" takes the width of the page, "medium" half of it, "small" a sixth; on a narrow
-    screen the first two take all of it and small ones stand in pairs.  part: a part of the section before it.
+    size: of each picture: "large" takes the width of the page, "medium" half of it, "quarter" a quarter, "small" a
+    sixth; on a narrow screen small ones stand in pairs and the others take all of it.  part: a part of the section
+    before it.  words: the table holds text, to be read from the left, and not figures.
     """
 
     title: str
@@ -44,9 +45,10 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     pictures: Sequence[Picture] = ()
-    size: Literal["large", "medium", "small"] = "large"
+    size: Literal["large", "medium", "quarter", "small"] = "large"
     code: str = ""
     part: bool = False
+    words: bool = False
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:

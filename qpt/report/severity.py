@@ -43,20 +43,27 @@ class Degraded:
     origin: str
 
 
+def given_photographs(folder: str | Path | None, table: ScoreTable | None, most: int) -> tuple[list[Path], str] | None:
+    """The photographs of ``folder``, or else the ``most`` best rated of the table, one of each group; and in words
+    where they come from. None without either."""
+    if folder is not None:
+        return list_images(folder), f"photographs of {Path(folder).resolve().name}"
+    if table is None:
+        return None
+    best = np.argsort(-table.mos, kind="stable")
+    _, first = np.unique(table.groups[best], return_index=True)
+    return [table.paths[row] for row in best[np.sort(first)][:most]], f"of the best rated photographs of {table.name}"
+
+
 def degraded_photographs(
     folder: str | Path | None, table: ScoreTable | None, *, seed: int, quiet: bool
 ) -> Degraded | str:
     """One crop of up to PHOTOGRAPHS photographs, of ``folder`` or else the best rated of the table (one of each
     group); without either, why there are none. Raises InputError for a folder without a usable photograph."""
-    if folder is not None:
-        files, origin = list_images(folder), f"photographs of {Path(folder).resolve().name}"
-    elif table is not None:
-        best = np.argsort(-table.mos, kind="stable")
-        _, first = np.unique(table.groups[best], return_index=True)
-        files = [table.paths[row] for row in best[np.sort(first)][:PHOTOGRAPHS]]
-        origin = f"of the best rated photographs of {table.name}"
-    else:
+    given = given_photographs(folder, table, PHOTOGRAPHS)
+    if given is None:
         return "Not shown: it needs photographs to degrade; none were given (--photographs or --csv)."
+    files, origin = given
     pixels, left_out = read_photographs(files, MIN_SIDE, most=PHOTOGRAPHS, quiet=quiet)
     if not pixels:
         raise InputError(f"report: photographs must hold a usable photograph, got none: {left_out}")

@@ -1,0 +1,40 @@
+"""Small pictures for a page, as JPEG files. Called by the sections that show photographs; relies on Pillow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qpt.evaluate.photograph import load_photograph
+
+THUMBNAIL_PX = 304
+PATCH_PX = 150  # what a small patch is enlarged to at least
+_GAP_PX = 6
+
+
+def thumbnail(path: Path) -> bytes:
+    """A photograph as a JPEG of at most THUMBNAIL_PX px a side."""
+    picture = Image.fromarray(load_photograph(path))
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    return _jpeg(picture, 82)
+
+
+def patches_in_a_row(patches: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Patches (s, s, 3) side by side, pixel for pixel or enlarged by a whole factor: what was done to them must show,
+    and nothing that the drawing did."""
+    factor = max(1, -(-PATCH_PX // patches[0].shape[0]))
+    large = [patch.repeat(factor, axis=0).repeat(factor, axis=1) for patch in patches]
+    gap = np.full((large[0].shape[0], _GAP_PX, 3), 255, np.uint8)
+    parts = [part for patch in large for part in (patch, gap)][:-1]
+    return _jpeg(Image.fromarray(np.concatenate(parts, axis=1)), 92)
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=quality, subsampling=0)
+    return out.getvalue()
