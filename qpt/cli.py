@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from qpt.errors import BackendError, InputError
+from qpt.errors import BackendError, InputError, StalledError
 
 COMMANDS = (
     "doctor", "degrade", "pretrain", "evaluate", "compare", "fit", "score", "export", "datasets", "probe", "report",
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away: `qpt score ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (InputError, BackendError, OSError) as error:
+    except (InputError, BackendError, StalledError, OSError) as error:
         message = str(error).removeprefix(f"{args.command}: ")  # often named alike
         print(f"qpt {args.command}: error: {message}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The two kinds of error a user of QPT can meet; everything else is a bug.
+"""The kinds of error a user of QPT can meet; everything else is a bug.
 
 Raised by every public entry, printed as one line by the command line (``qpt.cli``).
 """
@@ -16,6 +16,10 @@ class InputError(ValueError):
 class BackendError(RuntimeError):
     """A compiled backend is missing or unusable. The message says what was tried, why, and the command that fixes
     it."""
+
+
+class StalledError(RuntimeError):
+    """Photographs stopped coming. The message says for how long, and which files were being decoded."""
 
 
 def describe(value: object) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import UNREADABLE, list_images, load_rgb
+from qpt.data.sources import data_fingerprint
 from qpt.degradations import DEGRADATIONS
 from qpt.errors import InputError
 from qpt.evaluate.features import prepare
@@ -34,7 +35,6 @@ from qpt.evaluate.run import run_name, untrained_encoder
 from qpt.models import ResNet, load_encoder
 from qpt.models.encoder import read_checkpoint
 from qpt.ops.degrade import degrade_patches
-from qpt.pretraining.engine import data_fingerprint
 from qpt.program import Program
 from qpt.space import DegradationSpace
 

@@ -25,8 +25,8 @@ def iou(a: np.ndarray, b: np.ndarray, side: int) -> float:
 )
 def test_every_pair_overlaps_as_asked(patch: int, extra: int, seed: int, low: float) -> None:
     region = 2 * patch + extra
-    pair = draw_pair(np.random.default_rng(seed), patch, region, low, 0.3)
-    assert pair.shape == (2, 2) and pair.dtype == np.int32
+    pair = np.array(draw_pair(np.random.default_rng(seed), patch, region, low, 0.3))
+    assert pair.shape == (2, 2) and pair.dtype == np.int64
     assert (pair >= 0).all() and (pair <= region - patch).all()
     assert low <= iou(pair[0], pair[1], patch) <= 0.3
     assert not np.array_equal(pair[0], pair[1])

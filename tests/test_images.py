@@ -1,5 +1,6 @@
 """Opening photographs: what counts as one, what is done to odd ones, what is refused."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image, ImageOps
 
 from qpt import InputError
 from qpt.data import images
-from qpt.data.images import UNREADABLE, find_images, list_images, load_rgb
+from qpt.data.images import UNREADABLE, Picture, find_images, list_images, load_rgb, open_image
 
 
 def test_folder_is_walked_sorted_and_filtered(tmp_path: Path) -> None:
@@ -19,6 +20,27 @@ def test_folder_is_walked_sorted_and_filtered(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == [
         *("a/y.jpeg", "a/z.jpg", "b.PNG", "c.tif")
+    ]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    """A folder that has a name below the root keeps it, whatever links lead there; others get the first link's."""
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    for name in ("data/z/1.png", "data/2.png", "outside/deep/3.png", "outside/4.txt", "single.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (data / "a").symlink_to(data / "z")  # to a folder that is found anyway
+    (data / "b").symlink_to(outside)
+    (data / "c").symlink_to(outside)  # the same again
+    (data / "z" / "up").symlink_to(data)  # loops, straight and round a corner
+    (outside / "back").symlink_to(data / "z")
+    (outside / "self").symlink_to(outside)
+    (data / "file.png").symlink_to(tmp_path / "single.png")
+    (data / "nothing.png").symlink_to(tmp_path / "absent.png")
+    (data / "nowhere").symlink_to(tmp_path / "absent")
+    os.mkfifo(data / "pipe.png")  # to open it would be to wait for ever
+    assert [path.relative_to(data).as_posix() for path in list_images(data)] == [
+        *("2.png", "b/deep/3.png", "file.png", "nothing.png", "z/1.png")
     ]
 
 
@@ -39,6 +61,59 @@ def test_orientation_is_honoured(tmp_path: Path, orientation: int, band: int, mo
     picture.save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as stored:
         np.testing.assert_array_equal(load_rgb(tmp_path / "turned.png"), np.asarray(ImageOps.exif_transpose(stored)))
+
+
+@pytest.mark.parametrize("packing", ["Pillow's encoder", "crop"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_window_is_cut_from_the_whole(
+    tmp_path: Path, mode: str, packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if packing == "crop":
+        monkeypatch.setattr(images, "_ENCODER", None)
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 256, (9, 13, 4), np.uint8), "RGBA")
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 65536, (9, 13), np.uint16))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / ("turned.jpg" if mode == "CMYK" else "turned.png")
+        (picture if mode in ("I;16", "RGBA") else picture.convert(mode)).save(path, exif=exif)
+        whole = load_rgb(path)
+        with open_image(path) as opened:
+            seen = Picture(opened)
+            assert whole.shape == (seen.height, seen.width, 3)
+            for top, left, height, width in ((0, 0, seen.height, seen.width), (1, 3, 5, 4), (0, 2, 1, 1), (6, 5, 3, 4)):
+                window = seen.window(top, left, height, width)
+                np.testing.assert_array_equal(window, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize(("size", "expected"), [((300, 200), (50, 75)), ((80, 300), (188, 50)), ((20, 30), (75, 50))])
+def test_resized_to_a_shorter_side(
+    tmp_path: Path, size: tuple[int, int], expected: tuple[int, int], suffix: str, orientation: int
+) -> None:
+    """The sizes, and the pixels of a smooth picture, are those of resizing what was decoded whole."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8))
+    path = tmp_path / f"x.{suffix}"
+    coarse.resize(size, Image.Resampling.BICUBIC).save(path, exif=exif)
+    found = load_rgb(path, shorter_side=50)
+    assert found.shape[:2] == (expected if orientation == 1 else expected[::-1])
+    whole = Image.fromarray(load_rgb(path)).resize(found.shape[1::-1], Image.Resampling.BICUBIC)
+    assert np.abs(found.astype(int) - np.asarray(whole)).mean() < (1 if suffix == "jpg" else 1e-9)
+
+
+def test_a_jpeg_keeps_twice_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (900, 700)).save(tmp_path / "x.jpg")
+    decoded = []
+    plain = Picture.rgb
+    monkeypatch.setattr(Picture, "rgb", lambda self: decoded.append((self.width, self.height)) or plain(self))
+    for side in (44, 43, 87, 88, 175, 176, 350, 900):
+        assert min(load_rgb(tmp_path / "x.jpg", shorter_side=side).shape[:2]) == side
+    assert decoded == [(225, 175), (113, 88), (225, 175), (450, 350), (450, 350), *[(900, 700)] * 3]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])

@@ -14,11 +14,11 @@ from sklearn.preprocessing import StandardScaler
 
 from qpt import cli
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.sources import data_fingerprint
 from qpt.degradations import DEGRADATIONS
 from qpt.evaluate.run import untrained_encoder
 from qpt.models import load_encoder
 from qpt.ops.degrade import degrade
-from qpt.pretraining.engine import data_fingerprint
 from qpt.probe import probe, probe_run, probe_set, rank_correlation, read_photographs
 from qpt.space import DegradationSpace
 from tests.labelled import one_thread as one_thread

@@ -1,14 +1,16 @@
 """The pre-training data set: what is drawn for a sample depends on (seed, epoch, index) and nothing else."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from qpt.data.regions import Batch, Region, RegionDataset, StepSampler, collate, cut_region, resize_shorter_side
+from qpt.data.regions import Region, RegionDataset, StepSampler, cut_region, pad_to
+from qpt.data.sources import FolderSource
 
 
 @pytest.fixture
@@ -32,12 +34,12 @@ def dataset(files: list[Path], **options: object) -> RegionDataset:
         "cache_mib": 0,
         **options,
     }
-    return RegionDataset(files, **settings)  # type: ignore[arg-type]
+    return RegionDataset(FolderSource(files[0].parent, files), **settings)  # type: ignore[arg-type]
 
 
 def same(a: object, b: object) -> bool:
     assert isinstance(a, Region) and isinstance(b, Region)
-    return torch.equal(a.pixels, b.pixels) and torch.equal(a.boxes, b.boxes) and a.program_seed == b.program_seed
+    return np.array_equal(a.pixels, b.pixels) and np.array_equal(a.boxes, b.boxes) and a.program_seed == b.program_seed
 
 
 def test_a_sample_depends_on_its_key_only(files: list[Path]) -> None:
@@ -51,7 +53,7 @@ def test_a_sample_depends_on_its_key_only(files: list[Path]) -> None:
 def test_region_is_cut_from_the_photograph(files: list[Path]) -> None:
     sample = dataset(files)[(0, 2)]
     assert isinstance(sample, Region)
-    whole, region = np.asarray(Image.open(files[2])), sample.pixels.numpy()
+    whole, region = np.asarray(Image.open(files[2])), sample.pixels
     windows = np.lib.stride_tricks.sliding_window_view(whole, (48, 48), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
     assert (windows == region).all(axis=(2, 3, 4)).sum() == 1
 
@@ -68,24 +70,8 @@ def test_boxes_are_shared_or_not(files: list[Path]) -> None:
     shared, independent = dataset(files)[(0, 0)], dataset(files, shared_boxes=False)[(0, 0)]
     assert isinstance(shared, Region) and isinstance(independent, Region)
     assert shared.boxes.shape == independent.boxes.shape == (2, 2, 2)
-    assert torch.equal(shared.boxes[0], shared.boxes[1])
-    assert not torch.equal(independent.boxes[0], independent.boxes[1])
-
-
-def test_resize_shorter_side() -> None:
-    assert resize_shorter_side(np.zeros((100, 50, 3), np.uint8), 20).shape == (40, 20, 3)
-
-
-def test_workers_give_the_same_batches(files: list[Path]) -> None:
-    def batches(workers: int) -> list[Batch]:
-        loader = DataLoader(
-            dataset(files), batch_sampler=StepSampler(7, 3, 0, 0, 5), collate_fn=collate, num_workers=workers
-        )
-        return list(loader)
-
-    for a, b in zip(batches(0), batches(2), strict=True):
-        assert torch.equal(a.regions, b.regions) and torch.equal(a.images, b.images)
-        assert torch.equal(a.program_seeds, b.program_seeds) and torch.equal(a.boxes, b.boxes)
+    assert np.array_equal(shared.boxes[0], shared.boxes[1])
+    assert not np.array_equal(independent.boxes[0], independent.boxes[1])
 
 
 def test_sampler_covers_each_epoch_and_resumes_anywhere() -> None:
@@ -100,8 +86,27 @@ def test_sampler_covers_each_epoch_and_resumes_anywhere() -> None:
 def test_unreadable_files_are_listed_not_fatal(files: list[Path]) -> None:
     files[1].write_bytes(b"not an image")
     data = dataset(files)
-    batch = collate([data[(0, index)] for index in range(3)])
-    assert isinstance(batch, Batch)
-    assert batch.images.tolist() == [0, 2]
-    assert [index for index, _ in batch.unreadable] == [1]
-    assert collate([data[(0, 1)]]) == [data[(0, 1)]]
+    for index, readable in enumerate((True, False, True)):
+        sample = data[(0, index)]
+        assert isinstance(sample, Region) if readable else sample == (index, sample[1])
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90))
+def test_padding_is_numpys_reflection(height: int, width: int, size: int) -> None:
+    image = np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint8)
+    missing = [max(0, size - side) for side in (height, width)]
+    expected = np.pad(image, [*((each // 2, each - each // 2) for each in missing), (0, 0)], mode="reflect")
+    np.testing.assert_array_equal(pad_to(image, size), expected)
+
+
+def test_a_long_strip_is_not_padded_whole(tmp_path: Path) -> None:
+    """One pixel by 60,000, padded to 2,000 rows before it is cut, would be 360 MB."""
+    Image.fromarray(np.zeros((1, 60_000, 3), np.uint8)).save(tmp_path / "strip.png")
+    data = dataset([tmp_path / "strip.png"], region_size=2_000)
+    tracemalloc.start()
+    sample = data[(0, 0)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(sample, Region) and sample.pixels.shape == (2_000, 2_000, 3)
+    assert peak < 60 << 20

@@ -15,6 +15,7 @@ HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
   qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
+  qpt pretrain 'shards/train-{000000..000099}.tar' --out runs/c --workers 8
   qpt pretrain photos --out runs/a --resume
   qpt pretrain --replay runs/a/failed_step_1207"""
 
@@ -25,7 +26,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
-    parser.add_argument("data", type=str, nargs="?", help="folder of photographs, nested or not")
+    parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
     parser.add_argument("--out", type=str, help="run directory to create")
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 

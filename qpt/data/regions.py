@@ -7,19 +7,18 @@ depend on workers, on the batch or on how often the run was interrupted.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from qpt.data.boxes import draw_pair
-from qpt.data.images import UNREADABLE, load_rgb
+from qpt.data.boxes import Uniform, below, draw_pair
+from qpt.data.images import UNREADABLE, Picture, load_rgb, open_image
+from qpt.data.sources import Source
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: what the stream is for
 
@@ -29,15 +28,18 @@ class Region:
     """One sample. pixels (R, R, 3) uint8; boxes (compositions, 2, 2) int32 (top, left); seed for its programs."""
 
     index: int
-    pixels: Tensor
-    boxes: Tensor
+    pixels: NDArray[np.uint8]
+    boxes: NDArray[np.int32]
     program_seed: int
 
 
 @dataclass(frozen=True)
 class Batch:
     """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, 2, 2) int32 ·
-    program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch."""
+    program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch.
+
+    B is 0 if no file of the batch could be read.
+    """
 
     regions: Tensor
     images: Tensor
@@ -46,35 +48,45 @@ class Batch:
     unreadable: list[tuple[int, str]]
 
 
-def cut_region(image: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def place_region(height: int, width: int, size: int, rng: Uniform) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of what a region of side ``size`` takes of an image, uniform over positions.
+
+    An image that is smaller than the region on an axis is taken whole on that axis.
+    """
+    top, left = (below(rng, max(0, side - size) + 1) for side in (height, width))
+    return top, left, min(height, size), min(width, size)
+
+
+def pad_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels; the same as NumPy's pad."""
+    for axis in (0, 1):
+        side = image.shape[axis]
+        if side < size:
+            before = (size - side) // 2
+            period = max(1, 2 * (side - 1))
+            place = np.arange(-before, size - before) % period
+            place = np.minimum(place, period - place)
+            edges = (image.take(place[:before], axis), image, image.take(place[before + side :], axis))
+            image = np.concatenate(edges, axis)
+    return image
+
+
+def cut_region(image: NDArray[np.uint8], size: int, rng: Uniform) -> NDArray[np.uint8]:
     """A (size, size, 3) region at native resolution, uniform over positions; reflect-pads smaller images."""
-    height, width = image.shape[:2]
-    missing = (max(0, size - height), max(0, size - width))
-    if any(missing):
-        pad = [(total // 2, total - total // 2) for total in missing]
-        image = np.pad(image, (*pad, (0, 0)), mode="reflect")
-    top = int(rng.integers(0, image.shape[0] - size + 1))
-    left = int(rng.integers(0, image.shape[1] - size + 1))
-    return image[top : top + size, left : left + size]
-
-
-def resize_shorter_side(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Antialiased (bicubic) resize so that the shorter side has ``side`` pixels."""
-    height, width = image.shape[:2]
-    scale = side / min(height, width)
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BICUBIC))
+    top, left, height, width = place_region(image.shape[0], image.shape[1], size, rng)
+    return pad_to(image[top : top + height, left : left + width], size)
 
 
 class RegionDataset(Dataset[Region | tuple[int, str]]):
     """Maps (epoch, index) to a Region, or to (index, reason) for a file that cannot be read.
 
-    cache_mib: keep up to this much of decoded photographs in memory (per loader process); the first ones seen stay.
+    source: the photographs.  resize_shorter: see ``PretrainConfig``.  cache_mib: keep up to this much of decoded
+    photographs in memory (per loader process); the first ones seen stay.
     """
 
     def __init__(
         self,
-        files: list[Path],
+        source: Source,
         *,
         seed: int,
         region_size: int,
@@ -85,7 +97,7 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         resize_shorter: int,
         cache_mib: int,
     ) -> None:
-        self.files = files
+        self.source = source
         self.seed = seed
         self.region_size = region_size
         self.patch_size = patch_size
@@ -97,15 +109,23 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         self._room = cache_mib << 20
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.source)
 
-    def _photograph(self, index: int) -> NDArray[np.uint8]:
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        image = load_rgb(self.files[index])
-        if self.resize_shorter:
-            image = resize_shorter_side(image, self.resize_shorter)
+    def _region(self, index: int, rng: Uniform) -> NDArray[np.uint8]:
+        size = self.region_size
+        image = self._cache.get(index)
+        if image is None and self.resize_shorter:
+            image = self._keep(index, load_rgb(self.source.open(index), shorter_side=self.resize_shorter))
+        if image is None:
+            with open_image(self.source.open(index)) as opened:
+                picture = Picture(opened)
+                if 3 * picture.height * picture.width > self._room:  # then the rest need not be converted
+                    return pad_to(picture.window(*place_region(picture.height, picture.width, size, rng)), size)
+                image = self._keep(index, picture.rgb())
+        return cut_region(image, size, rng)
+
+    def _keep(self, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``image``, which is kept for the next epochs as long as there is room."""
         if image.nbytes <= self._room:
             self._room -= image.nbytes
             self._cache[index] = image
@@ -113,33 +133,17 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
-        rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
+        rng = random.Random(f"{_SAMPLE} {self.seed} {epoch} {index}")
         try:
-            image = self._photograph(index)
+            pixels = self._region(index, rng)
         except UNREADABLE as error:
             return index, f"{type(error).__name__}: {error}"
-        pixels = cut_region(image, self.region_size, rng)
         pairs = [
             draw_pair(rng, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
         ]
-        boxes = np.stack(pairs * (self.compositions if self.shared_boxes else 1))
-        return Region(index, torch.from_numpy(pixels.copy()), torch.from_numpy(boxes), int(rng.integers(0, 2**63)))
-
-
-def collate(samples: list[Region | tuple[int, str]]) -> Batch:
-    """Stack the readable samples; without any the tensors have no rows, and a side of 1."""
-    regions = [sample for sample in samples if isinstance(sample, Region)]
-    unreadable = [sample for sample in samples if not isinstance(sample, Region)]
-    pixels = [sample.pixels for sample in regions]
-    boxes = [sample.boxes for sample in regions]
-    return Batch(
-        regions=torch.stack(pixels) if regions else torch.empty((0, 1, 1, 3), dtype=torch.uint8),
-        images=torch.tensor([sample.index for sample in regions], dtype=torch.int64),
-        boxes=torch.stack(boxes) if regions else torch.empty((0, 1, 2, 2), dtype=torch.int32),
-        program_seeds=torch.tensor([sample.program_seed for sample in regions], dtype=torch.int64),
-        unreadable=unreadable,
-    )
+        boxes = np.array(pairs * (self.compositions if self.shared_boxes else 1), np.int32)
+        return Region(index, pixels, boxes, rng.getrandbits(63))
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -17,8 +17,8 @@ from qpt.errors import InputError
 
 #: Fields that may change when a run is resumed: they do not touch what is computed.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "workers", "cache_mib", "log_every", "observe_every", "checkpoint_every", "keep_checkpoints"}
-    | {"tensorboard", "page"}
+    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
+    | {"keep_checkpoints", "tensorboard", "page"}
 )
 
 
@@ -27,7 +27,7 @@ class PretrainConfig:
     """Settings of one pre-training run.
 
     Args:
-        data: folder of photographs, nested or not.
+        data: folder of photographs, nested or not; or of WebDataset shards, or a pattern of them (docs/data.md).
         out: run directory to create.
         seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
         arch: encoder, resnet18 | resnet34 | resnet50.
@@ -74,6 +74,7 @@ class PretrainConfig:
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
         cache_mib: decoded photographs kept in memory, MiB per loader process.
+        stall_seconds: end the run, saved, when the loader gives nothing for so long; 0 waits for ever.
         log_every: steps between lines of log.csv.
         observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
         checkpoint_every: steps between checkpoints.
@@ -124,6 +125,7 @@ class PretrainConfig:
     threads: int = 0
     workers: int = 0
     cache_mib: int = 1024
+    stall_seconds: int = 600
     log_every: int = 10
     observe_every: int = 50
     checkpoint_every: int = 500
@@ -152,7 +154,8 @@ class PretrainConfig:
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
-            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "observe_every"),
+            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "stall_seconds"),
+            *("observe_every",),
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)

@@ -6,7 +6,6 @@ is a function of its config, the photographs and the op table: interrupted and r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from qpt import degradations
-from qpt.data.images import list_images
-from qpt.data.regions import Batch, RegionDataset, StepSampler, collate
-from qpt.errors import InputError
+from qpt.data.regions import Batch, RegionDataset
+from qpt.data.sources import Source, open_source
+from qpt.errors import InputError, StalledError
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
@@ -32,14 +30,16 @@ from qpt.pretraining.checkpoint import (
     save_checkpoint,
     write_aside,
 )
+from qpt.pretraining.clocks import StageClocks
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_failed_step
-from qpt.pretraining.learner import Learner, learning_rate
+from qpt.pretraining.feed import Feed
+from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.observe import observe
 from qpt.pretraining.page import RunPage
 from qpt.pretraining.records import SEEN, keep_seen, note_start
-from qpt.pretraining.signals import ignore_in_worker, listening
+from qpt.pretraining.signals import Asked, listening
 from qpt.pretraining.world import World, join, threads
 from qpt.space import DegradationSpace
 from qpt.version import __version__
@@ -67,24 +67,24 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
     Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
     """
-    files = list_images(config.data)
-    if len(files) < config.batch_images:
+    source = open_source(config.data)
+    if len(source) < config.batch_images:
         raise InputError(
-            f"pretrain: batch_images must be at most the number of photographs in data ({len(files)}), "
+            f"pretrain: batch_images must be at most the number of photographs in data ({len(source)}), "
             f"got {config.batch_images}"
         )
     with join(config.device) as (world, device), threads(config.threads, world.neighbours):
         _check_world(config, world)
-        return _pretrain(config, files, resume, world, device)
+        return _pretrain(config, source, resume, world, device)
 
 
 def _pretrain(
-    config: PretrainConfig, files: list[Path], resume: bool, world: World, device: torch.device
+    config: PretrainConfig, source: Source, resume: bool, world: World, device: torch.device
 ) -> PretrainResult:
-    steps = config.steps or config.epochs * (len(files) // config.batch_images)
+    steps = config.steps or config.epochs * (len(source) // config.batch_images)
     space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
-        files,
+        source,
         seed=config.seed,
         region_size=config.region,
         patch_size=config.patch_size,
@@ -94,7 +94,7 @@ def _pretrain(
         resize_shorter=config.resize_shorter,
         cache_mib=config.cache_mib,
     )
-    fingerprint = data_fingerprint(Path(config.data), files)
+    fingerprint = source.fingerprint()
     table = degradations.fingerprint()
     run = Path(config.out)
     world.on_main(lambda: _open_run(config, resume))
@@ -112,7 +112,7 @@ def _pretrain(
         write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
         write_aside(run / "config.yaml", config.save)
     if world.main:
-        _warn_about_pool(config, len(files))
+        _warn_about_pool(config, len(source))
         note_start(run, first, device)
     loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, smoothed, fingerprint, table, run)
     return loop.run_all()
@@ -141,31 +141,30 @@ class _Loop:
         self.step, self.unreadable, self.seconds, self.smoothed = first, unreadable, seconds, smoothed
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.guard = StepGuard(learner)
-        self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
+        self.clocks = StageClocks(learner.device, config.workers, self.world.size)
         self.page = RunPage(run) if config.page and self.world.main else None
         self.seen = (run / SEEN).is_file()
 
     def run_all(self) -> PretrainResult:
         config = self.config
-        share = self.world.share(config.batch_images)
-        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps, share)
-        loader = DataLoader(
+        feed = Feed(
             self.dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=config.workers,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # its own: the global one is the caller's
-            pin_memory=self.learner.device.type == "cuda",
+            batch_images=config.batch_images,
+            seed=config.seed,
+            first_step=self.step,
+            steps=self.steps,
+            share=self.world.share(config.batch_images),
+            workers=config.workers,
+            device=self.learner.device,
+            stall_seconds=config.stall_seconds,
         )
         started, saved, tried = time.monotonic() - self.seconds, self.step, self.step
-        with self._log() as log, listening() as asked:
-            batches = iter(loader)
+        with self._log() as log, listening() as asked, feed:
             stop = 0
             while self.step < self.steps and not stop:
-                mark = time.monotonic()
-                batch = next(batches)
-                self.spent["load"] += time.monotonic() - mark
+                batch = self._next(feed, asked, log)
+                if batch is None:
+                    break
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
                 stop, save = self.world.sum(asked.stop, asked.save)  # all processes act after the same step
@@ -176,19 +175,39 @@ class _Loop:
                         self.page.update(log.say)
             if saved < self.step:
                 self._save(log, last=True)
-            if self.step == self.steps and self.world.main:
-                self._summary()
             if log is not None:
                 self._last_words(log)
+            if self.step == self.steps and self.world.main:
+                self._summary()
+                if self.page and log:
+                    self.page.update(log.say, finished=True)
         return PretrainResult(self.run, self.step, self.step == self.steps)
+
+    def _next(self, feed: Feed, asked: Asked, log: RunLog | None) -> Batch | None:
+        """The next batch, or None when a signal came before it. Alone, a process need not wait for it; of several, all
+        finish the step, and one that stalls cannot make the others save."""
+        alone = self.world.size == 1
+        try:
+            fed = feed.next(lambda: alone and asked.stop)
+        except StalledError as error:
+            if not alone:
+                raise
+            self._save(log, last=True)
+            raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
+        if fed is None:
+            return None
+        batch, load = fed
+        self.clocks.loaded(load)
+        return batch
 
     def _last_words(self, log: RunLog) -> None:
         for index, reason in sorted(self.unreadable.items()):
-            log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
+            log.console.print(f"skipped {self.dataset.source.name(index)}: {reason}", highlight=False, markup=False)
+        self.clocks.lap()
+        if self.clocks.total.images:
+            log.console.print(self.clocks.total.text(), highlight=False)
         if self.step < self.steps:
             log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
-        elif self.page:
-            self.page.update(log.say, finished=True)
 
     def _log(self) -> AbstractContextManager[RunLog | None]:
         if not self.world.main:
@@ -205,61 +224,62 @@ class _Loop:
                 raise InputError(f"pretrain: data must hold readable images, got none among {len(self.dataset)} files")
             self.step += 1
             return
-        mark = time.monotonic()
         compositions = self.config.compositions
-        program = self.space.sample_seeded(batch.program_seeds, views=compositions)
+        with self.clocks.stage("degrade"):
+            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
         rows = len(program)
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
-        images = batch.images.repeat_interleave(compositions).to(self.learner.device)
+        images = batch.images.repeat_interleave(compositions)
         given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
-        patches = given.patches(self.config.patch_size, self.learner.device)
-        self.spent["degrade"] += time.monotonic() - mark
-        mark = time.monotonic()
+        with self.clocks.stage("degrade"):
+            patches = given.patches(self.config.patch_size, self.learner.device)
         self.guard.remember()
         try:
-            result = self.learner.step(patches, groups, images, lr)
+            with self.clocks.stage("step"):
+                result = self.learner.step(patches, groups, images, lr)
         except (InputError, RuntimeError) as error:
             noticed = self.world.size > 1 and failed_folder(self.run, self.step + 1).exists()  # by another process
             if isinstance(error, RuntimeError) and not noticed:
                 raise
             kind = InputError if isinstance(error, InputError) else RuntimeError
             raise kind(f"{error}\n  {self._keep_failed(given, error)}") from error
-        self.spent["step"] += time.monotonic() - mark
         self.step += 1
         if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
             self.smoothed.add(result.loss)
-        if log is None:
+        if log is not None:
+            log.advance(self.step)
+            self._look(log, patches, given, result)
+        if self.step % self.config.log_every and self.step != self.steps:
             return
-        log.advance(self.step)
-        if not self.seen:
-            with log.going_on(self.step):
-                keep_seen(self.run, patches, images, program)
-            self.seen = True
-        every = self.config.observe_every
-        if every and (self.step % every == 0 or self.step == 1):
-            log.observe(self.step, observe(*result.embedded))
-        if self.step % self.config.log_every == 0 or self.step == self.steps:
-            total = sum(self.spent.values())
+        lap = self.clocks.lap()
+        if log is not None:
             log.write(
                 {
                     "step": self.step,
                     "lr": lr,
                     **vars(result),
                     "pool_rows": len(self.learner.pool) if self.learner.pool is not None else 0,
-                    "images_per_s": self.config.batch_images * self.config.log_every / total,
-                    "load_share": self.spent["load"] / total,
-                    "degrade_share": self.spent["degrade"] / total,
+                    **lap.row(),
                 }
             )
-            self.spent = dict.fromkeys(self.spent, 0.0)
+
+    def _look(self, log: RunLog, patches: torch.Tensor, given: StepInput, result: StepResult) -> None:
+        """Keep the first batch, and measure the embeddings of some steps."""
+        if not self.seen:
+            with log.going_on(self.step):
+                keep_seen(self.run, patches, given.images, given.program)
+            self.seen = True
+        every = self.config.observe_every
+        if every and (self.step % every == 0 or self.step == 1):
+            log.observe(self.step, observe(*result.embedded))
 
     def _keep_failed(self, given: StepInput, error: Exception) -> str:
         """Take back what the failed step has changed and save the step for replay; returns where."""
         self.guard.take_back()
         state = self._state(self.learner.state_dict(own=True))
-        names = [str(self.dataset.files[index]) for index in given.images[:: self.config.compositions].tolist()]
+        names = [self.dataset.source.name(index) for index in given.images[:: self.config.compositions].tolist()]
         try:
             folder = keep_failed_step(self.run, state, given, self.learner, str(error), names)
         except OSError as full:
@@ -310,10 +330,11 @@ class _Loop:
             "steps": self.steps,
             "photographs": len(self.dataset),
             "unreadable": [
-                {"file": self.dataset.files[index].relative_to(self.config.data).as_posix(), "reason": reason}
+                {"file": self.dataset.source.name(index), "reason": reason}
                 for index, reason in sorted(self.unreadable.items())
             ],
             "seconds": round(self.seconds, 1),
+            "throughput": self.clocks.total.record(),
             "data_fingerprint": self.fingerprint,
             "op_table": self.table,
             "space": self.space.fingerprint(),
@@ -323,12 +344,6 @@ class _Loop:
             "processes": self.world.size,
         }
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def data_fingerprint(root: Path, files: list[Path]) -> str:
-    """sha256 over the sorted relative names and sizes of the photographs."""
-    listing = "\n".join(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _open_run(config: PretrainConfig, resume: bool) -> Path:

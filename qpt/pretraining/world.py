@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from qpt.errors import InputError
 
@@ -111,12 +112,26 @@ def join(device: str) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(here)
     elsewhere = dist.is_initialized()
     if not elsewhere:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size)
     try:
         yield world, here
     finally:
         if not elsewhere:
             dist.destroy_process_group()
+
+
+def _store(world: World) -> dist.Store:
+    """Where the processes find each other: torchrun's store, under names of this start.
+
+    torchrun keeps one store for all restarts (pytorch issue 135712), in which processes that were started again find
+    the addresses of the dead, and wait for them. Agents of several machines count restarts each for itself, so there
+    the names stay, and torchrun must be told to make a new store (docs/runs.md).
+    """
+    store, _, _ = next(rendezvous("env://", world.rank, world.size))
+    if world.neighbours < world.size:
+        return store
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _device(name: str) -> torch.device:
