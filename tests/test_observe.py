@@ -148,8 +148,17 @@ def test_a_damaged_file_is_refused(tmp_path: Path, line: str | None) -> None:
 
 
 ROW = {
-    **{"step": 10, "loss": 1.5, "lr": 0.1, "positive_similarity": 0.5, "negative_similarity": 0.1, "valid_rows": 8},
-    **{"same_image_similarity": 0.2, "pool_rows": 0, "images_per_s": 20.0, "load_share": 0.04, "degrade_share": 0.1},
+    "step": 10,
+    "loss": 1.5,
+    "lr": 0.1,
+    "positive_similarity": 0.5,
+    "negative_similarity": 0.1,
+    "valid_rows": 8,
+    "same_image_similarity": 0.2,
+    "pool_rows": 0,
+    "images_per_s": 20.0,
+    "load_share": 0.04,
+    "degrade_share": 0.1,
     **{f"{stage}_images_per_s": 50.0 for stage in ("decode", "copy", "degrade", "step")},
 }
 

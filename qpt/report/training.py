@@ -92,7 +92,7 @@ def _pairs(records: Sequence[RunRecord]) -> list[Section]:
     for run in observed:
         step, last = list(run.observations.items())[-1]
         means = ", ".join(
-            f"{words} {mean_similarity(getattr(last, kind)):.2f}"
+            f"{words} {round(mean_similarity(getattr(last, kind)), 2) + 0.0:.2f}"
             for kind, words in zip(KINDS, ("positives", "same photograph", "other photographs"), strict=True)
         )
         pictures += [
