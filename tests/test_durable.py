@@ -22,7 +22,7 @@ from qpt.cli import main
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.checkpoint import verify_checkpoint
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.log import RunLog
+from qpt.pretraining.log import FIELDS, RunLog
 from tests.durable_workers import Writer, run_slowly
 from tests.test_pretrain import COMMAND, assert_same_bytes, flags, log_rows, photographs, tiny
 
@@ -263,9 +263,7 @@ def test_resume_starts_nothing_over_in_a_folder_of_something_else(photographs: P
 
 
 def test_a_log_on_a_full_disk_waits_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = dict.fromkeys(("lr", "loss", "images_per_s", "load_share", "degrade_share"), 1.0)
-    row |= dict.fromkeys(("positive_similarity", "negative_similarity", "same_image_similarity"), 0.5)
-    row |= dict.fromkeys(("valid_rows", "pool_rows"), 4)
+    row = dict.fromkeys(FIELDS, 1.0)
     with RunLog(tmp_path, first_step=0, steps=9, tensorboard=False) as log:
         log.write({**row, "step": 1})
         with largest_file((tmp_path / "log.csv").stat().st_size):
