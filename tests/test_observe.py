@@ -157,8 +157,9 @@ ROW = {
     "same_image_similarity": 0.2,
     "pool_rows": 0,
     "images_per_s": 20.0,
-    "load_share": 0.05,
+    "load_share": 0.04,
     "degrade_share": 0.1,
+    **{f"{stage}_images_per_s": 50.0 for stage in ("decode", "copy", "degrade", "step")},
 }
 
 

@@ -34,7 +34,7 @@ from qpt.pretraining.clocks import StageClocks
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_failed_step
 from qpt.pretraining.feed import Feed
-from qpt.pretraining.learner import Learner, learning_rate
+from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.log import RunLog
 from qpt.pretraining.observe import observe
 from qpt.pretraining.page import RunPage
@@ -177,10 +177,12 @@ class _Loop:
                     self.page.update(log.say)
             if saved < self.step:
                 self._save(log, last=True)
-            if self.step == self.steps and self.world.main:
-                self._summary()
             if log is not None:
                 self._last_words(log)
+            if self.step == self.steps and self.world.main:
+                self._summary()
+                if self.page and log:
+                    self.page.update(log.say, finished=True)
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
     def _next(self, feed: Feed, asked: Asked, log: RunLog | None) -> Batch | None:
@@ -208,8 +210,6 @@ class _Loop:
             log.console.print(self.clocks.total.text(), highlight=False)
         if self.step < self.steps:
             log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
-        elif self.page:
-            self.page.update(log.say, finished=True)
 
     def _log(self) -> AbstractContextManager[RunLog | None]:
         if not self.world.main:
@@ -252,13 +252,7 @@ class _Loop:
             self.smoothed.add(result.loss)
         if log is not None:
             log.advance(self.step)
-        if log is not None and not self.seen:
-            with log.going_on(self.step):
-                keep_seen(self.run, patches, images, program)
-            self.seen = True
-        every = self.config.observe_every
-        if log is not None and every and (self.step % every == 0 or self.step == 1):
-            log.observe(self.step, observe(*result.embedded))
+            self._look(log, patches, given, result)
         if self.step % self.config.log_every and self.step != self.steps:
             return
         lap = self.clocks.lap()
@@ -272,6 +266,16 @@ class _Loop:
                     **lap.row(),
                 }
             )
+
+    def _look(self, log: RunLog, patches: torch.Tensor, given: StepInput, result: StepResult) -> None:
+        """Keep the first batch, and measure the embeddings of some steps."""
+        if not self.seen:
+            with log.going_on(self.step):
+                keep_seen(self.run, patches, given.images, given.program)
+            self.seen = True
+        every = self.config.observe_every
+        if every and (self.step % every == 0 or self.step == 1):
+            log.observe(self.step, observe(*result.embedded))
 
     def _keep_failed(self, given: StepInput, error: Exception) -> str:
         """Take back what the failed step has changed and save the step for replay; returns where."""

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qpt.pretraining.clocks import STARVED
 from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, rewrite
 
 FIELDS = (
@@ -41,7 +42,6 @@ FIELDS = (
     "degrade_images_per_s",
     "step_images_per_s",
 )
-STARVING = 0.1  # share of the time spent waiting for photographs from which on the data holds the run up
 _SILENCE_S = 15.0  # between lines where there is no terminal
 
 
@@ -177,7 +177,7 @@ class RunLog:
 
 def limited_by(row: Mapping[str, float]) -> str:
     """What holds the run up, for a row of the log: waiting for photographs, or the work on them."""
-    if row["load_share"] > STARVING:
+    if row["load_share"] >= STARVED:
         return f"data starves ({row['load_share']:.0%} waiting)"
     return "step-bound"
 

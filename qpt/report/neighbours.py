@@ -95,13 +95,13 @@ def pick_photographs(
     folder: str | Path | None, table: ScoreTable | None, records: Sequence[RunRecord], *, quiet: bool
 ) -> tuple[list[NDArray[np.uint8]], str] | str:
     """Photographs and in words where they come from: of ``folder``, of the table, or what the first run learned from
-    if that is still where it was; without any, why."""
+    if that is a folder of files and still where it was; without any, why."""
     given = given_photographs(folder, table, PHOTOGRAPHS)
     if given is None:
         try:
             given = list_images(records[0].config["data"]), "of the photographs that the run learned from"
         except (InputError, KeyError):
-            return "Not shown: it needs photographs (--photographs); those that the run learned from are not there."
+            return "Not shown: it needs photographs (--photographs); those the run learned from are not there as files."
     files, origin = given
     pixels, _ = read_photographs(files, MIN_SIDE, most=PHOTOGRAPHS, quiet=quiet)
     if len(pixels) < 2:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from qpt.pretraining.log import STARVING
+from qpt.pretraining.clocks import STARVED
 from qpt.pretraining.observe import KINDS, mean_similarity
 from qpt.report import curves
 from qpt.report.page import Picture, Section
@@ -92,7 +92,7 @@ def _pairs(records: Sequence[RunRecord]) -> list[Section]:
     for run in observed:
         step, last = list(run.observations.items())[-1]
         means = ", ".join(
-            f"{words} {mean_similarity(getattr(last, kind)):.2f}"
+            f"{words} {round(mean_similarity(getattr(last, kind)), 2) + 0.0:.2f}"
             for kind, words in zip(KINDS, ("positives", "same photograph", "other photographs"), strict=True)
         )
         pictures += [
@@ -116,7 +116,17 @@ def _throughput(records: Sequence[RunRecord]) -> Section:
     pictures = [Picture(curves.over_steps(curves.columns(logs, "images_per_s"), "images a second"), "Images a second")]
     pictures += [Picture(curves.stage_shares(log), f"{name}: where the time goes") for name, log in logged.items()]
     text = " ".join(f"{name}: {_limit(log)}." for name, log in logged.items())
-    return Section(_SPEED, text, pictures=pictures, size="medium")
+    alone = "_images_per_s"
+    stages = dict.fromkeys(column for log in logged.values() for column in log if column.endswith(alone))
+    rows = [[stage.removesuffix(alone), *(_rate(log.get(stage, ())) for log in logged.values())] for stage in stages]
+    header = ["images a second of each stage alone, median", *logged] if rows else ()
+    return Section(_SPEED, text, header=header, rows=rows, pictures=pictures, size="medium")
+
+
+def _rate(rates: Sequence[float]) -> str:
+    """The median of what was measured: a stage that took no time has 0."""
+    measured = [rate for rate in rates if rate > 0]
+    return f"{median(measured):.3g}" if measured else "–"
 
 
 def _limit(log: Mapping[str, Sequence[float]]) -> str:
@@ -128,7 +138,7 @@ def _limit(log: Mapping[str, Sequence[float]]) -> str:
         for name in ("load_share", "degrade_share")
     )
     figures = f"{load:.0%} of the time waiting for photographs, {degrade:.0%} degrading, the rest in the step"
-    if load > STARVING:
+    if load >= STARVED:
         return f"the data starves the step: {figures}"
     return f"the step is what takes the time: {figures}"
 
