@@ -8,7 +8,6 @@ give the same regions. A last case decodes JPEGs that are to be resized: reduced
 
 import argparse
 import multiprocessing
-import random
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.images import load_rgb
-from qpt.data.regions import RegionDataset, StepSampler, cut_region
+from qpt.data.regions import RegionDataset, StepSampler, cut_region, sample_rng
 from qpt.data.sources import FolderSource
 from qpt.demo import wheel_photographs
 from qpt.pretraining.feed import Feed
@@ -174,7 +173,7 @@ class _Plain(Dataset[NDArray[np.uint8]]):
         self._open, self._seed = dataset.source.open, dataset.seed
 
     def __getitem__(self, key: tuple[int, int]) -> NDArray[np.uint8]:
-        rng = random.Random(f"1 {self._seed} {key[0]} {key[1]}")
+        rng = sample_rng(self._seed, *key)
         with Image.open(self._open(key[1])) as image:
             return cut_region(np.array(image.convert("RGB")), REGION, rng)
 

@@ -70,9 +70,19 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *([(2, {"mode": "moco"}), (4, {"mode": "moco"})] if LONG else []),
         # whole steps in the pool: shards forget the same keys as one pool does
-        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "keys_travel": "ring", "symmetric": True}),
+        (
+            2,
+            {
+                "mode": "moco",
+                "pool_layout": "sharded",
+                "pool_size": 32,
+                "keys_travel": "ring",
+                "symmetric": True,
+                "lr": 8e-7,
+            },
+        ),
         (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw", "lr": 3e-6}),
-        (4, {"mode": "in_batch", "lr": 2e-6}),
+        (4, {"mode": "in_batch", "lr": 8.5e-7}),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from qpt.errors import InputError
 
@@ -37,6 +37,7 @@ UNREADABLE = (
 
 _PILLOW_LIMIT = threading.Lock()
 _BAND_PIXELS = 1 << 20  # converted at a time
+_READ_BYTES = 4 << 20  # given to a decoder at a time: by Pillow's own 64 KiB it stops and starts again in most files
 _SPARE = 2  # a reduced JPEG keeps so many times the size it is resized to: closer, and the decoder's filter shows
 _ENCODER: Any = getattr(Image, "_getencoder", None)  # not public: done without where a Pillow does not have it
 
@@ -151,6 +152,8 @@ class Picture:
     """
 
     def __init__(self, opened: Image.Image) -> None:
+        if isinstance(opened, ImageFile.ImageFile):
+            opened.decodermaxblock = _READ_BYTES
         opened.load()  # before getexif: a PNG may have its EXIF behind the pixels, and a TIFF turns itself
         self._image = opened
         self._orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)

@@ -48,6 +48,11 @@ class Batch:
     unreadable: list[tuple[int, str]]
 
 
+def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """The numbers that everything random about a sample is drawn from."""
+    return random.Random(((_SAMPLE << 64 | seed) << 64 | epoch) << 64 | index)
+
+
 def place_region(height: int, width: int, size: int, rng: Uniform) -> tuple[int, int, int, int]:
     """(top, left, height, width) of what a region of side ``size`` takes of an image, uniform over positions.
 
@@ -133,7 +138,7 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
-        rng = random.Random(f"{_SAMPLE} {self.seed} {epoch} {index}")
+        rng = sample_rng(self.seed, epoch, index)
         try:
             pixels = self._region(index, rng)
         except UNREADABLE as error:
