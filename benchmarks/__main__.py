@@ -18,6 +18,7 @@ NAMES = {
     "contrastive": "benchmarks.bench_contrastive",
     "resources": "benchmarks.resources",
     "roofline_degrade": "benchmarks.roofline_degrade",
+    "scaling": "benchmarks.scaling",
     "score": "benchmarks.bench_score",
     "loader": "benchmarks.bench_loader",
     "step": "benchmarks.bench_step",

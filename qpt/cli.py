@@ -19,7 +19,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from qpt.errors import BackendError, InputError, StalledError
 
 COMMANDS = (
-    "doctor", "degrade", "pretrain", "evaluate", "compare", "fit", "score", "export", "datasets", "probe", "report",
+    "doctor", "degrade", "plan", "pretrain", "evaluate", "compare", "fit", "score", "export", "datasets", "probe",
+    "report",
 )  # fmt: skip
 
 

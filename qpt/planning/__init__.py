@@ -1,0 +1,1 @@
+"""What of a pre-training run fits a GPU: ``qpt.planning.search.plan``, behind ``qpt plan``."""

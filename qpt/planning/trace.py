@@ -1,0 +1,177 @@
+"""Trace the real training step with fake tensors: its peak memory, without computing and without a GPU.
+
+``StepTrace`` holds a ``Learner`` whose tensors have shapes and no values; ``peaks(images)`` runs what the engine runs
+for a batch (degrade, cut, ``Learner.step``) under the memory tracker. Used by ``qpt.planning.search`` and tests. The
+trace is made on fake CPU tensors, as autocast wants the device that it is asked for; what differs on a GPU is set here:
+optimisers work on all tensors at once, the feed holds one batch ahead, and the ops' workspaces are those of CUDA.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from qpt import degradations
+from qpt.degradations import SLOTS
+from qpt.ops import workspace
+from qpt.ops.degrade import degrade_patches
+from qpt.planning.tracker import MemoryTracker, Peaks
+from qpt.pool import NegativePool
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.learner import Learner
+from qpt.program import Program
+from qpt.space import DegradationSpace
+
+PATCHES = 2  # of a composition: query and key
+#: In the order of a report: what memory goes to.
+CATEGORIES = (
+    "weights",
+    "gradients",
+    "optimiser",
+    "EMA encoder",
+    "pool",
+    "regions",
+    "patches and degradation",
+    "activations",
+    "loss",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the step runs on. gpu: with ``teams`` multiprocessors; otherwise a CPU with so many threads.
+    batches: how many batches' regions are held at a time (the feed moves one ahead of the step on CUDA)."""
+
+    gpu: bool
+    teams: int
+    batches: int
+
+
+class StepTrace:
+    """The fake learner of ``config`` on ``target``; made once, traced at as many sizes as wanted.
+
+    Its batch_images and chunk_images are those that ``peaks`` is asked for. The pool is full, and the optimiser has
+    its state, as after the first steps of a run. An encoder under torch.compile is traced as it is without.
+    """
+
+    def __init__(self, config: PretrainConfig, target: Target) -> None:
+        self.config, self.target = config, target
+        space = DegradationSpace.named(config.space)
+        self._resizes = "resize_to" in space.names
+        self._slots = space.sample(1, generator=torch.Generator().manual_seed(0)).ops.shape[1]
+        small = dataclasses.replace(config, pool_size=0, compile=False, init="", device="cpu")
+        real = Learner(small, torch.device("cpu"))
+        self._hooks: list[Any] = []
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(self._mode):
+            self._learner = copy.deepcopy(real)
+        # It holds two numbers, and would take a step without values for one that overflowed.
+        self._learner.scaler = torch.amp.GradScaler("cpu", enabled=False)
+        if target.gpu:
+            for group in self._learner.optimizer.param_groups:
+                group["foreach"] = True  # torch's choice on CUDA
+        with self._mode:
+            if config.mode == "moco" and config.pool_size:
+                self._learner.pool = _full_pool(config)
+            self._run(2 * config.accumulate, 0)  # the optimiser makes its state in its first step
+
+    def peaks(self, images: int, chunk_images: int) -> Peaks:
+        """The highest moments of a step of ``images`` photographs, embedded ``chunk_images`` at a time (0: at once)."""
+        with self._mode:
+            return self._run(images, chunk_images)
+
+    def _run(self, images: int, chunk_images: int) -> Peaks:
+        """What ``qpt.pretraining.engine`` does for one batch."""
+        learner, target = self._learner, self.target
+        config = learner.config = dataclasses.replace(self.config, batch_images=images, chunk_images=chunk_images)
+        rows, slots, side = images * config.compositions, self._slots, config.region
+        # The program is the host's; its copy on the device is a part of the op's workspace.
+        program = Program(
+            ops=torch.zeros(rows, slots, dtype=torch.int16),
+            levels=torch.zeros(rows, slots, dtype=torch.int8),
+            params=torch.zeros(rows, slots, SLOTS),
+            seeds=torch.zeros(rows, dtype=torch.int64),
+            source=torch.zeros(rows, dtype=torch.int32),
+            table=degradations.fingerprint(),
+        )
+        boxes = torch.zeros(rows, PATCHES, 2, dtype=torch.int32)
+        with MemoryTracker(self._workspace) as tracker:
+            self._register(tracker)
+            with tracker.category("regions"):
+                held = [torch.empty(images, side, side, 3, dtype=torch.uint8) for _ in range(target.batches)]
+            patches = degrade_patches(held[0], program, boxes, config.patch_size, dtype=torch.uint8)
+            groups = torch.arange(rows)
+            learner.step(patches, groups, groups // config.compositions, config.lr)
+        return tracker.peaks
+
+    def _register(self, tracker: MemoryTracker) -> None:
+        """Count what a step finds there, and know gradients when they come."""
+        learner = self._learner
+        for network, name in ((learner.query, "weights"), (learner.key, "EMA encoder")):
+            for tensor in () if network is None else (*network.parameters(), *network.buffers()):
+                tracker.assign(tensor, name)
+        for state in learner.optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    tracker.assign(value, "optimiser")
+        for ring in learner.pool.ring if learner.pool is not None else ():
+            tracker.assign(ring, "pool")
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(lambda weight: tracker.assign(weight.grad, "gradients"))
+            for weight in learner.query.parameters()
+        ]
+
+    def _workspace(self, op: str, arguments: tuple[Any, ...]) -> tuple[int, str]:
+        """See ``MemoryTracker``."""
+        config, native = self.config, not self.target.gpu
+        if op == "degrade_patches":
+            rows, slots = arguments[1].shape
+            teams, side = self.target.teams, config.region
+            size = workspace.degrade_bytes(rows, slots, PATCHES, side, resizes=self._resizes, teams=teams)
+            return size, "patches and degradation"
+        same = config.mode == "in_batch"
+        if op == "contrastive_forward":
+            queries, pool = arguments[0], arguments[6]
+            keys = 0 if pool is None else len(pool)
+            return workspace.contrastive_forward_bytes(*_sizes(queries, keys), same=same, native=native), "loss"
+        queries = arguments[2]
+        return (workspace.contrastive_backward_bytes(*queries.shape, native=native) if same else 0), "loss"
+
+    def loss_bytes(self, rows: int) -> int:
+        """What the loss takes of itself for so many queries: outputs and workspace of its ops, forward or backward."""
+        dim, same, native = self.config.projection_dim, self.config.mode == "in_batch", not self.target.gpu
+        pool = 0 if self._learner.pool is None else len(self._learner.pool)
+        output = rows * (dim * 4 + 12)  # gradient of the queries, log-sum-exps, numbers of positives
+        forward = workspace.contrastive_forward_bytes(rows, pool, dim, same=same, native=native)
+        backward = workspace.contrastive_backward_bytes(rows, dim, native=native) if same else 0
+        return output + max(forward, backward)
+
+
+def full_logits_bytes(queries: int, keys: int, pool: int, dim: int) -> int:
+    """Peak bytes of the loss as MoCo's code has it, its N x (M + K) logits in memory: similarities over temperature,
+    cross entropy, backward. Ids are not looked at; a mask of same-image pairs would come on top."""
+    with FakeTensorMode(), MemoryTracker(lambda *_: (0, "")) as tracker:
+        embedded = torch.empty(queries, dim, requires_grad=True)
+        logits = embedded @ torch.empty(keys + pool, dim).T / 0.2
+        nn.functional.cross_entropy(logits, torch.arange(queries)).backward()
+    return tracker.peaks["step"].bytes
+
+
+def _sizes(queries: Tensor, keys: int) -> tuple[int, int, int]:
+    rows, dim = queries.shape
+    return rows, keys, dim
+
+
+def _full_pool(config: PretrainConfig) -> NegativePool:
+    """A pool as it is from the time on when it is full."""
+    pool = NegativePool(config.pool_size, config.projection_dim, dtype=getattr(torch, config.pool_dtype))
+    pool.load_state_dict({**pool.state_dict(), "count": config.pool_size})
+    return pool
