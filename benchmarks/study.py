@@ -1,8 +1,9 @@
-"""The study: arms that differ in one thing, several seeds each, pre-trained and evaluated. ``python -m benchmarks study``.
+"""The study: arms that differ in one thing, several seeds each, pre-trained and evaluated.
 
-Arms are data (``recipes/study.yaml``). Every arm and seed is a folder of ``--out`` and a process of its own
-(``benchmarks.study_task``), ``--jobs`` at a time; each that ends is put into ``--results`` at once. It may be killed at
-any moment: the same command goes on where it was. Figures and verdicts: ``benchmarks.study_tables``.
+``python -m benchmarks study PHOTOS --table CSV --out DIR``. Arms are data (``recipes/study.yaml``). Every arm and seed is
+a folder of ``--out`` and a process of its own (``benchmarks.study_task``), ``--jobs`` at a time; each that ends is put
+into ``--results`` at once. It may be killed at any moment: the same command goes on where it was. Figures and verdicts:
+``benchmarks.study_tables``.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def choose(recipe: Recipe, names: Sequence[str]) -> list[Arm]:
 
 
 class Study:
-    """The folder of a study and its file of results. One process at a time should run it; two do not harm each other."""
+    """The folder of a study and its file of results. Run by one process at a time: the file is that one's."""
 
     def __init__(self, out: Path, results: Path, recipe: Recipe, photos: Path, options: argparse.Namespace) -> None:
         self.out, self.results, self.recipe, self.photos, self.options = out, results, recipe, photos, options

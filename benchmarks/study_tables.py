@@ -53,7 +53,7 @@ def scores(
 
 
 def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """Paired on the seed: it draws the initial weights, the order of the data and the degradations. None without any."""
+    """Paired on the seed, which draws initial weights, order of data and degradations. None if they share none."""
     seeds = [seed for seed in mine if seed in other]
     if not seeds:
         return None
@@ -101,7 +101,8 @@ def markdown(content: Mapping[str, Any]) -> str:
                 difference(scores(content, arm, *column), scores(content, about["against"], *column))
                 for column in columns
             ]
-            difference_lines.append([f"{arm} − {about['against']}", *map(_difference, pairs)])
+            if any(pairs):
+                difference_lines.append([f"{arm} − {about['against']}", *map(_difference, pairs)])
         for read_out in next(iter(rows[0]["tables"].values()))["regimes"]["all"]["srcc_of_read_out"]:
             cells = [_spread(scores(content, arm, *column, read_out)) for column in columns]
             read_out_lines.append([arm, read_out, *cells])

@@ -1,8 +1,8 @@
 """One arm of the study with one seed: make its encoder, evaluate it on every table. A process of its own.
 
-``python -m benchmarks.study_task FOLDER`` does what ``FOLDER/task.json`` says; ``benchmarks.study`` writes that and starts
-it. What is there already is not done again: pre-training resumes at its last checkpoint, a table that was evaluated
-stays so. Files are written whole or not at all, so it may be killed at any moment and started again.
+``python -m benchmarks.study_task FOLDER`` does what ``FOLDER/task.json`` says, which ``benchmarks.study`` writes, as it
+starts this. What is there already is not done again: pre-training resumes at its last checkpoint, a table that was
+evaluated stays so. Files are written whole or not at all, so it may be killed at any moment and started again.
 """
 
 import fcntl

@@ -40,7 +40,7 @@ def lars_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
     parameters = list(parameters)
     layers = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": layers}, {"params": others, "weight_decay": 0.0, "adapt": False}]
+    groups: list[dict[str, Any]] = [{"params": layers}, {"params": others, "weight_decay": 0.0, "adapt": False}]
     return [group for group in groups if group["params"]]
 
 
@@ -77,16 +77,16 @@ class LARS(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         decay = group["weight_decay"]
-        move = parameter.grad.add(parameter, alpha=decay)
+        move = gradient.add(parameter, alpha=decay)
         if group["adapt"]:
-            weight, gradient = parameter.norm(), parameter.grad.norm()
-            ratio = group["trust_coefficient"] * weight / (gradient + decay * weight)
-            move.mul_(torch.where((weight > 0) & (gradient > 0), ratio, 1.0))
+            weight, slope = parameter.norm(), gradient.norm()
+            ratio = group["trust_coefficient"] * weight / (slope + decay * weight)
+            move.mul_(torch.where((weight > 0) & (slope > 0), ratio, 1.0))
         state = self.state[parameter]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
