@@ -1,6 +1,6 @@
 """The study: arms that differ in one thing, several seeds each, pre-trained and evaluated.
 
-``python -m benchmarks study PHOTOS --table CSV --out DIR``. Arms are data (``recipes/study.yaml``). Every arm and seed is
+``python -m benchmarks study PHOTOS --table CSV --out DIR``. Arms are data (``recipes/study.yaml``). An arm and seed is
 a folder of ``--out`` and a process of its own (``benchmarks.study_task``), ``--jobs`` at a time; each that ends is put
 into ``--results`` at once. It may be killed at any moment: the same command goes on where it was. Figures and verdicts:
 ``benchmarks.study_tables``.
