@@ -251,7 +251,7 @@ def markdown(report: Report) -> str:
                 row.shape,
                 f"{row.median_ms:.2f}",
                 f"{row.iqr_ms:.2f}",
-                f"{row.items_per_s:.0f}",
+                f"{row.items_per_s:.{0 if row.items_per_s >= 10 else 2}f}",
                 "" if row.peak_mib is None else f"{row.peak_mib:.1f}",
                 row.note,
             ]

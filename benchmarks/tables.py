@@ -15,6 +15,7 @@ from benchmarks.harness import RESULTS, Report, Row, markdown
 ROOT = Path(__file__).resolve().parent.parent
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
 SETS = ("pcuid", "sr4k")
+TABLES = ("score", "degrade", "roofline_degrade", "contrastive", "resources")  # of docs/results.md, one a JSON
 REGIMES = {"all": "all labels", "few": "few labels"}
 METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
 START, END = "<!-- begin measured: {} -->", "<!-- end measured: {} -->"
@@ -151,7 +152,7 @@ def render() -> dict[Path, str]:
             "evaluation": evaluation_table(("srcc",)),
             "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
             "paired": paired_lines(seeds),
-            **{name: benchmark_table(name) for name in ("degrade", "roofline_degrade", "contrastive", "resources")},
+            **{name: benchmark_table(name) for name in TABLES},
         },
     }
     files = {}

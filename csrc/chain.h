@@ -233,7 +233,9 @@ QPT_FN void write_items(const Team& team, Picture from, Patches to) {
 
 template <class Team>
 QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
-  if (to.item_bytes == 2)
+  if (to.item_bytes == 1)
+    write_items<u8>(team, from, to);
+  else if (to.item_bytes == 2)
     write_items<u16>(team, from, to);
   else if (to.item_bytes == 4)
     write_items<u32>(team, from, to);

@@ -1,8 +1,9 @@
-"""What tests/test_contrastive_distributed.py runs in each process; an assertion that fails there fails the test."""
+"""What tests of several processes run in each of them; an assertion that fails there fails the test."""
 
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,8 +11,12 @@ from torch import nn
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
+from qpt.models.norm import synchronise, unrecorded_statistics
 from qpt.ops.contrastive import contrastive_loss
 from qpt.ops.contrastive_distributed import distributed_contrastive_loss
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.learner import Learner
+from qpt.pretraining.world import World
 from tests.test_contrastive import OPTIONS, problem
 from tests.tolerance import assert_close
 
@@ -148,3 +153,72 @@ def measure_ring(rank: int, size: int, path: str) -> None:
     peak = tensor_peak(step)
     if rank == 0:
         torch.save(peak, path)
+
+
+def normalise_together(rank: int, size: int) -> None:
+    """Forward, backward and running statistics of batch norm over uneven batches, one of them empty."""
+    counts = {1: [5], 2: [3, 4], 4: [3, 0, 2, 1]}[size]
+    for dtype in (torch.float64, torch.float32):
+        torch.manual_seed(0)
+        whole = (torch.randn(sum(counts), 6, 5, 7, dtype=dtype) * 3 + 20).requires_grad_()
+        upstream = torch.randn_like(whole)
+        truth, ours = (nn.BatchNorm2d(6).to(dtype) for _ in range(2))
+        with torch.no_grad():
+            for norm in (truth, ours):
+                norm.weight.copy_(torch.linspace(0.5, 2, 6))
+        synchronise(ours, torch.device("cpu"))
+        mine = own(whole.detach(), counts, rank).clone().requires_grad_()
+        expected = truth(whole)
+        expected.backward(upstream)
+        answer = ours(mine)
+        answer.backward(own(upstream, counts, rank))
+        assert_close(answer, own(expected.detach(), counts, rank), dtype, scale=10)
+        assert_close(mine.grad, own(whole.grad, counts, rank), dtype, scale=10)
+        for parameter, wanted in zip(ours.parameters(), truth.parameters(), strict=True):
+            dist.all_reduce(parameter.grad)  # each process has the part of its own rows
+            assert_close(parameter.grad, wanted.grad, dtype, scale=10)
+        for name, value in truth.named_buffers():
+            assert torch.allclose(ours.state_dict()[name], value, rtol=1e-5), name
+        before = ours.running_mean.clone()
+        with unrecorded_statistics(ours):
+            assert torch.equal(ours(mine), answer)
+        assert torch.equal(ours.running_mean, before) and int(ours.num_batches_tracked) == 1
+        ours.eval(), truth.eval()
+        assert torch.allclose(ours(mine), truth(mine), rtol=1e-5)
+
+
+def tell_each_other(rank: int, size: int) -> None:
+    world = World(rank, size, rank, size)
+    assert world.sum(rank, 1) == [3, 3] and world.gather(rank) == [0, 1, 2]
+    assert world.share(6) == slice(2 * rank, 2 * rank + 2) and world.main == (rank == 0)
+    rows = torch.full((rank, 2), float(rank))  # none of the first
+    assert world.gather_rows(rows).tolist() == [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]]
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))]
+    for number, parameter in enumerate(parameters[:2]):
+        parameter.grad = torch.full_like(parameter, rank * 10.0 + number)
+    world.average_gradients(parameters)
+    assert parameters[0].grad.eq(10.0).all() and parameters[1].grad.eq(11.0).all() and parameters[2].grad is None
+
+    def refuse() -> None:
+        raise InputError("not here")
+
+    with pytest.raises(InputError, match="not here"):
+        world.on_main(refuse)
+    world.on_main(lambda: None)
+
+
+def shuffle_keys(rank: int, size: int) -> None:
+    """Keys embedded by other processes come back to the rows they belong to."""
+    config = PretrainConfig(
+        "data", "out", arch="resnet18", width=4, projection_dim=8, patch_size=16, batch_images=8, pool_size=8,
+        batch_norm="shuffled", chunk_images=2,
+    )  # fmt: skip
+    learner = Learner(config, torch.device("cpu"), World(rank, size, rank, size))
+    assert learner.key is not None
+    learner.key.eval()  # statistics of no batch: a key depends on its own patch alone
+    images = 8 // size - (rank == 0)  # the first could not read one
+    patches = torch.randint(0, 256, (2 * images, 3, 16, 16), dtype=torch.uint8)
+    rng = np.random.default_rng(0)
+    keys = learner._keys(learner.key, patches, learner._chunks(2 * images, rng), rng)
+    with torch.no_grad():
+        assert torch.allclose(keys, learner._embed_with(learner.key)(patches), atol=1e-5)

@@ -166,7 +166,7 @@ def random_boxes(rows: int, patches: int, height: int, width: int, size: int, se
 
 @pytest.mark.parametrize("size", [1, 32, 61])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8])
 def test_degrade_patches_is_degrade_then_crop_then_normalise(batch, size, memory_format, dtype):
     images, program, rows = batch
     boxes = random_boxes(40, 3, 61, 83, size)
@@ -179,13 +179,15 @@ def test_degrade_patches_is_degrade_then_crop_then_normalise(batch, size, memory
     mean, std = np.array(IMAGENET_MEAN, work), np.array(IMAGENET_STD, work)
     for row in range(40):
         for patch, (top, left) in enumerate(boxes[row].tolist()):
-            crop = rows[row, top : top + size, left : left + size].numpy().astype(work)
-            expected = torch.from_numpy(((crop / work(255) - mean) / std).transpose(2, 0, 1).copy()).to(dtype)
+            crop = rows[row, top : top + size, left : left + size].numpy()
+            if dtype != torch.uint8:
+                crop = (crop.astype(work) / work(255) - mean) / std
+            expected = torch.from_numpy(crop.transpose(2, 0, 1).copy()).to(dtype)
             assert torch.equal(patches[row, patch], expected)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_cuda_gives_the_bytes_of_the_cpu(batch, dtype, memory_format):
     images, program, expected = batch

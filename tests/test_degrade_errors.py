@@ -135,7 +135,7 @@ BOXES = torch.zeros(2, 3, 2, dtype=torch.int32)
         ({"size": 0}, r"size must be an integer in 1\.\.16 for 16 x 20 images, got 0"),
         ({"size": 17}, "size must be an integer in .* got 17"),
         ({"size": 8.0}, "size must be an integer"),
-        ({"dtype": torch.uint8}, "dtype must be a floating-point torch dtype, got torch.uint8"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point torch dtype or torch.uint8, got torch.int8"),
         ({"memory_format": torch.preserve_format}, "memory_format must be torch.channels_last"),
         ({"threads": 0}, "threads must be"),
         ({"backend": "gpu"}, "backend must be one of auto, cpu, cuda, got 'gpu'"),

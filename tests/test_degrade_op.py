@@ -24,7 +24,7 @@ def test_opcheck_degrade(threads):
     torch.library.opcheck(degrade_op.degrade, (IMAGES, *FIELDS, threads, "auto"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("patches", [2, 1, 0])
 def test_opcheck_degrade_patches(dtype, channels_last, patches):

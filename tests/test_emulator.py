@@ -75,7 +75,7 @@ def test_every_op_in_a_window_gives_the_engine_s_patches(emulator: Emulator, nam
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_patches_in_every_form(
     emulator: Emulator, order: str, dtype: torch.dtype, memory_format: torch.memory_format

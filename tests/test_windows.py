@@ -14,7 +14,7 @@ from qpt import degradations
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops import windows
 from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.patches import normalised_values
+from qpt.ops.patches import values_of
 from qpt.ops.windows import plan_windows
 from qpt.optable.row import Degradation
 from qpt.program import Program
@@ -27,7 +27,7 @@ PLACES = [(0, 0), (0, 106), (80, 0), (80, 106), (0, 51), (80, 40), (37, 0), (33,
 
 def cropped(rows: torch.Tensor, boxes: torch.Tensor, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The definition: the patches of degraded rows, normalised by table. (r, P, 3, size, size)."""
-    table = normalised_values(dtype)
+    table = values_of(dtype)
     patches = [
         torch.stack([table[c][row[top : top + size, left : left + size, c].long()] for c in range(3)])
         for row, corners in zip(rows, boxes.tolist(), strict=True)

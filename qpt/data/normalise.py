@@ -3,5 +3,19 @@
 Source: the values torchvision's ResNet weights were trained with, which the whole field keeps.
 """
 
+import torch
+from torch import Tensor
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(N, 3, H, W) uint8 -> (value / 255 - mean) / std per channel, in ``dtype``.
+
+    Computed in float32 (float64 for float64), then cast. Keeps the memory format and the device.
+    """
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), dtype=work, device=pixels.device)
+    mean, std = statistics[:, :, None, None]
+    return pixels.to(work).div_(255.0).sub_(mean).div_(std).to(dtype)

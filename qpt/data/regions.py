@@ -127,16 +127,16 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         return Region(index, torch.from_numpy(pixels.copy()), torch.from_numpy(boxes), int(rng.integers(0, 2**63)))
 
 
-def collate(samples: list[Region | tuple[int, str]]) -> Batch | list[tuple[int, str]]:
-    """Stack the readable samples; a batch without any is just its list of unreadable files."""
+def collate(samples: list[Region | tuple[int, str]]) -> Batch:
+    """Stack the readable samples; without any the tensors have no rows, and a side of 1."""
     regions = [sample for sample in samples if isinstance(sample, Region)]
     unreadable = [sample for sample in samples if not isinstance(sample, Region)]
-    if not regions:
-        return unreadable
+    pixels = [sample.pixels for sample in regions]
+    boxes = [sample.boxes for sample in regions]
     return Batch(
-        regions=torch.stack([sample.pixels for sample in regions]),
+        regions=torch.stack(pixels) if regions else torch.empty((0, 1, 1, 3), dtype=torch.uint8),
         images=torch.tensor([sample.index for sample in regions], dtype=torch.int64),
-        boxes=torch.stack([sample.boxes for sample in regions]),
+        boxes=torch.stack(boxes) if regions else torch.empty((0, 1, 2, 2), dtype=torch.int32),
         program_seeds=torch.tensor([sample.program_seed for sample in regions], dtype=torch.int64),
         unreadable=unreadable,
     )
@@ -144,10 +144,13 @@ def collate(samples: list[Region | tuple[int, str]]) -> Batch | list[tuple[int, 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) keys of each step from ``first_step`` on: a fresh permutation per epoch, its ragged end
-    dropped."""
+    dropped. share: the part of each step's keys that is wanted, None for all."""
 
-    def __init__(self, images: int, batch: int, seed: int, first_step: int, steps: int) -> None:
+    def __init__(
+        self, images: int, batch: int, seed: int, first_step: int, steps: int, share: slice | None = None
+    ) -> None:
         self.images, self.batch, self.seed, self.first_step, self.steps = images, batch, seed, first_step, steps
+        self.share = slice(None) if share is None else share
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -161,4 +164,4 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
             if epoch != drawn:
                 order, drawn = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.images), epoch
             chosen = order[position * self.batch : (position + 1) * self.batch]
-            yield [(epoch, int(index)) for index in chosen]
+            yield [(epoch, int(index)) for index in chosen[self.share]]

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.evaluate.photograph import check_pixels, crops, extend, half_scale, load_photograph
 from qpt.models import ResNet
@@ -162,9 +162,7 @@ def weights_hash(encoder: ResNet) -> str:
 
 def _to_input(part: NDArray[np.uint8]) -> Tensor:
     """(h, w, 3) uint8 -> (1, 3, h, w) float32 normalised; the permuted view already is channels-last."""
-    x = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None].float().div_(255.0)
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return x.sub_(mean.view(1, 3, 1, 1)).div_(std.view(1, 3, 1, 1))
+    return normalise(torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None])
 
 
 def _moments(maps: Iterable[Tensor]) -> Tensor:

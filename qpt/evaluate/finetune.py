@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.evaluate.metrics import measure_rank_and_error
 from qpt.evaluate.photograph import crops, load_photograph
@@ -179,9 +179,8 @@ def _random_crop(pixels: NDArray[np.uint8], side: int, generator: np.random.Gene
 
 def _normalised(pixels: NDArray[np.uint8]) -> Tensor:
     """(N, h, w, 3) uint8 -> (N, 3, h, w) float32 with ImageNet mean and deviation."""
-    x = torch.from_numpy(pixels).float() / 255
-    x = ((x - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(0, 3, 1, 2)
-    return x.contiguous()  # as the network's weights: see fine_tune
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return normalise(x).contiguous()  # as the network's weights: see fine_tune
 
 
 def _loss(name: str, predicted: Tensor, wanted: Tensor) -> Tensor:

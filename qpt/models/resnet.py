@@ -8,8 +8,15 @@ v1.5).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from qpt.models.norm import unrecorded_statistics
 
 ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -72,6 +79,11 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + shortcut)
 
 
+def _once_and_again(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed block's two passes: batch norm records its statistics in the first only."""
+    return contextlib.nullcontext(), unrecorded_statistics(block)
+
+
 class ResNet(nn.Module):
     """A ResNet without its classifier.
 
@@ -105,6 +117,8 @@ class ResNet(nn.Module):
             dims.append(channels)
         self.stage_dims: tuple[int, ...] = tuple(dims)
         self.feature_dim: int = channels
+        #: In training keep only each block's input, and compute the rest again in the backward pass.
+        self.activation_checkpointing = False
         self._reset()
 
     def _reset(self) -> None:
@@ -115,10 +129,18 @@ class ResNet(nn.Module):
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The outputs of the four stages, (N, stage_dims[i], H/2^(i+2), W/2^(i+2)) each, rounded up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        first = self.layer1(x)
-        second = self.layer2(first)
-        third = self.layer3(second)
-        return first, second, third, self.layer4(third)
+        first = self._stage(self.layer1, x)
+        second = self._stage(self.layer2, first)
+        third = self._stage(self.layer3, second)
+        return first, second, third, self._stage(self.layer4, third)
+
+    def _stage(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return blocks(x)
+        for block in blocks:
+            contexts = functools.partial(_once_and_again, block)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, feature_dim): the last stage averaged over positions."""

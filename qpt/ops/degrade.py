@@ -21,7 +21,7 @@ from qpt.ops.watched import watched
 from qpt.program import Program
 
 _BACKENDS = ("auto", "cpu", "cuda")
-_PATCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PATCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 _LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
@@ -55,12 +55,13 @@ def degrade_patches(
     threads: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Degrade a batch and cut P normalised square patches from every row, ready for an encoder.
+    """Degrade a batch and cut P square patches from every row, normalised for an encoder.
 
     images, program, threads, backend: as for ``degrade``.  boxes: (r, P, 2) int32, the (top, left) corner of each
     patch in pixels, on the CPU or the images' device.  size: side in pixels, all patches inside the image.
     Returns (r, P, 3, size, size) in ``dtype``, (value / 255 - mean) / std with ImageNet's mean and std, computed in
-    float32 (float64 for float64). ``memory_format`` is that of ``result.flatten(0, 1)``, a view.
+    float32 (float64 for float64); with torch.uint8 the values themselves, for ``qpt.data.normalise`` to take later.
+    ``memory_format`` is that of ``result.flatten(0, 1)``, a view.
     The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does. Under ``torch.compile`` it is one
     op, ``qpt::degrade_patches``.
     """
@@ -218,7 +219,7 @@ def _check_patches(
                 f"got (top, left) = {tuple(boxes[row, patch].tolist())} for row {row}, patch {patch}"
             )
     if dtype not in _PATCH_DTYPES:
-        raise InputError(f"degrade_patches: dtype must be a floating-point torch dtype, got {dtype}")
+        raise InputError(f"degrade_patches: dtype must be a floating-point torch dtype or torch.uint8, got {dtype}")
     if memory_format not in _LAYOUTS:
         raise InputError(
             "degrade_patches: memory_format must be torch.channels_last or torch.contiguous_format, "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.normalise import normalise
 from qpt.ops.windows import plan_windows
 from qpt.program import Program
 
@@ -45,7 +45,7 @@ class Patches:
         """The patches of a program on height x width images."""
         boxes = boxes.cpu().contiguous()
         windows = plan_windows(program, boxes, size, height, width)
-        return Patches(boxes, windows, normalised_values(dtype), size, memory_format)
+        return Patches(boxes, windows, values_of(dtype), size, memory_format)
 
     @property
     def channels_last(self) -> bool:
@@ -58,8 +58,7 @@ class Patches:
 
 
 @functools.cache
-def normalised_values(dtype: torch.dtype) -> Tensor:
-    """(3, 256): (value / 255 - mean) / std per channel, in float32 (float64 for float64), then cast to ``dtype``."""
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-    mean, std = (torch.tensor(v, dtype=work)[:, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((torch.arange(256, dtype=work) / 255.0 - mean) / std).to(dtype)
+def values_of(dtype: torch.dtype) -> Tensor:
+    """(3, 256): ``normalise`` of every value of every channel; for uint8 the value itself."""
+    values = torch.arange(256, dtype=torch.uint8).expand(3, 256)
+    return values.contiguous() if dtype == torch.uint8 else normalise(values[None, :, :, None], dtype)[0, :, :, 0]

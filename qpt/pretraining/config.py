@@ -58,9 +58,19 @@ class PretrainConfig:
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
         trust_coefficient: of lars, the relative change of a layer's weights per step at a rate of 1.
         warmup_steps: linear warm-up, before the cosine decay to zero.
-        precision: arithmetic of the encoder; the loss is always float32.
+        chunk_images: photographs embedded at a time, by each process: memory is that of so many, the loss that of all
+            (gradient caching, one more forward pass); 0 for the whole batch at once. Batch norm is over a chunk.
+        accumulate: parts of the batch that have a loss of their own, one after another, before the weights move.
+        activation_checkpointing: keep only the input of each residual block, and compute the rest a second time.
+        compile: compile the encoder with torch.compile.
+        precision: arithmetic of the encoder; the loss is always float32. float16 scales the gradient.
+        batch_norm: over what encoders normalise when chunks or processes share a batch. sync: a chunk of all processes;
+            shuffled: of one process, and keys are dealt to the processes anew (moco mode); in both, keys are dealt to
+            chunks anew, so that none shares one with its query. local: of one process, in order; keys leak.
+        keys_travel: how processes see each other's keys: gather (all at once) or ring (one block at a time).
+        pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds its part).
         device: auto, cpu, cuda, cuda:1, ...
-        threads: CPU threads; 0 means every core the process may use (part of the run: sums depend on it).
+        threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
         cache_mib: decoded photographs kept in memory, MiB per loader process.
         log_every: steps between lines of log.csv.
@@ -101,7 +111,14 @@ class PretrainConfig:
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
     warmup_steps: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    chunk_images: int = 0
+    accumulate: int = 1
+    activation_checkpointing: bool = False
+    compile: bool = False
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_norm: Literal["sync", "shuffled", "local"] = "sync"
+    keys_travel: Literal["gather", "ring"] = "gather"
+    pool_layout: Literal["replicated", "sharded"] = "replicated"
     device: str = "auto"
     threads: int = 0
     workers: int = 0
@@ -124,15 +141,20 @@ class PretrainConfig:
                 self._require(field.name, "an int", isinstance(value, int) and not isinstance(value, bool))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
-        for name in ("width", "projection_dim", "compositions", "patch_size", "log_every", "checkpoint_every"):
+        for name in (
+            *("width", "projection_dim", "compositions", "patch_size", "log_every", "checkpoint_every"),
+            *("accumulate",),
+        ):
             self._require(name, ">= 1", getattr(self, name) >= 1)
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
-            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib"),
+            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images"),
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
         self._require("batch_images", ">= 2 (batch norm and negatives need company)", self.batch_images >= 2)
+        whole = self.batch_images % self.accumulate == 0
+        self._require("batch_images", f"a multiple of accumulate ({self.accumulate})", whole)
         for name in ("temperature", "lr", "trust_coefficient"):
             self._require(name, "> 0", getattr(self, name) > 0)
         self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)

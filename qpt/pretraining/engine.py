@@ -14,9 +14,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ from qpt.pretraining.checkpoint import load_for_resume, save_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner, learning_rate
 from qpt.pretraining.log import RunLog
+from qpt.pretraining.world import World, join, threads
 from qpt.program import Program
 from qpt.space import DegradationSpace
 from qpt.version import __version__
@@ -54,6 +56,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     had never stopped (same machine and thread count). SIGTERM or Ctrl-C finish the step, save and return.
     Raises InputError for a folder without images, an existing run without ``resume``, a checkpoint of other settings,
     an unwritable ``out``, fewer photographs than ``batch_images``; files that cannot be read are skipped and listed.
+    Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
     """
     files = list_images(config.data)
     if len(files) < config.batch_images:
@@ -61,6 +64,14 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
             f"pretrain: batch_images must be at most the number of photographs in data ({len(files)}), "
             f"got {config.batch_images}"
         )
+    with join(config.device) as (world, device), threads(config.threads, world.neighbours):
+        _check_world(config, world)
+        return _pretrain(config, files, resume, world, device)
+
+
+def _pretrain(
+    config: PretrainConfig, files: list[Path], resume: bool, world: World, device: torch.device
+) -> PretrainResult:
     steps = config.steps or config.epochs * (len(files) // config.batch_images)
     space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
@@ -76,26 +87,23 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     )
     fingerprint = data_fingerprint(Path(config.data), files)
     table = degradations.fingerprint()
-    run = _open_run(config, resume)
-    with _threads(config.threads):
-        learner = Learner(config, _device(config.device))
-        first, unreadable, seconds = 0, {}, 0.0
-        if resume:
-            state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
-            learner.load_state_dict(state["learner"])
-            first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
-            if state["threads"] != torch.get_num_threads():
-                print(
-                    f"pretrain: started with {state['threads']} threads, going on with {torch.get_num_threads()}: "
-                    "sums round differently, so the weights will not be those of an uninterrupted run, byte for byte",
-                    file=sys.stderr,
-                )
-        else:
-            config.save(run / "config.yaml")
-            space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+    run = Path(config.out)
+    world.on_main(lambda: _open_run(config, resume))
+    learner = Learner(config, device, world)
+    first, unreadable, seconds = 0, {}, 0.0
+    if resume:
+        state = load_for_resume(run, config, fingerprint, table, space.fingerprint())
+        learner.load_state_dict(state["learner"])
+        first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
+        if world.main:
+            _warn_about_sums(state)
+    elif world.main:
+        config.save(run / "config.yaml")
+        space.to_yaml(run / "space.yaml")  # the file that config.space names may change
+    if world.main:
         _warn_about_pool(config, len(files))
-        loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
-        return loop.run_all()
+    loop = _Loop(config, learner, dataset, space, steps, first, unreadable, seconds, fingerprint, table, run)
+    return loop.run_all()
 
 
 class _Loop:
@@ -116,13 +124,15 @@ class _Loop:
         run: Path,
     ) -> None:
         self.config, self.learner, self.dataset, self.space, self.steps = config, learner, dataset, space, steps
+        self.world = learner.world
         self.step, self.unreadable, self.seconds = first, unreadable, seconds
         self.fingerprint, self.table, self.run = fingerprint, table, run
         self.spent = {"load": 0.0, "degrade": 0.0, "step": 0.0}
 
     def run_all(self) -> PretrainResult:
         config = self.config
-        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps)
+        share = self.world.share(config.batch_images)
+        sampler = StepSampler(len(self.dataset), config.batch_images, config.seed, self.step, self.steps, share)
         loader = DataLoader(
             self.dataset,
             batch_sampler=sampler,
@@ -132,33 +142,43 @@ class _Loop:
             pin_memory=self.learner.device.type == "cuda",
         )
         started, saved = time.monotonic() - self.seconds, self.step
-        log = RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=config.tensorboard)
-        with log, _stop_signals() as stop:
+        with self._log() as log, _stop_signals() as stop:
             batches = iter(loader)
-            while self.step < self.steps and not stop.asked:
+            stopped = False
+            while self.step < self.steps and not stopped:
                 mark = time.monotonic()
                 batch = next(batches)
                 self.spent["load"] += time.monotonic() - mark
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
-                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stop.asked:
+                stopped = self.world.sum(stop.asked)[0] > 0  # all processes stop after the same step
+                if self.step - saved >= config.checkpoint_every or self.step == self.steps or stopped:
                     self._save()
                     saved = self.step
-            for index, reason in sorted(self.unreadable.items()):
-                log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
-            if stop.asked and self.step < self.steps:
-                log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
-        if self.step == self.steps:
+            if log is not None:
+                self._last_words(log)
+        if self.step == self.steps and self.world.main:
             self._summary()
         return PretrainResult(self.run, self.step, self.step == self.steps)
 
-    def _one(self, batch: Batch | list[tuple[int, str]], log: RunLog) -> None:
+    def _last_words(self, log: RunLog) -> None:
+        for index, reason in sorted(self.unreadable.items()):
+            log.console.print(f"skipped {self.dataset.files[index]}: {reason}", highlight=False, markup=False)
+        if self.step < self.steps:
+            log.console.print(f"stopped after step {self.step} of {self.steps}; continue with --resume")
+
+    def _log(self) -> AbstractContextManager[RunLog | None]:
+        if not self.world.main:
+            return nullcontext()
+        return RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=self.config.tensorboard)
+
+    def _one(self, batch: Batch, log: RunLog | None) -> None:
         """Step ``self.step``: a batch without enough readable photographs is counted and changes nothing."""
         lr = learning_rate(self.config, self.step, self.steps)
-        bad = batch if isinstance(batch, list) else batch.unreadable
-        self.unreadable.update(bad)
-        if isinstance(batch, list) or len(batch.images) < 2:
-            if len(self.unreadable) == len(self.dataset):
+        self.unreadable.update(batch.unreadable)
+        readable = self.world.sum(len(batch.images))[0]
+        if readable < 2:
+            if readable == 0 and len(self._all_unreadable()) == len(self.dataset):
                 raise InputError(f"pretrain: data must hold readable images, got none among {len(self.dataset)} files")
             self.step += 1
             return
@@ -170,12 +190,13 @@ class _Loop:
             program,
             batch.boxes.flatten(0, 1),
             self.config.patch_size,
-            dtype=torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32,
+            dtype=torch.uint8,
         )
         self.spent["degrade"] += time.monotonic() - mark
         mark = time.monotonic()
         rows = len(program)
-        base = self.step * self.config.batch_images * compositions  # no earlier step used these ids
+        first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
+        base = first * compositions  # no earlier step and no other process used these ids
         groups = torch.arange(base, base + rows, device=self.learner.device)
         images = batch.images.repeat_interleave(compositions).to(self.learner.device)
         try:
@@ -184,6 +205,8 @@ class _Loop:
             raise InputError(f"{error}\n  {self._keep_failed(batch, program)}") from error
         self.spent["step"] += time.monotonic() - mark
         self.step += 1
+        if log is None:
+            return
         log.advance(self.step)
         if self.step % self.config.log_every == 0 or self.step == self.steps:
             total = sum(self.spent.values())
@@ -202,18 +225,25 @@ class _Loop:
 
     def _keep_failed(self, batch: Batch, program: Program) -> str:
         """Save what a failed step was given, so that it can be looked at; returns where."""
-        path = self.run / f"failed_step_{self.step + 1}"
+        path = self.run / (f"failed_step_{self.step + 1}" + (f"_rank_{self.world.rank}" if self.world.size > 1 else ""))
         torch.save({"regions": batch.regions, "images": batch.images, "boxes": batch.boxes}, path.with_suffix(".pt"))
         program.save(path.with_suffix(".program.npz"))
         return f"the batch and its degradation program are in {path.with_suffix('.pt')} and {path.name}.program.npz"
 
+    def _all_unreadable(self) -> dict[int, str]:
+        """What any process could not read."""
+        return {index: reason for found in self.world.gather(self.unreadable) for index, reason in found.items()}
+
     def _save(self) -> None:
+        learner, self.unreadable = self.learner.state_dict(), self._all_unreadable()
+        if not self.world.main:
+            return
         save_checkpoint(
             self.run,
             {
                 "config": asdict(self.config),
                 "step": self.step,
-                "learner": (learner := self.learner.state_dict()),
+                "learner": learner,
                 "encoder": learner["encoder"],  # same tensors, stored once: where load_encoder looks
                 "unreadable": sorted(self.unreadable.items()),
                 "seconds": self.seconds,
@@ -221,6 +251,7 @@ class _Loop:
                 "table": self.table,
                 "space": self.space.fingerprint(),
                 "threads": torch.get_num_threads(),
+                "processes": self.world.size,
             },
         )
 
@@ -240,6 +271,7 @@ class _Loop:
             "versions": {"qpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "cpu": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": self.world.size,
         }
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -263,16 +295,31 @@ def _open_run(config: PretrainConfig, resume: bool) -> Path:
     return run
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"pretrain: device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} without a CUDA device")
-    return device
+def _check_world(config: PretrainConfig, world: World) -> None:
+    def require(name: str, rule: str, holds: bool) -> None:
+        if not holds:
+            raise InputError(
+                f"pretrain: {name} must be {rule} with {world.size} processes, got {getattr(config, name)!r}"
+            )
+
+    parts = world.size * config.accumulate
+    require("batch_images", f"a multiple of {parts} (processes x accumulate)", config.batch_images % parts == 0)
+    if config.pool_layout == "sharded" and config.mode == "moco":
+        require("pool_size", "a multiple of the number of processes", config.pool_size % world.size == 0)
+    if config.mode == "in_batch" and world.size > 1:  # a key there has a gradient, and stays where it is
+        require("batch_norm", "sync or local in in_batch mode", config.batch_norm != "shuffled")
+
+
+def _warn_about_sums(state: dict[str, Any]) -> None:
+    """Say on resume what makes sums round differently than before."""
+    now = {"threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    for name, count in now.items():
+        if state.get(name, 1) != count:
+            print(
+                f"pretrain: started with {state.get(name, 1)} {name}, going on with {count}: sums round differently, "
+                "so the weights will not be those of an uninterrupted run, byte for byte",
+                file=sys.stderr,
+            )
 
 
 def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
@@ -283,17 +330,6 @@ def _warn_about_pool(config: PretrainConfig, photographs: int) -> None:
             "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or usable)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Stop:

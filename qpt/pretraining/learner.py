@@ -1,7 +1,8 @@
 """One training step: patches of two compositions of each photograph in, loss and updated weights out.
 
 ``Learner`` owns everything a step changes (encoders, head, pool, optimiser) and is what a checkpoint holds. Called by
-``qpt.pretraining.engine``; relies on ``qpt.ops.contrastive`` for the loss and on ``qpt.pool`` for the negatives.
+``qpt.pretraining.engine``; relies on ``qpt.ops.contrastive`` for the loss, on ``qpt.pool`` for the negatives and on
+``qpt.pretraining.embed`` for embedding in chunks.
 """
 
 from __future__ import annotations
@@ -9,27 +10,45 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qpt.data.normalise import normalise
+from qpt.errors import InputError
 from qpt.models import build_encoder, load_encoder, projection_head
-from qpt.ops.contrastive import ContrastiveResult, contrastive_loss_with_stats
+from qpt.models.norm import synchronise
+from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.contrastive_distributed import distributed_contrastive_loss
 from qpt.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
+from qpt.pretraining.world import World
+
+_DEAL = 3  # first word of a seed: what the stream is for (see qpt.data.regions)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss, mean similarity of positives, of all negatives and of same-image negatives, and rows that had a
-    positive."""
+    """loss (of the whole batch); mean similarity of positives, of all negatives and of same-image negatives (nan
+    without any), and queries that had a positive (of this process)."""
 
     loss: float
     positive_similarity: float
     negative_similarity: float
     same_image_similarity: float
     valid_rows: int
+
+
+class Embedded(NamedTuple):
+    """What one batch, or a part of it, was embedded to: queries and keys [N, D], detached; their ids [N]."""
+
+    queries: Tensor
+    keys: Tensor
+    groups: Tensor
+    images: Tensor
 
 
 def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
@@ -42,18 +61,23 @@ def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
 
 class Learner:
     """The state of a pre-training run. Weights are drawn from ``config.seed`` without touching torch's global
-    generator."""
+    generator. world: the processes that share the batch; every one holds the same weights."""
 
-    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, world: World | None = None) -> None:
         self.config = config
         self.device = device
+        self.world = World() if world is None else world
+        self.updates = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             encoder = build_encoder(config.arch, config.width)
             head = projection_head(encoder.feature_dim, config.projection_dim)
         if config.init:
             encoder.load_state_dict(load_encoder(config.init).state_dict())
+        encoder.activation_checkpointing = config.activation_checkpointing
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
+        if self.world.size > 1 and config.batch_norm == "sync":
+            synchronise(self.query, device)
         # torch 2.13 on a CPU without AVX-512 corrupts memory in the backward pass of a narrow channels-last network.
         self.memory_format = torch.channels_last if config.width >= 8 else torch.contiguous_format
         self.query.to(device).to(memory_format=self.memory_format).train()  # type: ignore[call-overload]
@@ -62,84 +86,180 @@ class Learner:
         if config.mode == "moco":
             self.key = copy.deepcopy(self.query).requires_grad_(False)
             if config.pool_size:
-                dtype = getattr(torch, config.pool_dtype)
-                self.pool = NegativePool(config.pool_size, config.projection_dim, dtype=dtype, device=device)
+                rows = config.pool_size // (self.world.size if config.pool_layout == "sharded" else 1)
+                self.pool = NegativePool(
+                    rows, config.projection_dim, dtype=getattr(torch, config.pool_dtype), device=device
+                )
+        if config.compile:
+            for network in (self.query, self.key):
+                if network is not None:
+                    network["encoder"].compile()
         parameters = list(self.query.parameters())
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
         else:
             self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
-
-    def _embed(self, network: nn.ModuleDict, patches: Tensor) -> Tensor:
-        """(N, 3, s, s) -> (N, D) float32 of unit length."""
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            embedding = network["head"](network["encoder"](patches.contiguous(memory_format=self.memory_format)))
-        return nn.functional.normalize(embedding.float(), dim=1)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
 
     def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float) -> StepResult:
         """Forward, backward, update.
 
-        patches (r, 2, 3, s, s): the two patches of each composition; groups (r,) int64: one id per composition, never
-        used before; images (r,) int64: photograph of each row.  Raises InputError (from the loss) on NaN or infinite
-        embeddings.
+        patches (r, 2, 3, s, s) uint8: the two patches of each composition; groups (r,) int64: one id per composition,
+        never used before; images (r,) int64: photograph of each row, its compositions adjacent. Of several processes
+        each gives its part of the batch. Raises InputError if the loss or an embedding is not finite; weights, pool
+        and optimiser are then as they were.
         """
-        forward = self._in_batch if self.key is None else self._against_keys
-        result, queries, keys = forward(patches, groups, images)
+        loss, parts = self.gradients(patches, groups, images)
+        figures = torch.stack([loss, *self._similarities(parts)])
+        value, positive, negative, same = figures.tolist()  # the one wait for the device
+        if not math.isfinite(value):
+            raise InputError(f"pretrain: the loss must be finite, got {value}")
+        self.update(parts, lr)
+        queries = sum(len(part.queries) for part in parts) * (2 if self.key is None else 1)
+        return StepResult(value, positive, negative, same, queries)
+
+    def gradients(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, list[Embedded]]:
+        """The loss, 0-d, with its gradient left in the weights' ``grad``; and the parts that accumulation makes.
+
+        Nothing is read back from the device, and of the state only running batch-norm statistics change.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, parts = [], []
+        start, views = 0, self.config.compositions
+        for rows in deal(len(images) // views, views, self.config.accumulate, None):
+            own = slice(start, start := start + len(rows))
+            loss, embedded = self._backward(patches[own], groups[own], images[own])
+            losses.append(loss)
+            parts.append(embedded)
+        self.world.average_gradients(self.query.parameters())
+        return torch.stack(losses).mean(), parts
+
+    def update(self, parts: list[Embedded], lr: float) -> None:
+        """Move the weights along the gradients, the key encoder after them, and push the keys."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.updates += 1
         if self.key is not None:
             self._follow()
-            if self.pool is not None:
-                self.pool.push(keys, groups, images)
-        return StepResult(
-            loss=float(result.loss.detach()),
-            positive_similarity=float(result.positive_similarity),
-            negative_similarity=float(result.negative_similarity),
-            same_image_similarity=_same_image_similarity(queries, keys, images),
-            valid_rows=int(result.valid_rows),
-        )
+        if self.pool is not None:
+            for part in parts:
+                everyone = self.config.pool_layout == "replicated"
+                new = (part.keys, part.groups, part.images)
+                self.pool.push(*(self.world.gather_rows(rows) if everyone else rows for rows in new))
 
-    def _in_batch(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[ContrastiveResult, Tensor, Tensor]:
-        """Every patch is query and key of one encoder (SimCLR's arrangement)."""
-        both = self._embed(self.query, patches.transpose(0, 1).flatten(0, 1))
-        groups, images = groups.repeat(2), images.repeat(2)
-        result = self._loss(both, both, groups, images, exclude_self=True)
-        first, second = both.detach().chunk(2)
-        return result, first, second
+    def _backward(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, Embedded]:
+        """Loss of one part of the batch, and its share of the gradient; in moco mode ``symmetric`` takes it both ways
+        round."""
+        ways = (0, 1) if self.config.symmetric and self.key is not None else (0,)
+        losses, seen = [], []
+        for first in ways:
+            embeddings, keys, ids = self._embedded(patches, groups, images, first)
+            loss = self._loss(embeddings.values, keys, *ids)
+            self.scaler.scale(loss / (len(ways) * self.config.accumulate)).backward()
+            embeddings.backward()
+            losses.append(loss.detach())
+            seen.append((embeddings.values.detach(), keys.detach()))
+        queries, keys = seen[0]
+        if self.key is None:  # the two patches as they pair up
+            queries, keys = queries.unflatten(0, (-1, 2)).unbind(1)
+        return torch.stack(losses).mean(), Embedded(queries, keys, groups, images)
 
-    def _against_keys(
-        self, patches: Tensor, groups: Tensor, images: Tensor
-    ) -> tuple[ContrastiveResult, Tensor, Tensor]:
-        """First patches are queries, second ones keys of the EMA encoder (MoCo); ``symmetric`` adds the swap."""
-        assert self.key is not None
-        passes = []
-        for first in (0, 1) if self.config.symmetric else (0,):
-            queries = self._embed(self.query, patches[:, first])
-            with torch.no_grad():
-                keys = self._embed(self.key, patches[:, 1 - first])
-            negatives = self.config.in_batch_negatives
-            result = self._loss(queries, keys, groups, images, pool=self.pool, in_batch_negatives=negatives)
-            passes.append((result, queries.detach(), keys))
-        result, queries, keys = passes[0]
-        return result._replace(loss=torch.stack([each.loss for each, _, _ in passes]).mean()), queries, keys
+    def _embedded(
+        self, patches: Tensor, groups: Tensor, images: Tensor, first: int
+    ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor]]:
+        """Queries, keys and the ids of both. in_batch: every patch is both (SimCLR's arrangement); moco: patch
+        ``first`` is a query, the other a key of the EMA encoder."""
+        rng = np.random.default_rng([_DEAL, self.config.seed, self.updates])
+        straight, dealt = self._chunks(len(images), None), self._chunks(len(images), rng)
+        if self.key is None:
+            both = [torch.cat([2 * a, 2 * b + 1]) for a, b in zip(straight, dealt, strict=True)]
+            queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), both)
+            return queries, queries.values, (groups.repeat_interleave(2), images.repeat_interleave(2))
+        queries = Embeddings(self._embed_with(self.query), self.query, patches[:, first], straight)
+        return queries, self._keys(self.key, patches[:, 1 - first], dealt, rng), (groups, images)
 
-    def _loss(self, queries: Tensor, keys: Tensor, groups: Tensor, images: Tensor, **options: Any) -> ContrastiveResult:
-        return contrastive_loss_with_stats(
+    def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor], rng: np.random.Generator) -> Tensor:
+        """Keys without a graph. With shuffled batch norm the processes embed each other's (MoCo, arXiv 1911.05722)."""
+        embed = self._embed_with(network)
+        if self.world.size == 1 or self.config.batch_norm != "shuffled":
+            return embed_frozen(embed, patches, chunks)
+        counts = self.world.gather(len(patches))
+        views = self.config.compositions
+        dealt = [order.to(self.device) for order in deal(sum(counts) // views, views, self.world.size, rng)]
+        mine = self.world.gather_rows(patches)[dealt[self.world.rank]]
+        parts = torch.arange(len(mine), device=self.device).tensor_split(len(chunks))
+        keys = restore(dealt, [self.world.gather_rows(embed_frozen(embed, mine, [p for p in parts if len(p)]))])
+        start = sum(counts[: self.world.rank])
+        return keys[start : start + len(patches)]
+
+    def _chunks(self, rows: int, rng: np.random.Generator | None) -> list[Tensor]:
+        """Rows that one pass of the encoder takes, by ``chunk_images``. All processes make the same number of chunks,
+        whatever could not be read, for they normalise together."""
+        config = self.config
+        own = config.batch_images // self.world.size // config.accumulate
+        count = math.ceil(own / config.chunk_images) if config.chunk_images else 1
+        if config.batch_norm == "local":
+            rng = None
+        dealt = deal(rows // config.compositions, config.compositions, count, rng)
+        together = self.world.size > 1 and config.batch_norm == "sync"
+        return [chunk.to(self.device) for chunk in dealt if together or len(chunk)]
+
+    def _embed_with(self, network: nn.ModuleDict) -> Any:
+        """(n, 3, s, s) uint8 -> (n, D) float32 of unit length."""
+        dtype = getattr(torch, self.config.precision)
+
+        def embed(patches: Tensor) -> Tensor:
+            x = normalise(patches.contiguous(memory_format=self.memory_format), dtype)
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                embedding = network["head"](network["encoder"](x))
+            return nn.functional.normalize(embedding.float(), dim=1)
+
+        return embed
+
+    def _loss(self, queries: Tensor, keys: Tensor, groups: Tensor, images: Tensor) -> Tensor:
+        config = self.config
+        options: dict[str, Any] = {"exclude_self": True}
+        if self.key is not None:
+            options = {"pool": self.pool, "in_batch_negatives": config.in_batch_negatives}
+        if self.world.size > 1:
+            options |= {"keys_travel": config.keys_travel, "pool_layout": config.pool_layout}
+        call = contrastive_loss if self.world.size == 1 else distributed_contrastive_loss
+        return call(
             queries,
             keys,
             query_groups=groups,
             key_groups=groups,
             query_images=images,
             key_images=images,
-            temperature=self.config.temperature,
-            same_image_weight=self.config.same_image_weight,
+            temperature=config.temperature,
+            same_image_weight=config.same_image_weight,
             **options,
         )
+
+    @torch.no_grad()
+    def _similarities(self, parts: list[Embedded]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean similarity of positives, of all negatives and of same-image negatives of this process; from sums of
+        embeddings, so that no similarity but the positives' is computed."""
+        views = self.config.compositions
+        pairs = sum(len(part.queries) for part in parts)
+        positive = torch.stack([(part.queries * part.keys).sum() for part in parts]).sum()
+        blocks = [(part.queries.unflatten(0, (-1, views)), part.keys.unflatten(0, (-1, views))) for part in parts]
+        images = torch.stack([(q.sum(1) * k.sum(1)).sum() for q, k in blocks]).sum()
+        same = (images - positive) / (pairs * (views - 1)) if views > 1 else positive * math.nan
+        total, count = positive * 0, 0
+        if self.key is None or self.config.in_batch_negatives:
+            for part in parts:
+                total = total + (part.queries.sum(0) * part.keys.sum(0)).sum()
+                count += len(part.queries) ** 2
+            total, count = total - positive, count - pairs
+        if self.pool is not None and len(self.pool):
+            queries = torch.stack([part.queries.sum(0) for part in parts]).sum(0)
+            total = total + (queries * self.pool.keys.sum(0, dtype=torch.float32)).sum()
+            count += pairs * len(self.pool)
+        return positive / pairs, total / count if count else positive * math.nan, same
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -149,33 +269,36 @@ class Learner:
             mine.lerp_(leader, 1.0 - self.config.momentum)
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds; the same on every process, which all must ask for it. Tensors are not copied."""
+        pool = None if self.pool is None else self.pool.state_dict()
+        sharded = self.config.pool_layout == "sharded"
         return {
             "encoder": self.query["encoder"].state_dict(),
             "head": self.query["head"].state_dict(),
             "key": None if self.key is None else self.key.state_dict(),
-            "pool": None if self.pool is None else self.pool.state_dict(),
+            "pool": self.world.gather(pool) if sharded else pool,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a ``state_dict`` in; InputError if a sharded pool is that of another number of processes."""
         self.query["encoder"].load_state_dict(state["encoder"])
         self.query["head"].load_state_dict(state["head"])
         if self.key is not None:
             self.key.load_state_dict(state["key"])
         if self.pool is not None:
-            self.pool.load_state_dict(state["pool"])
+            pool = state["pool"]
+            if isinstance(pool, list):
+                if len(pool) != self.world.size:
+                    raise InputError(
+                        f"pretrain: the number of processes must be {len(pool)}, as before, for a sharded pool, "
+                        f"got {self.world.size}"
+                    )
+                pool = pool[self.world.rank]
+            self.pool.load_state_dict(pool)
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-@torch.no_grad()
-def _same_image_similarity(queries: Tensor, keys: Tensor, images: Tensor) -> float:
-    """Mean similarity of a query and the keys of the same photograph's other compositions; nan when there are none.
-
-    Rows of one photograph are adjacent, so only pairs a few rows apart need looking at.
-    """
-    total, count, shift = 0.0, 0, 1
-    while shift < len(images) and bool((same := images[shift:] == images[:-shift]).any()):
-        total += float((queries[shift:] * keys[:-shift]).sum(1)[same].sum())
-        count += int(same.sum())
-        shift += 1
-    return total / count if count else math.nan
+        self.updates = state.get("updates", 0)
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,102 @@
+"""Batch norm as pre-training needs it: statistics over all processes, and passes that leave running ones alone.
+
+Called by ``qpt.models.resnet`` and by pre-training (``learner``, ``embed``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by the batch, as in training, without touching running means, variances and counts."""
+    # A rate of 0, not track_running_stats = False: that would save other tensors, which checkpointing refuses.
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [(module.momentum, module.num_batches_tracked) for module in norms]
+    for module in norms:
+        module.momentum, module.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for module, (momentum, batches) in zip(norms, kept, strict=True):
+            module.momentum, module.num_batches_tracked = momentum, batches
+
+
+def synchronise(network: nn.Module, device: torch.device) -> None:
+    """Turn every batch norm inside into one whose statistics are those of all processes; weights and names stay."""
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = GlooBatchNorm2d
+
+
+class GlooBatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` over the batches of all processes, for CPUs (``nn.SyncBatchNorm`` takes CUDA tensors only).
+
+    In training every process of the default group must call it, with any number of rows, 0 too. The gradient is
+    that of one process with all rows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.momentum is not None  # the encoders have no cumulative average
+            rate = self.momentum
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(variance * (count / (count - 1)), rate)
+        return y
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over all processes' (N, H, W)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        channels = x.shape[1]
+        own = wide.numel() // channels
+        # Mean and squared distance from it, first of this process, then put together as Chan et al. (1979) do: a
+        # difference of squares would cancel.
+        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0) if own else (wide.new_zeros(channels),) * 2
+        message = torch.cat([mean, variance * own, mean.new_tensor([own])])
+        everyone = [torch.empty_like(message) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, message)
+        means, distances, counts = torch.stack(everyone).split([channels, channels, 1], 1)
+        count = counts.sum()
+        mean = (means * counts).sum(0) / count
+        variance = (distances + counts * (means - mean).square()).sum(0) / count
+        scale = torch.rsqrt(variance + eps)
+        normal = (wide - _over(mean)) * _over(scale)
+        ctx.save_for_backward(normal, weight, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return (normal * _over(weight) + _over(bias)).to(x.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        normal, weight, scale, count = ctx.saved_tensors
+        wide = upstream.to(normal.dtype)
+        for_bias, for_weight = wide.sum((0, 2, 3)), (wide * normal).sum((0, 2, 3))
+        sums = torch.cat([for_bias, for_weight])
+        dist.all_reduce(sums)
+        mean, along = (sums / count).chunk(2)
+        gradient = (wide - _over(mean) - normal * _over(along)) * _over(scale * weight)
+        return gradient.to(upstream.dtype), for_weight, for_bias, None
+
+
+def _over(channels: Tensor) -> Tensor:
+    return channels[:, None, None]

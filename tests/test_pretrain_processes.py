@@ -1,0 +1,185 @@
+"""Pre-training in several processes: batch norm, gradients, loss curves, resume and signals beside a single process."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qpt import InputError, PretrainConfig, pretrain
+from qpt.demo import wheel_photographs
+from qpt.models.encoder import read_checkpoint
+from qpt.pretraining.engine import _check_world
+from qpt.pretraining.world import World, join
+from tests.test_contrastive_distributed import run
+from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tensors, tiny  # noqa: F401
+
+SETTINGS = {"boxes": "shared", "batch_images": 8, "checkpoint_every": 4, "log_every": 1, "lr": 1e-3, "width": 8}
+
+
+def start(config: PretrainConfig, size: int, *extra: str) -> subprocess.Popen[bytes]:
+    """``qpt pretrain`` in ``size`` processes, as a user starts it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}", "-m", "qpt"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "pretrain", *flags(config), *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    )
+
+
+def finish(config: PretrainConfig, size: int, *extra: str) -> None:
+    child = start(config, size, *extra)
+    _, stderr = child.communicate(timeout=300)
+    assert child.returncode == 0, stderr.decode()
+
+
+def losses(run_folder: str) -> np.ndarray:
+    return np.array([float(row["loss"]) for row in log_rows(Path(run_folder))])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_batch_norm_over_processes_is_that_of_one(size: int, tmp_path: Path) -> None:
+    run(size, tmp_path, "normalise_together")
+
+
+def test_processes_tell_each_other_rows_sums_gradients_and_errors(tmp_path: Path) -> None:
+    run(3, tmp_path, "tell_each_other")
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs of scikit-image's wheel in one folder."""
+    folder = tmp_path_factory.mktemp("real")
+    for path in wheel_photographs():
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (2, {"mode": "moco"}),
+        (2, {"mode": "moco", "pool_layout": "sharded", "keys_travel": "ring", "symmetric": True}),
+        (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw", "lr": 1e-6}),
+        (4, {"mode": "moco"}),
+        (4, {"mode": "in_batch", "lr": 1e-5}),
+    ],
+    ids=str,
+)
+def test_processes_follow_the_curve_of_one(real: Path, tmp_path: Path, size: int, options: dict[str, Any]) -> None:
+    """Same batches, batch norm over all: the loss of 20 steps within 1e-4 of the single process's, relatively. A
+    network that moves faster magnifies roundings; at these rates half the gradient would show in the second figure."""
+    settings = {**SETTINGS, "patch_size": 48, "lr": 1e-4, "steps": 20, **options}
+    config = tiny(real, tmp_path / "one", **settings)
+    pretrain(config)
+    many = dataclasses.replace(config, out=str(tmp_path / "many"))
+    finish(many, size)
+    assert len(losses(many.out)) == 20
+    np.testing.assert_allclose(losses(many.out), losses(config.out), rtol=1e-4)
+    assert read_checkpoint(Path(many.out))["processes"] == size
+    slower = dataclasses.replace(config, out=str(tmp_path / "slower"), lr=config.lr / 2)
+    pretrain(slower)
+    assert np.abs(losses(slower.out) / losses(config.out) - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shuffled_batch_norm_trains_and_embeds_every_key_once(
+    photographs: Path,  # noqa: F811
+    tmp_path: Path,
+    size: int,
+) -> None:
+    """Keys travel to other processes and back: with frozen statistics (eval) they would be those of one process."""
+    run(size, tmp_path, "shuffle_keys")
+    config = tiny(
+        photographs, tmp_path / "run", **{**SETTINGS, "steps": 3, "batch_norm": "shuffled", "chunk_images": 2}
+    )
+    finish(config, size)
+    assert np.isfinite(losses(config.out)).all()
+
+
+@pytest.mark.parametrize(("size", "layout"), [(2, "replicated"), (2, "sharded"), (4, "replicated")])
+def test_stopped_and_resumed_processes_end_in_the_same_bytes(
+    photographs: Path,  # noqa: F811
+    tmp_path: Path,
+    size: int,
+    layout: str,
+) -> None:
+    """SIGTERM to one of them stops all after the same step; the rest is as if nothing had happened."""
+    config = tiny(photographs, tmp_path / "whole", **{**SETTINGS, "steps": 12, "pool_layout": layout})
+    finish(config, size)
+    stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
+    child = start(stopped, size)
+    log, deadline = Path(stopped.out) / "log.csv", time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 3):
+        time.sleep(0.01)
+    workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    assert len(workers) == size
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(workers[-1]), signal.SIGTERM)
+    child.communicate(timeout=120)
+    assert 3 <= read_checkpoint(Path(stopped.out))["step"] <= 12
+    finish(stopped, size, "--resume")
+    assert_same_bytes(Path(config.out), Path(stopped.out))
+    assert [row["step"] for row in log_rows(Path(stopped.out))] == [str(step) for step in range(1, 13)]
+
+
+def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = tiny(photographs, tmp_path / "one", **{**SETTINGS, "steps": 2})
+    pretrain(config)
+    many = dataclasses.replace(config, out=str(tmp_path / "many"))
+    finish(many, 2)
+    one, two = (tensors(read_checkpoint(Path(run.out))) for run in (config, many))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batch_images": 10, "accumulate": 5}, "batch_images must be a multiple of 20"),
+        ({"pool_layout": "sharded", "pool_size": 30}, "pool_size must be a multiple of the number of processes"),
+        ({"mode": "in_batch", "batch_norm": "shuffled"}, "batch_norm must be sync or local in in_batch mode"),
+    ],
+)
+def test_settings_that_need_other_processes(options: dict[str, Any], named: str) -> None:
+    config = PretrainConfig("data", "out", **{"batch_images": 8, **options})
+    with pytest.raises(InputError, match=named):
+        _check_world(config, World(rank=0, size=4))
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
+def test_a_half_set_environment_is_refused() -> None:
+    with environment(WORLD_SIZE="2", RANK="0"), pytest.raises(InputError, match="LOCAL_RANK"), join("cpu"):
+        pass
+
+
+def test_a_world_of_one_sends_nothing() -> None:
+    with environment(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"), join("cpu") as (world, device):
+        assert world == World() and device.type == "cpu" and not torch.distributed.is_initialized()
+    assert world.sum(3, 4) == [3, 4] and world.gather("x") == ["x"] and world.share(6) == slice(0, 6)
+
+
+def test_errors_of_the_first_process_reach_all(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    child = start(tiny(photographs, tmp_path / "run", **SETTINGS), 2)
+    _, stderr = child.communicate(timeout=120)
+    assert child.returncode != 0 and b"out must be a new or empty folder" in stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
