@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from qpt.data.boxes import draw_pair
+from qpt.data.boxes import check_boxes, draw_boxes
 from qpt.data.images import UNREADABLE, load_rgb
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: what the stream is for
@@ -26,7 +26,7 @@ _SAMPLE, _ORDER = 1, 2  # first word of a seed: what the stream is for
 
 @dataclass(frozen=True)
 class Region:
-    """One sample. pixels (R, R, 3) uint8; boxes (compositions, 2, 2) int32 (top, left); seed for its programs."""
+    """One sample. pixels (R, R, 3) uint8; boxes (compositions, patches, 2) int32 (top, left); seed for its programs."""
 
     index: int
     pixels: Tensor
@@ -36,8 +36,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Batch:
-    """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, 2, 2) int32 ·
-    program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch."""
+    """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, patches, 2)
+    int32 · program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch."""
 
     regions: Tensor
     images: Tensor
@@ -81,16 +81,19 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         patch_size: int,
         iou: tuple[float, float],
         compositions: int,
+        patches: int = 2,
         shared_boxes: bool,
         resize_shorter: int,
         cache_mib: int,
     ) -> None:
+        check_boxes(patches, patch_size, region_size, *iou)
         self.files = files
         self.seed = seed
         self.region_size = region_size
         self.patch_size = patch_size
         self.iou = iou
         self.compositions = compositions
+        self.patches = patches
         self.shared_boxes = shared_boxes
         self.resize_shorter = resize_shorter
         self._cache: dict[int, NDArray[np.uint8]] = {}
@@ -119,11 +122,11 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         except UNREADABLE as error:
             return index, f"{type(error).__name__}: {error}"
         pixels = cut_region(image, self.region_size, rng)
-        pairs = [
-            draw_pair(rng, self.patch_size, self.region_size, *self.iou)
+        drawn = [
+            draw_boxes(rng, self.patches, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
         ]
-        boxes = np.stack(pairs * (self.compositions if self.shared_boxes else 1))
+        boxes = np.stack(drawn * (self.compositions if self.shared_boxes else 1))
         return Region(index, torch.from_numpy(pixels.copy()), torch.from_numpy(boxes), int(rng.integers(0, 2**63)))
 
 

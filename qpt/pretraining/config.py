@@ -171,6 +171,11 @@ class PretrainConfig:
         """Side of the region in pixels."""
         return self.region_size or 2 * self.patch_size
 
+    @property
+    def rows_alike(self) -> int:
+        """Adjacent rows of a batch, one for each composition of a photograph, whose patches are positives."""
+        return self.compositions if self.positives == "image" else 1
+
     def save(self, path: Path) -> None:
         """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""
         settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "out")}

@@ -81,6 +81,7 @@ def _pretrain(
         patch_size=config.patch_size,
         iou=(config.iou_min, config.iou_max),
         compositions=config.compositions,
+        patches=config.patches,
         shared_boxes=config.boxes == "shared",
         resize_shorter=config.resize_shorter,
         cache_mib=config.cache_mib,
@@ -197,7 +198,7 @@ class _Loop:
         rows = len(program)
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
-        groups = torch.arange(base, base + rows, device=self.learner.device)
+        groups = base + torch.arange(rows, device=self.learner.device) // self.config.rows_alike
         images = batch.images.repeat_interleave(compositions).to(self.learner.device)
         try:
             result = self.learner.step(patches, groups, images, lr)
