@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import study_tables
 from benchmarks.bench_contrastive import SWEEP
 from benchmarks.harness import RESULTS, Report, Row, markdown
 
