@@ -19,6 +19,7 @@ NAMES = {
     "resources": "benchmarks.resources",
     "roofline_degrade": "benchmarks.roofline_degrade",
     "score": "benchmarks.bench_score",
+    "step": "benchmarks.bench_step",
 }
 
 

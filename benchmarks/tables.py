@@ -154,6 +154,7 @@ def render() -> dict[Path, str]:
             "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
             "paired": paired_lines(seeds),
             **{name: benchmark_table(name) for name in TABLES},
+            **({"study": study_tables.markdown(load("study"))} if (RESULTS / "study.json").is_file() else {}),
         },
     }
     files = {}

@@ -60,7 +60,8 @@ class PretrainConfig:
         warmup_steps: linear warm-up, before the cosine decay to zero.
         chunk_images: photographs embedded at a time, by each process: memory is that of so many, the loss that of all
             (gradient caching, one more forward pass); 0 for the whole batch at once. Batch norm is over a chunk.
-        accumulate: parts of the batch that have a loss of their own, one after another, before the weights move.
+        accumulate: parts of the batch that have a loss of their own, one after another, before the weights move; of
+            several processes each divides its own share.
         activation_checkpointing: keep only the input of each residual block, and compute the rest a second time.
         compile: compile the encoder with torch.compile.
         precision: arithmetic of the encoder; the loss is always float32. float16 scales the gradient.
@@ -68,7 +69,8 @@ class PretrainConfig:
             shuffled: of one process, and keys are dealt to the processes anew (moco mode); in both, keys are dealt to
             chunks anew, so that none shares one with its query. local: of one process, in order; keys leak.
         keys_travel: how processes see each other's keys: gather (all at once) or ring (one block at a time).
-        pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds its part).
+        pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
+            forgets its own part).
         device: auto, cpu, cuda, cuda:1, ...
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.

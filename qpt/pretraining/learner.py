@@ -28,7 +28,7 @@ from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
 from qpt.pretraining.optimisers import build_optimizer
 from qpt.pretraining.world import World
 
-_DEAL = 3  # first word of a seed: what the stream is for (see qpt.data.regions)
+_TO_CHUNKS, _TO_PROCESSES = 3, 4  # first word of a seed: what the stream is for (see qpt.data.regions)
 
 
 @dataclass(frozen=True)
@@ -172,23 +172,24 @@ class Learner:
     ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Queries, keys and the (groups, images) of each. in_batch: every patch is both (SimCLR's arrangement); moco:
         patch ``first`` is a query, the others are keys of the EMA encoder."""
-        rng = np.random.default_rng([_DEAL, self.config.seed, self.updates])
-        straight, each = self._chunks(len(images), None), self.config.patches
+        straight, rng, each = self._chunks(len(images), None), self._random(_TO_CHUNKS), self.config.patches
         if self.key is None:
             dealt = [straight, *(self._chunks(len(images), rng) for _ in range(each - 1))]
-            chunks = [
-                torch.cat([each * part + p for p, part in enumerate(parts)]) for parts in zip(*dealt, strict=True)
-            ]
+            chunks = [torch.cat([each * rows + p for p, rows in enumerate(part)]) for part in zip(*dealt, strict=True)]
             queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), chunks)
             ids = groups.repeat_interleave(each), images.repeat_interleave(each)
             return queries, queries.values, ids, ids
         queries = Embeddings(self._embed_with(self.query), self.query, patches[:, first], straight)
         others = patches[:, [p for p in range(each) if p != first]]
-        keys = self._keys(self.key, others, self._chunks(len(images), rng), rng).flatten(0, 1)
+        keys = self._keys(self.key, others, self._chunks(len(images), rng)).flatten(0, 1)
         key_ids = groups.repeat_interleave(each - 1), images.repeat_interleave(each - 1)
         return queries, keys, (groups, images), key_ids
 
-    def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor], rng: np.random.Generator) -> Tensor:
+    def _random(self, purpose: int) -> np.random.Generator:
+        """One of this step, the same on all processes however much another purpose has drawn on each."""
+        return np.random.default_rng([purpose, self.config.seed, self.updates])
+
+    def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor]) -> Tensor:
         """(N, p, 3, s, s) -> (N, p, D) keys without a graph. With shuffled batch norm the processes embed each other's
         (MoCo, arXiv 1911.05722)."""
         embed_patches = self._embed_with(network)
@@ -199,7 +200,7 @@ class Learner:
         if self.world.size == 1 or self.config.batch_norm != "shuffled":
             return embed_frozen(embed, patches, chunks)
         counts = self.world.gather(len(patches))
-        views = self.config.compositions
+        views, rng = self.config.compositions, self._random(_TO_PROCESSES)
         dealt = [order.to(self.device) for order in deal(sum(counts) // views, views, self.world.size, rng)]
         mine = self.world.gather_rows(patches)[dealt[self.world.rank]]
         parts = torch.arange(len(mine), device=self.device).tensor_split(len(chunks))

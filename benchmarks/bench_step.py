@@ -1,0 +1,152 @@
+"""One pre-training step: what degradations and loss take of it, and what its ways of saving memory cost.
+
+Run by ``python -m benchmarks step``: ResNet-18 at 160 px, 64 photographs x 2 compositions x 2 patches, a full pool of
+65,536 keys. The step is the one ``qpt pretrain`` runs (``Learner.step``); degradations and loss are also timed alone,
+in the same rounds. Peaks are of tensors, beyond weights, optimiser and pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.bench_degrade import photographs
+from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.data.boxes import draw_pair
+from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.degrade import degrade_patches
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.learner import Learner
+from qpt.space import DegradationSpace
+
+HELP = "milliseconds of a pre-training step and of its parts, and what gradient caching and checkpointing cost"
+STEP = "step without degradations"
+LOSS_ALLOWED = 1e-4  # relative, between the loss and its definition with all logits
+
+
+@dataclass(frozen=True)
+class StepReport(Report):
+    """A report with the share that degradations and loss have of a whole step."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def run(settings: Settings) -> StepReport:
+    """Times the parts and the step in interleaved rounds."""
+    small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
+    config = _config(**small)
+    regions = photographs(config.batch_images, config.region)
+    patches = _degraded(config, regions)
+    cases = [
+        _degrade_case(config, regions),
+        _loss_case(config),
+        _step_case(config, patches, small),
+    ]
+    rows = measure(cases, settings.rounds, warmup=1)
+    figures = shares(rows)
+    return StepReport("step", rows, remarks=[_remark(figures)], figures=figures)
+
+
+def shares(rows: list[Row]) -> dict[str, float]:
+    """Degradations, loss and both over the whole step, degradations included."""
+    times = {row.op: row.median_ms for row in rows if row.backend == "qpt"}
+    whole = times["degradations"] + times[STEP]
+    parts = {name: times[name] / whole for name in ("degradations", "loss")}
+    return {**parts, "both": sum(parts.values())}
+
+
+def _remark(figures: dict[str, float]) -> str:
+    shown = {name: f"{share:.1%}" for name, share in figures.items()}
+    return f"Of the whole step degradations take {shown['degradations']}, the loss {shown['loss']}: {shown['both']}."
+
+
+def _config(**changes: Any) -> PretrainConfig:
+    settings: dict[str, Any] = {"arch": "resnet18", "width": 64, "patch_size": 160, "batch_images": 64, **changes}
+    return PretrainConfig("-", "-", mode="moco", **settings)
+
+
+def _degraded(config: PretrainConfig, regions: torch.Tensor) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    size, views = config.patch_size, config.compositions
+    pairs = np.stack([draw_pair(rng, size, config.region, config.iou_min, config.iou_max) for _ in regions])
+    program = DegradationSpace.named(config.space).sample_seeded(torch.arange(len(regions)), views=views)
+    boxes = torch.from_numpy(pairs).repeat_interleave(views, 0)
+    return degrade_patches(regions, program, boxes, size, dtype=torch.uint8)
+
+
+def _degrade_case(config: PretrainConfig, regions: torch.Tensor) -> Case:
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        if not torch.equal(answers["qpt"], _degraded(config, regions)):
+            raise Disagreement("step: degradations must be the same bytes every time")
+        return {}
+
+    shape = f"{len(regions)} x {config.compositions} x 2 patches of {config.patch_size} px"
+    return Case("degradations", shape, len(regions), [Contender("qpt", lambda: _degraded(config, regions))], agree)
+
+
+def _unit(rows: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def _loss_case(config: PretrainConfig) -> Case:
+    rows = config.batch_images * config.compositions
+    queries, keys, pool = (
+        _unit(n, config.projection_dim, seed) for seed, n in enumerate((rows, rows, config.pool_size))
+    )
+    groups, images = torch.arange(rows), torch.arange(config.batch_images).repeat_interleave(config.compositions)
+    pool_groups = torch.arange(config.pool_size) + rows
+
+    def loss() -> torch.Tensor:
+        leaf = queries.clone().requires_grad_()
+        value = contrastive_loss(
+            leaf, keys, query_groups=groups, key_groups=groups, query_images=images, key_images=images,
+            pool=pool, pool_groups=pool_groups, pool_images=pool_groups, temperature=config.temperature,
+        )  # fmt: skip
+        value.backward()
+        return value.detach()
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        logits = queries @ torch.cat([keys, pool]).T / config.temperature
+        wanted = torch.nn.functional.cross_entropy(logits, groups)
+        difference = float((answers["qpt"] - wanted).abs() / wanted)
+        if not difference <= LOSS_ALLOWED:
+            raise Disagreement(f"step: the loss is {difference:.2g} from cross-entropy over all logits")
+        return {"relative_to_cross_entropy": difference}
+
+    shape = f"N={rows} K={rows}+{config.pool_size} D={config.projection_dim}, forward + gradient"
+    return Case("loss", shape, config.batch_images, [Contender("qpt", loss)], agree)
+
+
+def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, Any]) -> Case:
+    chunk = config.batch_images // 4
+    ways = {
+        "qpt": config,
+        f"qpt, chunks of {chunk} photographs": _config(**small, chunk_images=chunk),
+        "qpt, activation checkpointing": _config(**small, activation_checkpointing=True),
+    }
+    images = torch.arange(config.batch_images).repeat_interleave(config.compositions)
+    learners = {name: _filled(Learner(way, torch.device("cpu"))) for name, way in ways.items()}
+
+    def step(learner: Learner) -> float:
+        assert learner.pool is not None
+        return learner.step(patches, learner.pool.new_groups(len(images)), images, 1e-6).loss
+
+    def agree(answers: dict[str, Any]) -> dict[str, float]:
+        if not np.isfinite(list(answers.values())).all():
+            raise Disagreement(f"step: losses must be finite, got {answers}")
+        return {"loss_of_checkpointing_minus_plain": answers["qpt, activation checkpointing"] - answers["qpt"]}
+
+    shape = f"{config.arch}, width {config.width}, {len(images)} queries and keys of {config.patch_size} px"
+    contenders = [Contender(name, lambda learner=learner: step(learner)) for name, learner in learners.items()]
+    return Case(STEP, shape, config.batch_images, contenders, agree, peak=True)
+
+
+def _filled(learner: Learner) -> Learner:
+    """With a full pool, as all but the first steps of a run have it."""
+    pool = learner.pool
+    assert pool is not None
+    pool.push(_unit(pool.capacity, pool.dim, 9), pool.new_groups(pool.capacity), torch.arange(pool.capacity))
+    return learner
