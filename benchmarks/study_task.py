@@ -28,7 +28,6 @@ from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.run import encoder_views, untrained_encoder
 from qpt.evaluate.table import read_table
 from qpt.models import ResNet, load_encoder
-from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.checkpoint import save_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
@@ -148,7 +147,7 @@ def collect(folder: Path) -> dict[str, Any] | None:
         "seed": task["config"]["seed"],
         "kind": task["kind"],
         "config": {key: Path(value).name if key in PATHS else value for key, value in task["config"].items()},
-        "steps": read_checkpoint(checkpoint)["step"],
+        "steps": summary["steps"],
         "seconds": summary["seconds"],
         "run": {key: summary[key] for key in named if key in summary},
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
