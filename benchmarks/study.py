@@ -172,7 +172,13 @@ class Study:
                     return study_task.STOPPED
                 child = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
                 self._children.add(child)
-            status = child.wait()
+            status = None
+            while status is None:
+                try:
+                    status = child.wait(timeout=2)
+                except subprocess.TimeoutExpired:
+                    if self.stopped:  # asked in its last step, a run ends and its evaluation begins
+                        child.terminate()
             with self._lock:
                 self._children.discard(child)
         return status
