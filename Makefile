@@ -5,6 +5,8 @@
 PYTHON ?= python3
 DATA ?=
 BIN = .venv/bin
+# Files of tests side by side: most tests use one core.
+PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 NATIVE = $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.hpp')
 
@@ -14,10 +16,10 @@ demo: .venv/installed
 	$(BIN)/python -m qpt.demo --out runs/demo $(if $(DATA),--data "$(DATA)")
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 verify: .venv/installed
-	QPT_LONG=1 $(BIN)/python -m pytest --timeout 3600 --summary docs/verify/$$(date +%F).md
+	QPT_LONG=1 $(BIN)/python -m pytest $(PARALLEL) --timeout 3600 --summary docs/verify/$$(date +%F).md
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -28,12 +28,18 @@ RUNGS = {
 
 
 class Ladder:
-    """Counts outcomes per rung; an outcome is passed, failed or skipped."""
+    """Counts outcomes per rung, of tests in other processes too; an outcome is passed, failed or skipped."""
 
     def __init__(self) -> None:
-        self.rung_of: dict[str, str] = {}
         self.outcomes: dict[str, Counter[str]] = {rung: Counter() for rung in RUNGS}
         self.started = time.time()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # One outcome a test: its call, or its set-up where it did not get as far as a call.
+        if report.when == "call" or (report.when == "setup" and not report.passed):
+            for name, value in report.user_properties:
+                if name == "rung":
+                    self.outcomes[str(value)][report.outcome] += 1
 
     def missing(self) -> list[str]:
         return [rung for rung, outcomes in self.outcomes.items() if not outcomes["passed"]]
@@ -60,24 +66,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rung(name): the rung of the no-GPU ladder a test belongs to")
     config.stash[LADDER] = Ladder()
+    config.pluginmanager.register(config.stash[LADDER], "ladder")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in item.iter_markers("rung"):
             if marker.args[0] not in RUNGS:
                 raise pytest.UsageError(f"{item.nodeid}: no rung {marker.args[0]!r}; the rungs are {', '.join(RUNGS)}")
-            config.stash[LADDER].rung_of[item.nodeid] = marker.args[0]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
-    report = yield
-    ladder = item.config.stash[LADDER]
-    # One outcome a test: its call, or its set-up where it did not get as far as a call.
-    if item.nodeid in ladder.rung_of and (report.when == "call" or (report.when == "setup" and not report.passed)):
-        ladder.outcomes[ladder.rung_of[item.nodeid]][report.outcome] += 1
-    return report
+            item.user_properties.append(("rung", marker.args[0]))  # goes with the report, from another process too
 
 
 def whole_suite(config: pytest.Config) -> bool:
