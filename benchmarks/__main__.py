@@ -27,6 +27,11 @@ NAMES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code (2 for an error of the user's, 1 if contenders disagree)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["study"]:  # hours of runs rather than timed rounds: a command line of its own
+        from benchmarks import study
+
+        return study.main(arguments[1:])
     modules = {name: importlib.import_module(module) for name, module in NAMES.items()}
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks import study_tables
 from benchmarks.bench_contrastive import SWEEP
 from benchmarks.harness import RESULTS, Report, Row, markdown
 
@@ -153,6 +154,7 @@ def render() -> dict[Path, str]:
             "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
             "paired": paired_lines(seeds),
             **{name: benchmark_table(name) for name in TABLES},
+            **({"study": study_tables.markdown(load("study"))} if (RESULTS / "study.json").is_file() else {}),
         },
     }
     files = {}

@@ -216,7 +216,7 @@ def shuffle_keys(rank: int, size: int) -> None:
     assert learner.key is not None
     learner.key.eval()  # statistics of no batch: a key depends on its own patch alone
     images = 8 // size - (rank == 0)  # the first could not read one
-    patches = torch.randint(0, 256, (2 * images, 3, 16, 16), dtype=torch.uint8)
+    patches = torch.randint(0, 256, (2 * images, 2, 3, 16, 16), dtype=torch.uint8)  # two keys of a composition
     keys = learner._keys(learner.key, patches, learner._chunks(2 * images, None))
     with torch.no_grad():
-        assert torch.allclose(keys, learner._embed_with(learner.key)(patches), atol=1e-5)
+        assert torch.allclose(keys.flatten(0, 1), learner._embed_with(learner.key)(patches.flatten(0, 1)), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Patch pairs: the overlap rule holds for every draw, exactly."""
+"""Patch pairs and more: the overlap rule holds for every draw, exactly."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt import InputError
-from qpt.data.boxes import draw_pair, overlap_offsets
+from qpt.data.boxes import draw_boxes, draw_pair, overlap_offsets
 
 
 def iou(a: np.ndarray, b: np.ndarray, side: int) -> float:
@@ -60,3 +60,41 @@ def test_all_four_diagonal_directions_and_both_orders_appear() -> None:
 def test_impossible_rules_are_refused(arguments: tuple[int, int, float, float], named: str) -> None:
     with pytest.raises(InputError, match=named):
         overlap_offsets(*arguments)
+
+
+@given(
+    patch=st.integers(8, 40),
+    extra=st.integers(-3, 40),
+    seed=st.integers(0, 2**32),
+    patches=st.integers(2, 9),
+    low=st.sampled_from([0.0, 0.1, 0.25]),
+)
+def test_every_further_patch_overlaps_the_first_and_none_comes_twice(
+    patch: int, extra: int, seed: int, patches: int, low: float
+) -> None:
+    region = 2 * patch + extra
+    boxes = draw_boxes(np.random.default_rng(seed), patches, patch, region, low, 0.3)
+    assert boxes.shape == (patches, 2) and boxes.dtype == np.int32
+    assert (boxes >= 0).all() and (boxes <= region - patch).all()
+    assert len(np.unique(boxes, axis=0)) == patches
+    for box in boxes[1:]:
+        assert low <= iou(boxes[0], box, patch) <= 0.3
+
+
+def test_two_patches_are_a_pair() -> None:
+    pair = draw_pair(np.random.default_rng(3), 16, 40, 0.1, 0.3)
+    assert np.array_equal(draw_boxes(np.random.default_rng(3), 2, 16, 40, 0.1, 0.3), pair)
+
+
+def test_a_tight_rule_yields_every_patch_it_has_room_for() -> None:
+    """Side 4 in a region of 7, IoU up to 0.1: the others of a corner are at (2, 3), (3, 2) and (3, 3)."""
+    room = len(overlap_offsets(4, 7, 0.01, 0.1))
+    assert room == 3
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        boxes = draw_boxes(rng, room + 1, 4, 7, 0.01, 0.1)
+        assert len(np.unique(boxes, axis=0)) == room + 1
+    with pytest.raises(InputError, match=f"patches must be between 2 and {room + 1}"):
+        draw_boxes(rng, room + 2, 4, 7, 0.01, 0.1)
+    with pytest.raises(InputError, match="patches must be between 2"):
+        draw_boxes(rng, 1, 4, 7, 0.01, 0.1)

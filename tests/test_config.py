@@ -39,6 +39,9 @@ def test_save_and_load_are_inverse(
         ("same_image_weight", -0.5),
         ("momentum", 1.5),
         ("arch", "vgg16"),
+        ("patches", 1),
+        ("positives", "photograph"),
+        ("trust_coefficient", 0.0),
         ("seed", True),
         ("data", 3),
     ],
@@ -69,6 +72,11 @@ def test_differences_name_what_matters() -> None:
     other = dataclasses.replace(base, data="elsewhere", workers=4, lr=0.5)
     assert base.differences(other) == ["lr: 0.03 -> 0.5"]
     assert base.differences(base) == []
+
+
+def test_other_compositions_are_needed_to_be_alike() -> None:
+    with pytest.raises(InputError, match="compositions must be >= 2 when positives is image, got 1"):
+        PretrainConfig("a", "b", positives="image", compositions=1)
 
 
 def test_every_field_is_documented() -> None:

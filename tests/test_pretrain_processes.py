@@ -82,6 +82,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         ),
         (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw", "lr": 3e-6}),
+        (2, {"mode": "moco", "patches": 3, "positives": "image"}),
         (4, {"mode": "in_batch", "lr": 8.5e-7}),
     ],
     ids=str,

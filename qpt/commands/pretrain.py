@@ -9,20 +9,47 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
+from qpt import recipes
 from qpt.errors import InputError
 
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
   qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
+  qpt pretrain photos --out runs/l --recipe laptop --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
   qpt pretrain 'shards/train-{000000..000099}.tar' --out runs/c --workers 8
   qpt pretrain photos --out runs/a --resume
   qpt pretrain --replay runs/a/failed_step_1207"""
 
 
+class _Recipe(argparse.Action):
+    """Takes a named recipe's settings, except where the command line says otherwise, before or after.
+
+    A flag before it that gives the default value cannot be told from no flag: there, the recipe wins.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values not in recipes.NAMES:
+            parser.error(f"--recipe must be one of {', '.join(recipes.NAMES)}, got {values!r}")
+        given = {key: value for key, value in vars(namespace).items() if value != parser.get_default(key)}
+        ActionConfigFile.apply_config(parser, namespace, "config", str(recipes.path(values)))
+        vars(namespace).update(given)
+
+
+class _Recipes(argparse.Action):
+    """Prints the recipes, a line each, and ends."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for name in recipes.NAMES:
+            print(f"{name:24}{recipes.summary(name)}")
+        parser.exit()
+
+
 def add_arguments(parser: Any) -> None:
     from qpt.pretraining.config import PretrainConfig
 
+    parser.add_argument("--recipe", action=_Recipe, metavar="NAME", help="start from a named recipe; flags win over it")
+    parser.add_argument("--recipes", action=_Recipes, nargs=0, help="list the recipes and exit")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")

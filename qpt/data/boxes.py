@@ -1,9 +1,9 @@
-"""Pairs of overlapping square patches, drawn from the exact set of offsets that satisfy the overlap rule.
+"""Overlapping square patches, drawn from the exact set of offsets that satisfy the overlap rule.
 
 Two crops of side ``s`` whose corners differ by (dy, dx) share (s − |dy|)(s − |dx|) pixels, so their intersection over
 union is I / (2 s² − I). All integer offsets with IoU in [low, high] are listed once; drawing is then a table look-up
 that cannot fail and never returns the same crop twice (high < 1). Overlap range 0.1–0.3: Re-IQA (arXiv 2304.00451), as
-used with QPT.
+used with QPT. Of more than two patches each further one overlaps the first as asked; no crop comes twice.
 """
 
 from __future__ import annotations
@@ -62,3 +62,43 @@ def draw_pair(rng: Uniform, patch: int, region: int, iou_min: float, iou_max: fl
         first.append(corners[0])
         second.append(corners[1])
     return [first, second]
+
+
+def draw_boxes(rng: Uniform, patches: int, patch: int, region: int, iou_min: float, iou_max: float) -> list[list[int]]:
+    """[top, left] of different patches, each within [0, region − patch]; every one after the first has an IoU with the
+    first in [iou_min, iou_max].
+
+    patches: >= 2.  The first two are drawn by ``draw_pair``, again if too few others fit around the first; the others
+    uniformly from what does. Raises InputError when no place in the region has room for so many.
+    """
+    check_boxes(patches, patch, region, iou_min, iou_max)
+    pair = draw_pair(rng, patch, region, iou_min, iou_max)
+    if patches == 2:
+        return pair
+    offsets = _signed_offsets(patch, region, iou_min, iou_max)
+    while True:
+        corners = pair[0] + offsets
+        fits = ((corners >= 0) & (corners <= region - patch)).all(1) & (corners != pair[1]).any(1)
+        room = corners[fits].tolist()
+        if len(room) >= patches - 2:
+            return pair + [room.pop(below(rng, len(room))) for _ in range(patches - 2)]
+        pair = draw_pair(rng, patch, region, iou_min, iou_max)
+
+
+def check_boxes(patches: int, patch: int, region: int, iou_min: float, iou_max: float) -> None:
+    """Raises InputError unless a first patch in a corner of the region, from where every offset fits, has room for
+    patches - 1 others around it."""
+    room = len(overlap_offsets(patch, region, iou_min, iou_max))
+    if patches < 2 or patches - 1 > room:
+        raise InputError(
+            f"boxes: patches must be between 2 and {room + 1} with {patch}-pixel patches of a {region}-pixel region "
+            f"and IoU in [{iou_min}, {iou_max}], got {patches}"
+        )
+
+
+@lru_cache(maxsize=8)
+def _signed_offsets(patch: int, region: int, iou_min: float, iou_max: float) -> NDArray[np.int32]:
+    """The offsets of ``overlap_offsets`` in every direction, each once: (m, 2) int32."""
+    offsets = overlap_offsets(patch, region, iou_min, iou_max)
+    signed = np.concatenate([offsets * (dy, dx) for dy in (1, -1) for dx in (1, -1)])
+    return np.unique(signed, axis=0).astype(np.int32)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from qpt.data.boxes import Uniform, below, draw_pair
+from qpt.data.boxes import Uniform, below, check_boxes, draw_boxes
 from qpt.data.images import UNREADABLE, Picture, load_rgb, open_image
 from qpt.data.sources import Source
 
@@ -25,7 +25,7 @@ _SAMPLE, _ORDER = 1, 2  # first word of a seed: what the stream is for
 
 @dataclass(frozen=True)
 class Region:
-    """One sample. pixels (R, R, 3) uint8; boxes (compositions, 2, 2) int32 (top, left); seed for its programs."""
+    """One sample. pixels (R, R, 3) uint8; boxes (compositions, patches, 2) int32 (top, left); seed for its programs."""
 
     index: int
     pixels: NDArray[np.uint8]
@@ -35,8 +35,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Batch:
-    """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, 2, 2) int32 ·
-    program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch.
+    """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, patches, 2)
+    int32 · program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch.
 
     B is 0 if no file of the batch could be read.
     """
@@ -98,16 +98,19 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         patch_size: int,
         iou: tuple[float, float],
         compositions: int,
+        patches: int = 2,
         shared_boxes: bool,
         resize_shorter: int,
         cache_mib: int,
     ) -> None:
+        check_boxes(patches, patch_size, region_size, *iou)
         self.source = source
         self.seed = seed
         self.region_size = region_size
         self.patch_size = patch_size
         self.iou = iou
         self.compositions = compositions
+        self.patches = patches
         self.shared_boxes = shared_boxes
         self.resize_shorter = resize_shorter
         self._cache: dict[int, NDArray[np.uint8]] = {}
@@ -143,11 +146,11 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
             pixels = self._region(index, rng)
         except UNREADABLE as error:
             return index, f"{type(error).__name__}: {error}"
-        pairs = [
-            draw_pair(rng, self.patch_size, self.region_size, *self.iou)
+        drawn = [
+            draw_boxes(rng, self.patches, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
         ]
-        boxes = np.array(pairs * (self.compositions if self.shared_boxes else 1), np.int32)
+        boxes = np.array(drawn * (self.compositions if self.shared_boxes else 1), np.int32)
         return Region(index, pixels, boxes, rng.getrandbits(63))
 
 

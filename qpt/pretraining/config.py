@@ -37,11 +37,14 @@ class PretrainConfig:
         mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
         space: degradation space: a preset's name, or a YAML file of one.
         compositions: degraded views of each photograph per step; they are negatives of each other.
+        patches: patches cut from each composition; in moco mode the first is the query, the others are its keys.
+        positives: composition (patches of one composition are alike), or image (all patches of a photograph are, under
+            whatever composition: what quality-aware pre-training must not do, for comparison).
         patch_size: side of a patch, pixels.
         region_size: side of the region cut from each photograph, pixels; 0 means twice patch_size.
         resize_shorter: resize photographs to this shorter side before cutting; 0 keeps the native resolution.
-        iou_min: smallest overlap (intersection over union) of the two patches of a composition.
-        iou_max: largest overlap of the two patches of a composition.
+        iou_min: smallest overlap (intersection over union) of the first patch of a composition with each other one.
+        iou_max: largest overlap of the first patch of a composition with each other one.
         boxes: shared (all compositions of a photograph use the same patch boxes) or independent.
         batch_images: photographs per step.
         steps: optimiser steps of the whole run; 0 means as many as `epochs` takes.
@@ -49,13 +52,14 @@ class PretrainConfig:
         temperature: temperature of the loss.
         same_image_weight: weight of negatives that show the same photograph under another composition.
         in_batch_negatives: in moco mode, the other keys of the batch are negatives too (same-image ones among them).
-        symmetric: in moco mode, also use the second patch as query and the first as key.
+        symmetric: in moco mode, also use every other patch as the query in its turn, the rest as its keys.
         pool_size: keys in the negative pool (moco mode); 0 for none.
         pool_dtype: storage type of the pool.
         momentum: decay of the EMA key encoder.
-        optimizer: sgd (momentum 0.9) or adamw.
+        optimizer: sgd (momentum 0.9), adamw, or lars (momentum 0.9; for large batches).
         lr: peak learning rate.
-        weight_decay: weight decay.
+        weight_decay: weight decay; lars leaves biases and batch norm out of it.
+        trust_coefficient: of lars, the relative change of a layer's weights per step at a rate of 1.
         warmup_steps: linear warm-up, before the cosine decay to zero.
         chunk_images: photographs embedded at a time, by each process: memory is that of so many, the loss that of all
             (gradient caching, one more forward pass); 0 for the whole batch at once. Batch norm is over a chunk.
@@ -93,6 +97,8 @@ class PretrainConfig:
     mode: Literal["moco", "in_batch"] = "moco"
     space: str = "qpt"
     compositions: int = 2
+    patches: int = 2
+    positives: Literal["composition", "image"] = "composition"
     patch_size: int = 160
     region_size: int = 0
     resize_shorter: int = 0
@@ -109,9 +115,10 @@ class PretrainConfig:
     pool_size: int = 65536
     pool_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     momentum: float = 0.999
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: float = 0.03
     weight_decay: float = 1e-4
+    trust_coefficient: float = 0.001
     warmup_steps: int = 0
     chunk_images: int = 0
     accumulate: int = 1
@@ -162,8 +169,11 @@ class PretrainConfig:
         self._require("batch_images", ">= 2 (batch norm and negatives need company)", self.batch_images >= 2)
         whole = self.batch_images % self.accumulate == 0
         self._require("batch_images", f"a multiple of accumulate ({self.accumulate})", whole)
-        self._require("temperature", "> 0", self.temperature > 0)
-        self._require("lr", "> 0", self.lr > 0)
+        for name in ("temperature", "lr", "trust_coefficient"):
+            self._require(name, "> 0", getattr(self, name) > 0)
+        self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)
+        several = self.positives == "composition" or self.compositions > 1
+        self._require("compositions", ">= 2 when positives is image", several)
         self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
 
     def _require(self, name: str, rule: str, holds: bool) -> None:
@@ -174,6 +184,11 @@ class PretrainConfig:
     def region(self) -> int:
         """Side of the region in pixels."""
         return self.region_size or 2 * self.patch_size
+
+    @property
+    def rows_alike(self) -> int:
+        """Adjacent rows of a batch, one for each composition of a photograph, whose patches are positives."""
+        return self.compositions if self.positives == "image" else 1
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""

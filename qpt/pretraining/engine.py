@@ -90,6 +90,7 @@ def _pretrain(
         patch_size=config.patch_size,
         iou=(config.iou_min, config.iou_max),
         compositions=config.compositions,
+        patches=config.patches,
         shared_boxes=config.boxes == "shared",
         resize_shorter=config.resize_shorter,
         cache_mib=config.cache_mib,
@@ -232,7 +233,7 @@ class _Loop:
         rows = len(program)
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
-        groups = torch.arange(base, base + rows, device=self.learner.device)
+        groups = base + torch.arange(rows, device=self.learner.device) // self.config.rows_alike
         images = batch.images.repeat_interleave(compositions)
         given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
         with self.clocks.stage("degrade"):
@@ -275,7 +276,8 @@ class _Loop:
             self.seen = True
         every = self.config.observe_every
         if every and (self.step % every == 0 or self.step == 1):
-            log.observe(self.step, observe(*result.embedded))
+            each = self.config.patches - 1  # a query has a row for each of its keys: one is enough
+            log.observe(self.step, observe(*(rows[::each] for rows in result.embedded)))
 
     def _keep_failed(self, given: StepInput, error: Exception) -> str:
         """Take back what the failed step has changed and save the step for replay; returns where."""

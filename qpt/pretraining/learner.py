@@ -1,4 +1,4 @@
-"""One training step: patches of two compositions of each photograph in, loss and updated weights out.
+"""One training step: patches of some compositions of each photograph in, loss and updated weights out.
 
 ``Learner`` owns everything a step changes (encoders, head, pool, optimiser) and is what a checkpoint holds. Called by
 ``qpt.pretraining.engine``; relies on ``qpt.ops.contrastive`` for the loss, on ``qpt.pool`` for the negatives and on
@@ -25,13 +25,15 @@ from qpt.ops.contrastive_distributed import distributed_contrastive_loss
 from qpt.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
+from qpt.pretraining.optimisers import build_optimizer
 from qpt.pretraining.world import World
 
 _TO_CHUNKS, _TO_PROCESSES = 3, 4  # first word of a seed: what the stream is for (see qpt.data.regions)
 
 
 class Embedded(NamedTuple):
-    """What one batch, or a part of it, was embedded to: queries and keys [N, D], detached; their ids [N]."""
+    """What one batch, or a part of it, was embedded to, in pairs of one composition: queries and keys [N, D], detached;
+    their ids [N]. A query with several keys has a row for each, adjacent."""
 
     queries: Tensor
     keys: Tensor
@@ -41,9 +43,9 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """loss (of the whole batch); mean similarity of positives, of all negatives and of same-image negatives (nan
-    without any), and queries that had a positive (of this process).  embedded: what the first part of the batch became
-    before the update."""
+    """loss (of the whole batch); mean similarity of patches of one composition, of a patch and all other keys, and of
+    compositions of one image (nan without any); and queries that had a positive (of this process).  embedded: what the
+    first part of the batch became before the update."""
 
     loss: float
     positive_similarity: float
@@ -96,19 +98,14 @@ class Learner:
             for network in (self.query, self.key):
                 if network is not None:
                     network["encoder"].compile()
-        parameters = list(self.query.parameters())
-        self.optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay)
-        else:
-            self.optimizer = torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(config, self.query)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
 
     def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float) -> StepResult:
         """Forward, backward, update.
 
-        patches (r, 2, 3, s, s) uint8: the two patches of each composition; groups (r,) int64: one id per composition,
-        never used before; images (r,) int64: photograph of each row, its compositions adjacent. Of several processes
+        patches (r, P, 3, s, s) uint8: the patches of each composition; groups (r,) int64: equal ids are positives, none
+        was used before; images (r,) int64: photograph of each row, its compositions adjacent. Of several processes
         each gives its part of the batch. Raises InputError if the loss or an embedding is not finite; weights, pool
         and optimiser are then as they were.
         """
@@ -118,7 +115,7 @@ class Learner:
         if not math.isfinite(value):
             raise InputError(f"pretrain: the loss must be finite, got {value}")
         self.update(parts, lr)
-        queries = sum(len(part.queries) for part in parts) * (2 if self.key is None else 1)
+        queries = len(images) * (self.config.patches if self.key is None else 1)
         return StepResult(value, positive, negative, same, queries, parts[0])
 
     def gradients(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, list[Embedded]]:
@@ -153,42 +150,55 @@ class Learner:
                 self.pool.push(*(self.world.gather_rows(rows) if everyone else rows for rows in new))
 
     def _backward(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, Embedded]:
-        """Loss of one part of the batch, and its share of the gradient; in moco mode ``symmetric`` takes it both ways
-        round."""
-        ways = (0, 1) if self.config.symmetric and self.key is not None else (0,)
+        """Loss of one part of the batch, and its share of the gradient; in moco mode ``symmetric`` takes it with each
+        patch as the query."""
+        patches_each = self.config.patches
+        ways = range(patches_each if self.config.symmetric and self.key is not None else 1)
         losses, seen = [], []
         for first in ways:
-            embeddings, keys, ids = self._embedded(patches, groups, images, first)
-            loss = self._loss(embeddings.values, keys, *ids)
+            embeddings, keys, ids, key_ids = self._embedded(patches, groups, images, first)
+            loss = self._loss(embeddings.values, keys, ids, key_ids)
             self.scaler.scale(loss / (len(ways) * self.config.accumulate)).backward()
             embeddings.backward()
             losses.append(loss.detach())
             seen.append((embeddings.values.detach(), keys.detach()))
         queries, keys = seen[0]
-        if self.key is None:  # the two patches as they pair up
-            queries, keys = queries.unflatten(0, (-1, 2)).unbind(1)
-        return torch.stack(losses).mean(), Embedded(queries, keys, groups, images)
+        if self.key is None:  # the first patch and each other one, as they pair up
+            rows = queries.unflatten(0, (len(images), patches_each))
+            queries, keys = rows[:, 0], rows[:, 1:].flatten(0, 1)
+        pairs = [rows.repeat_interleave(patches_each - 1, dim=0) for rows in (queries, groups, images)]
+        return torch.stack(losses).mean(), Embedded(pairs[0], keys, pairs[1], pairs[2])
 
     def _embedded(
         self, patches: Tensor, groups: Tensor, images: Tensor, first: int
-    ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor]]:
-        """Queries, keys and the ids of both. in_batch: every patch is both (SimCLR's arrangement); moco: patch
-        ``first`` is a query, the other a key of the EMA encoder."""
-        straight, dealt = self._chunks(len(images), None), self._chunks(len(images), self._random(_TO_CHUNKS))
+    ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Queries, keys and the (groups, images) of each. in_batch: every patch is both (SimCLR's arrangement); moco:
+        patch ``first`` is a query, the others are keys of the EMA encoder."""
+        straight, rng, each = self._chunks(len(images), None), self._random(_TO_CHUNKS), self.config.patches
         if self.key is None:
-            both = [torch.cat([2 * a, 2 * b + 1]) for a, b in zip(straight, dealt, strict=True)]
-            queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), both)
-            return queries, queries.values, (groups.repeat_interleave(2), images.repeat_interleave(2))
+            dealt = [straight, *(self._chunks(len(images), rng) for _ in range(each - 1))]
+            chunks = [torch.cat([each * rows + p for p, rows in enumerate(part)]) for part in zip(*dealt, strict=True)]
+            queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), chunks)
+            ids = groups.repeat_interleave(each), images.repeat_interleave(each)
+            return queries, queries.values, ids, ids
         queries = Embeddings(self._embed_with(self.query), self.query, patches[:, first], straight)
-        return queries, self._keys(self.key, patches[:, 1 - first], dealt), (groups, images)
+        others = patches[:, [p for p in range(each) if p != first]]
+        keys = self._keys(self.key, others, self._chunks(len(images), rng)).flatten(0, 1)
+        key_ids = groups.repeat_interleave(each - 1), images.repeat_interleave(each - 1)
+        return queries, keys, (groups, images), key_ids
 
     def _random(self, purpose: int) -> np.random.Generator:
         """One of this step, the same on all processes however much another purpose has drawn on each."""
         return np.random.default_rng([purpose, self.config.seed, self.updates])
 
     def _keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor]) -> Tensor:
-        """Keys without a graph. With shuffled batch norm the processes embed each other's (MoCo, arXiv 1911.05722)."""
-        embed = self._embed_with(network)
+        """(N, p, 3, s, s) -> (N, p, D) keys without a graph. With shuffled batch norm the processes embed each other's
+        (MoCo, arXiv 1911.05722)."""
+        embed_patches = self._embed_with(network)
+
+        def embed(rows: Tensor) -> Tensor:
+            return embed_patches(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+
         if self.world.size == 1 or self.config.batch_norm != "shuffled":
             return embed_frozen(embed, patches, chunks)
         counts = self.world.gather(len(patches))
@@ -224,8 +234,10 @@ class Learner:
 
         return embed
 
-    def _loss(self, queries: Tensor, keys: Tensor, groups: Tensor, images: Tensor) -> Tensor:
-        config = self.config
+    def _loss(
+        self, queries: Tensor, keys: Tensor, ids: tuple[Tensor, Tensor], key_ids: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        config, (groups, images), (key_groups, key_images) = self.config, ids, key_ids
         options: dict[str, Any] = {"exclude_self": True}
         if self.key is not None:
             options = {"pool": self.pool, "in_batch_negatives": config.in_batch_negatives}
@@ -236,9 +248,9 @@ class Learner:
             queries,
             keys,
             query_groups=groups,
-            key_groups=groups,
+            key_groups=key_groups,
             query_images=images,
-            key_images=images,
+            key_images=key_images,
             temperature=config.temperature,
             same_image_weight=config.same_image_weight,
             **options,
@@ -246,24 +258,25 @@ class Learner:
 
     @torch.no_grad()
     def _similarities(self, parts: list[Embedded]) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean similarity of positives, of all negatives and of same-image negatives of this process; from sums of
-        embeddings, so that no similarity but the positives' is computed."""
-        views = self.config.compositions
+        """Mean similarity of patches of one composition, of queries and all other keys, and of compositions of one
+        image, of this process; from sums of embeddings, so that none but the first kind is computed pair by pair."""
+        views, each = self.config.compositions, self.config.patches - 1  # keys, and rows, of a query
         pairs = sum(len(part.queries) for part in parts)
         positive = torch.stack([(part.queries * part.keys).sum() for part in parts]).sum()
-        blocks = [(part.queries.unflatten(0, (-1, views)), part.keys.unflatten(0, (-1, views))) for part in parts]
-        images = torch.stack([(q.sum(1) * k.sum(1)).sum() for q, k in blocks]).sum()
+        shape = (-1, views * each)
+        blocks = [(part.queries.unflatten(0, shape), part.keys.unflatten(0, shape)) for part in parts]
+        images = torch.stack([(q.sum(1) * k.sum(1)).sum() for q, k in blocks]).sum() / each
         same = (images - positive) / (pairs * (views - 1)) if views > 1 else positive * math.nan
         total, count = positive * 0, 0
         if self.key is None or self.config.in_batch_negatives:
             for part in parts:
-                total = total + (part.queries.sum(0) * part.keys.sum(0)).sum()
-                count += len(part.queries) ** 2
+                total = total + (part.queries.sum(0) * part.keys.sum(0)).sum() / each
+                count += len(part.queries) ** 2 // each
             total, count = total - positive, count - pairs
         if self.pool is not None and len(self.pool):
-            queries = torch.stack([part.queries.sum(0) for part in parts]).sum(0)
+            queries = torch.stack([part.queries.sum(0) for part in parts]).sum(0) / each
             total = total + (queries * self.pool.keys.sum(0, dtype=torch.float32)).sum()
-            count += pairs * len(self.pool)
+            count += pairs // each * len(self.pool)
         return positive / pairs, total / count if count else positive * math.nan, same
 
     @torch.no_grad()

@@ -1,0 +1,93 @@
+"""The optimisers of pre-training: SGD and AdamW are torch's, LARS is here.
+
+``build_optimizer`` is called by ``qpt.pretraining.learner``. Momentum is 0.9 wherever there is one (MoCo, arXiv
+1911.05722; SimCLR, arXiv 2002.05709).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qpt.pretraining.config import PretrainConfig
+
+MOMENTUM = 0.9
+
+
+def build_optimizer(config: PretrainConfig, network: nn.Module) -> Optimizer:
+    """The optimiser that ``config`` names, over all parameters of ``network``."""
+    parameters = list(network.parameters())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    return LARS(
+        lars_groups(parameters),
+        config.lr,
+        momentum=MOMENTUM,
+        weight_decay=config.weight_decay,
+        trust_coefficient=config.trust_coefficient,
+    )
+
+
+def lars_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Parameter groups of LARS: weights of layers; then biases and those of batch norm (at most one axis), which are
+    neither decayed nor adapted (SimCLR, arXiv 2002.05709; BYOL, arXiv 2006.07733)."""
+    parameters = list(parameters)
+    layers = [parameter for parameter in parameters if parameter.ndim > 1]
+    others = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": layers}, {"params": others, "weight_decay": 0.0, "adapt": False}]
+    return [group for group in groups if group["params"]]
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg, 2017, arXiv 1708.03888, algorithm 1).
+
+    For each parameter w with gradient g:  v <- momentum v + lr r (g + weight_decay w),  w <- w - v,  where
+    r = trust_coefficient |w| / (|g| + weight_decay |w|), or 1 if either norm is 0 or the group is not to adapt.
+
+    parameters: tensors, or groups, whose own ``lr``, ``momentum``, ``weight_decay``, ``trust_coefficient`` and
+    ``adapt`` win.  The rate is inside the velocity, as in the paper, so that a change of it acts on new gradients only.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = MOMENTUM,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        adapt: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(parameters, {**defaults, "trust_coefficient": trust_coefficient, "adapt": adapt})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; parameters without a gradient stay. Nothing is read back from the device."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        decay = group["weight_decay"]
+        move = gradient.add(parameter, alpha=decay)
+        if group["adapt"]:
+            weight, slope = parameter.norm(), gradient.norm()
+            ratio = group["trust_coefficient"] * weight / (slope + decay * weight)
+            move.mul_(torch.where((weight > 0) & (slope > 0), ratio, 1.0))
+        state = self.state[parameter]
+        if "velocity" not in state:
+            state["velocity"] = torch.zeros_like(parameter)
+        parameter.sub_(state["velocity"].mul_(group["momentum"]).add_(move, alpha=group["lr"]))
