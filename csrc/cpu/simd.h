@@ -106,7 +106,7 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
     const i32 last = kernel.last[dy];
     for (i32 dx = kernel.first[dy]; dx <= last; ++dx) {
       const Vector w = broadcast(weight[dx]);
-      const float* p = row + 3 * dx;
+      const float* p = row + kernel.step * dx;
 #pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) sum[b] = multiply_add(w, load(p + b * kLanes), sum[b]);
     }
