@@ -182,15 +182,17 @@ inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* i
   for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
 }
 
-// One pixel of a resize along both axes, from the sums along y of its `count` taps; shift: bits of both weights'
-// product. Reads the sum after the last tap's.
+// One pixel of a resize along both axes, from the sums along y of its `count` taps, as resample_both has it; shift:
+// bits of both weights' product. Reads the sum after the last tap's.
 template <int shift>
-inline void resample_sums(const i32* weight, i32 count, const i32* sums, u8* out) {
-  __m256i total = _mm256_set1_epi64x(i64{1} << (shift - 1));
+inline void resample_sums(const i32* weight, i32 count, const i32* sums, bool even, u8* out) {
+  __m256i total = _mm256_setzero_si256();
   for (i32 j = 0; j < count; ++j) {
     const __m256i pixel = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + 3 * j)));
     total = _mm256_add_epi64(total, _mm256_mul_epu32(pixel, _mm256_set1_epi32(weight[j])));
   }
+  const __m256i below = _mm256_andnot_si256(_mm256_srli_epi64(total, shift), _mm256_set1_epi64x(even ? 1 : 0));
+  total = _mm256_sub_epi64(_mm256_add_epi64(total, _mm256_set1_epi64x(i64{1} << (shift - 1))), below);
   total = _mm256_srli_epi64(total, shift);
   const __m128i low = _mm256_castsi256_si128(total), high = _mm256_extracti128_si256(total, 1);
   out[0] = static_cast<u8>(_mm_cvtsi128_si32(low));

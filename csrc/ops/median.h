@@ -8,15 +8,6 @@ namespace qpt {
 
 constexpr i32 kMaxMedianRadius = 7;
 
-// What samples are xored with in the padded copy.
-template <class Team>
-constexpr u8 median_bias() {
-#if QPT_SIMD_ROWS
-  if constexpr (Team::kSolo) return simd::kMedianBias;
-#endif
-  return 0;
-}
-
 // p0 = radius_px, a whole number in [0, 7]: a window of 2 radius + 1.
 template <class Team>
 QPT_FN void median_blur(Team& team, OpArgs a) {
@@ -24,7 +15,11 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
   const i32 taps = 2 * radius + 1, half = taps * taps / 2, samples = 3 * a.w, stride = samples + 6 * radius;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
-  constexpr u8 bias = median_bias<Team>();
+#if QPT_SIMD_ROWS
+  constexpr u8 bias = Team::kSolo ? simd::kMedianBias : 0;  // of the padded copy, for the sake of comparisons
+#else
+  constexpr u8 bias = 0;
+#endif
   each(team, a.h, samples, [&](i32 y, i32 i) {
     padded[static_cast<i64>(y) * stride + 3 * radius + i] =
         static_cast<u8>(a.src[static_cast<i64>(y) * samples + i] ^ bias);

@@ -267,12 +267,18 @@ QPT_FN i64 resampling_bytes(i64 side) {
   return 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
 }
 
-// Along both axes, rounded once, halves up: in [h, in_w, 3] -> out [out_h, out_w, 3]. line: room for a row of `in` and
-// one more.
-// Integers all the way, so the order of sums does not matter. Weights are not negative.
+QPT_INLINE u8 weighted_twice_to_u8(i64 sum, bool even) {
+  constexpr i32 bits = 2 * kWeightBits;
+  const i64 below = even ? 1 - ((sum >> bits) & 1) : 0;  // 1: a half goes down
+  return static_cast<u8>((sum + (i64{1} << (bits - 1)) - below) >> bits);
+}
+
+// Along both axes, rounded once, halves up or, if `even`, to the even number: in [h, in_w, 3] -> out [out_h, out_w, 3].
+// line: room for a row of `in` and one more. Integers all the way, so the order of sums does not matter. Weights are
+// not negative.
 template <class Team>
 QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32 out_h, i32 out_w, Resampling along_y,
-                          Resampling along_x, i32* line) {
+                          Resampling along_x, bool even, i32* line) {
   const i32 samples = 3 * in_w;
   const auto column = [&](i32 y, i32 i) {  // sample i of the rows that output row y is made of
     const u8* from = in + static_cast<i64>(along_y.first[y]) * samples + i;
@@ -283,8 +289,7 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
   };
   const auto pixel = [&](i32 y, i32 x, auto summed) {  // summed(i): column(y, i)
     const i32* weight = along_x.weight + static_cast<i64>(x) * along_x.taps;
-    constexpr i64 half = i64{1} << (2 * kWeightBits - 1);
-    i64 r = half, g = half, b = half;
+    i64 r = 0, g = 0, b = 0;
     for (i32 j = 0; j < along_x.count[x]; ++j) {
       const i32 i = 3 * (along_x.first[x] + j);
       r += static_cast<i64>(weight[j]) * summed(i);
@@ -292,9 +297,9 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
       b += static_cast<i64>(weight[j]) * summed(i + 2);
     }
     u8* to = out + (static_cast<i64>(y) * out_w + x) * 3;
-    to[0] = static_cast<u8>(r >> (2 * kWeightBits));
-    to[1] = static_cast<u8>(g >> (2 * kWeightBits));
-    to[2] = static_cast<u8>(b >> (2 * kWeightBits));
+    to[0] = weighted_twice_to_u8(r, even);
+    to[1] = weighted_twice_to_u8(g, even);
+    to[2] = weighted_twice_to_u8(b, even);
   };
   if constexpr (Team::kSolo) {  // a row at a time, so that loops along y run over contiguous samples
     for (i32 y = 0; y < out_h; ++y) {
@@ -308,7 +313,7 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
 #if QPT_SIMD_ROWS
       for (i32 x = 0; x < out_w; ++x)
         simd::resample_sums<2 * kWeightBits>(along_x.weight + static_cast<i64>(x) * along_x.taps, along_x.count[x],
-                                             line + 3 * along_x.first[x],
+                                             line + 3 * along_x.first[x], even,
                                              out + (static_cast<i64>(y) * out_w + x) * 3);
 #else
       for (i32 x = 0; x < out_w; ++x) pixel(y, x, [&](i32 i) { return line[i]; });
@@ -319,8 +324,8 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
   }
 }
 
-// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear, each rounded once, as
-// OpenCV has them. p0 = factor in [1, 16].
+// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear, each rounded once, halves
+// as OpenCV has them (but for its half-up mean of exactly 2 x 2). p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_area(Team& team, OpArgs a) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
@@ -337,7 +342,7 @@ QPT_FN void rescale_area(Team& team, OpArgs a) {
     const Resampling along_y = build_resampling(team, filter, h, to_h, of_y);
     const Resampling along_x = build_resampling(team, filter, w, to_w, scratch);
     team.sync();  // the tables, written by all, are read by all
-    resample_both(team, down ? a.src : small, down ? small : a.dst, w, to_h, to_w, along_y, along_x, line);
+    resample_both(team, down ? a.src : small, down ? small : a.dst, w, to_h, to_w, along_y, along_x, down, line);
     team.sync();  // the small image, written by all, is read across by the next pass, which overwrites the tables
   }
 }
