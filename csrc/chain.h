@@ -41,7 +41,7 @@ QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resized, bool kept) {
 }
 
 template <class Team>
-QPT_ENTRY void run_op(Team& team, i16 op, OpArgs args) {
+QPT_CALLED void run_op(QPT_TEAM(Team) team, i16 op, OpArgs args) {
   switch (op) {
 #define QPT_CASE(name, bytes) \
   case k_##name:              \
