@@ -378,6 +378,6 @@ def _slopes(settings: Settings) -> dict[str, float]:
 
 
 def _call_us() -> float:
-    """Microseconds of a call that has next to nothing to do, one image of 1 x 1: checks, allocation, the engine's entry."""
+    """Microseconds of a call with next to nothing to do, an image of 1 x 1: checks, allocation, the engine's entry."""
     image, program = torch.zeros((1, 1, 1, 3), dtype=torch.uint8), Program.from_chains([[("posterise", 3)]], seeds=[0])
     return 1e6 * _median_seconds([lambda: degrade(image, program, threads=1)], 1000)[0]

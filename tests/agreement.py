@@ -1,7 +1,7 @@
 """Every op against its oracle on photographs: the worst share of pixels within one grey level, by op.
 
-``python -m tests.agreement [FOLDER] [--count N] [--side PX]`` prints the table, on crops of the folder's photographs and
-of those in the wheels of scikit-image and scikit-learn; tests/test_ops_photographs.py asserts it. An op without a
+``python -m tests.agreement [FOLDER] [--count N] [--side PX]`` prints the table, on crops of the folder's photographs
+and of those in the wheels of scikit-image and scikit-learn; tests/test_ops_photographs.py asserts it. An op without a
 library call is compared with its NumPy definition, and the table says so.
 """
 
@@ -26,8 +26,7 @@ Picture = np.ndarray  # uint8 [H, W, 3]
 Oracle = Callable[[Picture, tuple[float, ...], int], np.ndarray]  # image, parameters, seed -> grey levels
 ENOUGH = 0.999  # of a photograph's pixels
 
-# They are compared by rate and distortion, since a float transform rounds some coefficients a whole step away: JPEG
-# 2000 in test_ops_jpeg2000.py.
+# Compared by rate and distortion, in test_ops_jpeg2000.py.
 OTHERWISE = {"jpeg2000"}
 
 
@@ -54,7 +53,8 @@ def oracle_of(name: str) -> Oracle:
 
 @functools.cache
 def crops(count: int, side: int, folder: Path | None = None) -> list[Picture]:
-    """``count`` different crops of side x side: of the folder's photographs, evenly spaced by name, and of the wheels'."""
+    """Different crops of side x side: ``count`` of the wheels' photographs, or one of each of them and of ``count``
+    of the folder's, evenly spaced by name."""
     found = [load_rgb(path) for path in wheel_photographs()]
     if folder:
         files = sorted(path for path in folder.iterdir() if path.is_file())
