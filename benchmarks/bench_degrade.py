@@ -58,8 +58,8 @@ Chains = list[list[tuple[str, tuple[float, ...]]]]
 @dataclass(frozen=True)
 class DegradeReport(Report):
     """A report with figures from its rows: ratios of each op's fastest rival to ours and of chains by library; and of
-    their own: the ratio of one thread to several, beside that of matrix products in cache, and the slope of log time
-    over log pixels by op."""
+    their own: the ratio of one thread to several, beside that of matrix products in cache, the slope of log time over
+    log pixels by op, and the fixed cost of a call, in microseconds."""
 
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -79,6 +79,7 @@ def run(settings: Settings) -> DegradeReport:
     ratios = ratios_of(rows)
     ratios["threads"] = _scaling(images, threads, settings)
     ratios["slopes"] = _slopes(settings)
+    ratios["call_us"] = _call_us()
     count, side = images.shape[:2]
     remarks = [
         f"Batches of {count} crops of photographs, {side} x {side}, each with its own parameters (levels 1 to 5 in "
@@ -126,7 +127,8 @@ def _summary(ratios: dict[str, Any]) -> str:
         + ", ".join(f"{op} {ratio:.2f}" for ratio, op in slowest)
         + f". Chains of 5, rival / qpt: {chains}. From 1 to {threads['threads']} threads the chains gain "
         f"{threads['qpt']:.2f}x, matrix products in cache {threads['products']:.2f}x. Slope of log time over log "
-        f"pixels, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]})."
+        f"pixels, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]}); a call costs "
+        f"{ratios['call_us']:.0f} us whatever it does, which is in them."
     )
 
 
@@ -373,3 +375,9 @@ def _slopes(settings: Settings) -> dict[str, float]:
         pixels = np.log(np.square(np.array(sides, np.float64)))
         found[row.name] = float(np.polyfit(pixels, np.log(seconds), 1)[0])
     return found
+
+
+def _call_us() -> float:
+    """Microseconds of a call with next to nothing to do, an image of 1 x 1: checks, allocation, the engine's entry."""
+    image, program = torch.zeros((1, 1, 1, 3), dtype=torch.uint8), Program.from_chains([[("posterise", 3)]], seeds=[0])
+    return 1e6 * _median_seconds([lambda: degrade(image, program, threads=1)], 1000)[0]

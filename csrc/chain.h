@@ -41,7 +41,7 @@ QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resized, bool kept) {
 }
 
 template <class Team>
-QPT_ENTRY void run_op(Team& team, i16 op, OpArgs args) {
+QPT_CALLED void run_op(QPT_TEAM(Team) team, i16 op, OpArgs args) {
   switch (op) {
 #define QPT_CASE(name, bytes) \
   case k_##name:              \
@@ -121,6 +121,21 @@ QPT_INLINE Row row_of(const Batch& batch, i32 index) {
   return row;
 }
 
+// Where a row keeps its images between ops, and the scratch of ops after them. resized, dst: as scratch_bytes and Row
+// have them; no dst: kept.
+struct Places {
+  u8 *odd, *even;
+  void* rest;
+};
+
+QPT_INLINE Places places_of(void* scratch, i32 h, i32 w, bool resized, u8* dst) {
+  const i64 most_h = resized ? largest_working_size(h) : h, most_w = resized ? largest_working_size(w) : w;
+  Scratch taken{static_cast<u8*>(scratch)};
+  u8* const odd = taken.take<u8>(most_h * most_w * 3);
+  u8* const even = resized || dst == nullptr ? taken.take<u8>(most_h * most_w * 3) : dst;
+  return {odd, even, taken.next};
+}
+
 struct Picture {
   const u8* pixels;  // [window.h, window.w, 3]
   Window window;
@@ -161,22 +176,17 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
     return {dst, now};
   }
   // 2. The ops; in slot `slots` what restores the size.
-  Scratch rest{static_cast<u8*>(scratch)};
-  const i32 most_h = resized ? largest_working_size(row.h) : row.h;
-  const i32 most_w = resized ? largest_working_size(row.w) : row.w;
-  const i64 image = static_cast<i64>(most_h) * most_w * 3;
-  u8* const odd = rest.take<u8>(image);
-  u8* const even = resized || dst == nullptr ? rest.take<u8>(image) : dst;
-  const auto next_image = [&](u8* last) {
-    --left;
-    return left == 0 && last != nullptr ? last : (left & 1) ? odd : even;
-  };
   const u8* from = row.src;
   for (i32 slot = 0; slot < batch.slots + (restored ? 1 : 0); ++slot) {
     // Made anew for every slot: what need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, unknown(index));
+    const Places places = places_of(scratch, row.h, row.w, unknown(resized) != 0, row.dst);
+    const auto next_image = [&] {
+      --left;
+      return left == 0 && row.dst != nullptr ? row.dst : (left & 1) ? places.odd : places.even;
+    };
     if (slot == row.windowed && slot < row.slots) {
-      u8* const to = next_image(row.dst);
+      u8* const to = next_image();
       copy_window(team, from, row.w, row.window, to);
       from = to;
       now = row.window;
@@ -188,7 +198,7 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
     const bool resizing = op == k_resize_to, windowed = slot >= row.windowed;
     const i32 to_h = resizing ? working_size(row.h, params) : now.h;
     const i32 to_w = resizing ? working_size(row.w, params) : now.w;
-    u8* const to = next_image(row.dst);
+    u8* const to = next_image();
     const OpArgs args{from,
                       to,
                       unknown(now.h),
@@ -202,7 +212,7 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
                       params,
                       row.seed,
                       static_cast<u32>(slot),
-                      static_cast<void*>(rest.next)};
+                      places.rest};
     from = to;
     now.h = to_h;
     now.w = to_w;

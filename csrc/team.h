@@ -9,18 +9,24 @@
 // QPT_FN: a function of an op. On the host everything it calls is inlined into it, since a lambda given to each() must
 // be part of the loop for the loop to vectorise; it is not inlined itself, which keeps compilation short. QPT_INLINE: a
 // small function, part of its caller. QPT_BODY: after the parameters of a lambda so large that the compiler needs
-// telling. QPT_ENTRY: none of these. QPT_CONSTANT: a table.
+// telling. QPT_ENTRY: none of these. QPT_CALLED: on a GPU a function of its own, so that its caller takes no registers
+// from it; its team is a QPT_TEAM, there a value: it is empty, and the address of one would take stack. QPT_CONSTANT: a
+// table.
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define QPT_FN __device__ inline
 #define QPT_ENTRY __device__ inline
 #define QPT_INLINE __device__ __forceinline__
 #define QPT_BODY
+#define QPT_CALLED __device__ __noinline__
+#define QPT_TEAM(Team) Team
 #define QPT_CONSTANT static __constant__ const
 #else
 #define QPT_FN inline __attribute__((flatten, noinline))
 #define QPT_ENTRY inline
 #define QPT_INLINE inline __attribute__((always_inline))
 #define QPT_BODY __attribute__((always_inline))
+#define QPT_CALLED inline
+#define QPT_TEAM(Team) Team&
 #define QPT_CONSTANT static constexpr
 #endif
 

@@ -266,7 +266,7 @@ EXACT = {"box_blur", "rescale_lanczos", "median_blur", "rescale_nearest", "pixel
 EXACT |= {"posterise", "dither", "non_eccentricity_patch", "colour_block"}
 
 
-# Against bytes: ours and theirs are rounded each, and rescale_area's passes too.
+# Against bytes: ours and theirs are rounded each. rescale_area's small image is rounded too, by OpenCV from float32.
 BYTES_WITHIN = {"bilateral": 1, "denoise": 1, "rescale_area": 2}
 
 

@@ -15,5 +15,6 @@ def test_errors_are_a_few_units_in_the_last_place(tmp_path):
     lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
     found = {name: float(value) for name, value in (line.split() for line in lines)}
     assert found.pop("exact") == 1
+    assert found.pop("quick_power_of_two") <= 3e-6
     assert set(found) == {"exponential", "natural_log", "sine", "cosine"}
     assert max(found.values()) <= 4 * UNIT, found

@@ -106,7 +106,7 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
     const i32 last = kernel.last[dy];
     for (i32 dx = kernel.first[dy]; dx <= last; ++dx) {
       const Vector w = broadcast(weight[dx]);
-      const float* p = row + 3 * dx;
+      const float* p = row + kernel.step * dx;
 #pragma GCC unroll 8
       for (int b = 0; b < kBlocks; ++b) sum[b] = multiply_add(w, load(p + b * kLanes), sum[b]);
     }
@@ -182,14 +182,54 @@ inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* i
   for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
 }
 
-// --- Medians, for ops/median.h ---------------------------------------------------------------------------------------
+// One pixel of a resize along both axes, from the sums along y of its `count` taps, as resample_both has it; shift:
+// bits of both weights' product. Reads the sum after the last tap's.
+template <int shift>
+inline void resample_sums(const i32* weight, i32 count, const i32* sums, bool even, u8* out) {
+  __m256i total = _mm256_setzero_si256();
+  for (i32 j = 0; j < count; ++j) {
+    const __m256i pixel = _mm256_cvtepu32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + 3 * j)));
+    total = _mm256_add_epi64(total, _mm256_mul_epu32(pixel, _mm256_set1_epi32(weight[j])));
+  }
+  const __m256i below = _mm256_andnot_si256(_mm256_srli_epi64(total, shift), _mm256_set1_epi64x(even ? 1 : 0));
+  total = _mm256_sub_epi64(_mm256_add_epi64(total, _mm256_set1_epi64x(i64{1} << (shift - 1))), below);
+  total = _mm256_srli_epi64(total, shift);
+  const __m128i low = _mm256_castsi256_si128(total), high = _mm256_extracti128_si256(total, 1);
+  out[0] = static_cast<u8>(_mm_cvtsi128_si32(low));
+  out[1] = static_cast<u8>(_mm_extract_epi8(low, 8));
+  out[2] = static_cast<u8>(_mm_cvtsi128_si32(high));
+}
 
-constexpr i32 kMedianLanes = 32;      // samples at once
-constexpr i32 kMostMedianRadius = 4;  // beyond it, counting bits is as fast
+// A pixel of zoom_blur: the sum over views v of the value at share right[v * step] of the way from the pixel at
+// rows[left_at[v * step]] to the next one. Reads the sample after that; out[3] is spare.
+inline void sum_views(i32 views, const float* rows, const i32* left_at, const float* right, i32 step, float* out) {
+  __m128 sum = _mm_setzero_ps();
+  for (i32 v = 0; v < views; ++v) {
+    const float* at = rows + left_at[v * step];
+    const __m128 left = _mm_loadu_ps(at);
+    const __m128 more = _mm_mul_ps(_mm_set1_ps(right[v * step]), _mm_sub_ps(_mm_loadu_ps(at + 3), left));
+    sum = _mm_add_ps(sum, _mm_add_ps(left, more));
+  }
+  _mm_storeu_ps(out, sum);
+}
+
+// --- Medians, for ops/median.h ---------------------------------------------------------------------------------------
+// Samples are biased: AVX2 compares bytes as signed numbers.
+
+constexpr u8 kMedianBias = 0x80;
+constexpr i32 kMedianLanes = 32;         // samples at once
+constexpr i32 kMostForgetfulRadius = 2;  // beyond it, counting is faster
+
+inline __m256i load_samples(const u8* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline void store_samples(u8* out, __m256i v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), v);
+}
 
 inline void sort_two(__m256i& low, __m256i& high) {
-  const __m256i least = _mm256_min_epu8(low, high);
-  high = _mm256_max_epu8(low, high);
+  const __m256i least = _mm256_min_epi8(low, high);
+  high = _mm256_max_epi8(low, high);
   low = least;
 }
 
@@ -213,41 +253,77 @@ inline __m256i forget_ends(__m256i* v, const u8* const* row) {
     return v[1];
   } else {
     constexpr i32 taps = 2 * radius + 1, next = taps * taps - (count - 3);
-    v[0] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[next / taps] + 3 * (next % taps)));
+    v[0] = load_samples(row[next / taps] + 3 * (next % taps));
     return forget_ends<radius, count - 1>(v, row);
   }
 }
 
 // out[i]: the median of the (2 radius + 1)^2 samples row[dy][i + 3 dx], for kMedianLanes samples from `at` on.
 template <i32 radius>
-inline void median_lanes(const u8* const* rows, i32 at, u8* out) {
+inline void forgetful_median(const u8* const* rows, i32 at, u8* out) {
   constexpr i32 taps = 2 * radius + 1, held = taps * taps / 2 + 2;  // so many hold the median whatever the others are
   const u8* row[taps];
   for (i32 dy = 0; dy < taps; ++dy) row[dy] = rows[dy] + at;
   __m256i v[held];
 #pragma GCC unroll 64
-  for (i32 i = 0; i < held; ++i)
-    v[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i / taps] + 3 * (i % taps)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), forget_ends<radius, held>(v, row));
+  for (i32 i = 0; i < held; ++i) v[i] = load_samples(row[i / taps] + 3 * (i % taps));
+  store_samples(out + at, _mm256_xor_si256(forget_ends<radius, held>(v, row), _mm256_set1_epi8(-128)));
 }
 
-template <i32 radius>
-inline void median_row(const u8* const* rows, i32 samples, u8* out) {
-  for (i32 at = 0; at + kMedianLanes <= samples; at += kMedianLanes) median_lanes<radius>(rows, at, out);
-  if (samples % kMedianLanes != 0) median_lanes<radius>(rows, samples - kMedianLanes, out);
+// The same for kBlocks * kMedianLanes samples and any radius, bit by bit as the generic form has it.
+template <i32 kBlocks>
+inline void counted_median(const u8* const* rows, i32 radius, i32 at, u8* out) {
+  const i32 taps = 2 * radius + 1;
+  const __m256i half = _mm256_set1_epi8(static_cast<char>(taps * taps / 2)), bias = _mm256_set1_epi8(-128);
+  __m256i low[kBlocks], bound[kBlocks], below[kBlocks];
+#pragma GCC unroll 8
+  for (i32 b = 0; b < kBlocks; ++b) low[b] = bias;
+  for (i32 bit = 128; bit > 0; bit >>= 1) {
+#pragma GCC unroll 8
+    for (i32 b = 0; b < kBlocks; ++b) {
+      bound[b] = _mm256_xor_si256(low[b], _mm256_set1_epi8(static_cast<char>(bit)));
+      below[b] = _mm256_setzero_si256();
+    }
+    for (i32 dy = 0; dy < taps; ++dy) {
+      const u8* p = rows[dy] + at;
+      for (i32 dx = 0; dx < taps; ++dx, p += 3) {
+#pragma GCC unroll 8
+        for (i32 b = 0; b < kBlocks; ++b)
+          below[b] = _mm256_sub_epi8(below[b], _mm256_cmpgt_epi8(bound[b], load_samples(p + b * kMedianLanes)));
+      }
+    }
+#pragma GCC unroll 8
+    for (i32 b = 0; b < kBlocks; ++b) {
+      const __m256i kept = _mm256_cmpeq_epi8(_mm256_max_epu8(below[b], half), half);
+      low[b] = _mm256_blendv_epi8(low[b], bound[b], kept);
+    }
+  }
+#pragma GCC unroll 8
+  for (i32 b = 0; b < kBlocks; ++b) store_samples(out + at + b * kMedianLanes, _mm256_xor_si256(low[b], bias));
+}
+
+// f(at) for parts of `lanes` samples from `from` on that cover the row; the last ones overlap.
+template <class Part>
+inline void in_parts(i32 from, i32 samples, i32 lanes, Part part) {
+  for (; from + lanes <= samples; from += lanes) part(from);
+  if (from < samples) part(samples - lanes);
 }
 
 // A whole row of samples; false if it is left to the generic form.
 inline bool median_row(const u8* const* rows, i32 radius, i32 samples, u8* out) {
-  if (samples < kMedianLanes || radius < 1 || radius > kMostMedianRadius) return false;
-  if (radius == 1)
-    median_row<1>(rows, samples, out);
-  else if (radius == 2)
-    median_row<2>(rows, samples, out);
-  else if (radius == 3)
-    median_row<3>(rows, samples, out);
-  else
-    median_row<4>(rows, samples, out);
+  constexpr i32 kBlocks = 4;
+  if (samples < kMedianLanes || radius < 1) return false;
+  static_assert(kMostForgetfulRadius == 2);
+  if (radius == 1) {
+    in_parts(0, samples, kMedianLanes, [&](i32 at) { forgetful_median<1>(rows, at, out); });
+  } else if (radius == 2) {
+    in_parts(0, samples, kMedianLanes, [&](i32 at) { forgetful_median<2>(rows, at, out); });
+  } else {
+    i32 at = 0;
+    for (; at + kBlocks * kMedianLanes <= samples; at += kBlocks * kMedianLanes)
+      counted_median<kBlocks>(rows, radius, at, out);
+    in_parts(at, samples, kMedianLanes, [&](i32 from) { counted_median<1>(rows, radius, from, out); });
+  }
   return true;
 }
 

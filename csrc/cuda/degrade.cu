@@ -52,11 +52,9 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
   qpt::u8* own_scratch = scratch + blockIdx.x * scratch_bytes;
   // A grid smaller than the batch walks the order in steps, so scratch is bounded by the grid and not by the batch.
   // Every second step goes backwards: who had the costliest row of one step has the cheapest of the next.
-  bool backwards = false;
-  for (qpt::i64 first = 0; first < rows; first += gridDim.x) {
-    const qpt::i64 place = first + (backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  for (qpt::i32 step = 0; qpt::i64(step) * gridDim.x < rows; ++step) {
+    const qpt::i64 place = qpt::i64(step) * gridDim.x + (step & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
     if (place < rows) qpt::run_batch_row(team, batch, qpt::i32(place), own_scratch);
-    backwards = !backwards;
     team.sync();  // the next row overwrites scratch that slower members may still read
   }
 }

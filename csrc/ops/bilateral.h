@@ -9,20 +9,20 @@ namespace qpt {
 
 constexpr i32 kMaxBilateral = 12;  // radius; sigma <= 8 px
 
-// Weights of colours more than seven sigmas apart are those at seven, 2e-11 of the centre's: then no exponent is below
-// -87, and loops vectorise.
+// Weights of colours more than seven sigmas apart are those at seven, 2e-11 of the centre's: then no power of two is
+// below 2^-126.
 struct Likeness {
-  float per_square;  // 1 / (2 sigma^2)
+  float per_square;  // log2(e) / (2 sigma^2)
   i32 most;
 
   QPT_INLINE explicit Likeness(float sigma)
-      : per_square(0.5f / (sigma * sigma)), most(static_cast<i32>(7.0f * sigma) + 1) {}
+      : per_square(0.721347520f / (sigma * sigma)), most(static_cast<i32>(7.0f * sigma) + 1) {}
 
-  // apart: squared distance, in units of 2 sigma_px^2, at most 50.
+  // apart: minus the squared distance, in units of 2 sigma_px^2 / log2(e), at least -73.
   QPT_INLINE float weight(float apart, i32 red, i32 green, i32 blue) const {
     const i32 sum = (red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue);
     const float difference = static_cast<float>(minimum(sum, most));
-    return exponential_above_87(-(apart + difference * difference * per_square));
+    return quick_power_of_two(apart - difference * difference * per_square);
   }
 };
 
@@ -30,7 +30,7 @@ struct Likeness {
 template <class Team>
 QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, float sigma_px) {
   const i32 radius = clamp(static_cast<i32>(nearest(1.5f * sigma_px)), 1, kMaxBilateral), reach = radius * radius;
-  const float per_px = 0.5f / (sigma_px * sigma_px);
+  const float per_px = 0.721347520f / (sigma_px * sigma_px);
   const Likeness likeness(sigma_colour);
   const i32 stride = a.w + 2 * radius;
   const i64 plane = static_cast<i64>(a.h) * stride;
@@ -63,7 +63,7 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
         const i32 last = across(dy);
         for (i32 dx = -last; dx <= last; ++dx) {
           const u8* const p = row + dx;
-          const float apart = per_px * static_cast<float>(dx * dx + dy * dy);
+          const float apart = -per_px * static_cast<float>(dx * dx + dy * dy);
           QPT_INDEPENDENT
           for (i32 x = 0; x < a.w; ++x) {
             const i32 r = p[x], g = p[x + plane], b = p[x + 2 * plane];
@@ -92,7 +92,7 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
         for (i32 dx = -last; dx <= last; ++dx) {
           const u8* const p = row + dx;
           const i32 r = p[0], g = p[plane], b = p[2 * plane];
-          const float w = likeness.weight(per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0],
+          const float w = likeness.weight(-per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0],
                                           g - centre[plane], b - centre[2 * plane]);
           weight += w;
           red = fma(w, static_cast<float>(r), red);

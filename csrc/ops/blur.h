@@ -38,14 +38,14 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
   // Not synced: the first barrier of correlate_2d comes before anyone reads the kernel.
   each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
-  return {weights, first, last, taps, taps};
+  return {weights, first, last, taps, taps, 3};
 }
 
-// One kernel of 2 radius + 1 taps along rows and columns: tap(t) for t in [-radius, radius], divided by their sum. out,
-// band_step and finish: as correlate_separable has them.
-template <class Team, class Tap, class Out, class Finish>
-QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap, Scratch scratch, Out* out, i64 band_step,
-                           Finish finish) {
+// One kernel of 2 radius + 1 taps along rows and columns: tap(t) for t in [-radius, radius], divided by their sum.
+// from, out, band_step and finish: as correlate_separable has them.
+template <class Team, class From, class Tap, class Out, class Finish>
+QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Tap tap, Scratch scratch, Out* out,
+                           i64 band_step, Finish finish) {
   const i32 taps = 2 * radius + 1;
   float* raw = scratch.take<float>(kMaxTaps);
   float* weight = scratch.take<float>(kMaxTaps);
@@ -61,14 +61,14 @@ QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap, Scra
   for (i32 t = 0; t < taps; ++t) total += raw[t];
   // Not synced: the first barrier of correlate_separable comes before anyone reads weight.
   each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
-  correlate_separable(team, a, weight, zeros, last, radius, scratch, out, band_step, finish);
+  correlate_separable(team, a, from, weight, zeros, last, radius, scratch, out, band_step, finish);
 }
 
-// The same, rounded, to dst.
+// The same of src, rounded, to dst.
 template <class Team, class Tap>
 QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap) {
-  separable_blur(team, a, radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst, static_cast<i64>(3) * a.w * kBand,
-                 [](i32, i32) {});
+  separable_blur(team, a, Samples<3>(a), radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst,
+                 static_cast<i64>(3) * a.w * kBand, [](i32, i32) {});
 }
 
 struct GaussianTap {

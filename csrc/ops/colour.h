@@ -60,36 +60,37 @@ QPT_FN void saturation(Team& team, OpArgs a) {
   });
 }
 
-// One channel of the hexcone: V - C max(0, min(k, 4 - k, 1)) with k = (offset + 6 hue) mod 6, given in [0, 18).
-QPT_INLINE u8 hexcone(float k, float value, float chroma) {
-  k = k >= 12.0f ? k - 12.0f : k;
-  k = k >= 6.0f ? k - 6.0f : k;
-  return to_u8(value - chroma * maximum(minimum(minimum(k, 4.0f - k), 1.0f), 0.0f));
+// Hue in sixths of a turn times the chroma, [-C, 5 C]: the sector of the largest channel (red before green before blue)
+// plus the signed difference of the other two. Linear in the channels, so nothing is divided. Grey has 0.
+QPT_INLINE float hue_times_chroma(float r, float g, float b, float value, float chroma) {
+  const float in_red = g - b, in_green = b - r + 2.0f * chroma, in_blue = r - g + 4.0f * chroma;
+  return value == r ? in_red : value == g ? in_green : in_blue;
 }
 
-// Hue in sixths of a turn, [-1, 5]: the sector of the largest channel (red before green before blue) plus the signed
-// share of the other two. Grey has 0.
-QPT_INLINE float hue_sixths(float r, float g, float b, float value, float chroma) {
-  const float high = value == r ? g : value == g ? b : r;
-  const float low = value == r ? b : value == g ? r : g;
-  const float sector = value == r ? 0.0f : value == g ? 2.0f : 4.0f;
-  return sector + (high - low) / maximum(chroma, 0.5f);
+// A turn in sixths, any, as one in [1, 7]: added to a hue in [-1, 5] it gives [0, 12], what write_hexcone wants.
+QPT_INLINE float forward_sixths(float turned) {
+  const float within = turned - 6.0f * nearest(turned / 6.0f);  // [-3, 3]
+  return within < 1.0f ? within + 6.0f : within;
+}
+
+// The hexcone's channels for hue h in [0, 12]: V - C plus C times |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|, each kept
+// to [0, 1], with h taken mod 6. turned: C h. low: V - C.
+QPT_INLINE void write_hexcone(u8* dst, float turned, float low, float chroma) {
+  const float two = 2.0f * chroma, four = 4.0f * chroma, six = 6.0f * chroma;
+  const float h = turned >= six ? turned - six : turned;
+  dst[0] = to_u8(low + clamp(maximum(h - four, two - h), 0.0f, chroma));
+  dst[1] = to_u8(low + clamp(minimum(h, four - h), 0.0f, chroma));
+  dst[2] = to_u8(low + clamp(minimum(h - two, six - h), 0.0f, chroma));
 }
 
 // HSV hue turned by p0 = shift_deg.
 template <class Team>
 QPT_FN void hue(Team& team, OpArgs a) {
-  const float turned = parameter(a.params[0], -36000.0f, 36000.0f) / 60.0f;
-  const i32 turns = static_cast<i32>(turned / 6.0f);
-  const float remainder = turned - 6.0f * static_cast<float>(turns);    // (-6, 6)
-  const float shift = remainder < 0.0f ? remainder + 6.0f : remainder;  // [0, 6]
+  const float shift = forward_sixths(parameter(a.params[0], -36000.0f, 36000.0f) / 60.0f);
   each(team, a.h * a.w, [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
-    const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
-    const float sixths = hue_sixths(r, g, b, value, chroma) + shift;  // [-1, 11]
-    a.dst[3 * p] = hexcone(sixths + 5.0f, value, chroma);
-    a.dst[3 * p + 1] = hexcone(sixths + 3.0f, value, chroma);
-    a.dst[3 * p + 2] = hexcone(sixths + 1.0f, value, chroma);
+    const float value = maximum(maximum(r, g), b), low = minimum(minimum(r, g), b), chroma = value - low;
+    write_hexcone(a.dst + 3 * p, hue_times_chroma(r, g, b, value, chroma) + shift * chroma, low, chroma);
   });
 }
 

@@ -28,15 +28,14 @@ QPT_FN void elastic(Team& team, OpArgs a) {
   const float alpha = parameter(a.params[0], 0.0f, 512.0f) / 127.5f, sigma = parameter(a.params[1], 0.05f, 8.0f);
   const float affine = parameter(a.params[2], 0.0f, 64.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 2);
   float* moves = scratch.take<float>(8);  // of the three points, down and right
   each(team, noise_blocks(a.h * a.w), kNoiseLanes, [&](i32 block, i32 lane) {
     const Philox4 words = noise_words(a, kTagElastic, block, lane);
     const auto pixel = [&](i32 p, u32 word) {
       if (p >= a.h * a.w) return;
-      noise[3 * p] = static_cast<u8>(word);
-      noise[3 * p + 1] = static_cast<u8>(word >> 8);
-      noise[3 * p + 2] = 0;
+      noise[2 * p] = static_cast<u8>(word);
+      noise[2 * p + 1] = static_cast<u8>(word >> 8);
     };
     const i32 first = kNoiseElements * block + lane;
     pixel(first, words.x);
@@ -57,32 +56,37 @@ QPT_FN void elastic(Team& team, OpArgs a) {
   OpArgs field = a;
   field.src = noise;
   field.scratch = scratch.next;
-  with_gaussian_blur(team, field, gaussian_radius(sigma), sigma, [&](i64 at, const float* blurred) {
-    const i32 p = static_cast<i32>(at / 3), y = p / a.w, x = p - y * a.w;
-    const float v = (static_cast<float>(y) - centre_y) * per_side, u = (static_cast<float>(x) - centre_x) * per_side;
-    // The points are (v, u) = (1, 1), (-1, 1), (-1, -1): shares of each in the move at (v, u).
-    const float first = 0.5f * (1.0f + v), third = 0.5f * (1.0f - u), second = 0.5f * (u - v);
-    const float down = (first * moves[0] + second * moves[2]) + third * moves[4];
-    const float right = (first * moves[1] + second * moves[3]) + third * moves[5];
-    const float from_y = clamp(static_cast<float>(y) + (down + alpha * (blurred[0] - 127.5f)), -1e9f, 1e9f);
-    const float from_x = clamp(static_cast<float>(x) + (right + alpha * (blurred[1] - 127.5f)), -1e9f, 1e9f);
-    const i32 top = floor_to_int(from_y), left = floor_to_int(from_x);
-    const float below = from_y - static_cast<float>(top), beside = from_x - static_cast<float>(left);
-    const u8* upper = a.src + static_cast<i64>(mirrored(top, a.h)) * a.w * 3;
-    const u8* lower = a.src + static_cast<i64>(mirrored(top + 1, a.h)) * a.w * 3;
-    const i32 near = 3 * mirrored(left, a.w), far = 3 * mirrored(left + 1, a.w);
-    for (i32 c = 0; c < 3; ++c) {
-      const float above =
-          static_cast<float>(upper[near + c]) * (1.0f - beside) + static_cast<float>(upper[far + c]) * beside;
-      const float under =
-          static_cast<float>(lower[near + c]) * (1.0f - beside) + static_cast<float>(lower[far + c]) * beside;
-      a.dst[at + c] = to_u8(above * (1.0f - below) + under * below);
-    }
-  });
+  with_gaussian_blur(
+      team, field, Samples<2>(field), gaussian_radius(sigma), sigma, [&](i32 start, i32 count, const float* blurred) {
+        each(team, count, [&](i32 i) {
+          const i32 p = start + i, y = p / a.w, x = p - y * a.w;
+          const float v = (static_cast<float>(y) - centre_y) * per_side,
+                      u = (static_cast<float>(x) - centre_x) * per_side;
+          // The points are (v, u) = (1, 1), (-1, 1), (-1, -1): shares of each in the move at (v, u).
+          const float first = 0.5f * (1.0f + v), third = 0.5f * (1.0f - u), second = 0.5f * (u - v);
+          const float down = (first * moves[0] + second * moves[2]) + third * moves[4];
+          const float right = (first * moves[1] + second * moves[3]) + third * moves[5];
+          const float from_y = clamp(static_cast<float>(y) + (down + alpha * (blurred[2 * i] - 127.5f)), -1e9f, 1e9f);
+          const float from_x =
+              clamp(static_cast<float>(x) + (right + alpha * (blurred[2 * i + 1] - 127.5f)), -1e9f, 1e9f);
+          const i32 top = floor_to_int(from_y), left = floor_to_int(from_x);
+          const float below = from_y - static_cast<float>(top), beside = from_x - static_cast<float>(left);
+          const u8* upper = a.src + static_cast<i64>(mirrored(top, a.h)) * a.w * 3;
+          const u8* lower = a.src + static_cast<i64>(mirrored(top + 1, a.h)) * a.w * 3;
+          const i32 near = 3 * mirrored(left, a.w), far = 3 * mirrored(left + 1, a.w);
+          for (i32 c = 0; c < 3; ++c) {
+            const float above =
+                static_cast<float>(upper[near + c]) * (1.0f - beside) + static_cast<float>(upper[far + c]) * beside;
+            const float under =
+                static_cast<float>(lower[near + c]) * (1.0f - beside) + static_cast<float>(lower[far + c]) * beside;
+            a.dst[static_cast<i64>(3) * p + c] = to_u8(above * (1.0f - below) + under * below);
+          }
+        });
+      });
 }
 
 QPT_FN i64 elastic_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + taken_bytes<float>(8) + sharpen_bytes(h, w);
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 2) + taken_bytes<float>(8) + sharpen_bytes(h, w);
 }
 
 }  // namespace qpt

@@ -31,6 +31,7 @@ struct Kernel {
   const i32* first;     // [rows] first and last column that counts; first > last: none
   const i32* last;      // [rows]
   i32 rows, columns;
+  i32 step;  // samples from a column to the next: the channels of a pixel
 };
 
 QPT_INLINE void store(float* out, float value) {
@@ -40,14 +41,14 @@ QPT_INLINE void store(u8* out, float value) {
   *out = to_u8(value);
 }
 
-// Sum of weight[dy, dx] * base[row_at[dy] + 3 dx + i]: sample i of an output row.
+// Sum of weight[dy, dx] * base[row_at[dy] + step dx + i]: sample i of an output row.
 QPT_INLINE float correlate_sample(Kernel kernel, const float* base, const i32* row_at, i32 i) {
   float sum = 0.0f;
   for (i32 dy = 0; dy < kernel.rows; ++dy) {
     const float* weight = kernel.weight + dy * kernel.columns;
     const float* row = base + row_at[dy] + i;
     const i32 last = kernel.last[dy];
-    for (i32 dx = kernel.first[dy]; dx <= last; ++dx) sum = fma(weight[dx], row[3 * dx], sum);
+    for (i32 dx = kernel.first[dy]; dx <= last; ++dx) sum = fma(weight[dx], row[kernel.step * dx], sum);
   }
   return sum;
 }
@@ -73,18 +74,29 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
   });
 }
 
-// Source rows [y, y + rows) as floats, `radius` pixels of border on each side; row y goes to slot (y mod slots) of out.
-template <class Team>
-QPT_FN void load_padded(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
-  const i32 samples = 3 * a.w, stride = samples + 6 * radius;
-  each(team, rows, samples, [&](i32 r, i32 i) {
-    out[static_cast<i64>((y + r) % slots) * stride + 3 * radius + i] = a.src[static_cast<i64>(y + r) * samples + i];
-  });
-  each(team, rows, 6 * radius, [&](i32 r, i32 i) {
-    const i32 pixel = i / 3, channel = i - 3 * pixel;
+// How the filters read an image of `kChannels` bytes a pixel: sample i of row y.
+template <i32 kChannels>
+struct Samples {
+  static constexpr i32 channels = kChannels;
+  const u8* src;  // [h, w, kChannels]
+  i32 per_row;
+  QPT_INLINE explicit Samples(OpArgs a) : src(a.src), per_row(kChannels * a.w) {}
+  QPT_INLINE float operator()(i32 y, i32 i) const { return src[static_cast<i64>(y) * per_row + i]; }
+};
+
+// Rows [y, y + rows) of `from` as floats, `radius` pixels of border on each side; row y goes to slot (y mod slots) of
+// out. from(y, i): sample i of row y, From::channels of them a pixel.
+template <class Team, class From>
+QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
+  constexpr i32 channels = From::channels;
+  const i32 samples = channels * a.w, border = channels * radius, stride = samples + 2 * border;
+  each(team, rows, samples,
+       [&](i32 r, i32 i) { out[static_cast<i64>((y + r) % slots) * stride + border + i] = from(y + r, i); });
+  each(team, rows, 2 * border, [&](i32 r, i32 i) {
+    const i32 pixel = i / channels, channel = i - channels * pixel;
     const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
-    out[static_cast<i64>((y + r) % slots) * stride + 3 * (x + radius) + channel] =
-        a.src[static_cast<i64>(y + r) * samples + 3 * reflect101(x, a.w, a.left, a.full_w) + channel];
+    out[static_cast<i64>((y + r) % slots) * stride + channels * (x + radius) + channel] =
+        from(y + r, channels * reflect101(x, a.w, a.left, a.full_w) + channel);
   });
 }
 
@@ -114,7 +126,7 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
   for (i32 y = 0; y < a.h; y += kBand) {
     const i32 rows = minimum(kBand, a.h - y);
     const i32 needed = minimum(y + kBand + radius, a.h);
-    load_padded(team, a, loaded, needed - loaded, radius, slots, ring);
+    load_padded(team, a, Samples<3>(a), loaded, needed - loaded, radius, slots, ring);
     loaded = needed;
     list_rows(team, a, y, rows, radius, slots, stride, row_at);
     team.sync();  // ring rows and row_at, written by all, are read by all
@@ -124,16 +136,18 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
   }
 }
 
-// src correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float in between. Row y of the
-// result goes to out + (y / kBand) * band_step + (y % kBand) * 3 w, as float or u8: band_step = 3 w kBand keeps the
-// whole image, 0 keeps one band. finish(y, rows) follows every band, whose samples all members may then read.
-// taps: 2 radius + 1 weights; zeros: at least as many i32 zeros (the spans of a one-column kernel).
-template <class Team, class Out, class Finish>
-QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, const i32* zeros, const i32* last,
-                                i32 radius, Scratch scratch, Out* out, i64 band_step, Finish finish) {
-  const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
-  const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1};
-  const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1};
+// `from`, as load_padded reads it, correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float
+// in between. Row y of the result goes to out + (y / kBand) * band_step + (y % kBand) * samples, as float or u8:
+// band_step = samples kBand keeps the whole image, 0 keeps one band. finish(y, rows) follows every band, whose samples
+// all members may then read. taps: 2 radius + 1 weights; zeros: at least as many i32 zeros (the spans of a one-column
+// kernel).
+template <class Team, class From, class Out, class Finish>
+QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const float* taps, const i32* zeros,
+                                const i32* last, i32 radius, Scratch scratch, Out* out, i64 band_step, Finish finish) {
+  constexpr i32 channels = From::channels;
+  const i32 samples = channels * a.w, stride = samples + 2 * channels * radius, slots = ring_rows(a.h, radius);
+  const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
+  const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
   i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
   i32* padded_at = scratch.take<i32>(kBand);
   float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
@@ -146,7 +160,7 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, const float* taps, c
     list_rows(team, a, y, rows, radius, slots, samples, row_at);
     while (loaded < needed) {
       const i32 count = minimum(kBand, needed - loaded);
-      load_padded(team, a, loaded, count, radius, kBand, padded);
+      load_padded(team, a, from, loaded, count, radius, kBand, padded);
       team.sync();  // padded rows, written by all, are read by all
       // 1. along rows, into the ring; loaded is a multiple of kBand except on the last, shorter band
       for (i32 r = 0; r < count; ++r)

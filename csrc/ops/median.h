@@ -1,6 +1,6 @@
 // Median filter (texture family): each channel's median over a square window, borders replicated, as cv2.medianBlur
-// has it. The median is found bit by bit, from the counts of smaller values in the window; small windows have a faster
-// form on x86 (cpu/simd.h). Listed in table.h.
+// has it. The median is found bit by bit, from the counts of smaller values in the window; x86 has faster forms of the
+// rows (cpu/simd.h). Listed in table.h.
 #pragma once
 #include "op.h"
 
@@ -15,12 +15,19 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
   const i32 taps = 2 * radius + 1, half = taps * taps / 2, samples = 3 * a.w, stride = samples + 6 * radius;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
-  each(team, a.h, a.w + 2 * radius, [&](i32 y, i32 x) {
-    const u8* from = a.src + static_cast<i64>(y) * samples + 3 * clamp(x - radius, 0, a.w - 1);
-    u8* to = padded + static_cast<i64>(y) * stride + 3 * x;
-    to[0] = from[0];
-    to[1] = from[1];
-    to[2] = from[2];
+#if QPT_SIMD_ROWS
+  constexpr u8 bias = Team::kSolo ? simd::kMedianBias : 0;  // of the padded copy, for the sake of comparisons
+#else
+  constexpr u8 bias = 0;
+#endif
+  each(team, a.h, samples, [&](i32 y, i32 i) {
+    padded[static_cast<i64>(y) * stride + 3 * radius + i] =
+        static_cast<u8>(a.src[static_cast<i64>(y) * samples + i] ^ bias);
+  });
+  each(team, a.h, 6 * radius, [&](i32 y, i32 i) {
+    const bool left = i < 3 * radius;
+    const u8* end = a.src + static_cast<i64>(y) * samples + (left ? 0 : samples - 3);
+    padded[static_cast<i64>(y) * stride + (left ? i : samples + i)] = static_cast<u8>(end[i % 3] ^ bias);
   });
   team.sync();  // padded rows, written by all, are read by all
   const auto row_of = [&](i32 y, i32 dy) {
@@ -44,7 +51,8 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
             const u8* p = row_of(y, dy) + 3 * dx;
             QPT_INDEPENDENT
             for (i32 i = 0; i < samples; ++i)
-              below[i] = static_cast<u8>(below[i] + (p[i] < static_cast<u8>(low[i] | bit) ? 1 : 0));
+              below[i] =
+                  static_cast<u8>(below[i] + (static_cast<u8>(p[i] ^ bias) < static_cast<u8>(low[i] | bit) ? 1 : 0));
           }
         for (i32 i = 0; i < samples; ++i) low[i] = static_cast<u8>(low[i] | (below[i] <= half ? bit : 0));
       }

@@ -183,13 +183,9 @@ QPT_INLINE void disturb(const u8* src, u8* dst, float turned, float share) {
   const float most = maximum(maximum(r, g), b), least = minimum(minimum(r, g), b), chroma = most - least;
   const float twice = most + least, moved = twice + share * (510.0f - twice);  // 510 L
   const float room = minimum(twice, 510.0f - twice), moved_room = minimum(moved, 510.0f - moved);
-  const float new_chroma = chroma * moved_room / maximum(room, 1.0f);
-  const float value = 0.5f * (moved + new_chroma);
-  const float sum = hue_sixths(r, g, b, most, chroma) + turned;
-  const float sixths = sum - 6.0f * nearest(sum / 6.0f) + 6.0f;  // [3, 9]
-  dst[0] = hexcone(sixths + 5.0f, value, new_chroma);
-  dst[1] = hexcone(sixths + 3.0f, value, new_chroma);
-  dst[2] = hexcone(sixths + 1.0f, value, new_chroma);
+  const float scale = moved_room / maximum(room, 1.0f), new_chroma = scale * chroma;
+  const float hue = hue_times_chroma(r, g, b, most, chroma) + forward_sixths(turned) * chroma;
+  write_hexcone(dst, scale * hue, 0.5f * (moved - new_chroma), new_chroma);
 }
 
 constexpr float kMaxLight = 127.5f;  // mean photons of iso_noise: the largest spread there is, of black and white

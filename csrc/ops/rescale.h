@@ -1,7 +1,7 @@
 // Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. Pillow's
 // antialiased resize (Resample.c): filter support grows with the scale, weights in double, normalised, rounded to 22
 // fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Pillow's nearest
-// (Geometry.c): one pixel each, no weights. Listed in table.h; definitions in qpt/degradations.py.
+// (Geometry.c): one pixel each, no weights. Area is OpenCV's. Listed in table.h; definitions in qpt/degradations.py.
 #pragma once
 #include "op.h"
 
@@ -220,12 +220,6 @@ QPT_FN void pixelate(Team& team, OpArgs a) {
   rescale(team, a, kBox, kBox);
 }
 
-// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear. p0 = factor in [1, 16].
-template <class Team>
-QPT_FN void rescale_area(Team& team, OpArgs a) {
-  rescale(team, a, kArea, kBilinear);
-}
-
 // p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_lanczos(Team& team, OpArgs a) {
@@ -267,12 +261,101 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
   });
 }
 
-// Scratch for factors in [1, 16]: two images of at most h x w and a table of the longer side. Shrinking, out <= in
-// and in <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; enlarging, taps is at most 8. More
-// than the four tables of rescale_nearest.
+// Bytes of a table of build_resampling for factors in [1, 16] whose longer side is `side`. Shrinking, out <= in and in
+// <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; enlarging, taps is at most 8.
+QPT_FN i64 resampling_bytes(i64 side) {
+  return 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
+}
+
+QPT_INLINE u8 weighted_twice_to_u8(i64 sum, bool even) {
+  constexpr i32 bits = 2 * kWeightBits;
+  const i64 below = even ? 1 - ((sum >> bits) & 1) : 0;  // 1: a half goes down
+  return static_cast<u8>((sum + (i64{1} << (bits - 1)) - below) >> bits);
+}
+
+// Along both axes, rounded once, halves up or, if `even`, to the even number: in [h, in_w, 3] -> out [out_h, out_w, 3].
+// line: room for a row of `in` and one more. Integers all the way, so the order of sums does not matter. Weights are
+// not negative.
+template <class Team>
+QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32 out_h, i32 out_w, Resampling along_y,
+                          Resampling along_x, bool even, i32* line) {
+  const i32 samples = 3 * in_w;
+  const auto column = [&](i32 y, i32 i) {  // sample i of the rows that output row y is made of
+    const u8* from = in + static_cast<i64>(along_y.first[y]) * samples + i;
+    const i32* weight = along_y.weight + static_cast<i64>(y) * along_y.taps;
+    i32 sum = 0;
+    for (i32 j = 0; j < along_y.count[y]; ++j) sum += weight[j] * from[static_cast<i64>(j) * samples];
+    return sum;
+  };
+  const auto pixel = [&](i32 y, i32 x, auto summed) {  // summed(i): column(y, i)
+    const i32* weight = along_x.weight + static_cast<i64>(x) * along_x.taps;
+    i64 r = 0, g = 0, b = 0;
+    for (i32 j = 0; j < along_x.count[x]; ++j) {
+      const i32 i = 3 * (along_x.first[x] + j);
+      r += static_cast<i64>(weight[j]) * summed(i);
+      g += static_cast<i64>(weight[j]) * summed(i + 1);
+      b += static_cast<i64>(weight[j]) * summed(i + 2);
+    }
+    u8* to = out + (static_cast<i64>(y) * out_w + x) * 3;
+    to[0] = weighted_twice_to_u8(r, even);
+    to[1] = weighted_twice_to_u8(g, even);
+    to[2] = weighted_twice_to_u8(b, even);
+  };
+  if constexpr (Team::kSolo) {  // a row at a time, so that loops along y run over contiguous samples
+    for (i32 y = 0; y < out_h; ++y) {
+      for (i32 i = 0; i <= samples; ++i) line[i] = 0;
+      for (i32 j = 0; j < along_y.count[y]; ++j) {
+        const u8* from = in + static_cast<i64>(along_y.first[y] + j) * samples;
+        const i32 weight = along_y.weight[static_cast<i64>(y) * along_y.taps + j];
+        QPT_INDEPENDENT
+        for (i32 i = 0; i < samples; ++i) line[i] += weight * from[i];
+      }
+#if QPT_SIMD_ROWS
+      for (i32 x = 0; x < out_w; ++x)
+        simd::resample_sums<2 * kWeightBits>(along_x.weight + static_cast<i64>(x) * along_x.taps, along_x.count[x],
+                                             line + 3 * along_x.first[x], even,
+                                             out + (static_cast<i64>(y) * out_w + x) * 3);
+#else
+      for (i32 x = 0; x < out_w; ++x) pixel(y, x, [&](i32 i) { return line[i]; });
+#endif
+    }
+  } else {
+    each(team, out_h, out_w, [&](i32 y, i32 x) { pixel(y, x, [&](i32 i) { return column(y, i); }); });
+  }
+}
+
+// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear, each rounded once, halves
+// as OpenCV has them (but for its half-up mean of exactly 2 x 2). p0 = factor in [1, 16].
+template <class Team>
+QPT_FN void rescale_area(Team& team, OpArgs a) {
+  const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
+  const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* small = scratch.take<u8>(static_cast<i64>(small_h) * small_w * 3);
+  i32* line = scratch.take<i32>(3 * a.w + 1);
+  const Scratch of_y{scratch.take<u8>(resampling_bytes(a.h))};
+  QPT_UNROLL(1)
+  for (i32 pass = 0; pass < 2; ++pass) {
+    const bool down = pass == 0;
+    const i32 h = down ? a.h : small_h, w = down ? a.w : small_w;
+    const i32 to_h = down ? small_h : a.h, to_w = down ? small_w : a.w, filter = down ? kArea : kBilinear;
+    const Resampling along_y = build_resampling(team, filter, h, to_h, of_y);
+    const Resampling along_x = build_resampling(team, filter, w, to_w, scratch);
+    team.sync();  // the tables, written by all, are read by all
+    resample_both(team, down ? a.src : small, down ? small : a.dst, w, to_h, to_w, along_y, along_x, down, line);
+    team.sync();  // the small image, written by all, is read across by the next pass, which overwrites the tables
+  }
+}
+
+// The small image, a row of sums and two tables.
+QPT_FN i64 area_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + taken_bytes<i32>(static_cast<i64>(3) * w + 1) +
+         resampling_bytes(h) + resampling_bytes(w);
+}
+
+// Two images of at most h x w and a table of the longer side: more than the four tables of rescale_nearest.
 QPT_FN i64 rescale_bytes(i32 h, i32 w) {
-  const i64 image = taken_bytes<u8>(static_cast<i64>(h) * w * 3), side = maximum(h, w);
-  return 2 * image + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
+  return 2 * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + resampling_bytes(maximum(h, w));
 }
 
 }  // namespace qpt

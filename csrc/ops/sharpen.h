@@ -6,17 +6,14 @@
 
 namespace qpt {
 
-// finish(at, blurred) for every pixel: `at` is the index of its first sample, `blurred` points to the three samples of
-// the Gaussian blur, which finish may not keep.
-template <class Team, class Finish>
-QPT_FN void with_gaussian_blur(const Team& team, OpArgs a, i32 radius, float sigma, Finish finish) {
+// finish(first, count, blurred) for parts of the image: the Gaussian blur of channel c of pixel first + i is
+// blurred[From::channels * i + c]. from: as load_padded has it.
+template <class Team, class From, class Finish>
+QPT_FN void with_gaussian_blur(const Team& team, OpArgs a, From from, i32 radius, float sigma, Finish finish) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const i32 samples = 3 * a.w;
-  float* band = scratch.take<float>(static_cast<i64>(kBand) * samples);
-  separable_blur(team, a, radius, GaussianTap{sigma}, scratch, band, static_cast<i64>(0), [&](i32 y, i32 rows) {
-    each(team, rows * a.w,
-         [&](i32 p) { finish(static_cast<i64>(y) * samples + 3 * p, static_cast<const float*>(band + 3 * p)); });
-  });
+  float* band = scratch.take<float>(static_cast<i64>(kBand) * From::channels * a.w);
+  separable_blur(team, a, from, radius, GaussianTap{sigma}, scratch, band, static_cast<i64>(0),
+                 [&](i32 y, i32 rows) { finish(y * a.w, rows * a.w, static_cast<const float*>(band)); });
 }
 
 template <class Sample>
@@ -25,19 +22,28 @@ QPT_INLINE float luma_601(const Sample* pixel) {
          0.114f * static_cast<float>(pixel[2]);
 }
 
+// The luma of an image, as load_padded reads it.
+struct LumaSamples {
+  static constexpr i32 channels = 1;
+  const u8* src;  // [h, w, 3]
+  i32 w;
+  QPT_INLINE float operator()(i32 y, i32 x) const { return luma_601(src + (static_cast<i64>(y) * w + x) * 3); }
+};
+
 // x + amount (x - blur(x)). p0 = amount, p1 = sigma_px in (0, 8].
 template <class Team>
 QPT_FN void unsharp_mask(Team& team, OpArgs a) {
   const float amount = parameter(a.params[0], 0.0f, 16.0f);
   const float sigma = parameter(a.params[1], 0.05f, 8.0f);
-  with_gaussian_blur(team, a, gaussian_radius(sigma), sigma, [&](i64 at, const float* blurred) {
-    const u8* src = a.src + at;
-    u8* dst = a.dst + at;
-    for (i32 c = 0; c < 3; ++c) {
-      const float x = src[c];
-      dst[c] = to_u8(x + amount * (x - blurred[c]));
-    }
-  });
+  with_gaussian_blur(team, a, Samples<3>(a), gaussian_radius(sigma), sigma,
+                     [&](i32 first, i32 count, const float* blurred) {
+                       const u8* src = a.src + static_cast<i64>(3) * first;
+                       u8* dst = a.dst + static_cast<i64>(3) * first;
+                       each(team, 3 * count, [&](i32 i) {
+                         const float x = src[i];
+                         dst[i] = to_u8(x + amount * (x - blurred[i]));
+                       });
+                     });
 }
 
 // The difference of the luma to its blur, amount times on every channel. p0 = amount, p1 = radius_px, a whole number in
@@ -46,12 +52,17 @@ template <class Team>
 QPT_FN void high_sharpen(Team& team, OpArgs a) {
   const float amount = parameter(a.params[0], 0.0f, 64.0f);
   const i32 radius = static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRadius)) + 0.5f);
-  with_gaussian_blur(team, a, radius, static_cast<float>(radius), [&](i64 at, const float* blurred) {
-    const u8* src = a.src + at;
-    u8* dst = a.dst + at;
-    const float detail = amount * (luma_601(src) - luma_601(blurred));
-    for (i32 c = 0; c < 3; ++c) dst[c] = to_u8(static_cast<float>(src[c]) + detail);
-  });
+  with_gaussian_blur(team, a, LumaSamples{a.src, a.w}, radius, static_cast<float>(radius),
+                     [&](i32 first, i32 count, const float* blurred) {
+                       const u8* src = a.src + static_cast<i64>(3) * first;
+                       u8* dst = a.dst + static_cast<i64>(3) * first;
+                       each(team, count, [&](i32 p) {
+                         const float detail = amount * (luma_601(src + 3 * p) - blurred[p]);
+                         dst[3 * p] = to_u8(static_cast<float>(src[3 * p]) + detail);
+                         dst[3 * p + 1] = to_u8(static_cast<float>(src[3 * p + 1]) + detail);
+                         dst[3 * p + 2] = to_u8(static_cast<float>(src[3 * p + 2]) + detail);
+                       });
+                     });
 }
 
 // Luma kept, the rest blurred and multiplied by gain: Y(x) + gain (blur(x) - Y(blur(x))), since blurring and Y commute.
@@ -60,11 +71,17 @@ template <class Team>
 QPT_FN void colour_diffusion(Team& team, OpArgs a) {
   const float gain = parameter(a.params[1], 0.0f, 16.0f);
   const float sigma = parameter(a.params[0], 0.05f, 8.0f);
-  with_gaussian_blur(team, a, gaussian_radius(sigma), sigma, [&](i64 at, const float* blurred) {
-    const float luma = luma_601(a.src + at), blurred_luma = luma_601(blurred);
-    u8* dst = a.dst + at;
-    for (i32 c = 0; c < 3; ++c) dst[c] = to_u8(luma + gain * (blurred[c] - blurred_luma));
-  });
+  with_gaussian_blur(team, a, Samples<3>(a), gaussian_radius(sigma), sigma,
+                     [&](i32 first, i32 count, const float* blurred) {
+                       const u8* src = a.src + static_cast<i64>(3) * first;
+                       u8* dst = a.dst + static_cast<i64>(3) * first;
+                       each(team, count, [&](i32 p) {
+                         const float luma = luma_601(src + 3 * p), blurred_luma = luma_601(blurred + 3 * p);
+                         dst[3 * p] = to_u8(luma + gain * (blurred[3 * p] - blurred_luma));
+                         dst[3 * p + 1] = to_u8(luma + gain * (blurred[3 * p + 1] - blurred_luma));
+                         dst[3 * p + 2] = to_u8(luma + gain * (blurred[3 * p + 2] - blurred_luma));
+                       });
+                     });
 }
 
 // Scratch of with_gaussian_blur on an h x w image.

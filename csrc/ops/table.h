@@ -56,7 +56,7 @@
   X(spatial_jitter, noise_bytes)       \
   X(non_eccentricity_patch, no_bytes)  \
   X(colour_block, no_bytes)            \
-  X(rescale_area, rescale_bytes)       \
+  X(rescale_area, area_bytes)          \
   X(rescale_lanczos, rescale_bytes)    \
   X(elastic, elastic_bytes)            \
   X(brightness, colour_bytes)          \

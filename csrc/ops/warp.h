@@ -9,6 +9,7 @@
 namespace qpt {
 
 constexpr i32 kZoomViews = 16;
+constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and a spare for vectors
 
 // Mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. A row at a
 // time: between two source rows for every view, then between two pixels of each.
@@ -16,25 +17,24 @@ template <class Team>
 QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float zoom = parameter(a.params[0], 1.0f, 2.0f);
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
-  const i32 samples = 3 * a.w, stride = samples + 3;  // a pixel of padding, for the neighbour of the last one
+  const i32 samples = 3 * a.w, stride = samples + kZoomPadding;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * samples);    // sample to the left of the position
-  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * samples);  // how far beyond it, [0, 1)
+  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * a.w);    // pixel to the left of the position
+  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * a.w);  // how far beyond it, [0, 1)
   float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
-  float* sum = scratch.take<float>(samples);
   // Where view v shows position i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
     const float centre = 0.5f * static_cast<float>(n - 1);
     const float inverse = 1.0f / (1.0f + step * static_cast<float>(v));
     return centre + (static_cast<float>(i) - centre) * inverse;
   };
-  each(team, kZoomViews, samples, [&](i32 v, i32 i) {
-    const float x = place(v, i / 3, a.w);
+  each(team, kZoomViews, a.w, [&](i32 v, i32 i) {
+    const float x = place(v, i, a.w);
     const i32 whole = clamp(static_cast<i32>(x), 0, a.w - 1);
-    left_at[v * samples + i] = v * stride + 3 * whole + i % 3;
-    right[v * samples + i] = x - static_cast<float>(whole);
+    left_at[v * a.w + i] = v * stride + 3 * whole;
+    right[v * a.w + i] = x - static_cast<float>(whole);
   });
-  each(team, kZoomViews, 3, [&](i32 v, i32 c) { rows[v * stride + samples + c] = 0.0f; });
+  each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
   for (i32 y = 0; y < a.h; ++y) {
     each(team, kZoomViews, samples, [&](i32 v, i32 i) {
       const float at = place(v, y, a.h);
@@ -44,24 +44,34 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
       rows[v * stride + i] = upper + (at - static_cast<float>(whole)) * (lower - upper);
     });
     team.sync();  // rows of all views and the tables, written by all, are read by all
-    // A member keeps its samples from view to view, so their sums need no barrier.
-    each(team, samples, [&](i32 i) { sum[i] = 0.0f; });
-    QPT_UNROLL(1)
-    for (i32 v = 0; v < kZoomViews; ++v)
-      each(team, samples, [&](i32 i) {
-        const i32 at = left_at[v * samples + i];
-        sum[i] += rows[at] + right[v * samples + i] * (rows[at + 3] - rows[at]);
-      });
     u8* const to = a.dst + static_cast<i64>(y) * samples;
-    each(team, samples, [&](i32 i) { to[i] = to_u8(sum[i] / static_cast<float>(kZoomViews)); });
+    const auto sample = [&](i32 x, i32 c) {
+      float sum = 0.0f;
+      for (i32 v = 0; v < kZoomViews; ++v) {
+        const float* at = rows + left_at[v * a.w + x] + c;
+        sum += at[0] + right[v * a.w + x] * (at[3] - at[0]);
+      }
+      return sum;
+    };
+#if QPT_SIMD_ROWS
+    if constexpr (Team::kSolo) {
+      for (i32 x = 0; x < a.w; ++x) {
+        float sum[4];
+        simd::sum_views(kZoomViews, rows, left_at + x, right + x, a.w, sum);
+        for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
+      }
+      continue;
+    }
+#endif
+    each(team, samples, [&](i32 i) { to[i] = to_u8(sample(i / 3, i % 3) / static_cast<float>(kZoomViews)); });
     team.sync();  // all have read the rows that the next ones overwrite
   }
 }
 
 QPT_FN i64 zoom_bytes(i32, i32 w) {
-  const i64 samples = static_cast<i64>(3) * w;
-  return taken_bytes<i32>(kZoomViews * samples) + taken_bytes<float>(kZoomViews * samples) +
-         taken_bytes<float>(kZoomViews * (samples + 3)) + taken_bytes<float>(samples);
+  const i64 places = kZoomViews * static_cast<i64>(w);
+  return taken_bytes<i32>(places) + taken_bytes<float>(places) +
+         taken_bytes<float>(kZoomViews * (static_cast<i64>(3) * w + kZoomPadding));
 }
 
 // A word as an integer in [-reach, reach].

@@ -127,7 +127,10 @@ def _run_cpu(caller: str, images: Tensor, program: Program, patches: Patches | N
     # The names keep the tensors alive while the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
-    order = costly_first(program, patches.windows if patches else None, height, width)
+    if threads > 1:
+        order = costly_first(program, patches.windows if patches else None, height, width)
+    else:  # a single thread ends when it ends
+        order = torch.arange(rows, dtype=torch.int32)
     module.degrade(
         images=images.data_ptr(),
         height=height,

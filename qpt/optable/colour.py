@@ -123,7 +123,8 @@ COLOUR: tuple[Degradation, ...] = (
         halo=no_halo,
         doc="HSV hue turned by shift_deg, either way, by chance.",
         grid_px=1,
-        cost=25.0,
+        cost=5.0,
+        revision=2,
     ),
     Degradation(
         "quantise",
@@ -148,7 +149,7 @@ COLOUR: tuple[Degradation, ...] = (
         halo=lambda p: math.ceil(3 * p[0]),
         doc="Colour difference blurred and strengthened by gain; luma stays sharp.",
         grid_px=1,
-        cost=(22.0, 26.0, 34.0, 40.0, 48.0),
+        cost=(17.0, 21.0, 29.0, 35.0, 43.0),
     ),
     Degradation(
         "colour_shift",

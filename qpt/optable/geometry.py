@@ -106,7 +106,8 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="cv2.resize(x, (round(w / factor), round(h / factor)), INTER_AREA), cv2.resize(., (w, h), INTER_LINEAR)",
         halo="whole",
         doc="Down by the mean over each new pixel's area, up bilinear.",
-        cost=7.0,
+        cost=9.0,
+        revision=2,
     ),
     Degradation(
         "rescale_lanczos",
@@ -130,6 +131,6 @@ GEOMETRY: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, place + field, order=1, mode='mirror') with the drawn field",
         halo="whole",
         doc="Places moved by alpha times uniform noise blurred by sigma, and by a small random affine map; bilinear.",
-        cost=66.0,
+        cost=53.0,
     ),
 )

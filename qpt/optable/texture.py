@@ -76,7 +76,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: int(p[0]),
         doc="Each channel's median over a square of 2 radius + 1 pixels; border replicated.",
         grid_px=1,
-        cost=(4.0, 9.0, 26.0, 73.0, 180.0),
+        cost=(2.0, 7.0, 25.0, 38.0, 56.0),
     ),
     Degradation(
         "glass_blur",
@@ -100,7 +100,7 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest'), mean of the 16 views",
         halo="whole",
         doc="Mean of 16 views enlarged about the centre by 1 to zoom, bilinear.",
-        cost=65.0,
+        cost=52.0,
     ),
     Degradation(
         "unsharp_mask",
@@ -114,7 +114,7 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: math.ceil(3 * p[1]),
         doc="The difference to a Gaussian blur, amount times on top: edges overshoot into halos.",
         grid_px=1,
-        cost=19.0,
+        cost=9.0,
     ),
     Degradation(
         "gaussian_noise",
@@ -231,7 +231,8 @@ TEXTURE: tuple[Degradation, ...] = (
         halo="whole",
         doc="A camera at a high ISO number: hue turned by a normal number, light added by a Poisson number k, whose "
         "mean is intensity times the spread of the image's lightness.",
-        cost=42.0,
+        cost=31.0,
+        revision=2,
     ),
     Degradation(
         "box_blur",
@@ -302,7 +303,8 @@ TEXTURE: tuple[Degradation, ...] = (
         halo=lambda p: int(p[1]),
         grid_px=1,
         doc="The luma's difference to its wide blur, amount times on every channel: local contrast far too strong.",
-        cost=20.0,
+        cost=7.0,
+        revision=2,
     ),
     Degradation(
         "bilateral",
@@ -315,7 +317,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.bilateralFilter(x, -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
         halo=lambda p: max(round(1.5 * p[1]), 1),
         doc="Mean over a disk, weighted by nearness and by likeness of colour: fine texture goes, edges stay.",
-        cost=(46.0, 46.0, 90.0, 145.0, 144.0),
+        cost=(36.0, 36.0, 70.0, 115.0, 115.0),
+        revision=2,
     ),
     Degradation(
         "denoise",
@@ -329,7 +332,8 @@ TEXTURE: tuple[Degradation, ...] = (
         oracle="cv2.bilateralFilter(gaussian_noise(x, std), -1, sigma_colour, sigma_px, borderType=BORDER_REFLECT_101)",
         halo=lambda p: max(round(1.5 * p[2]), 1),
         doc="gaussian_noise, then bilateral: blotches where the noise was, texture gone with it.",
-        cost=103.0,
+        cost=85.0,
+        revision=2,
     ),
     Degradation(
         "jpeg2000",

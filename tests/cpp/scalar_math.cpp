@@ -1,17 +1,22 @@
 // Largest errors of csrc/scalar_math.h against libm in double, over dense sweeps. Built and run by
-// tests/test_scalar_math.py. Prints one line per function: name, largest error (relative for exp; absolute for sin and
-// cos; for log the smaller of the two).
+// tests/test_scalar_math.py. Prints one line per function: name, largest error (relative for the exponentials; absolute
+// for sin and cos; for log the smaller of the two).
 #include <cmath>
 #include <cstdio>
 
 #include "../../csrc/scalar_math.h"
 
 int main() {
-  double exponential = 0, logarithm = 0, sine = 0, cosine = 0;
+  double exponential = 0, power = 0, logarithm = 0, sine = 0, cosine = 0;
   for (int i = 0; i <= 4000000; ++i) {
     const float x = -86.0f * static_cast<float>(i) / 4000000.0f;
     const double exact = std::exp(static_cast<double>(x));
     exponential = std::fmax(exponential, std::fabs(qpt::exponential(x) - exact) / exact);
+  }
+  for (int i = -2000000; i <= 2000000; ++i) {
+    const float x = 125.9f * static_cast<float>(i) / 2000000.0f;
+    const double exact = std::exp2(static_cast<double>(x));
+    power = std::fmax(power, std::fabs(qpt::quick_power_of_two(x) - exact) / exact);
   }
   for (int i = 1; i <= 1 << 24; i += 3) {  // the arguments of Box-Muller
     const float x = static_cast<float>(i) * 0x1p-24f;
@@ -25,7 +30,8 @@ int main() {
     sine = std::fmax(sine, std::fabs(ours.sin - std::sin(angle)));
     cosine = std::fmax(cosine, std::fabs(ours.cos - std::cos(angle)));
   }
-  std::printf("exponential %.3g\nnatural_log %.3g\nsine %.3g\ncosine %.3g\n", exponential, logarithm, sine, cosine);
+  std::printf("exponential %.3g\nquick_power_of_two %.3g\nnatural_log %.3g\nsine %.3g\ncosine %.3g\n", exponential,
+              power, logarithm, sine, cosine);
   // Exact where exactness is relied on: halves to even, quadrants, clamping.
   const bool exact = qpt::to_u8(0.5f) == 0 && qpt::to_u8(1.5f) == 2 && qpt::to_u8(254.5f) == 254 &&
                      qpt::to_u8(255.4f) == 255 && qpt::to_u8(-3.0f) == 0 && qpt::to_u8(1e9f) == 255 &&
