@@ -155,7 +155,7 @@ class PretrainConfig:
         for name in (
             *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
             *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "stall_seconds"),
-            *("observe_every",),
+            "observe_every",
         ):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)

@@ -167,12 +167,14 @@ class _Loop:
                     break
                 self._one(batch, log)
                 self.seconds = time.monotonic() - started
+                if self.step - tried >= config.checkpoint_every:
+                    saved, tried = self.step if self._save(log) else saved, self.step
                 stop, save = self.world.sum(asked.stop, asked.save)  # all processes act after the same step
-                if self.step - tried >= config.checkpoint_every or save:
+                if save:
                     asked.save, tried = False, self.step
                     saved = self.step if self._save(log) else saved
-                    if self.page and log:
-                        self.page.update(log.say)
+                if self.page and log and tried == self.step:
+                    self.page.update(log.say)
             if saved < self.step:
                 self._save(log, last=True)
             if log is not None:
