@@ -78,7 +78,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "pool_size": 32,
                 "keys_travel": "ring",
                 "symmetric": True,
-                "lr": 8e-7,
+                "lr": 1.2e-6,
             },
         ),
         (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw", "lr": 3e-6}),
