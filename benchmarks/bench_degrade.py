@@ -284,7 +284,7 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
     images = photographs(count, side)
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
-    boxes = torch.from_numpy(np.stack([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)]))
+    boxes = torch.tensor([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)], dtype=torch.int32)
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
 
     def crop_whole_images() -> torch.Tensor:

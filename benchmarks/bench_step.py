@@ -71,9 +71,9 @@ def _config(**changes: Any) -> PretrainConfig:
 def _degraded(config: PretrainConfig, regions: torch.Tensor) -> torch.Tensor:
     rng = np.random.default_rng(0)
     size, views = config.patch_size, config.compositions
-    pairs = np.stack([draw_pair(rng, size, config.region, config.iou_min, config.iou_max) for _ in regions])
+    pairs = [draw_pair(rng, size, config.region, config.iou_min, config.iou_max) for _ in regions]
     program = DegradationSpace.named(config.space).sample_seeded(torch.arange(len(regions)), views=views)
-    boxes = torch.from_numpy(pairs).repeat_interleave(views, 0)
+    boxes = torch.tensor(pairs, dtype=torch.int32).repeat_interleave(views, 0)
     return degrade_patches(regions, program, boxes, size, dtype=torch.uint8)
 
 
