@@ -161,7 +161,7 @@ def test_command_measures_and_writes(name, tmp_path, capsys):
     check_schema(content)
     assert content["name"] == name
     assert capsys.readouterr().out.count("\n| ") > len(content["rows"])
-    if name == "degrade":  # every rival was compared; a loader's gives other pictures
+    if name == "degrade":  # every rival was compared
         assert all(row["differences"] for row in content["rows"] if row["backend"] != "qpt")
 
 
