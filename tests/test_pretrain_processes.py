@@ -70,37 +70,33 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *([(2, {"mode": "moco"}), (4, {"mode": "moco"})] if LONG else []),
         # whole steps in the pool: shards forget the same keys as one pool does
-        (
-            2,
-            {
-                "mode": "moco",
-                "pool_layout": "sharded",
-                "pool_size": 32,
-                "keys_travel": "ring",
-                "symmetric": True,
-                "lr": 1.2e-6,
-            },
-        ),
-        (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw", "lr": 3e-6}),
+        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "keys_travel": "ring", "symmetric": True}),
+        (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw"}),
         (2, {"mode": "moco", "patches": 3, "positives": "image"}),
-        (4, {"mode": "in_batch", "lr": 8.5e-7}),
+        (4, {"mode": "in_batch"}),
     ],
     ids=str,
 )
 def test_processes_follow_the_curve_of_one(real: Path, tmp_path: Path, size: int, options: dict[str, Any]) -> None:
-    """Same batches, batch norm over all: the loss of 20 steps within 1e-4 of the single process's, relatively. A
-    network that moves faster magnifies roundings; at these rates half the gradient would show in the second figure."""
-    settings = {**SETTINGS, "patch_size": 48, "lr": 1e-5, "steps": 20, **options}
-    config = tiny(real, tmp_path / "one", **settings)
+    """Same batches, batch norm over all: the loss of 20 steps within 1e-4 of the single process's, relatively, and at
+    the end the optimiser's running mean of the gradients within 3 %. A network that moves faster than this one
+    magnifies roundings within a few steps; a gradient that is wrong shows in the mean however slowly it moves."""
+    config = tiny(real, tmp_path / "one", **{**SETTINGS, "patch_size": 48, "lr": 1e-7, "steps": 20, **options})
     pretrain(config)
     many = dataclasses.replace(config, out=str(tmp_path / "many"))
     finish(many, size)
     assert len(losses(many.out)) == 20
     np.testing.assert_allclose(losses(many.out), losses(config.out), rtol=1e-4)
     assert read_checkpoint(Path(many.out))["processes"] == size
-    slower = dataclasses.replace(config, out=str(tmp_path / "slower"), lr=config.lr / 2)
-    pretrain(slower)
-    assert np.abs(losses(slower.out) / losses(config.out) - 1).max() > 1e-3
+    ours, wanted = mean_gradient(many.out), mean_gradient(config.out)
+    assert (ours - wanted).norm() <= 0.03 * wanted.norm()
+
+
+def mean_gradient(run_folder: str) -> torch.Tensor:
+    """Momentum of SGD, first moment of AdamW, of all weights."""
+    states = read_checkpoint(Path(run_folder))["learner"]["optimizer"]["state"].values()
+    kinds = ("momentum_buffer", "exp_avg")
+    return torch.cat([state[kind].double().flatten() for state in states for kind in kinds if kind in state])
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -147,14 +143,14 @@ def test_stopped_and_resumed_processes_end_in_the_same_bytes(
 
 
 def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = tiny(photographs, tmp_path / "one", **{**SETTINGS, "steps": 2})
+    config = tiny(photographs, tmp_path / "one", **{**SETTINGS, "steps": 2, "lr": 1e-6})
     pretrain(config)
     many = dataclasses.replace(config, out=str(tmp_path / "many"))
     finish(many, 2)
     one, two = (tensors(read_checkpoint(Path(run.out))) for run in (config, many))
     assert one.keys() == two.keys()
     for name in one:
-        assert torch.allclose(one[name].double(), two[name].double(), rtol=1e-3, atol=1e-4), name
+        assert (one[name].double() - two[name]).norm() <= 0.02 * two[name].double().norm() + 1e-6, name
 
 
 @pytest.mark.parametrize(

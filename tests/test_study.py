@@ -189,7 +189,7 @@ def test_a_study_from_end_to_end(
     long = json.loads((tmp_path / "study.json").read_text())["rows"][-1]
     assert long["arm"].endswith("-long") and long["seed"] == 1
     capsys.readouterr()
-    assert benchmarks.main([*arguments, "--steps", "7"]) == 2
+    assert benchmarks.main([*arguments, "--arms", "one", "--steps", "7"]) == 2
     assert "holds another study" in capsys.readouterr().err
     elsewhere = [*arguments, "--arms", "one", "--steps", "7", "--results", str(tmp_path / "other.json")]
     assert benchmarks.main(elsewhere) == 2
@@ -236,7 +236,8 @@ def test_a_failed_arm_does_not_end_the_others(
 
 def test_two_processes_do_not_work_on_one_arm(tmp_path: Path) -> None:
     with study_task._alone(tmp_path):
-        code = f"from benchmarks.study_task import *\nwith _alone(Path({str(tmp_path)!r})): print('in')"
+        code = "import pathlib\nfrom benchmarks.study_task import _alone\n"
+        code += f"with _alone(pathlib.Path({str(tmp_path)!r})): print('in')"
         with pytest.raises(subprocess.TimeoutExpired):
             subprocess.run([sys.executable, "-c", code], timeout=15)
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "in\n"
