@@ -26,7 +26,7 @@ from qpt.pretraining.feed import Feed
 
 HELP = "images per second of the pre-training loader beside decoding alone and a plain torch DataLoader"
 WORKERS = (0, 1, 2)
-BATCH, BATCHES = 16, 32  # an even number of batches: two processes get as many each
+BATCH, BATCHES = 16, 128  # an even number of batches: two processes get as many each
 REGION, PATCH = 320, 160
 ALONE, OURS, PLAIN = "decoding alone", "qpt", "torch DataLoader"
 RESIZED = 64  # shorter side, px

@@ -16,7 +16,7 @@ from benchmarks.harness import RESULTS, Report, Row, markdown
 ROOT = Path(__file__).resolve().parent.parent
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
 SETS = ("pcuid", "sr4k")
-TABLES = ("score", "degrade", "roofline_degrade", "contrastive", "resources")  # of docs/results.md, one a JSON
+TABLES = ("score", "step", "loader", "degrade", "roofline_degrade", "contrastive", "resources")  # of results.md
 REGIMES = {"all": "all labels", "few": "few labels"}
 METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
 START, END = "<!-- begin measured: {} -->", "<!-- end measured: {} -->"
