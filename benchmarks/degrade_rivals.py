@@ -89,10 +89,15 @@ def _filter(kernel: Callable[..., np.ndarray], parameters: int) -> Call:
     return lambda x, p: cv2.filter2D(x, -1, kernel(*p[:parameters]), borderType=cv2.BORDER_REFLECT_101)
 
 
+def _draws(x: Picture) -> np.random.Generator:
+    """Numbers that are the same whenever the picture is: whether a rival agrees must not depend on luck."""
+    return np.random.default_rng(x[0, :4].ravel())
+
+
 def _glass(x: Picture, p: Values) -> Picture:
     height, width = x.shape[:2]
     delta = int(p[0])
-    moves = np.random.default_rng().integers(-delta, delta + 1, (2, height, width)).astype(np.float32)
+    moves = _draws(x).integers(-delta, delta + 1, (2, height, width)).astype(np.float32)
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     moved = cv2.remap(x, columns + moves[0], rows + moves[1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     return _gaussian(moved, p[1:])
@@ -148,12 +153,12 @@ def _speckle(x: Picture, p: Values) -> Picture:
 
 
 def _impulse(x: Picture, p: Values) -> Picture:
-    draw = np.random.default_rng().random(x.shape, np.float32)
+    draw = _draws(x).random(x.shape, np.float32)
     return np.where(draw < p[0] / 2, np.uint8(0), np.where(draw < p[0], np.uint8(255), x))
 
 
 def _poisson(x: Picture, p: Values) -> Picture:
-    counts = np.random.default_rng().poisson(x * (p[0] / 255))
+    counts = _draws(x).poisson(x * (p[0] / 255))
     return np.rint(np.minimum(counts * (255 / p[0]), 255)).astype(np.uint8)
 
 
@@ -292,7 +297,7 @@ def _jitter(x: Picture, p: Values) -> Picture:
 
 def _poisson_grey(x: Picture, p: Values) -> Picture:
     luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
-    noise = np.random.default_rng().poisson(luma * (p[0] / 255)) * (255 / p[0]) - luma
+    noise = _draws(x).poisson(luma * (p[0] / 255)) * (255 / p[0]) - luma
     return cv2.add(x, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
 
 
@@ -317,7 +322,7 @@ def _aberration(x: Picture, p: Values) -> Picture:
 
 def _blocks(x: Picture, p: Values) -> Picture:
     height, width = x.shape[:2]
-    draws = np.random.default_rng()
+    draws = _draws(x)
     out = x.copy()
     for _ in range(int(p[0])):
         top, left = (int(draws.integers(0, side - 31)) for side in (height, width))
