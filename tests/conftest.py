@@ -28,6 +28,15 @@ def long() -> bool:
     return LONG
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What a test measures does not depend on the threads; many small parallel steps on a busy machine do take long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def interpreter() -> Iterator[Interpreter]:
     """Runs a function where Triton kernels are interpreted."""

@@ -228,15 +228,6 @@ def peak_mib(n: int, k: int, dim: int, dtype: torch.dtype, *, positives: bool = 
     return tensor_peak(step) / 2**20
 
 
-@pytest.fixture
-def one_thread():
-    """Allocations do not depend on the threads; many small parallel steps on a busy machine do take long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_no_array_of_queries_by_keys_appears():
     # One tile of logits (2 MiB in float32) or partial results (at most 4 MiB), one look-up of keys (8192 x 64 floats:

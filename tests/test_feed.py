@@ -115,6 +115,7 @@ def test_a_batch_without_readable_files_is_empty(photographs: Photographs) -> No
         photographs.source.open(index).write_bytes(b"")
     for batch in batches(photographs):
         assert len(batch.images) == len(batch.regions) == len(batch.boxes) == len(batch.program_seeds) == 0
+        assert batch.boxes.shape == (0, photographs.compositions, photographs.patches, 2)
         assert len(batch.unreadable) == 3
 
 

@@ -17,7 +17,7 @@ from qpt.ops.degrade import degrade_patches
 from qpt.planning import search
 from qpt.planning.gpus import GIB, MIB, Gpu, find_gpu, known_gpus
 from qpt.planning.text import render
-from qpt.planning.trace import PATCHES, StepTrace, Target, full_logits_bytes
+from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import MemoryTracker, Peak
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
@@ -31,14 +31,6 @@ LONG_LOSS = {**SMALL, "mode": "in_batch", "patch_size": 8, "width": 1, "projecti
 TINY_GPU = Gpu("tiny", 2 * GIB, 4, "made up")
 
 
-@pytest.fixture
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _config(**fields):
     return PretrainConfig(**{"data": "", "out": "", **SMALL, **fields})
 
@@ -50,7 +42,7 @@ def _two_steps(config):
     regions = torch.randint(0, 256, (images, config.region, config.region, 3), dtype=torch.uint8)
     space = DegradationSpace.named(config.space)
     program = space.sample(images, views=views, generator=torch.Generator().manual_seed(0))
-    boxes = torch.zeros(images * views, PATCHES, 2, dtype=torch.int32)
+    boxes = torch.zeros(images * views, config.patches, 2, dtype=torch.int32)
     if learner.pool is not None:
         learner.pool.load_state_dict({**learner.pool.state_dict(), "count": config.pool_size})
     for step in range(2):
@@ -70,13 +62,15 @@ def _two_steps(config):
         ({"mode": "in_batch", "chunk_images": 4, "optimizer": "adamw"}, "step"),
         ({"mode": "in_batch", "precision": "bfloat16", "activation_checkpointing": True}, "step"),
         ({"symmetric": True, "accumulate": 2, "pool_dtype": "float16"}, "step"),
+        ({"patches": 3, "chunk_images": 4}, "step"),
+        ({"patches": 3, "mode": "in_batch"}, "step"),
         ({"arch": "resnet50", "precision": "bfloat16", "activation_checkpointing": True, "chunk_images": 4}, "step"),
         (LARGE_REGION, "degrade_patches"),
         (LONG_LOSS, "contrastive"),
     ],
     ids=lambda value: "-".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else value,
 )
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_the_predicted_peak_is_that_of_the_tensors_allocated(fields, part):
     config = _config(**fields)
     measured = tensor_peak(lambda: _two_steps(config))
@@ -89,7 +83,7 @@ def test_the_predicted_peak_is_that_of_the_tensors_allocated(fields, part):
 
 
 @pytest.mark.parametrize("dim", [64, 100])
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_workspace_of_the_symmetric_loss_is_what_it_allocates(dim):
     rows = 3000
     vectors = nn.functional.normalize(torch.randn(rows, dim), dim=1).requires_grad_()
@@ -138,7 +132,9 @@ def test_gpu_trace_holds_the_next_batch_and_the_scratch_of_every_multiprocessor(
         StepTrace(config, Target(gpu=True, teams=teams, batches=2)).peaks(config.batch_images, 0) for teams in (1, 9)
     ]
     assert peaks[0]["step"].by_category["regions"] == 2 * region
-    scratch = [workspace.degrade_bytes(rows, 5, PATCHES, config.region, resizes=False, teams=teams) for teams in (1, 9)]
+    scratch = [
+        workspace.degrade_bytes(rows, 5, config.patches, config.region, resizes=False, teams=teams) for teams in (1, 9)
+    ]
     assert peaks[1]["degrade_patches"].bytes - peaks[0]["degrade_patches"].bytes == scratch[1] - scratch[0]
 
 

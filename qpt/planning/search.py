@@ -204,7 +204,7 @@ def plan(config: PretrainConfig, gpu: Gpu) -> Plan:
     plain, cached = search.largest(0), search.largest(chunk)
     if plain is None and cached is None:
         raise InputError(_nothing_fits(search))
-    rows = config.batch_images * config.compositions // config.accumulate * (2 if config.mode == "in_batch" else 1)
+    queries, keys = loss_shape(config)
     pool = config.pool_size if config.mode == "moco" else 0
     best = asked if asked.peak_bytes <= search.available else chunked
     return Plan(
@@ -216,9 +216,17 @@ def plan(config: PretrainConfig, gpu: Gpu) -> Plan:
         plain=plain,
         cached=cached,
         pool_rows=_largest_pool(config, search.available - best.peak_bytes) if pool else None,
-        full_logits_bytes=full_logits_bytes(rows, rows, pool, config.projection_dim),
-        loss_bytes=search.trace.loss_bytes(rows),
+        full_logits_bytes=full_logits_bytes(queries, keys - pool, pool, config.projection_dim),
+        loss_bytes=search.trace.loss_bytes(queries),
     )
+
+
+def loss_shape(config: PretrainConfig) -> tuple[int, int]:
+    """Queries and keys, the pool's among them, of one loss at the config's batch."""
+    rows = config.batch_images * config.compositions // config.accumulate
+    if config.mode == "in_batch":
+        return rows * config.patches, rows * config.patches
+    return rows, rows * (config.patches - 1) + config.pool_size
 
 
 def key_bytes(config: PretrainConfig) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from qpt.planning.gpus import GIB
-from qpt.planning.search import Need, Plan
+from qpt.planning.search import Need, Plan, loss_shape
 from qpt.planning.trace import CATEGORIES
 
 
@@ -57,9 +57,9 @@ def _remarks(plan: Plan) -> list[str]:
     if plan.pool_rows is not None:
         rows = f"{plan.pool_rows:,} keys" if plan.pool_rows else "none"
         lines.append(f"largest pool_size at the batch asked for: {rows}")
-    keys = _loss_keys(plan)
+    queries, keys = loss_shape(config)
     lines.append(
-        f"the loss by itself: {plan.loss_bytes / GIB:.3f} GiB; with its {keys[0]:,} x {keys[1]:,} logits in memory it "
+        f"the loss by itself: {plan.loss_bytes / GIB:.3f} GiB; with its {queries:,} x {keys:,} logits in memory it "
         f"would need {plan.full_logits_bytes / GIB:.2f} GiB"
     )
     for need in (plan.plain, plan.cached):
@@ -74,7 +74,7 @@ def _remarks(plan: Plan) -> list[str]:
 
 def as_dict(plan: Plan) -> dict[str, Any]:
     """Plain data: bytes throughout."""
-    rows, keys = _loss_keys(plan)
+    queries, keys = loss_shape(plan.config)
     return {
         "gpu": dataclasses.asdict(plan.gpu),
         "config": {key: value for key, value in dataclasses.asdict(plan.config).items() if key not in ("data", "out")},
@@ -92,7 +92,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         },
         "largest_pool_size": plan.pool_rows,
         "loss_bytes": plan.loss_bytes,
-        "full_logits": {"queries": rows, "keys": keys, "bytes": plan.full_logits_bytes},
+        "full_logits": {"queries": queries, "keys": keys, "bytes": plan.full_logits_bytes},
     }
 
 
@@ -105,13 +105,6 @@ def _needs(plan: Plan) -> dict[str, Need | None]:
         "largest without caching": plan.plain,
         "largest with caching": plan.cached,
     }
-
-
-def _loss_keys(plan: Plan) -> tuple[int, int]:
-    """Rows and columns of the loss's logits at the batch asked for."""
-    config = plan.config
-    rows = config.batch_images * config.compositions // config.accumulate * (2 if config.mode == "in_batch" else 1)
-    return rows, rows + (config.pool_size if config.mode == "moco" else 0)
 
 
 def _gib(size: int) -> str:

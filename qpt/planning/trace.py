@@ -28,7 +28,6 @@ from qpt.pretraining.learner import Learner
 from qpt.program import Program
 from qpt.space import DegradationSpace
 
-PATCHES = 2  # of a composition: query and key
 #: In the order of a report: what memory goes to.
 CATEGORIES = (
     "weights",
@@ -100,7 +99,7 @@ class StepTrace:
             source=torch.zeros(rows, dtype=torch.int32),
             table=degradations.fingerprint(),
         )
-        boxes = torch.zeros(rows, PATCHES, 2, dtype=torch.int32)
+        boxes = torch.zeros(rows, config.patches, 2, dtype=torch.int32)
         with MemoryTracker(self._workspace) as tracker:
             self._register(tracker)
             with tracker.category("regions"):
@@ -135,7 +134,7 @@ class StepTrace:
         if op == "degrade_patches":
             rows, slots = arguments[1].shape
             teams, side = self.target.teams, config.region
-            size = workspace.degrade_bytes(rows, slots, PATCHES, side, resizes=self._resizes, teams=teams)
+            size = workspace.degrade_bytes(rows, slots, config.patches, side, resizes=self._resizes, teams=teams)
             return size, "patches and degradation"
         same = config.mode == "in_batch"
         if op == "contrastive_forward":

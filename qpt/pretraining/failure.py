@@ -28,7 +28,7 @@ from qpt.program import Program
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a process gives to a step: regions (B, R, R, 3) uint8 and boxes (r, 2, 2) int32, which ``program`` (r rows)
+    """What a process gives to a step: regions (B, R, R, 3) uint8 and boxes (r, P, 2) int32, which ``program`` (r rows)
     makes patches of; groups and images (r,) int64; lr, the learning rate."""
 
     regions: Tensor
@@ -39,7 +39,7 @@ class StepInput:
     lr: float
 
     def patches(self, size: int, device: torch.device) -> Tensor:
-        """(r, 2, 3, size, size) uint8, the degraded patches."""
+        """(r, P, 3, size, size) uint8, the degraded patches."""
         regions = self.regions.to(device, non_blocking=True)
         return degrade_patches(regions, self.program, self.boxes, size, dtype=torch.uint8)
 

@@ -264,10 +264,11 @@ class _Batches(Dataset[Parcel]):
             else:
                 unreadable.append(sample)
         self._board.end()
+        none = np.empty((0, self._dataset.compositions, self._dataset.patches, 2), np.int32)
         return Parcel(
             slot=slot,
             images=np.array([region.index for region in regions], np.int64),
-            boxes=np.stack([region.boxes for region in regions]) if regions else np.empty((0, 1, 2, 2), np.int32),
+            boxes=np.stack([region.boxes for region in regions]) if regions else none,
             program_seeds=np.array([region.program_seed for region in regions], np.int64),
             unreadable=unreadable,
             load=Load(len(regions), time.perf_counter() - wall, time.thread_time() - processor),
