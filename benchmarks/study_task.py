@@ -21,12 +21,13 @@ import torch
 from benchmarks.harness import circumstances
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images, load_rgb
-from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.normalise import normalise
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, weights_hash
 from qpt.evaluate.plan import Plan, make_regimes
 from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.run import encoder_views, untrained_encoder
 from qpt.evaluate.table import read_table
+from qpt.files import write_aside
 from qpt.models import ResNet, load_encoder
 from qpt.pretraining.checkpoint import save_checkpoint
 from qpt.pretraining.config import PretrainConfig
@@ -91,9 +92,8 @@ def recalibrate(encoder: ResNet, photographs: Path, config: PretrainConfig) -> R
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over what follows
     encoder.train()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     for part in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(CLEAN_BATCH):
-        encoder((part / 255.0 - mean) / std)
+        encoder(normalise(part))
     return encoder.eval()
 
 
@@ -171,9 +171,7 @@ def plain(value: float) -> float | None:
 
 def write(path: Path, content: Any) -> None:
     """JSON, whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    aside.replace(path)
+    write_aside(path, lambda aside: aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n"))
 
 
 def describe() -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any
 from benchmarks import study_tables
 from benchmarks.bench_contrastive import SWEEP
 from benchmarks.harness import RESULTS, Report, Row, markdown
+from benchmarks.study_tables import REGIMES
 
 ROOT = Path(__file__).resolve().parent.parent
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
 SETS = ("pcuid", "sr4k")
 TABLES = ("score", "step", "loader", "degrade", "roofline_degrade", "contrastive", "resources")  # of results.md
-REGIMES = {"all": "all labels", "few": "few labels"}
 METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
 START, END = "<!-- begin measured: {} -->", "<!-- end measured: {} -->"
 

@@ -42,7 +42,7 @@ def test_lars_is_the_papers(decay: float, adapt: bool) -> None:
 
 def test_lars_is_lightlys_at_a_constant_rate() -> None:
     """lightly has the rate outside the velocity: the same while it does not change. It adapts only what it decays."""
-    lars = pytest.importorskip("lightly.utils.lars")
+    lars = pytest.importorskip("lightly.utils.lars", reason="lightly needs torchvision, which the tests do without")
     generator = torch.Generator().manual_seed(1)
     start = [torch.randn(shape, generator=generator) for shape in [(8, 6), (5, 3, 3, 3)]]
     ours, theirs = ([layer.clone().requires_grad_() for layer in start] for _ in range(2))

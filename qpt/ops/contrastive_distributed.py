@@ -218,14 +218,17 @@ class _Ring:
         return tensor
 
     def gather(self, tensor: Tensor, counts: list[int]) -> Tensor:
-        """All ranks' rows in the order of the ranks; counts: how many each has."""
-        if self.size == 1:
-            return tensor
-        padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
-        padded[: tensor.shape[0]] = tensor
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self.group)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        """See ``gather_rows``."""
+        return gather_rows(tensor, counts, self.group) if self.size > 1 else tensor
+
+
+def gather_rows(rows: Tensor, counts: Sequence[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """[counts[rank], ...] of each process -> all rows in the order of the ranks; a count may be 0. No gradient."""
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def _wait(work: list[Any]) -> None:

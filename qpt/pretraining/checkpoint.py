@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 
 from qpt.errors import InputError
+from qpt.files import write_aside
 from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.observe import FILE as OBSERVATIONS
@@ -149,13 +149,6 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
     if bad:
         raise InputError(f"{path.name} is damaged ({bad} does not have its checksum)")
     return read_checkpoint(path)
-
-
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` make a small file beside ``path`` and rename it there, so that ``path`` is never half written."""
-    aside = path.with_name(f"{path.name}.part")
-    write(aside)
-    os.replace(aside, path)
 
 
 def newest_sound(run: Path) -> dict[str, Any]:

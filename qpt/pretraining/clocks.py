@@ -34,6 +34,13 @@ class Throughput:
     decode_cpu: float = 0.0
     wait: float = 0.0
 
+    def add(self, other: Throughput) -> None:
+        """Count the other's steps in."""
+        for name in ("images", "seconds", "decode_cpu", "wait"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for stage, seconds in other.stages.items():
+            self.stages[stage] += seconds
+
     def rate(self, stage: str) -> float | None:
         """Images per second that this process's stage could do on its own; None for one that took no time."""
         side_by_side = max(1, self.workers) if stage == "decode" else 1
@@ -139,11 +146,5 @@ class StageClocks:
         now = time.monotonic()
         done, self._lap = self._lap, Throughput(*self._counts)
         done.seconds, self._since = now - self._since, now
-        total = self.total
-        total.images += done.images
-        total.seconds += done.seconds
-        total.decode_cpu += done.decode_cpu
-        total.wait += done.wait
-        for stage, seconds in done.stages.items():
-            total.stages[stage] += seconds
+        self.total.add(done)
         return done

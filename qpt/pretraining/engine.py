@@ -22,13 +22,13 @@ from qpt import degradations
 from qpt.data.regions import Batch, RegionDataset
 from qpt.data.sources import Source, open_source
 from qpt.errors import InputError, StalledError
+from qpt.files import write_aside
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
     load_for_resume,
     make_resumable,
     save_checkpoint,
-    write_aside,
 )
 from qpt.pretraining.clocks import StageClocks
 from qpt.pretraining.config import PretrainConfig
@@ -108,7 +108,7 @@ def _pretrain(
         first, unreadable, seconds = state["step"], dict(state["unreadable"]), state["seconds"]
         smoothed = SmoothedLoss(**state.get("smoothed", {}))
         if world.main:
-            _warn_about_sums(state)
+            _warn_about_sums(state, world)
     elif world.main:
         write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
         write_aside(run / "config.yaml", config.save)
@@ -228,15 +228,14 @@ class _Loop:
             self.step += 1
             return
         compositions = self.config.compositions
-        with self.clocks.stage("degrade"):
-            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
-        rows = len(program)
+        rows = len(batch.images) * compositions
         first = self.step * self.config.batch_images + self.world.share(self.config.batch_images).start
         base = first * compositions  # no earlier step and no other process used these ids
         groups = base + torch.arange(rows, device=self.learner.device) // self.config.rows_alike
         images = batch.images.repeat_interleave(compositions)
-        given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
         with self.clocks.stage("degrade"):
+            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
+            given = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
             patches = given.patches(self.config.patch_size, self.learner.device)
         self.guard.remember()
         try:
@@ -380,9 +379,9 @@ def _check_world(config: PretrainConfig, world: World) -> None:
         require("batch_norm", "sync or local in in_batch mode", config.batch_norm != "shuffled")
 
 
-def _warn_about_sums(state: dict[str, Any]) -> None:
+def _warn_about_sums(state: dict[str, Any], world: World) -> None:
     """Say on resume what makes sums round differently than before."""
-    now = {"threads": torch.get_num_threads(), "processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    now = {"threads": torch.get_num_threads(), "processes": world.size}
     for name, count in now.items():
         if state.get(name, 1) != count:
             print(

@@ -125,10 +125,10 @@ class Learner:
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses, parts = [], []
-        start, views = 0, self.config.compositions
-        for rows in deal(len(images) // views, views, self.config.accumulate, None):
-            own = slice(start, start := start + len(rows))
-            loss, embedded = self._backward(patches[own], groups[own], images[own])
+        views = self.config.compositions
+        sizes = [len(rows) for rows in deal(len(images) // views, views, self.config.accumulate, None)]
+        for part in zip(*(rows.split(sizes) for rows in (patches, groups, images)), strict=True):
+            loss, embedded = self._backward(*part)
             losses.append(loss)
             parts.append(embedded)
         self.world.average_gradients(self.query.parameters())

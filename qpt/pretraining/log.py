@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 import os
 import time
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qpt.pretraining.clocks import STARVED
-from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, rewrite
+from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, bin_middles, rewrite
 
 FIELDS = (
     "step",
@@ -158,8 +157,7 @@ class RunLog:
 
     def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
         """Sums are those of the bins' middles."""
-        edges = bin_edges()
-        middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+        middles = bin_middles()
         filled = [middle for middle, count in zip(middles, counts, strict=True) if count]
         if filled:
             self._events.add_histogram_raw(
@@ -169,7 +167,7 @@ class RunLog:
                 num=sum(counts),
                 sum=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
                 sum_squares=sum(count * middle**2 for count, middle in zip(counts, middles, strict=True)),
-                bucket_limits=edges[1:],
+                bucket_limits=bin_edges()[1:],
                 bucket_counts=counts,
                 global_step=step,
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qpt.errors import InputError
+from qpt.files import write_aside
 
 BINS = 80  # of equal width over [-1, 1]
 MOST_ROWS = 512  # of a larger batch the first rows are measured: they make a quarter of a million pairs
@@ -47,6 +47,11 @@ class Observation:
 def bin_edges() -> list[float]:
     """The BINS + 1 edges of the histograms; a bin holds its lower edge, the last one both."""
     return [2 * i / BINS - 1 for i in range(BINS + 1)]
+
+
+def bin_middles() -> list[float]:
+    """The middle of each of the BINS bins."""
+    return [2 * (i + 0.5) / BINS - 1 for i in range(BINS)]
 
 
 @torch.no_grad()
@@ -124,13 +129,11 @@ def whole_lines(path: Path) -> list[str]:
 
 def rewrite(path: Path, lines: Iterable[str]) -> None:
     """Replace a text file in one step, so that a crash in between leaves the old one."""
-    aside = path.with_name(path.name + ".part")
-    aside.write_text("".join(lines), encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))
 
 
 def mean_similarity(histogram: list[int]) -> float:
     """The mean similarity that a histogram tells, to half a bin; nan for no pairs."""
     total = sum(histogram)
-    middles = (2 * (i + 0.5) / BINS - 1 for i in range(BINS))
-    return sum(count * middle for count, middle in zip(histogram, middles, strict=True)) / total if total else math.nan
+    weighed = zip(histogram, bin_middles(), strict=True)
+    return sum(count * middle for count, middle in weighed) / total if total else math.nan

@@ -5,10 +5,11 @@ Called by ``qpt.pretraining.engine``; the report is ``qpt.report.build``'s.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from qpt.files import write_aside
 
 PAGE = "index.html"
 SHARE = 0.01  # of the time of a run that its pages may take before its end
@@ -31,12 +32,10 @@ class RunPage:
         started = time.monotonic()
         if not finished and (started - self._written) * SHARE < self._cost:
             return
-        aside = self.run / f"{PAGE}.part"
         try:
             from qpt.report.build import write_report  # here: what it imports is needed by nothing else in a run
 
-            write_report([self.run], aside, neighbours=finished, quiet=True)
-            os.replace(aside, self.run / PAGE)
+            write_aside(self.run / PAGE, lambda aside: write_report([self.run], aside, neighbours=finished, quiet=True))
         except Exception as error:
             say(f"{PAGE} was not written: {type(error).__name__}: {error}")
         self._written = time.monotonic()

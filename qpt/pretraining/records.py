@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import zipfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpt.errors import InputError
+from qpt.files import write_aside
 from qpt.pretraining.observe import whole_lines
 from qpt.program import Program
 from qpt.version import __version__
@@ -78,10 +78,12 @@ def keep_seen(run: Path, patches: Tensor, images: Tensor, program: Program) -> N
     rows = int((numbers < SEEN_PHOTOGRAPHS).sum())
     pixels = patches[:rows].cpu().permute(0, 1, 3, 4, 2).contiguous().numpy()
     chains = np.array([str(program[row]) for row in range(rows)])
-    aside = run / f"{SEEN}.part"
-    with open(aside, "wb") as stream:
-        np.savez_compressed(stream, patches=pixels, photographs=numbers[:rows].numpy(), chains=chains)
-    os.replace(aside, run / SEEN)  # whole, or not there
+
+    def write(aside: Path) -> None:
+        with open(aside, "wb") as stream:  # given a name, NumPy would add its own extension
+            np.savez_compressed(stream, patches=pixels, photographs=numbers[:rows].numpy(), chains=chains)
+
+    write_aside(run / SEEN, write)
 
 
 def read_seen(run: Path) -> Seen | None:

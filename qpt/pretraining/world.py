@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from qpt.errors import InputError
+from qpt.ops.contrastive_distributed import gather_rows
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,7 @@ class World:
         """[n_r, ...] of each process -> [sum of n_r, ...], in the order of ranks; any n_r, 0 too. No gradient."""
         if self.size == 1:
             return rows
-        counts = self.gather(len(rows))
-        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        found = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(found, padded)
-        return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+        return gather_rows(rows, self.gather(len(rows)))
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over the processes: one message, in the order of the parameters, so that
