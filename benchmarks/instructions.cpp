@@ -25,7 +25,7 @@ struct One {
 }  // namespace
 
 extern "C" __attribute__((noinline)) void qpt_counted(One& team, const qpt::Batch& batch, void* scratch) {
-  qpt::run_batch_row(team, batch, 0, scratch);
+  qpt::run_batch_row(team, batch, 0, {scratch});
 }
 
 int main(int count, char** words) {

@@ -7,6 +7,7 @@ NVRTC (CUDA C++), Triton, and cuobjdump with nvdisasm: those of a CUDA toolkit, 
 
 import importlib.util
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -112,17 +113,40 @@ def run_tool(command: list[str], environment: dict[str, str] | None = None) -> s
 
 
 def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
-    """Machine code of csrc/SOURCE for sm_``architecture``, by nvcc where there is one, else by NVRTC; and 0, the
+    """Machine code of csrc/SOURCE for sm_``architecture``, by nvcc where there is one, else by NVRTC; and the most
     shared memory asked for at launch."""
+    shared = SHARED_LIMIT[architecture]
     nvcc, path = build.find_nvcc(), build.PACKAGE / "csrc" / source
     if nvcc is None:
         from qpt.ops import nvrtc
 
-        return nvrtc.compile_cubin(build.device_source(path), build.CUDA_FLAGS, architecture, path.stem), 0
+        return nvrtc.compile_cubin(build.device_source(path), build.CUDA_FLAGS, architecture, path.stem), shared
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "out.cubin")
         run_tool(build.nvcc_command(nvcc, path, cubin, ["-cubin", f"-arch=sm_{architecture}"]))
-        return cubin.read_bytes(), 0
+        return cubin.read_bytes(), shared
+
+
+def rows_in_shared_memory(architecture: int, patch: int, region: int = 320, rows: int = 4096) -> tuple[float, float]:
+    """Shares of rows of preset qpt, with two overlapping patches of a region as in pre-training, whose images between
+    ops are in shared memory: at least one of the two, both."""
+    import torch
+
+    from qpt.data.boxes import draw_boxes
+    from qpt.ops.cuda import shared_bytes_taken
+    from qpt.ops.windows import plan_windows
+    from qpt.space import DegradationSpace
+
+    program = DegradationSpace.preset("qpt").sample(rows, generator=torch.Generator().manual_seed(0))
+    rng = random.Random(0)
+    boxes = torch.tensor([draw_boxes(rng, 2, patch, region, 0.1, 0.3) for _ in range(rows)], dtype=torch.int32)
+    windows = plan_windows(program, boxes, patch, region, region)
+    taken, both = (
+        shared_bytes_taken(program, region, region, windows, limit) for limit in (SHARED_LIMIT[architecture], 1 << 40)
+    )
+    fitting = [(here > 0, here == all_of_it) for here, all_of_it in zip(taken, both, strict=True)]
+    one, two = (sum(column) / rows for column in zip(*fitting, strict=True))
+    return one, two
 
 
 def triton_cubin(
@@ -273,5 +297,23 @@ def run(settings: Settings) -> Report:
                 entry["launch_shared_bytes"] = launch_shared
                 threads = kernel.threads(architecture)
                 blocks = blocks_per_multiprocessor(found, threads, architecture, launch_shared)
-                compiled.append(entry | {"threads": threads, "blocks_per_multiprocessor": blocks})
-    return Report("resources", compiled=compiled)
+                occupancy = round(blocks * threads / (32 * _WARPS), 4)
+                compiled.append(
+                    entry | {"threads": threads, "blocks_per_multiprocessor": blocks, "occupancy": occupancy}
+                )
+    return Report("resources", compiled=compiled, remarks=_remarks())
+
+
+def _remarks() -> list[str]:
+    found = ["launch_shared_bytes of csrc/cuda/degrade.cu is its most: a launch asks for what its rows can use."]
+    for patch in (64, 96, 160, 224):
+        shares = [
+            f"sm_{key}: {one:.0%} at least one, {two:.0%} both"
+            for key in ARCHITECTURES
+            for one, two in [rows_in_shared_memory(key, patch)]
+        ]
+        found.append(
+            f"Rows of preset qpt, two overlapping patches of {patch} px in a region of 320 px, whose images between "
+            f"ops are in shared memory: {'; '.join(shares)}."
+        )
+    return found

@@ -30,14 +30,41 @@ QPT_FN i64 op_scratch_bytes(i32 h, i32 w) {
   return most;
 }
 
-// Scratch of a row, 64-byte aligned: the images between ops and the ops' own. resized: the row may hold resize_to; its
-// images have the largest working size. kept: no output takes every second image, so there are two.
+// Of one image between ops; resized: the row may hold resize_to, and its images have the largest working size.
+QPT_INLINE i64 image_bytes(i32 h, i32 w, bool resized) {
+  const i64 most_h = resized ? largest_working_size(h) : h, most_w = resized ? largest_working_size(w) : w;
+  return taken_bytes<u8>(most_h * most_w * 3);
+}
+
+// Scratch of a row, 64-byte aligned: the images between ops and the ops' own. kept: no output takes every second image,
+// so there are two.
 QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resized, bool kept) {
+  const i64 images = (resized || kept ? 2 : 1) * image_bytes(h, w, resized);
   if (resized) {
     h = largest_working_size(h);
     w = largest_working_size(w);
   }
-  return (resized || kept ? 2 : 1) * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + op_scratch_bytes(h, w);
+  return images + op_scratch_bytes(h, w);
+}
+
+// What a team works in. fast: a thread block's shared memory, where a row's images are kept as far as they fit; none on
+// the CPU, whose caches do the same.
+struct Memory {
+  void* scratch;  // scratch_bytes
+  u8* fast = nullptr;
+  i64 fast_bytes = 0;
+};
+
+// How many of the two images between ops are in fast memory: the odd one first. two: no output is the even one.
+QPT_INLINE i32 fast_images(i64 image_bytes, bool two, i64 fast_bytes) {
+  return image_bytes > fast_bytes ? 0 : two && 2 * image_bytes <= fast_bytes ? 2 : 1;
+}
+
+// Fast memory that a row takes of fast_bytes. h, w, resized: of the images between its ops; if it ends in a window,
+// those of the window.
+QPT_FN i64 fast_bytes_taken(i32 h, i32 w, bool resized, bool kept, i64 fast_bytes) {
+  const i64 bytes = image_bytes(h, w, resized);
+  return bytes * fast_images(bytes, resized || kept, fast_bytes);
 }
 
 template <class Team>
@@ -121,19 +148,25 @@ QPT_INLINE Row row_of(const Batch& batch, i32 index) {
   return row;
 }
 
-// Where a row keeps its images between ops, and the scratch of ops after them. resized, dst: as scratch_bytes and Row
-// have them; no dst: kept.
+// Where a row keeps its images between ops, and the scratch of ops after them.
 struct Places {
   u8 *odd, *even;
   void* rest;
 };
 
-QPT_INLINE Places places_of(void* scratch, i32 h, i32 w, bool resized, u8* dst) {
-  const i64 most_h = resized ? largest_working_size(h) : h, most_w = resized ? largest_working_size(w) : w;
-  Scratch taken{static_cast<u8*>(scratch)};
-  u8* const odd = taken.take<u8>(most_h * most_w * 3);
-  u8* const even = resized || dst == nullptr ? taken.take<u8>(most_h * most_w * 3) : dst;
-  return {odd, even, taken.next};
+// Of a slot of a row; resized: it holds resize_to. A row that ends in a window keeps whole images out of fast memory,
+// which so begins to be used when nothing in it is read.
+QPT_INLINE Places places_of(const Memory& memory, const Row& row, bool resized, i32 slot) {
+  const bool two = resized || row.dst == nullptr, cut = row.windowed < row.slots;
+  const i64 whole = image_bytes(row.h, row.w, resized);
+  u8* const scratch = static_cast<u8*>(memory.scratch);
+  Places places{scratch, two ? scratch + whole : row.dst, scratch + (two ? 2 : 1) * whole};
+  if (cut && slot < row.windowed) return places;
+  const i64 bytes = cut ? image_bytes(row.window.h, row.window.w, false) : whole;
+  const i32 fast = fast_images(bytes, two, memory.fast_bytes);
+  if (fast > 0) places.odd = memory.fast;
+  if (fast > 1) places.even = memory.fast + bytes;
+  return places;
 }
 
 struct Picture {
@@ -149,11 +182,10 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
   });
 }
 
-// Runs row `index` and says where its last image is: in dst or, if that is null, in scratch (or src, without ops).
+// Runs row `index` and says where its last image is: in dst or, if that is null, in memory (or src, without ops).
 // Ops act at the working size, which resize_to sets and a last resize restores.
 template <class Team>
-QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
-                          void* scratch) {  // scratch_bytes(h, w, whether ops hold resize_to, patches are wanted)
+QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
   // 1. How many images are to be made, and the size at the end.
   const Row row = row_of(batch, index);
   u8* const dst = row.dst;
@@ -180,7 +212,7 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index,
   for (i32 slot = 0; slot < batch.slots + (restored ? 1 : 0); ++slot) {
     // Made anew for every slot: what need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, unknown(index));
-    const Places places = places_of(scratch, row.h, row.w, unknown(resized) != 0, row.dst);
+    const Places places = places_of(memory, row, unknown(resized) != 0, slot);
     const auto next_image = [&] {
       --left;
       return left == 0 && row.dst != nullptr ? row.dst : (left & 1) ? places.odd : places.even;
@@ -254,10 +286,10 @@ QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
 }
 
 template <class Team>
-QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, void* scratch) {
-  const i32 index = batch.order[place];
-  const Picture picture = run_row(team, batch, index, scratch);
+QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Memory& memory) {
+  const Picture picture = run_row(team, batch, batch.order[place], memory);
   if (batch.patches.boxes == nullptr) return;
+  const i32 index = batch.order[unknown(place)];  // read anew: kept, it costs ops a register
   Patches patches = batch.patches;
   const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
   patches.boxes += static_cast<i64>(index) * patches.count * 2;

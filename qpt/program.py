@@ -109,7 +109,11 @@ class Program:
 
     def resizes(self) -> bool:
         """True when some row holds ``resize_to``, and so works at sizes other than its image's."""
-        return bool((self.ops.numpy() == degradations.op_id("resize_to")).any())
+        return bool(self.resized_rows().any())
+
+    def resized_rows(self) -> np.ndarray:
+        """(r,) bool: the rows that hold ``resize_to``."""
+        return (self.ops.numpy() == degradations.op_id("resize_to")).any(axis=1)
 
     def select(self, rows: Sequence[int] | Tensor) -> Program:
         """The given rows, in the given order, as a new program over the same images."""

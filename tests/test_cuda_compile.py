@@ -24,12 +24,9 @@ def test_nvrtc_makes_a_kernel_that_can_be_launched(architecture: int) -> None:
     cubin = nvrtc.compile_cubin(build.device_source(), build.CUDA_FLAGS, architecture, "degrade")
     found = resources.read(cubin)
     assert list(found) == ["qpt_degrade"]
-    if architecture in resources.ARCHITECTURES:
-        offline.check(found["qpt_degrade"], architecture, REGISTERS)
-    else:  # NVRTC 13.5 spills a few values for sm_100 (20 accesses at 384 threads, 4 at 448): bounded, not refused
-        assert found["qpt_degrade"].registers <= REGISTERS
-        assert found["qpt_degrade"].stack_bytes <= 64
-        assert found["qpt_degrade"].local_accesses <= 32
+    offline.check(found["qpt_degrade"], architecture, REGISTERS)
+    blocks = resources.blocks_per_multiprocessor(found["qpt_degrade"], build.BLOCK_THREADS, architecture)
+    assert blocks * build.BLOCK_THREADS / 2048 >= 0.25  # of the threads that a multiprocessor can hold
 
 
 def test_fat_binary_of_nvcc_holds_every_architecture(tmp_path: Path) -> None:

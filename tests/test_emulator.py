@@ -20,6 +20,7 @@ from qpt import DegradationSpace, Program, degrade, degrade_patches
 from qpt.build import BLOCK_THREADS
 from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops import backend
+from qpt.ops.cuda import LaunchPlan, shared_bytes_taken
 from qpt.ops.patches import Patches
 from tests.emulator.emulator import ORDERS, Emulator, EmulatorError, Schedule
 
@@ -66,6 +67,45 @@ def test_chains_and_a_grid_smaller_than_the_batch(emulator: Emulator, order: str
     program = space.sample(3, views=9 if long else 3, generator=torch.Generator().manual_seed(3))
     emulated, _ = emulator.run(images, program, order, multiprocessors=2)
     assert torch.equal(emulated, degrade(images, program))
+
+
+IMAGE = 24 * 31 * 3 + 8  # bytes of an image of 24 x 31 pixels, as memory is shared out
+
+
+@pytest.mark.parametrize("shared_limit", [0, IMAGE - 1, IMAGE, 2 * IMAGE - 1, 2 * IMAGE, 5 * IMAGE])
+@pytest.mark.parametrize("kept", [False, True])
+def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_limit: int, kept: bool) -> None:
+    """None, one or both of a row's images; rows that change the working size, rows whose last ops see a window."""
+    chains = [
+        [("gaussian_blur", 2), ("contrast", 3), ("gaussian_noise", 2), ("hue", 1)],
+        [("resize_to", 2), ("gaussian_noise", 1), ("jpeg", 3)],
+        [("mean_shift", 2), ("contrast", 3), ("gaussian_blur", 1), ("gaussian_noise", 4)],  # contrast needs all
+        [("jpeg", 2)],
+        [],
+    ]
+    program = Program.from_chains(chains, seeds=[1, 2, 3, 4, 5])
+    images = pictures(1, 24, 31)
+    boxes = torch.tensor([[3, 5], [1, 2]], dtype=torch.int32).expand(len(program), 2, 2)
+    patches = Patches.of(program, boxes, 9, 24, 31, torch.uint8, torch.channels_last) if kept else None
+    emulated, _ = emulator.run(images, program, "random", multiprocessors=2, patches=patches, shared_limit=shared_limit)
+    if patches is None:
+        assert torch.equal(emulated, degrade(images, program))
+    else:
+        expected = degrade_patches(images, program, boxes, 9, dtype=torch.uint8, memory_format=torch.channels_last)
+        assert torch.equal(emulated, expected.flatten(0, 1).permute(0, 2, 3, 1).flatten())
+
+
+def test_shared_memory_a_row_takes() -> None:
+    """Two images if they fit, else one; none above the limit; no more than two, and one where the output is one."""
+    program = Program.from_chains([[("hue", 1)], [("resize_to", 2), ("hue", 1)]], seeds=[1, 2])
+    grown = 36 * 46 * 3 + 24  # the largest working size
+    for limit, plain, resized in [(0, 0, 0), (IMAGE, 1, 0), (2 * IMAGE, 1, 0), (grown, 1, 1), (2 * grown, 1, 2)]:
+        assert shared_bytes_taken(program, 24, 31, None, limit) == [plain * IMAGE, resized * grown], limit
+    windows = torch.tensor([[0, 2, 3, 10, 11], [2, 0, 0, 24, 31]], dtype=torch.int32)
+    small = 10 * 11 * 3 + 54
+    assert shared_bytes_taken(program, 24, 31, windows, 2 * small) == [2 * small, 0]
+    plan = LaunchPlan.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small)
+    assert plan == LaunchPlan(2, backend.extension().scratch_bytes(24, 31, True, True), 2 * small)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
@@ -147,10 +187,10 @@ def in_a_child(function: Callable[..., bool], *arguments: object) -> bool:
 @pytest.mark.parametrize("order", ORDERS)
 def test_mirror_needs_its_barrier(emulator: Emulator, order: str) -> None:
     def mirrored(skipped_barrier: int) -> np.ndarray:
-        shared, out = np.full(BLOCK_THREADS, -1, np.int32), np.zeros(BLOCK_THREADS, np.int32)
-        schedule = Schedule(ORDERS[order], 5, skipped_barrier)
-        arrays = [array.ctypes.data_as(ctypes.c_void_p) for array in (shared, out)]
-        emulator.check(emulator.library.emulate_mirror(ctypes.byref(schedule), *arrays))
+        out = np.zeros(BLOCK_THREADS, np.int32)
+        schedule = Schedule(ORDERS[order], 5, skipped_barrier, 0xFF)
+        pointer = out.ctypes.data_as(ctypes.c_void_p)
+        emulator.check(emulator.library.emulate_mirror(ctypes.byref(schedule), 4 * BLOCK_THREADS, pointer))
         return out
 
     expected = np.arange(BLOCK_THREADS)[::-1]
@@ -160,7 +200,15 @@ def test_mirror_needs_its_barrier(emulator: Emulator, order: str) -> None:
 
 def test_divergent_barrier_is_reported(emulator: Emulator) -> None:
     with pytest.raises(EmulatorError, match="different numbers of barriers"):
-        emulator.check(emulator.library.emulate_divergent_barrier(ctypes.byref(Schedule(0, 0, -1))))
+        emulator.check(emulator.library.emulate_divergent_barrier(ctypes.byref(Schedule(0, 0, -1, 0))))
+
+
+@pytest.mark.parametrize(("shared_bytes", "problem"), [(4 * BLOCK_THREADS - 1, "outside"), (2**20, "more shared")])
+def test_writes_beyond_shared_memory_are_reported(emulator: Emulator, shared_bytes: int, problem: str) -> None:
+    out = np.zeros(BLOCK_THREADS, np.int32)
+    pointer = out.ctypes.data_as(ctypes.c_void_p)
+    with pytest.raises(EmulatorError, match=problem):
+        emulator.check(emulator.library.emulate_mirror(ctypes.byref(Schedule(0, 0, -1, 0xCD)), shared_bytes, pointer))
 
 
 def test_source_of_the_emulator_is_the_source_of_the_gpu() -> None:

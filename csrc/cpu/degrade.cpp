@@ -23,10 +23,10 @@ void degrade(const Batch& batch, u8* scratch, i64 scratch_bytes, i32 threads) {
     const int thread = 0;
 #endif
     const auto unaligned = reinterpret_cast<std::uintptr_t>(scratch + thread * scratch_bytes);
-    void* own_scratch = reinterpret_cast<void*>((unaligned + 63) / 64 * 64);
+    const Memory memory{reinterpret_cast<void*>((unaligned + 63) / 64 * 64)};
     Solo team;
 #pragma omp for schedule(dynamic, 1)
-    for (i32 place = 0; place < batch.rows; ++place) run_batch_row(team, batch, place, own_scratch);
+    for (i32 place = 0; place < batch.rows; ++place) run_batch_row(team, batch, place, memory);
   }
 }
 

@@ -207,6 +207,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("kept"),
         "Bytes of scratch that each thread of degrade needs; resized: some row holds resize_to; kept: the images are "
         "kept in scratch, since patches are cut from them.");
+  m.def("fast_bytes_taken", &qpt::fast_bytes_taken, py::arg("height"), py::arg("width"), py::arg("resized"),
+        py::arg("kept"), py::arg("fast_bytes"),
+        "Bytes of a GPU's shared memory, of fast_bytes, that a row takes for images of this size; see chain.h.");
   m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
   m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         "(rows of a task, parts of the stream).");

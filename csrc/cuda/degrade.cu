@@ -1,6 +1,7 @@
-// qpt_degrade: one launch for a whole batch. A thread block is the team of one row at a time; its images live in global
-// scratch between ops. Launched by qpt/ops/cuda.py, which also fixes the block size (QPT_BLOCK_THREADS) and the grid.
-// Compiled by nvcc into the fat binary, by NVRTC at first use, and by g++ on the block emulator of tests/emulator.
+// qpt_degrade: one launch for a whole batch. A thread block is the team of one row at a time; its images live between
+// ops in shared memory as far as they fit, else in global scratch. Launched by qpt/ops/cuda.py, which also fixes the
+// block size (QPT_BLOCK_THREADS), the grid and the bytes of shared memory. Compiled by nvcc into the fat binary, by
+// NVRTC at first use, and by g++ on the block emulator of tests/emulator.
 #include "../chain.h"
 
 namespace qpt {
@@ -20,6 +21,8 @@ struct BlockTeam {
 
 }  // namespace qpt
 
+extern __shared__ qpt::u8 qpt_shared[];
+
 // Without boxes out is [rows, height, width, 3]; with boxes it takes the patches. See Batch in chain.h.
 extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
     qpt_degrade(const qpt::u8* images,  // [B, height, width, 3]
@@ -33,8 +36,8 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
                 const qpt::i32* boxes,    // [rows, patches, 2] or null
                 const void* table,        // [3, 256]
                 qpt::u8* scratch,         // [gridDim.x, scratch_bytes]
-                qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height, qpt::i32 width,
-                qpt::i32 patches, qpt::i32 size, qpt::i32 item_bytes, qpt::i32 channels_last) {
+                qpt::i64 scratch_bytes, qpt::i32 shared_bytes, qpt::i32 rows, qpt::i32 slots, qpt::i32 height,
+                qpt::i32 width, qpt::i32 patches, qpt::i32 size, qpt::i32 item_bytes, qpt::i32 channels_last) {
   qpt::BlockTeam team;
   const qpt::Batch batch{images,
                          out,
@@ -49,12 +52,12 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
                          order,
                          windows,
                          {boxes, patches, size, table, nullptr, item_bytes, channels_last != 0}};
-  qpt::u8* own_scratch = scratch + blockIdx.x * scratch_bytes;
+  const qpt::Memory memory{scratch + blockIdx.x * scratch_bytes, qpt_shared, shared_bytes};
   // A grid smaller than the batch walks the order in steps, so scratch is bounded by the grid and not by the batch.
   // Every second step goes backwards: who had the costliest row of one step has the cheapest of the next.
   for (qpt::i32 step = 0; qpt::i64(step) * gridDim.x < rows; ++step) {
     const qpt::i64 place = qpt::i64(step) * gridDim.x + (step & 1 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-    if (place < rows) qpt::run_batch_row(team, batch, qpt::i32(place), own_scratch);
-    team.sync();  // the next row overwrites scratch that slower members may still read
+    if (place < rows) qpt::run_batch_row(team, batch, qpt::i32(place), memory);
+    team.sync();  // the next row overwrites memory that slower members may still read
   }
 }

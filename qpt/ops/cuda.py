@@ -23,23 +23,46 @@ from qpt.ops.patches import Patches
 from qpt.program import Program
 
 BLOCKS_PER_MULTIPROCESSOR = 1  # what the registers allow; it bounds the scratch too
+_SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """Grid and scratch of one launch; a block has build.BLOCK_THREADS threads and no dynamic shared memory."""
+    """Grid and memory of one launch; a block has build.BLOCK_THREADS threads."""
 
     blocks: int
-    scratch_bytes: int  # of one block
+    scratch_bytes: int  # of one block, in global memory
+    shared_bytes: int  # of one block
 
     @staticmethod
-    def of(program: Program, height: int, width: int, multiprocessors: int, *, kept: bool) -> LaunchPlan:
-        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row, or so.
+    def of(
+        program: Program, height: int, width: int, windows: Tensor | None, *, multiprocessors: int, shared_limit: int
+    ) -> LaunchPlan:
+        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row, or so. As much
+        shared memory as the row that takes most of it, so that the rest stays a cache.
 
-        kept: no output takes the images, since patches are cut from them.
+        windows: (r, 5) of Patches; None where the output takes the images.  shared_limit: bytes that a block may have.
         """
         blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
-        return LaunchPlan(blocks, backend.extension().scratch_bytes(height, width, program.resizes(), kept))
+        kept = windows is not None
+        scratch = backend.extension().scratch_bytes(height, width, program.resizes(), kept)
+        shared = max(shared_bytes_taken(program, height, width, windows, shared_limit), default=0)
+        return LaunchPlan(blocks, scratch, shared)
+
+
+def shared_bytes_taken(
+    program: Program, height: int, width: int, windows: Tensor | None, shared_limit: int
+) -> list[int]:
+    """Of each row, for its images between ops: room for two, for one (in halves of a pair, one is in global memory) or
+    none. Arguments as of LaunchPlan.of."""
+    taken = functools.cache(backend.extension().fast_bytes_taken)
+    slots, kept = program.ops.shape[1], windows is not None
+    resized = program.resized_rows().tolist()
+    places = windows.tolist() if windows is not None else [(slots, 0, 0, height, width)] * len(program)
+    return [
+        taken(height, width, resizes, kept, shared_limit) if first == slots else taken(h, w, False, kept, shared_limit)
+        for resizes, (first, _, _, h, w) in zip(resized, places, strict=True)
+    ]
 
 
 class Inputs(NamedTuple):
@@ -74,7 +97,7 @@ def kernel_arguments(plan: LaunchPlan, inputs: Inputs, patches: Patches | None, 
     images, *fields = inputs
     pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *fields, scratch)]
     cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
-    extents = (rows, slots, height, width, *cut)
+    extents = (plan.shared_bytes, rows, slots, height, width, *cut)
     return (*pointers, np.int64(plan.scratch_bytes), *map(np.int32, extents))
 
 
@@ -94,8 +117,14 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         return out
     index = images.device.index
     function = _kernel(index)
-    multiprocessors = torch.cuda.get_device_properties(index).multi_processor_count
-    plan = LaunchPlan.of(program, height, width, multiprocessors, kept=patches is not None)
+    plan = LaunchPlan.of(
+        program,
+        height,
+        width,
+        patches.windows if patches else None,
+        multiprocessors=torch.cuda.get_device_properties(index).multi_processor_count,
+        shared_limit=function.max_dynamic_shared_size_bytes,
+    )
     scratch = torch.empty(plan.blocks * plan.scratch_bytes, dtype=torch.uint8, device=images.device)
     inputs = Inputs.of(images, program, patches)
     arguments = kernel_arguments(plan, inputs, patches, out, scratch)
@@ -103,7 +132,7 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
     stream = torch.cuda.current_stream(index).cuda_stream
     with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
-        function((plan.blocks,), (build.BLOCK_THREADS,), arguments)
+        function((plan.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=plan.shared_bytes)
     return out
 
 
@@ -133,13 +162,16 @@ def _cupy() -> Any:
 
 @functools.cache
 def _kernel(device: int) -> Any:
-    """qpt_degrade for one device: from the fat binary, else from NVRTC. Raises BackendError with both causes."""
+    """qpt_degrade for one device, allowed all of its shared memory: from the fat binary, else from NVRTC. Raises
+    BackendError with both causes."""
     cupy = _cupy()
     causes = []
     for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):
         try:
             with cupy.cuda.Device(device):
-                return load(cupy, device)
+                function = load(cupy, device)
+                function.max_dynamic_shared_size_bytes = cupy.cuda.Device(device).attributes[_SHARED_LIMIT]
+                return function
         except (BackendError, cupy.cuda.driver.CUDADriverError) as error:
             causes.append(f"{origin}: {error}")
     raise BackendError(

@@ -248,17 +248,22 @@ void run_random(const std::vector<Op>& table, u64 seed, u64 number) {
   const u64 row_seed = random.word();
   const qpt::i64 signed_seed = static_cast<qpt::i64>(row_seed);
   const i32 first = 0;
-  const auto run = [&](auto& team, u8* out, void* scratch) {
-    qpt::run_row(
-        team,
-        {image.bytes(), out, h, w, 1, slots, ops.data(), params.data(), &signed_seed, &first, &first, nullptr, {}}, 0,
-        scratch);
-  };
   const bool resized = std::find(ops.begin(), ops.end(), qpt::k_resize_to) != ops.end();
   const i64 scratch_bytes = qpt::scratch_bytes(h, w, resized, false);
-  const std::vector<u8> expected = result_of(1, samples, scratch_bytes, run);
+  // With as much fast memory.
+  const auto result_with = [&](i64 fast_bytes, int members) {
+    const Guarded fast(fast_bytes, 0x77 + members);
+    return result_of(members, samples, scratch_bytes, [&](auto& team, u8* out, void* scratch) {
+      qpt::run_row(
+          team,
+          {image.bytes(), out, h, w, 1, slots, ops.data(), params.data(), &signed_seed, &first, &first, nullptr, {}}, 0,
+          {scratch, fast.bytes(), fast_bytes});
+    });
+  };
+  const std::vector<u8> expected = result_with(0, 1);
   if (random.below(4)) return;
-  if (result_of(random.between(2, 9), samples, scratch_bytes, run) != expected)
+  const int members = random.between(2, 9);
+  if (result_with(random.below(3) * qpt::image_bytes(h, w, resized), members) != expected)
     fail("other bytes than a team of one, or bytes that nobody wrote");
 }
 

@@ -66,7 +66,7 @@ std::vector<Case> read_cases(const char* path) {
   return cases;
 }
 
-// Scratch that starts at a 64-byte boundary and is filled with a pattern: a result that depends on it shows.
+// Memory that starts at a 64-byte boundary and is filled with a pattern: a result that depends on it shows.
 struct Buffer {
   explicit Buffer(size_t size) : bytes(size + 64) {}
   void* poison(int pattern) {
@@ -86,7 +86,7 @@ std::vector<qpt::u32> make_table() {
 const std::vector<qpt::u32> table = make_table();
 
 template <class Team>
-void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
+void run(Team& team, const Case& c, qpt::u8* out, const qpt::Memory& memory) {
   const qpt::i64 seed = static_cast<qpt::i64>(c.seed);
   const qpt::i32 source = 0, order = 0;
   const qpt::i32* boxes = c.patches == 0 ? nullptr : c.boxes.data();
@@ -94,11 +94,20 @@ void run(Team& team, const Case& c, qpt::u8* out, void* scratch) {
   const qpt::Batch batch{
       c.image.data(),  out,    c.h, c.w, 1, c.slots, c.ops.data(), c.params.data(), &seed, &source, &order,
       c.window.data(), patches};
-  qpt::run_batch_row(team, batch, 0, scratch);
+  qpt::run_batch_row(team, batch, 0, memory);
 }
 
 size_t scratch_size(const Case& c) {
   return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w, true, c.patches > 0));
+}
+
+size_t image_size(const Case& c) {
+  return static_cast<size_t>(qpt::image_bytes(c.h, c.w, true));
+}
+
+// Memory of case n at the start of an area: its scratch, then fast memory for none, one or both of its images.
+qpt::Memory memory_in(void* area, const Case& c, size_t n) {
+  return {area, static_cast<qpt::u8*>(area) + scratch_size(c), static_cast<qpt::i64>(n % 3 * image_size(c))};
 }
 
 }  // namespace
@@ -110,8 +119,8 @@ int main(int argc, char** argv) {
   const int last_size = argc - 1 - (without ? 2 : list_sites ? 1 : 0);
   const std::vector<Case> cases = read_cases(argv[1]);
 
-  size_t largest_scratch = 0;
-  for (const Case& c : cases) largest_scratch = std::max(largest_scratch, scratch_size(c));
+  size_t largest_area = 0;
+  for (const Case& c : cases) largest_area = std::max(largest_area, scratch_size(c) + 2 * image_size(c));
 
   std::vector<Sites> reached(cases.size());
   // Teams before the team of one: a race that ends the program does so at once.
@@ -119,17 +128,17 @@ int main(int argc, char** argv) {
   for (int i = 2; i <= last_size; ++i) {
     const int size = std::atoi(argv[i]);
     Barrier ops(size), between(size);  // between cases the threads always meet, whatever is left out
-    Buffer scratch(largest_scratch);
+    Buffer buffer(largest_area);
     std::vector<std::vector<qpt::u8>>& out = results.emplace_back();
     for (const Case& c : cases) out.emplace_back(c.result_bytes(), 0xDD);
     void* area = nullptr;
     const auto work = [&](int rank) {
       int phase = 0;
       for (size_t n = 0; n < cases.size(); ++n) {
-        if (rank == 0) area = scratch.poison(0xA5);
+        if (rank == 0) area = buffer.poison(0xA5);
         between.wait(phase);
         ThreadTeam team(rank, size, &ops, without, list_sites ? &reached[n] : nullptr);
-        run(team, cases[n], out[n].data(), area);
+        run(team, cases[n], out[n].data(), memory_in(area, cases[n], n));
         between.wait(phase);
       }
     };
@@ -143,7 +152,7 @@ int main(int argc, char** argv) {
     qpt::Solo solo;
     Buffer scratch(scratch_size(cases[n]));
     std::vector<qpt::u8> expected(cases[n].result_bytes(), 0xEE);
-    run(solo, cases[n], expected.data(), scratch.poison(0x11));
+    run(solo, cases[n], expected.data(), {scratch.poison(0x11)});
     for (size_t i = 0; i < results.size(); ++i) {
       if (results[i][n] == expected) continue;
       ++different;

@@ -1,7 +1,8 @@
 // Runs the CUDA source of this project on the CPU: one fibre per CUDA thread, one block after another on one OS thread.
 // Included before a .cu file by tests/emulator/degrade.cpp; g++ or clang, any processor. It knows what our kernels use:
-// threadIdx, blockIdx, gridDim and __syncthreads, and refuses a block whose threads wait at different barriers.
-// Fibres switch only at barriers, in an order the test chooses, so a missing barrier gives wrong bytes every time.
+// threadIdx, blockIdx, gridDim, shared memory asked for at launch (one array, qpt_shared) and __syncthreads, and
+// refuses a block whose threads wait at different barriers or that writes beyond its shared memory. Fibres switch only
+// at barriers, in an order the test chooses, so a missing barrier gives wrong bytes every time.
 #pragma once
 
 #include <setjmp.h>
@@ -18,6 +19,16 @@
 
 #define __global__
 #define __launch_bounds__(...)
+#define __shared__
+
+// A GPU's most shared memory of a block, between guards. In assembly, so that the guards lie beside it.
+asm(".bss\n"
+    ".balign 64\n"
+    "qpt_shared_guard: .zero 256\n"
+    ".globl qpt_shared\n"
+    "qpt_shared: .zero 232448 + 256\n"
+    ".text\n");
+extern unsigned char qpt_shared[];
 
 namespace block_emulator {
 
@@ -37,6 +48,7 @@ struct Fibre {
 };
 
 inline constexpr size_t kStackBytes = 256 << 10;
+inline constexpr int kSharedBytes = 232448, kSharedGuard = 256;  // as in the assembly above
 
 struct Machine {
   Index block, grid;
@@ -107,11 +119,22 @@ struct Schedule {
   int order;            // an Order
   unsigned seed;        // of the random order
   int skipped_barrier;  // -1: none
+  int fill;             // the byte that shared memory is full of when a block begins
 };
 
-// kernel<<<blocks, threads>>>; returns nullptr or the error. `barriers` receives how many a thread reached, at most.
-inline const char* launch(int blocks, int threads, const Schedule& schedule, std::function<void()> kernel,
-                          int* barriers) {
+inline bool shared_guards_intact(int shared_bytes, int fill) {
+  const auto intact = [=](const unsigned char* begin, const unsigned char* end) {
+    return std::all_of(begin, end, [=](unsigned char byte) { return byte == fill; });
+  };
+  return intact(qpt_shared - kSharedGuard, qpt_shared) &&
+         intact(qpt_shared + shared_bytes, qpt_shared + kSharedBytes + kSharedGuard);
+}
+
+// kernel<<<blocks, threads, shared_bytes>>>; returns nullptr or the error. `barriers` receives how many a thread
+// reached, at most.
+inline const char* launch(int blocks, int threads, int shared_bytes, const Schedule& schedule,
+                          std::function<void()> kernel, int* barriers) {
+  if (shared_bytes > kSharedBytes) return "more shared memory than a block can have";
   std::mt19937 random(schedule.seed);
   machine.kernel = std::move(kernel);
   machine.skipped_barrier = schedule.skipped_barrier;
@@ -122,7 +145,9 @@ inline const char* launch(int blocks, int threads, const Schedule& schedule, std
     machine.fibres.clear();
     machine.fibres.resize(threads);
     for (Fibre& fibre : machine.fibres) fibre.stack.reset(new char[kStackBytes]);
+    std::memset(qpt_shared - kSharedGuard, schedule.fill, kSharedBytes + 2 * kSharedGuard);
     if (const char* error = run_block(Order(schedule.order), random)) return error;
+    if (!shared_guards_intact(shared_bytes, schedule.fill)) return "a byte outside shared memory was written";
     for (const Fibre& fibre : machine.fibres) *barriers = std::max(*barriers, fibre.barriers);
   }
   return nullptr;

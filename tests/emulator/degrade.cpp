@@ -1,5 +1,5 @@
 // csrc/cuda/degrade.cu as a shared library on the block emulator; loaded with ctypes by tests/test_emulator.py.
-// Also two small kernels with mistakes in them, to show that the emulator reports them.
+// Also two small kernels, to show that the emulator reports mistakes in them.
 #include "block_emulator.h"
 // The source itself, unchanged.
 #include "../../csrc/cuda/degrade.cu"
@@ -8,14 +8,14 @@ extern "C" const char* emulate_degrade(const block_emulator::Schedule* schedule,
                                        const qpt::u8* images, void* out, const qpt::i16* ops, const float* params,
                                        const qpt::i64* seeds, const qpt::i32* source, const qpt::i32* order,
                                        const qpt::i32* windows, const qpt::i32* boxes, const void* table,
-                                       qpt::u8* scratch, qpt::i64 scratch_bytes, qpt::i32 rows, qpt::i32 slots,
-                                       qpt::i32 height, qpt::i32 width, qpt::i32 patches, qpt::i32 size,
+                                       qpt::u8* scratch, qpt::i64 scratch_bytes, qpt::i32 shared_bytes, qpt::i32 rows,
+                                       qpt::i32 slots, qpt::i32 height, qpt::i32 width, qpt::i32 patches, qpt::i32 size,
                                        qpt::i32 item_bytes, qpt::i32 channels_last) {
   return block_emulator::launch(
-      blocks, QPT_BLOCK_THREADS, *schedule,
+      blocks, QPT_BLOCK_THREADS, shared_bytes, *schedule,
       [=] {
-        qpt_degrade(images, out, ops, params, seeds, source, order, windows, boxes, table, scratch, scratch_bytes, rows,
-                    slots, height, width, patches, size, item_bytes, channels_last);
+        qpt_degrade(images, out, ops, params, seeds, source, order, windows, boxes, table, scratch, scratch_bytes,
+                    shared_bytes, rows, slots, height, width, patches, size, item_bytes, channels_last);
       },
       barriers);
 }
@@ -24,9 +24,10 @@ extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width, bool 
   return qpt::scratch_bytes(height, width, resized, kept);
 }
 
-// out[i] = number of the mirrored thread, passed through `shared`; right only with the barrier between.
-static void mirror(int* shared, int* out) {
+// out[i] = number of the mirrored thread, passed through shared memory; right only with the barrier between.
+static void mirror(int* out) {
   const int thread = threadIdx.x;
+  int* shared = reinterpret_cast<int*>(qpt_shared);
   shared[thread] = thread;
   __syncthreads();
   out[thread] = shared[QPT_BLOCK_THREADS - 1 - thread];
@@ -36,12 +37,12 @@ static void half_of_the_block_waits() {
   if (threadIdx.x < QPT_BLOCK_THREADS / 2) __syncthreads();
 }
 
-extern "C" const char* emulate_mirror(const block_emulator::Schedule* schedule, int* shared, int* out) {
+extern "C" const char* emulate_mirror(const block_emulator::Schedule* schedule, int shared_bytes, int* out) {
   int barriers = 0;
-  return block_emulator::launch(1, QPT_BLOCK_THREADS, *schedule, [=] { mirror(shared, out); }, &barriers);
+  return block_emulator::launch(1, QPT_BLOCK_THREADS, shared_bytes, *schedule, [=] { mirror(out); }, &barriers);
 }
 
 extern "C" const char* emulate_divergent_barrier(const block_emulator::Schedule* schedule) {
   int barriers = 0;
-  return block_emulator::launch(1, QPT_BLOCK_THREADS, *schedule, [] { half_of_the_block_waits(); }, &barriers);
+  return block_emulator::launch(1, QPT_BLOCK_THREADS, 0, *schedule, [] { half_of_the_block_waits(); }, &barriers);
 }

@@ -1,7 +1,7 @@
 """Builds the CUDA source for the block emulator and runs it with the launcher's own plan and argument list.
 
-Used by tests/test_emulator.py. Output and scratch are poisoned and lie between guard bytes; inputs lie between guard
-bytes too, and `run` changes all of them between two executions: bytes that depend on them differ.
+Used by tests/test_emulator.py. Output, scratch and shared memory are poisoned and lie between guard bytes; inputs lie
+between guard bytes too, and `run` changes all of them between two executions: bytes that depend on them differ.
 """
 
 import ctypes
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.resources import SHARED_LIMIT
 from qpt import Program, build
 from qpt.ops.cuda import Inputs, LaunchPlan, kernel_arguments
 from qpt.ops.patches import Patches
@@ -22,9 +23,15 @@ CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_
 
 
 class Schedule(ctypes.Structure):
-    """block_emulator::Schedule. The order of threads between barriers, and the barrier to leave out (-1: none)."""
+    """block_emulator::Schedule. The order of threads between barriers; the barrier to leave out (-1: none); the byte
+    that shared memory holds at first."""
 
-    _fields_ = (("order", ctypes.c_int), ("seed", ctypes.c_uint), ("skipped_barrier", ctypes.c_int))
+    _fields_ = (
+        ("order", ctypes.c_int),
+        ("seed", ctypes.c_uint),
+        ("skipped_barrier", ctypes.c_int),
+        ("fill", ctypes.c_int),
+    )
 
 
 class EmulatorError(AssertionError):
@@ -81,14 +88,18 @@ class Emulator:
         skipped_barrier: int = -1,
         multiprocessors: int = 1,
         patches: Patches | None = None,
+        shared_limit: int = SHARED_LIMIT[80],
     ) -> tuple[torch.Tensor, int]:
         """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached.
 
         The bytes are those of the images (r, H, W, 3) or, in one row, of the patches.
         """
-        schedule = Schedule(ORDERS[order], 1, skipped_barrier)
-        first, barriers = self._once(images, program, schedule, multiprocessors, patches, 0xCD)
-        second, _ = self._once(images, program, schedule, multiprocessors, patches, 0x3A)
+        windows = patches.windows if patches else None
+        plan = LaunchPlan.of(
+            program, *images.shape[1:3], windows, multiprocessors=multiprocessors, shared_limit=shared_limit
+        )
+        first, barriers = self._once(images, program, plan, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0xCD))
+        second, _ = self._once(images, program, plan, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0x3A))
         if not torch.equal(first, second):
             raise EmulatorError("the result depends on bytes that nobody wrote")
         return first, barriers
@@ -97,13 +108,12 @@ class Emulator:
         self,
         images: torch.Tensor,
         program: Program,
-        schedule: Schedule,
-        multiprocessors: int,
+        plan: LaunchPlan,
         patches: Patches | None,
-        fill: int,
+        schedule: Schedule,
     ) -> tuple[torch.Tensor, int]:
         _, height, width, _ = images.shape
-        plan = LaunchPlan.of(program, height, width, multiprocessors, kept=patches is not None)
+        fill = schedule.fill
         given = Inputs.of(images, program, patches)
         inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in given]
         shape = (len(program), height, width, 3) if patches is None else (patches.empty(images.device).nbytes,)
