@@ -59,7 +59,7 @@ Chains = list[list[tuple[str, tuple[float, ...]]]]
 class DegradeReport(Report):
     """A report with figures from its rows: ratios of each op's fastest rival to ours and of chains by library; and of
     their own: the ratio of one thread to several, beside that of matrix products in cache, the slope of log time over
-    log pixels by op, and the fixed cost of a call, in microseconds."""
+    log pixels of an image by op, and the fixed cost of a call, in microseconds."""
 
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -127,8 +127,8 @@ def _summary(ratios: dict[str, Any]) -> str:
         + ", ".join(f"{op} {ratio:.2f}" for ratio, op in slowest)
         + f". Chains of 5, rival / qpt: {chains}. From 1 to {threads['threads']} threads the chains gain "
         f"{threads['qpt']:.2f}x, matrix products in cache {threads['products']:.2f}x. Slope of log time over log "
-        f"pixels, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]}); a call costs "
-        f"{ratios['call_us']:.0f} us whatever it does, which is in them."
+        f"pixels of an image, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]}), in batches "
+        f"of equally many pixels; a call costs {ratios['call_us']:.0f} us whatever it does."
     )
 
 
@@ -362,16 +362,18 @@ def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str
 
 
 def _slopes(settings: Settings) -> dict[str, float]:
-    """By op: the least-squares slope of log time over log pixels, one image of each side, level 3, one thread."""
+    """By op: the least-squares slope of log time of an image over log pixels, level 3 and a seed, one thread. Of every
+    side there are as many images in a call as have the pixels of one of the largest."""
     sides = SIDES[:2] if settings.quick else SIDES
+    batches = [photographs((sides[-1] // side) ** 2, side) for side in sides]
     found = {}
     for row in DEGRADATIONS:
         calls = []
-        for side in sides:
-            images = photographs(1, side)
-            program = Program.from_chains([[(row.name, 3)]], seeds=[0], source=[0])
+        for images in batches:
+            count = len(images)
+            program = Program.from_chains([[(row.name, 3)]] * count, seeds=[0] * count, source=range(count))
             calls.append(lambda images=images, program=program: degrade(images, program, threads=1))
-        seconds = _median_seconds(calls, 1 if settings.quick else 3)
+        seconds = np.array(_median_seconds(calls, 1 if settings.quick else 3)) / [len(images) for images in batches]
         pixels = np.log(np.square(np.array(sides, np.float64)))
         found[row.name] = float(np.polyfit(pixels, np.log(seconds), 1)[0])
     return found

@@ -80,13 +80,11 @@ def parse(usage: str, assembly: str) -> dict[str, Resources]:
 
 
 def blocks_per_multiprocessor(found: Resources, threads: int, architecture: int, shared_bytes: int = 0) -> int:
-    """How many blocks of ``threads`` can be resident on a multiprocessor; ``shared_bytes`` is asked for at launch.
-
-    At least so many: the system's 1 KiB per block is added whether or not it is counted in ``found`` already.
-    """
+    """How many blocks of ``threads`` can be resident on a multiprocessor; ``shared_bytes`` is asked for at launch."""
     warps = -(-threads // 32)
     per_warp = -(-found.registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
-    shared = found.shared_bytes + shared_bytes + 1024
+    system = 0 if architecture >= 90 and found.shared_bytes else 1024  # counted in found already, or not
+    shared = found.shared_bytes + shared_bytes + system
     by_registers = _REGISTERS // (max(per_warp, 1) * warps)
     return min(by_registers, _SHARED_PER_MULTIPROCESSOR[architecture] // shared, _WARPS // warps, _BLOCKS)
 

@@ -63,22 +63,26 @@ QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i
 template <class Team>
 QPT_FN void jpeg2000(Team& team, OpArgs a) {
   const float ratio = parameter(a.params[0], 1.0f, 4096.0f);
-  const i32 area = a.h * a.w;
+  const i32 stride = spread(a.w), area = a.h * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* planes = scratch.take<float>(static_cast<i64>(3) * area);  // Y, Cb, Cr times their norms
+  float* planes = scratch.take<float>(static_cast<i64>(3) * area);  // Y, Cb, Cr times their norms; 0 beyond a row's end
   float* strip = scratch.take<float>(static_cast<i64>(maximum(a.h, a.w)) * kStripLines);
   u32* partial = scratch.take<u32>(kMaxMembers);
   float *const luma = planes, *const blue = planes + area, *const red = planes + 2 * static_cast<i64>(area);
-  each(team, area, [&](i32 p) {
-    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+  each(team, a.h, a.w, [&](i32 row, i32 x) {
+    const u8* from = a.src + static_cast<i64>(3) * (row * a.w + x);
+    const i32 p = row * stride + x;
+    const float r = from[0], g = from[1], b = from[2];
     const float y = 0.299f * r + 0.587f * g + 0.114f * b;
     luma[p] = (y - 128.0f) * kLumaNorm;
     blue[p] = (b - y) * (kBlueNorm / 1.772f);
     red[p] = (r - y) * (kRedNorm / 1.402f);
   });
+  each(team, 3 * a.h, stride - a.w, [=](i32 row, i32 x) { planes[row * stride + a.w + x] = 0.0f; });
   team.sync();  // planes, written by all, are read by all
   QPT_UNROLL(1)
-  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, false, strip);
+  for (i32 c = 0; c < 3; ++c)
+    transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, stride, false, strip);
   const float step = find_step(team, planes, 3 * area, coefficients_paid(a.h, a.w, ratio), partial);
   const float per_step = 1.0f / step;
   // Towards zero to whole steps; back to the middle of the interval, with the sign, or to 0: on bits, so that the loop
@@ -91,18 +95,20 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   });
   team.sync();  // quantised coefficients, written by all, are read by all
   QPT_UNROLL(1)
-  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, true, strip);
-  each(team, area, [&](i32 p) {
+  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, stride, true, strip);
+  each(team, a.h, a.w, [&](i32 row, i32 x) {
+    u8* to = a.dst + static_cast<i64>(3) * (row * a.w + x);
+    const i32 p = row * stride + x;
     const float y = luma[p] * (1.0f / kLumaNorm) + 128.0f;
     const float cb = blue[p] * (1.0f / kBlueNorm), cr = red[p] * (1.0f / kRedNorm);
-    a.dst[3 * p] = to_u8(y + 1.402f * cr);
-    a.dst[3 * p + 1] = to_u8(y - (0.344136286f * cb + 0.714136286f * cr));
-    a.dst[3 * p + 2] = to_u8(y + 1.772f * cb);
+    to[0] = to_u8(y + 1.402f * cr);
+    to[1] = to_u8(y - (0.344136286f * cb + 0.714136286f * cr));
+    to[2] = to_u8(y + 1.772f * cb);
   });
 }
 
 QPT_FN i64 jpeg2000_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(3) * h * w) + strip_bytes(h, w) + taken_bytes<u32>(kMaxMembers);
+  return taken_bytes<float>(static_cast<i64>(3) * h * spread(w)) + strip_bytes(h, w) + taken_bytes<u32>(kMaxMembers);
 }
 
 }  // namespace qpt

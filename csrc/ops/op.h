@@ -41,6 +41,12 @@ struct Scratch {
   }
 };
 
+// From one row of n words of 4 bytes to the next: an odd number of cache lines, since rows that lie a power of two
+// apart share the few places of one cache set, and each drives the other out. Short rows stay as they are.
+QPT_FN i32 spread(i32 n) {
+  return n < 256 ? n : ((n + 15) / 16 | 1) * 16;
+}
+
 // Bytes of `count` Ts as Scratch::take spends them.
 template <class T>
 QPT_FN i64 taken_bytes(i64 count) {

@@ -6,7 +6,7 @@
 
 namespace qpt {
 
-constexpr i32 kGuides = 128;
+constexpr i32 kGuides = 64;
 
 // A Poisson distribution as a table: the cumulative probabilities of the counts from `first` on follow the record, as
 // far as 24 bits of a uniform number tell them apart. guide[g]: the first of them that exceeds g / kGuides.
@@ -54,11 +54,15 @@ QPT_INLINE void fill_record(PhotonRecord* record, float mean) {
   const float total = static_cast<float>(sum);
   for (i32 i = 0; i < counts; ++i) cumulative[i] /= total;
   record->first = range.first;
-  i32 i = 0;
-  for (i32 g = 0; g < kGuides; ++g) {
-    while (static_cast<float>(g) / static_cast<float>(kGuides) >= cumulative[i]) ++i;
-    record->guide[g] = static_cast<u16>(i);
+  // guide[g] counts the probabilities that are at most g / kGuides: first those that become so at g, then their sums.
+  for (i32 g = 0; g < kGuides; ++g) record->guide[g] = 0;
+  for (i32 i = 0; i < counts; ++i) {
+    const float scaled = cumulative[i] * static_cast<float>(kGuides);
+    const i32 whole = static_cast<i32>(scaled);
+    const i32 g = whole + (static_cast<float>(whole) < scaled ? 1 : 0);
+    if (g < kGuides) ++record->guide[g];
   }
+  for (i32 g = 1; g < kGuides; ++g) record->guide[g] = static_cast<u16>(record->guide[g] + record->guide[g - 1]);
 }
 
 // The smallest count whose cumulative probability exceeds u in [0, 1). The last one's is 1.
@@ -72,7 +76,7 @@ QPT_INLINE i32 count_photons(const PhotonRecord* record, float u) {
 
 // Room for the records of a group of values.
 QPT_INLINE i32 photon_arena(i32 h, i32 w) {
-  return static_cast<i32>(minimum(static_cast<i64>(6) * h * w + 20480, static_cast<i64>(393216)));
+  return static_cast<i32>(minimum(static_cast<i64>(12) * h * w + 32768, static_cast<i64>(393216)));
 }
 
 // put(i, count) for every element of the window, `channels` a pixel: count is Poisson with mean peak value(i) / 255.
@@ -189,7 +193,7 @@ QPT_INLINE void disturb(const u8* src, u8* dst, float turned, float share) {
 }
 
 constexpr float kMaxLight = 127.5f;  // mean photons of iso_noise: the largest spread there is, of black and white
-constexpr i32 kLightBytes = 1024;    // of its record, which takes 820
+constexpr i32 kLightBytes = 1024;    // of its record, which takes 692
 
 // HLS hue plus a normal number of p0 p1 turns; HLS lightness L plus (k / 255) (1 - L), k Poisson with mean p1 times the
 // standard deviation of the image's lightness on the 0-255 scale. p0 = colour_shift, p1 = intensity.

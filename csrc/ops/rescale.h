@@ -19,6 +19,10 @@ constexpr i32 kBicubic = 2;
 constexpr i32 kLanczos = 3;
 constexpr i32 kArea = 4;
 
+// 1 / (k (k + 1)), k = 2, 4, ... 18.
+QPT_CONSTANT double kSineSteps[] = {1.0 / 6,   1.0 / 20,  1.0 / 42,  1.0 / 72, 1.0 / 110,
+                                    1.0 / 156, 1.0 / 210, 1.0 / 272, 1.0 / 342};
+
 // sin(pi x) / (pi x) for |x| <= 3: sin(pi x) is that of x's distance from the nearest integer, up to the sign; Taylor
 // to the 19th power there, errors below 1e-15.
 QPT_INLINE double normalised_sinc(double x) {
@@ -27,7 +31,7 @@ QPT_INLINE double normalised_sinc(double x) {
   const double angle = (x - whole) * 3.14159265358979323846, square = angle * angle;
   double p = 1.0;
   QPT_UNROLL(1)
-  for (i32 k = 18; k > 0; k -= 2) p = 1.0 - p * square / (k * (k + 1));
+  for (i32 i = 8; i >= 0; --i) p = 1.0 - p * square * kSineSteps[i];
   const double sine = angle * p;
   return ((whole & 1) ? -sine : sine) / (x * 3.14159265358979323846);
 }
@@ -171,7 +175,7 @@ QPT_INLINE i32 reduced_size(i32 size, double factor) {
   return maximum(whole + (up ? 1 : 0), 1);
 }
 
-// Four passes, each with its table: down along one axis and the other, up along x, up along y.
+// Four passes, with a table for each: down along one axis and the other, up along x, up along y.
 template <class Team>
 QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
@@ -182,14 +186,16 @@ QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
   const bool y_first = a.h - small_h > 2 * (a.w - small_w);  // Pillow's rule since version 13; enlarging is x first
   const u8* in = a.src;
   i32 h = a.h, w = a.w;  // of in
+  Resampling table{};
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 4; ++pass) {
     const bool along_x = (pass & 1) == (pass < 2 && y_first ? 1 : 0);
     const i32 to_h = pass < 2 ? small_h : a.h, to_w = pass < 2 ? small_w : a.w;
     u8* out = pass == 1 ? small : pass == 3 ? a.dst : half_way;
-    const Resampling table =
-        build_resampling(team, pass < 2 ? down : up, along_x ? w : h, along_x ? to_w : to_h, scratch);
-    team.sync();  // the table, written by all, is read by all
+    if ((pass & 1) == 0 || a.h != a.w) {  // a square image has one table for both directions
+      table = build_resampling(team, pass < 2 ? down : up, along_x ? w : h, along_x ? to_w : to_h, scratch);
+      team.sync();  // the table, written by all, is read by all
+    }
     if (along_x) {
       resample_x(team, in, out, h, w, to_w, table);
       w = to_w;

@@ -17,10 +17,10 @@ template <class Team>
 QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float zoom = parameter(a.params[0], 1.0f, 2.0f);
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
-  const i32 samples = 3 * a.w, stride = samples + kZoomPadding;
+  const i32 samples = 3 * a.w, stride = spread(samples + kZoomPadding), places = spread(a.w);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * a.w);    // pixel to the left of the position
-  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * a.w);  // how far beyond it, [0, 1)
+  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);    // pixel to the left of the position
+  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);  // how far beyond it, [0, 1)
   float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
   // Where view v shows position i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
@@ -31,8 +31,8 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   each(team, kZoomViews, a.w, [&](i32 v, i32 i) {
     const float x = place(v, i, a.w);
     const i32 whole = clamp(static_cast<i32>(x), 0, a.w - 1);
-    left_at[v * a.w + i] = v * stride + 3 * whole;
-    right[v * a.w + i] = x - static_cast<float>(whole);
+    left_at[v * places + i] = v * stride + 3 * whole;
+    right[v * places + i] = x - static_cast<float>(whole);
   });
   each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
   for (i32 y = 0; y < a.h; ++y) {
@@ -48,8 +48,8 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     const auto sample = [&](i32 x, i32 c) {
       float sum = 0.0f;
       for (i32 v = 0; v < kZoomViews; ++v) {
-        const float* at = rows + left_at[v * a.w + x] + c;
-        sum += at[0] + right[v * a.w + x] * (at[3] - at[0]);
+        const float* at = rows + left_at[v * places + x] + c;
+        sum += at[0] + right[v * places + x] * (at[3] - at[0]);
       }
       return sum;
     };
@@ -57,7 +57,7 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     if constexpr (Team::kSolo) {
       for (i32 x = 0; x < a.w; ++x) {
         float sum[4];
-        simd::sum_views(kZoomViews, rows, left_at + x, right + x, a.w, sum);
+        simd::sum_views(kZoomViews, rows, left_at + x, right + x, places, sum);
         for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
       }
       continue;
@@ -69,9 +69,9 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 zoom_bytes(i32, i32 w) {
-  const i64 places = kZoomViews * static_cast<i64>(w);
+  const i64 places = kZoomViews * static_cast<i64>(spread(w));
   return taken_bytes<i32>(places) + taken_bytes<float>(places) +
-         taken_bytes<float>(kZoomViews * (static_cast<i64>(3) * w + kZoomPadding));
+         taken_bytes<float>(kZoomViews * static_cast<i64>(spread(3 * w + kZoomPadding)));
 }
 
 // A word as an integer in [-reach, reach].

@@ -66,16 +66,16 @@ QPT_INLINE i32 low_size(i32 size, i32 level) {
   return (size - 1) / (1 << level) + 1;
 }
 
-// All levels of one plane [h, w], finest first, or back.
+// All levels of one plane [h, w], rows `stride` apart, finest first, or back.
 template <class Team>
-QPT_FN void transform_plane(const Team& team, float* plane, i32 h, i32 w, bool inverse, float* strip) {
+QPT_FN void transform_plane(const Team& team, float* plane, i32 h, i32 w, i32 stride, bool inverse, float* strip) {
   QPT_UNROLL(1)
   for (i32 i = 0; i < 2 * kWaveletLevels; ++i) {  // two directions per level: along y, along x; backwards if inverse
     const i32 pass = inverse ? 2 * kWaveletLevels - 1 - i : i, level = pass / 2;
     const i32 rows = low_size(h, level), columns = low_size(w, level);
     const bool along_x = pass & 1;
-    transform_lines(team, plane, along_x ? rows : columns, along_x ? w : 1, along_x ? columns : rows, along_x ? 1 : w,
-                    inverse, strip);
+    transform_lines(team, plane, along_x ? rows : columns, along_x ? stride : 1, along_x ? columns : rows,
+                    along_x ? 1 : stride, inverse, strip);
   }
 }
 
