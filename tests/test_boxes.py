@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qpt import InputError
@@ -73,6 +73,7 @@ def test_every_further_patch_overlaps_the_first_and_none_comes_twice(
     patch: int, extra: int, seed: int, patches: int, low: float
 ) -> None:
     region = 2 * patch + extra
+    assume(patches <= 1 + len(overlap_offsets(patch, region, low, 0.3)))
     boxes = np.array(draw_boxes(np.random.default_rng(seed), patches, patch, region, low, 0.3))
     assert boxes.shape == (patches, 2)
     assert (boxes >= 0).all() and (boxes <= region - patch).all()

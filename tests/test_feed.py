@@ -198,6 +198,17 @@ def test_a_dead_loader_process_is_named(photographs: Photographs, monkeypatch: p
         feeding.next()
 
 
+def test_a_death_that_a_signal_handler_reports_is_named_too(photographs: Photographs) -> None:
+    """torch's own handler, there once any loader was made in the main thread, raises wherever the wait is."""
+    photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
+
+    def handler() -> bool:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(StalledError, match="a loader process died: "), feed(photographs, workers=1) as feeding:
+        feeding.next(handler)
+
+
 def test_waiting_ends_when_asked(photographs: Photographs) -> None:
     photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
     with feed(photographs) as feeding:

@@ -104,6 +104,14 @@ class Feed:
         Raises StalledError after ``stall_seconds`` without it, or when a loader process died, naming the files that
         were being decoded; StopIteration after the last step.
         """
+        try:
+            return self._next(stopped)
+        except RuntimeError as error:  # of the thread; or of a signal handler that torch installs for loaders of others
+            if "DataLoader worker" not in str(error):
+                raise
+            raise StalledError(f"pretrain: a loader process died: {self._decoding()}") from error
+
+    def _next(self, stopped: Callable[[], bool]) -> tuple[Batch, Load] | None:
         started = time.monotonic()
         while True:
             try:
@@ -116,10 +124,6 @@ class Feed:
                     reason = f"the loader gave nothing for {waited:.0f} s (stall_seconds)"
                     raise StalledError(f"pretrain: {reason}: {self._decoding()}") from None
                 continue
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise StalledError(f"pretrain: a loader process died: {self._decoding()}") from error
             if batch.regions.is_cuda:  # made on the feed's stream, and freed after use on this one
                 for tensor in (batch.regions, batch.images):
                     tensor.record_stream(torch.cuda.current_stream(tensor.device))
