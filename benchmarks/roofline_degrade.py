@@ -28,6 +28,7 @@ from qpt.space import DegradationSpace
 
 HELP = "predicted milliseconds of the CUDA engine on A100 and H100, from counted instructions"
 ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels
+BATCHES = (16, 32, 64, 128, 256, 512, 1024, 4096)  # rows whose utilisation is stated
 COUNTED = 96  # side of the picture whose instructions are counted
 IPC = 0.5  # instructions per clock of each of a multiprocessor's four schedulers
 SCHEDULERS, WARP = 4, 32
@@ -56,11 +57,12 @@ def run(settings: Settings) -> Report:
     for name in names:
         per_pixel = float(np.mean(counted[name]))
         found += _predict(name, [per_pixel], 1, blocks)
+    remarks = [f"Milliseconds for {ROWS} rows of {SIDE} x {SIDE}, mean over levels.", *ASSUMPTIONS]
     if not settings.quick:
         rows, ops = _chains(counted)
         found += _predict("chains of preset qpt", rows, ops, blocks)
-    shape = f"{ROWS} rows of {SIDE} x {SIDE}, mean over levels"
-    return Report("roofline_degrade", predictions=found, remarks=[f"Milliseconds for {shape}.", *ASSUMPTIONS])
+        remarks += [_utilisation(rows, gpu, blocks[gpu.name]) for gpu in GPUS]
+    return Report("roofline_degrade", predictions=found, remarks=remarks)
 
 
 def build_counter(folder: Path) -> Path:
@@ -105,13 +107,31 @@ def _chains(counted: dict[str, list[float]]) -> tuple[list[float], float]:
     return rows, sum(map(len, program)) / ROWS
 
 
+def _deal(rows: Iterable[float], places: int) -> np.ndarray:
+    """Instructions that each resident block has to do, where the heavy rows are dealt first, to who has least."""
+    found = np.zeros(places)
+    for work in sorted(rows, reverse=True):
+        found[found.argmin()] += work
+    return found
+
+
+def _utilisation(rows: list[float], gpu: Gpu, blocks: int) -> str:
+    """A row is the work of one block: few rows leave multiprocessors idle, and their unequal work some of the others."""
+    places = gpu.multiprocessors * blocks
+    shares = []
+    for count in BATCHES:
+        dealt = _deal(np.resize(rows, count), places)
+        shares.append(f"{count} rows {dealt.mean() / dealt.max():.0%}")
+    return f"Share of {gpu.name}'s {gpu.multiprocessors} multiprocessors at work, chains of preset qpt: " + ", ".join(
+        shares
+    )
+
+
 def _predict(op: str, rows: list[float], ops: float, blocks: dict[str, int]) -> list[dict[str, Any]]:
     """One entry for each GPU. rows: instructions per pixel of each row of the batch, repeated to ROWS."""
     found = []
     for gpu in GPUS:
-        places = np.zeros(gpu.multiprocessors * blocks[gpu.name])  # instructions each resident block has to do
-        for work in sorted(np.resize(rows, ROWS), reverse=True):
-            places[places.argmin()] += work * SIDE**2
+        places = _deal(np.resize(rows, ROWS) * SIDE**2, gpu.multiprocessors * blocks[gpu.name])
         # The blocks of a multiprocessor share its schedulers.
         issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * gpu.clock
         arithmetic = places.max() / issue
