@@ -116,7 +116,7 @@ def _deal(rows: Iterable[float], places: int) -> np.ndarray:
 
 
 def _utilisation(rows: list[float], gpu: Gpu, blocks: int) -> str:
-    """A row is the work of one block: few rows leave multiprocessors idle, and their unequal work some of the others."""
+    """A row is the work of one block: few rows leave multiprocessors idle, and unequal ones some of the others."""
     places = gpu.multiprocessors * blocks
     shares = []
     for count in BATCHES:
