@@ -89,6 +89,11 @@ def blocks_per_multiprocessor(found: Resources, threads: int, architecture: int,
     return min(by_registers, _SHARED_PER_MULTIPROCESSOR[architecture] // shared, _WARPS // warps, _BLOCKS)
 
 
+def occupancy(blocks: int, threads: int) -> float:
+    """The share of a multiprocessor's threads that so many resident blocks are."""
+    return blocks * threads / (32 * _WARPS)
+
+
 def cuobjdump(flag: str, path: Path) -> str:
     """What cuobjdump says about a cubin or a fat binary. BackendError if it is missing or fails."""
     triton = importlib.util.find_spec("triton")
@@ -125,9 +130,9 @@ def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
         return cubin.read_bytes(), shared
 
 
-def rows_in_shared_memory(architecture: int, patch: int, region: int = 320, rows: int = 4096) -> tuple[float, float]:
-    """Shares of rows of preset qpt, with two overlapping patches of a region as in pre-training, whose images between
-    ops are in shared memory: at least one of the two, both."""
+def rows_in_shared_memory(patch: int, region: int = 320, rows: int = 4096) -> dict[int, tuple[float, float]]:
+    """By architecture, shares of rows of preset qpt, with two overlapping patches of a region as in pre-training, whose
+    images between ops are in shared memory: at least one of the two, both."""
     import torch
 
     from qpt.data.boxes import draw_boxes
@@ -139,12 +144,13 @@ def rows_in_shared_memory(architecture: int, patch: int, region: int = 320, rows
     rng = random.Random(0)
     boxes = torch.tensor([draw_boxes(rng, 2, patch, region, 0.1, 0.3) for _ in range(rows)], dtype=torch.int32)
     windows = plan_windows(program, boxes, patch, region, region)
-    taken, both = (
-        shared_bytes_taken(program, region, region, windows, limit) for limit in (SHARED_LIMIT[architecture], 1 << 40)
-    )
-    fitting = [(here > 0, here == all_of_it) for here, all_of_it in zip(taken, both, strict=True)]
-    one, two = (sum(column) / rows for column in zip(*fitting, strict=True))
-    return one, two
+    both = shared_bytes_taken(program, region, region, windows, 1 << 40)  # as much as any row can use
+    found = {}
+    for architecture in ARCHITECTURES:
+        taken = shared_bytes_taken(program, region, region, windows, SHARED_LIMIT[architecture])
+        one = sum(here > 0 for here in taken) / rows
+        found[architecture] = one, sum(here == most for here, most in zip(taken, both, strict=True)) / rows
+    return found
 
 
 def triton_cubin(
@@ -295,10 +301,8 @@ def run(settings: Settings) -> Report:
                 entry["launch_shared_bytes"] = launch_shared
                 threads = kernel.threads(architecture)
                 blocks = blocks_per_multiprocessor(found, threads, architecture, launch_shared)
-                occupancy = round(blocks * threads / (32 * _WARPS), 4)
-                compiled.append(
-                    entry | {"threads": threads, "blocks_per_multiprocessor": blocks, "occupancy": occupancy}
-                )
+                residence = {"threads": threads, "blocks_per_multiprocessor": blocks}
+                compiled.append(entry | residence | {"occupancy": round(occupancy(blocks, threads), 4)})
     return Report("resources", compiled=compiled, remarks=_remarks())
 
 
@@ -306,9 +310,8 @@ def _remarks() -> list[str]:
     found = ["launch_shared_bytes of csrc/cuda/degrade.cu is its most: a launch asks for what its rows can use."]
     for patch in (64, 96, 160, 224):
         shares = [
-            f"sm_{key}: {one:.0%} at least one, {two:.0%} both"
-            for key in ARCHITECTURES
-            for one, two in [rows_in_shared_memory(key, patch)]
+            f"sm_{architecture}: {one:.0%} at least one, {two:.0%} both"
+            for architecture, (one, two) in rows_in_shared_memory(patch).items()
         ]
         found.append(
             f"Rows of preset qpt, two overlapping patches of {patch} px in a region of 320 px, whose images between "

@@ -26,7 +26,7 @@ def test_nvrtc_makes_a_kernel_that_can_be_launched(architecture: int) -> None:
     assert list(found) == ["qpt_degrade"]
     offline.check(found["qpt_degrade"], architecture, REGISTERS)
     blocks = resources.blocks_per_multiprocessor(found["qpt_degrade"], build.BLOCK_THREADS, architecture)
-    assert blocks * build.BLOCK_THREADS / 2048 >= 0.25  # of the threads that a multiprocessor can hold
+    assert resources.occupancy(blocks, build.BLOCK_THREADS) >= 0.25
 
 
 def test_fat_binary_of_nvcc_holds_every_architecture(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ class LaunchPlan:
 def shared_bytes_taken(
     program: Program, height: int, width: int, windows: Tensor | None, shared_limit: int
 ) -> list[int]:
-    """Of each row, for its images between ops: room for two, for one (in halves of a pair, one is in global memory) or
-    none. Arguments as of LaunchPlan.of."""
+    """Of each row, for its images between ops: room for both, for one (the other is in global memory) or for none.
+    Arguments as of LaunchPlan.of."""
     taken = functools.cache(backend.extension().fast_bytes_taken)
     slots, kept = program.ops.shape[1], windows is not None
     resized = program.resized_rows().tolist()
