@@ -2,7 +2,8 @@
 
 ``python -m benchmarks study PHOTOS --table CSV --out DIR``. Arms are data (``recipes/study.yaml``). An arm and seed is
 a folder of ``--out`` and a process of its own (``benchmarks.study_task``), ``--jobs`` at a time; each that ends is put
-into ``--results`` at once. It may be killed at any moment: the same command goes on where it was. Figures and verdicts:
+into ``--results`` at once. It may be killed at any moment: the same command goes on where it was, and what the results
+hold with the same settings is not run again, even if its folder is gone. Figures and verdicts:
 ``benchmarks.study_tables``.
 """
 
@@ -141,6 +142,21 @@ class Study:
         study_task.write(file, task)
         return folder
 
+    def recorded(self, arm: Arm, seed: int) -> bool:
+        """Whether the results have this arm and seed with these settings and tables, from wherever it was run. Not if a
+        chosen arm is made from its weights and these are not here."""
+        wanted = study_task.without_folders(self.recipe.config(arm, self.photos, seed))
+        names = {study_task.read_name(csv) for csv in self.options.table}
+        crops = {"crops": self.options.crops, "crop_px": self.options.crop_px}
+        held = any(
+            (row["arm"], row["seed"], row["config"]) == (arm.name, seed, wanted)
+            and names <= row["tables"].keys()
+            and all(crops.items() <= row["tables"][name]["features"].items() for name in names)
+            for row in self.content["rows"]
+        )
+        needed = any(other.of == arm.name for other in choose(self.recipe, self.options.arms))
+        return held and not (needed and not (self.out / arm.name / f"seed{seed}" / "run").is_dir())
+
     def run(self, folders: Sequence[Path]) -> bool:
         """Do what is not done, ``jobs`` at a time; True if all ended well. Results are written after each."""
         failed = []
@@ -227,9 +243,11 @@ class Study:
         return {**content, "arms": {**arms, **{name: content["arms"][name] for name in gone}}}
 
 
-def best_run(study: Study, minutes: float) -> Path:
+def best_run(study: Study, minutes: float) -> list[Path]:
     """The folder of the long run: the best arm so far, a seed that no arm had, as many steps as its short runs would
-    take in these minutes. Settled once, when first asked for."""
+    take in these minutes. Settled once, when first asked for; none if the results have a long run."""
+    if any(study.content["arms"][row["arm"]]["group"] == "best" for row in study.content["rows"]):
+        return []
     file = study.out / "best.json"
     if not file.is_file():
         name = study_tables.best_arm(study.content)
@@ -242,7 +260,7 @@ def best_run(study: Study, minutes: float) -> Path:
     settings = {**arm.settings, "steps": chosen["steps"]}
     long = Arm(f"{arm.name}-long", f"{arm.name}, the best, for longer", "best", against=arm.name, settings=settings)
     study.add(long)
-    return study.prepare(long, chosen["seed"])
+    return [study.prepare(long, chosen["seed"])]
 
 
 @contextmanager
@@ -287,9 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals(study):
             well = True
             for part in (first, arms[len(first) :]):  # what is made from other runs comes after them
-                well &= study.run([study.prepare(arm, seed) for seed in range(options.seeds) for arm in part])
+                todo = [(arm, seed) for seed in range(options.seeds) for arm in part if not study.recorded(arm, seed)]
+                well &= study.run([study.prepare(arm, seed) for arm, seed in todo])
             if options.best is not None and well:
-                well &= study.run([best_run(study, options.best)])
+                well &= study.run(best_run(study, options.best))
     except (ValueError, OSError) as error:
         print(f"benchmarks study: error: {error}", file=sys.stderr)
         return 2

@@ -146,7 +146,7 @@ def collect(folder: Path) -> dict[str, Any] | None:
         "arm": task["arm"],
         "seed": task["config"]["seed"],
         "kind": task["kind"],
-        "config": {key: Path(value).name if key in PATHS else value for key, value in task["config"].items()},
+        "config": without_folders(task["config"]),
         "steps": summary["steps"],
         "seconds": summary["seconds"],
         "run": {key: summary[key] for key in named if key in summary},
@@ -159,7 +159,12 @@ def collect(folder: Path) -> dict[str, Any] | None:
 PATHS = ("data", "out", "init", "space")
 
 
-def read_name(csv: str) -> str:
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings as results have them: of a path, the name alone."""
+    return {key: Path(value).name if key in PATHS else value for key, value in config.items()}
+
+
+def read_name(csv: str | Path) -> str:
     """What results call a table: its folder's name, as ``read_table`` has it."""
     return Path(csv).resolve().parent.name
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +195,33 @@ def test_a_study_from_end_to_end(
     elsewhere = [*arguments, "--arms", "one", "--steps", "7", "--results", str(tmp_path / "other.json")]
     assert benchmarks.main(elsewhere) == 2
     assert "begun with other config" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(900)
+def test_what_the_results_hold_is_not_run_again(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is gone, the row stays; other settings or weights that another arm is made from are run."""
+    assert benchmarks.main([*arguments, "--arms", "untrained"]) == 0
+    file = tmp_path / "study.json"
+    content = json.loads(file.read_text())
+    (row,) = content["rows"]
+    base = {**row, "arm": "base", "kind": "pretrained"}
+    content["rows"] = [row, base]
+    file.write_text(json.dumps(content))
+    asked: list[str] = []
+    monkeypatch.setattr(study.Study, "run", lambda self, folders: not asked.extend(map(str, folders)))
+
+    def run(*extra: str) -> list[str]:
+        asked.clear()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert benchmarks.main([*arguments, *extra]) == 0
+        return [str(Path(folder).relative_to(tmp_path / "out")) for folder in asked]
+
+    assert run("--arms", "one") == []
+    assert run("--arms", "one", "--seeds", "2") == ["base/seed1", "untrained/seed1"]
+    assert run("--arms", "one", "--crops", "2") == ["base/seed0", "untrained/seed0"]
+    assert run("--arms", "one", "two", "--crops", "1") == ["base/seed0", "clean/seed0"]
 
 
 @pytest.mark.timeout(900)
