@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -252,8 +253,12 @@ def best_run(study: Study, minutes: float) -> list[Path]:
     if not file.is_file():
         name = study_tables.best_arm(study.content)
         rows = [row for row in study.content["rows"] if row["arm"] == name]
-        pace = sum(row["seconds"] for row in rows) / sum(row["steps"] for row in rows)
-        chosen = {"arm": name, "steps": max(1, round(minutes * 60 / pace)), "seed": study.options.seeds}
+        pace = statistics.median(row["seconds"] / row["steps"] for row in rows)  # they may be of several machines
+        chosen = {
+            "arm": name,
+            "steps": max(1, round(minutes * 60 / pace)),
+            "seed": study.options.first_seed + study.options.seeds,
+        }
         study_task.write(file, {**chosen, "minutes": minutes})
     chosen = json.loads(file.read_text())
     arm = study.recipe.arms[chosen["arm"]]
@@ -285,7 +290,8 @@ def _parser() -> argparse.ArgumentParser:
         "--results", type=Path, default=RESULTS / "study.json", help="JSON (default: results/study.json)"
     )
     parser.add_argument("--arms", nargs="+", default=["claims"], help="names or groups of arms (default: claims)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each arm (default 3)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm (default 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default 0)")
     parser.add_argument("--steps", type=int, help="steps of every arm (default: the recipe's)")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time, one thread each (default 1)")
     parser.add_argument("--crops", type=int, default=9, help="most crops of a photograph, in evaluation (default 9)")
@@ -302,10 +308,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arms = choose(recipe, options.arms)
         study = Study(options.out.resolve(), options.results, recipe, options.photos.resolve(), options)
         first = [arm for arm in arms if arm.kind != "recalibrated"]
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
         with _signals(study):
             well = True
             for part in (first, arms[len(first) :]):  # what is made from other runs comes after them
-                todo = [(arm, seed) for seed in range(options.seeds) for arm in part if not study.recorded(arm, seed)]
+                todo = [(arm, seed) for seed in seeds for arm in part if not study.recorded(arm, seed)]
                 well &= study.run([study.prepare(arm, seed) for arm, seed in todo])
             if options.best is not None and well:
                 well &= study.run(best_run(study, options.best))

@@ -220,6 +220,7 @@ def test_what_the_results_hold_is_not_run_again(
 
     assert run("--arms", "one") == []
     assert run("--arms", "one", "--seeds", "2") == ["base/seed1", "untrained/seed1"]
+    assert run("--arms", "one", "--first-seed", "1") == ["base/seed1", "untrained/seed1"]
     assert run("--arms", "one", "--crops", "2") == ["base/seed0", "untrained/seed0"]
     assert run("--arms", "one", "two", "--crops", "1") == ["base/seed0", "clean/seed0"]
 
