@@ -20,15 +20,13 @@ TEXT = """\
 # Scaling
 
 What a step of pre-training costs, stage by stage, and what that makes of 1, 8 and 64 GPUs. **No GPU was at hand**:
-decoding was
-measured, the rest is predicted from published figures, and [the last section](#not-measured) says what is missing.
-Written by
-`python docs/scaling.py` from `benchmarks/results/scaling.json` (`python -m benchmarks scaling`).
+decoding was measured, the rest is predicted from published figures, and [the last section](#not-measured) says what
+is missing. Written by `python docs/scaling.py` from `benchmarks/results/scaling.json` (`python -m benchmarks
+scaling`).
 
 The run: ResNet-50, mode moco, {compositions} compositions of every photograph, two patches of {patch} px, mixed
-precision, a pool of {pool:,}
-keys on every GPU, {photographs} photographs a step and GPU ({rows} pairs), no gradient caching, synchronised batch
-norm; on {gpu}.
+precision, a pool of {pool:,} keys on every GPU, {photographs} photographs a step and GPU ({rows} pairs), no
+gradient caching, synchronised batch norm; on {gpu}.
 
 ## The model
 
@@ -36,8 +34,7 @@ norm; on {gpu}.
     photographs per second = GPUs x min(photographs a step / step, cores per GPU x decoded per core and second)
 
 Decoding runs in loader processes and the copy on a stream of its own, one batch ahead of the step; the rest is one
-after
-another, as the engine has it. Milliseconds of a step:
+after another, as the engine has it. Milliseconds of a step:
 
 {stages}
 
@@ -45,12 +42,11 @@ another, as the engine has it. Milliseconds of a step:
 - **degrade**: the CUDA kernel as predicted from its counted instructions (`roofline_degrade.json`), whole regions
   of {region} px.
 - **encode**: the published rate of ResNet-50 at 224 px, by multiplications ({share:.1%} of them at {patch} px), for
-  a query forward and
-  backward and a key forward: four forward passes a pair. Gradient caching makes it five: {caching:.0f} ms.
+  a query forward and backward and a key forward: four forward passes a pair. Gradient caching makes it five:
+  {caching:.0f} ms.
 - **loss**: the predicted fused kernel (`contrastive.json`), by pairs of query and key; keys come from all GPUs.
 - **communicate**: one message of the {parameters:.1f} M gradients after the backward pass, the gathered keys, and
-  three small messages for
-  each of {norms} batch norms.
+  three small messages for each of {norms} batch norms.
 
 ## Decoding, measured
 
@@ -61,17 +57,17 @@ another, as the engine has it. Milliseconds of a step:
 ## Predicted
 
 An epoch is one pass over the photographs. *needed* is how many cores of that machine a GPU would keep busy; a node
-is taken to
-have {cores:.0f} a GPU.
+is taken to have {cores:.0f} a GPU.
 
 {predicted}
 
 What saturates first: {saturates}
 
-- **Gradient caching** costs one more query forward: {slower:.0%} fewer photographs a second where GPUs are the limit.
+- **Gradient caching** costs one more query forward: {slower:.0%} fewer photographs a second where GPUs are the
+  limit.
 - **More GPUs**: of a step on 64 GPUs, {communication:.0%} is communication. The published strong scaling of the
-  same network is {strong:.2f}
-  on 8 GPUs, which this model puts at {weak:.2f} at a fixed batch per GPU: it is the optimist.
+  same network is {strong:.2f} on 8 GPUs, which this model puts at {weak:.2f} at a fixed batch per GPU: it is the
+  optimist.
 
 ## Figures used
 
