@@ -85,6 +85,18 @@ def best_arm(content: Mapping[str, Any]) -> str:
     return max(means, key=lambda arm: means[arm])
 
 
+def opponents(content: Mapping[str, Any], arm: str) -> list[str]:
+    """What an arm is compared with: the one it names, and the initial weights of its network; of those with rows."""
+    about = content["arms"][arm]
+    initial = [
+        name
+        for name, other in content["arms"].items()
+        if other["kind"] == "untrained" and other["settings"].get("width") == about["settings"].get("width")
+    ]
+    named = dict.fromkeys([about["against"], *initial])
+    return [name for name in named if name != arm and name in arm_names(content)]
+
+
 def markdown(content: Mapping[str, Any]) -> str:
     """Three tables: SRCC of every arm; differences with their verdicts; and SRCC by read-out."""
     columns = [(table, regime) for table in table_names(content) for regime in REGIMES]
@@ -96,13 +108,10 @@ def markdown(content: Mapping[str, Any]) -> str:
         minutes = statistics.median(row["seconds"] for row in rows) / 60
         cells = [_spread(scores(content, arm, *column)) for column in columns]
         score_lines.append([arm, about["about"], str(len(rows)), str(rows[0]["steps"]), f"{minutes:.1f}", *cells])
-        if about["against"] in arm_names(content) and about["against"] != arm:
-            pairs = [
-                difference(scores(content, arm, *column), scores(content, about["against"], *column))
-                for column in columns
-            ]
+        for other in opponents(content, arm):
+            pairs = [difference(scores(content, arm, *column), scores(content, other, *column)) for column in columns]
             if any(pairs):
-                difference_lines.append([f"{arm} − {about['against']}", *map(_difference, pairs)])
+                difference_lines.append([f"{arm} − {other}", *map(_difference, pairs)])
         for read_out in next(iter(rows[0]["tables"].values()))["regimes"]["all"]["srcc_of_read_out"]:
             cells = [_spread(scores(content, arm, *column, read_out)) for column in columns]
             read_out_lines.append([arm, read_out, *cells])

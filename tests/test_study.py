@@ -49,7 +49,14 @@ def rows(results: dict[str, dict[str, list[float]]]) -> dict[str, object]:
     return {
         "base": {"steps": 5},
         "arms": {
-            arm: {"about": arm, "kind": "pretrained", "against": "base", "steps": 5, **given.get("about", {})}
+            arm: {
+                "about": arm,
+                "kind": "pretrained",
+                "against": "base",
+                "settings": {},
+                "steps": 5,
+                **given.get("about", {}),
+            }
             for arm, given in results.items()
         },
         "rows": [
@@ -113,6 +120,26 @@ def test_the_table_has_figures_and_verdicts() -> None:
     assert "| mine | mine | 3 | 5 | 1.0 | 0.710 (0.020) | 0.710 (0.020) |" in text
     assert "| mine − base | +0.100 [+0.100, +0.100, +0.100] better |" in text
     assert "| base | last, mean | 0.610 (0.020) |" in text
+
+
+def test_arms_are_also_compared_with_the_initial_weights_of_their_network() -> None:
+    untrained = {"kind": "untrained", "against": "first"}
+    arms = {
+        "base": {"srcc": [0.6], "about": {"against": "first"}},
+        "mine": {"srcc": [0.7]},
+        "wide": {"srcc": [0.7], "about": {"settings": {"width": 64}, "against": "wide-first"}},
+        "first": {"srcc": [0.5], "about": untrained},
+        "wide-first": {"srcc": [0.5], "about": {**untrained, "settings": {"width": 64}}},
+    }
+    content = rows(arms)
+    found = {arm: study_tables.opponents(content, arm) for arm in arms}
+    assert found == {
+        "base": ["first"],
+        "mine": ["base", "first"],
+        "wide": ["wide-first"],
+        "first": [],
+        "wide-first": ["first"],
+    }
 
 
 def test_every_arm_of_the_recipe_is_a_run_that_can_be(tmp_path: Path) -> None:
