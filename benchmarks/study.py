@@ -115,10 +115,13 @@ class Study:
         self.stopped = False
         self.content = self._read_results()
 
+    def folder(self, arm: str, seed: int) -> Path:
+        return self.out / arm / f"seed{seed}"
+
     def prepare(self, arm: Arm, seed: int) -> Path:
         """Write the folder and task of an arm and seed, if it is not there; ValueError if it is there with others."""
-        folder = self.out / arm.name / f"seed{seed}"
-        of = str(self.out / arm.of / f"seed{seed}" / "run") if arm.kind == "recalibrated" else ""
+        folder = self.folder(arm.name, seed)
+        of = str(self.folder(arm.of, seed) / "run") if arm.kind == "recalibrated" else ""
         task = {
             "arm": arm.name,
             "kind": arm.kind,
@@ -156,7 +159,7 @@ class Study:
             for row in self.content["rows"]
         )
         needed = any(other.of == arm.name for other in choose(self.recipe, self.options.arms))
-        return held and not (needed and not (self.out / arm.name / f"seed{seed}" / "run").is_dir())
+        return held and (not needed or (self.folder(arm.name, seed) / "run").is_dir())
 
     def run(self, folders: Sequence[Path]) -> bool:
         """Do what is not done, ``jobs`` at a time; True if all ended well. Results are written after each."""
@@ -254,11 +257,8 @@ def best_run(study: Study, minutes: float) -> list[Path]:
         name = study_tables.best_arm(study.content)
         rows = [row for row in study.content["rows"] if row["arm"] == name]
         pace = statistics.median(row["seconds"] / row["steps"] for row in rows)  # they may be of several machines
-        chosen = {
-            "arm": name,
-            "steps": max(1, round(minutes * 60 / pace)),
-            "seed": study.options.first_seed + study.options.seeds,
-        }
+        unused = 1 + max(row["seed"] for row in study.content["rows"])
+        chosen = {"arm": name, "steps": max(1, round(minutes * 60 / pace)), "seed": unused}
         study_task.write(file, {**chosen, "minutes": minutes})
     chosen = json.loads(file.read_text())
     arm = study.recipe.arms[chosen["arm"]]
