@@ -41,7 +41,7 @@ setup: .venv/installed
 	touch $@
 
 .venv/installed: .venv/torch pyproject.toml setup.py qpt/build.py $(NATIVE)
-	$(BIN)/python -m pip install --quiet --constraint requirements/torch.txt --editable ".[demo,test,dev]"
+	$(BIN)/python -m pip install --quiet --constraint requirements/torch.txt --editable ".[demo,jpeg,test,dev]"
 	touch $@
 
 clean:

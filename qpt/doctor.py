@@ -20,7 +20,7 @@ from qpt import build
 from qpt.errors import BackendError
 from qpt.version import __version__
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "matplotlib", "triton", "cupy-cuda13x")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "matplotlib", "triton", "cupy-cuda13x")
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def place_region(height: int, width: int, size: int, rng: Uniform) -> tuple[int,
 
 def pad_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels; the same as NumPy's pad."""
-    for axis in (0, 1):
+    for axis in (1, 0):  # columns first: fewer rows of them
         side = image.shape[axis]
         if side < size:
             before = (size - side) // 2

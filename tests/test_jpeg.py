@@ -1,0 +1,125 @@
+"""simplejpeg, where it is installed, in Pillow's place: the same pixels, and of a damaged file the same verdict."""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from qpt.data import images
+from qpt.data.images import UNREADABLE, load_rgb
+from qpt.demo import wheel_photographs
+from tests.test_odd_images import BROKEN, ODD
+
+simplejpeg = pytest.importorskip("simplejpeg")
+RNG = np.random.default_rng(0)
+
+
+def picture(width: int = 83, height: int = 61) -> Image.Image:
+    coarse = RNG.integers(0, 256, (9, 12, 3), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return Image.fromarray(np.clip(smooth + RNG.integers(-20, 21, smooth.shape), 0, 255).astype(np.uint8))
+
+
+def encoded(shown: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    stream = BytesIO()
+    shown.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
+
+
+#: What is decoded without Pillow: name -> content.
+CLEAN: dict[str, Callable[[], bytes]] = {
+    **{f"subsampling {kind}": lambda kind=kind: encoded(picture(), subsampling=kind) for kind in (0, 1, 2)},
+    **{f"quality {quality}": lambda quality=quality: encoded(picture(), quality=quality) for quality in (1, 50, 100)},
+    **{f"orientation {turn}": lambda turn=turn: encoded(picture(), exif=exif(turn)) for turn in range(1, 9)},
+    **{f"{w}x{h}": lambda w=w, h=h: encoded(picture(w, h)) for w, h in ((1, 1), (1, 300), (17, 2), (640, 427))},
+    "progressive": lambda: encoded(picture(), progressive=True, quality=20),
+    "restart markers": lambda: encoded(picture(), restart_marker_blocks=3),
+    "RGB as it is": lambda: encoded(picture(), keep_rgb=True),
+    "of a phone, with a second picture": lambda: encoded(picture(), "MPO", save_all=True, append_images=[picture()]),
+    "bytes behind the end": lambda: encoded(picture()) + b"appended" * 100,
+    "a comment": lambda: encoded(picture(), comment=b"x" * 60_000),
+}
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
+    """What simplejpeg decoded."""
+    plain, found = images._plain_jpeg, []
+
+    def note(opened: Image.Image) -> NDArray[np.uint8] | None:
+        stored = plain(opened)
+        if stored is not None:
+            found.append(stored)
+        return stored
+
+    monkeypatch.setattr(images, "_plain_jpeg", note)
+    return found
+
+
+def by_pillow(content: bytes) -> NDArray[np.uint8]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "simplejpeg", None)
+        return load_rgb(BytesIO(content))
+
+
+def outcome(decode: Callable[[bytes], NDArray[np.uint8]], content: bytes) -> tuple[object, ...]:
+    try:
+        pixels = decode(content)
+    except UNREADABLE as error:
+        return type(error), str(error).split("<_io")[0]  # without the stream's address
+    return pixels.shape, pixels.tobytes()
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_jpeg_has_the_pixels_that_pillow_gives(name: str, handed_over: list[NDArray[np.uint8]]) -> None:
+    content = CLEAN[name]()
+    found = load_rgb(BytesIO(content))
+    assert len(handed_over) == 1 and found.flags.c_contiguous
+    np.testing.assert_array_equal(found, by_pillow(content))
+
+
+def test_photographs_have_the_pixels_that_pillow_gives(handed_over: list[NDArray[np.uint8]]) -> None:
+    for path in wheel_photographs():
+        np.testing.assert_array_equal(load_rgb(path), by_pillow(path.read_bytes()))
+    assert handed_over
+
+
+@pytest.mark.parametrize("name", [*ODD, *BROKEN])
+def test_odd_and_broken_files_end_as_they_do_with_pillow(name: str) -> None:
+    content = ODD[name]() if name in ODD else BROKEN[name][0]()
+    assert outcome(lambda content: load_rgb(BytesIO(content)), content) == outcome(by_pillow, content)
+
+
+def test_grey_cmyk_and_reduced_jpegs_are_left_to_pillow(handed_over: list[NDArray[np.uint8]]) -> None:
+    for mode in ("L", "CMYK"):
+        load_rgb(BytesIO(encoded(picture().convert(mode))))
+    load_rgb(BytesIO(encoded(picture(400, 400))), shorter_side=50)
+    assert not handed_over
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_damage_ends_as_it_does_with_pillow(
+    progressive: bool, long: bool, handed_over: list[NDArray[np.uint8]]
+) -> None:
+    """Bytes that change anywhere: what the strict decoder takes it decodes as Pillow does, all else Pillow decides."""
+    content = encoded(picture(), progressive=progressive, restart_marker_blocks=4)
+    rng = np.random.default_rng(2)
+    rounds = 5000 if long else 300
+    for _ in range(rounds):
+        broken = bytearray(content)
+        for place in rng.integers(0, len(broken) if rng.integers(0, 2) else 700, rng.integers(1, 4)):
+            broken[place] = rng.integers(0, 256)
+        if rng.integers(0, 4) == 0:
+            del broken[rng.integers(0, len(broken)) :]
+        assert outcome(lambda content: load_rgb(BytesIO(content)), bytes(broken)) == outcome(by_pillow, bytes(broken))
+    assert 0 < len(handed_over) < rounds
