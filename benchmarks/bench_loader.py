@@ -28,7 +28,7 @@ from qpt.pretraining.feed import Feed
 
 HELP = "images per second of the pre-training loader beside decoding alone and a plain torch DataLoader"
 WORKERS = (0, 1, 2)
-BATCH, BATCHES = 16, 128  # an even number of batches: two processes get as many each
+BATCH, BATCHES = 16, 256  # starting the processes is to be small beside it; an even number: two get as many each
 REGION, PATCH = 320, 160
 ALONE, DECODER, OURS, PLAIN = "decoding alone", "decoding alone, qpt's decoder", "qpt", "torch DataLoader"
 RESIZED = 64  # shorter side, px
