@@ -187,8 +187,8 @@ class _Plain(Dataset[NDArray[np.uint8]]):
 
 
 def _lattice(regions: torch.Tensor) -> int:
-    """A checksum that costs next to nothing."""
-    return int(regions[:, ::29, ::31].sum())
+    """A checksum that costs next to nothing: what it reads is in no cache."""
+    return int(regions[:, ::79, ::83].sum())
 
 
 def _sentence(rows: list[Row], workers: int) -> str:

@@ -257,25 +257,28 @@ class _Batches(Dataset[Parcel]):
     def __getitem__(self, order: tuple[int, list[Key]]) -> Parcel:
         slot, keys = order
         wall, processor = time.perf_counter(), time.thread_time()
-        regions: list[Region] = []
+        images: list[int] = []
+        boxes: list[NDArray[np.int32]] = []
+        program_seeds: list[int] = []
         unreadable: list[tuple[int, str]] = []
         for key in keys:
             self._board.begin(key[1])
             sample = self._dataset[key]
             if isinstance(sample, Region):
-                self._ring[slot, len(regions)] = sample.pixels
-                regions.append(replace(sample, pixels=self._ring[slot, len(regions)]))
+                self._ring[slot, len(images)] = sample.pixels
+                images.append(sample.index)
+                boxes.append(sample.boxes)
+                program_seeds.append(sample.program_seed)
             else:
                 unreadable.append(sample)
         self._board.end()
-        none = np.empty((0, self._dataset.compositions, self._dataset.patches, 2), np.int32)
         return Parcel(
             slot=slot,
-            images=np.array([region.index for region in regions], np.int64),
-            boxes=np.stack([region.boxes for region in regions]) if regions else none,
-            program_seeds=np.array([region.program_seed for region in regions], np.int64),
+            images=np.array(images, np.int64),
+            boxes=np.array(boxes, np.int32).reshape(-1, self._dataset.compositions, self._dataset.patches, 2),
+            program_seeds=np.array(program_seeds, np.int64),
             unreadable=unreadable,
-            load=Load(len(regions), time.perf_counter() - wall, time.thread_time() - processor),
+            load=Load(len(images), time.perf_counter() - wall, time.thread_time() - processor),
         )
 
 
