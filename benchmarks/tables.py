@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import study_tables
+from benchmarks import speed_table, study_tables
 from benchmarks.bench_contrastive import SWEEP
 from benchmarks.harness import RESULTS, Report, Row, markdown
 from benchmarks.study_tables import REGIMES
@@ -148,7 +148,11 @@ def render() -> dict[Path, str]:
         if method["kind"] == "pretrained" and "seed" in method["name"]
     )
     blocks = {
-        ROOT / "README.md": {"evaluation": evaluation_table(("srcc",)), "paired": paired_lines(seeds)},
+        ROOT / "README.md": {
+            "evaluation": evaluation_table(("srcc",)),
+            "paired": paired_lines(seeds),
+            "speed": speed_table.markdown(load),
+        },
         ROOT / "docs" / "results.md": {
             "evaluation": evaluation_table(("srcc",)),
             "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),

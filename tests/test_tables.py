@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import speed_table, tables
 
 
 def test_measured_blocks_are_up_to_date() -> None:
@@ -24,3 +24,9 @@ def test_methods_must_match_between_sets(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tables, "load", loaded)
     with pytest.raises(ValueError, match="methods must be those of pcuid"):
         tables.evaluation_table(("srcc",))
+
+
+def test_speeds_need_their_rows() -> None:
+    content = {"name": "loader", "rows": []}
+    with pytest.raises(ValueError, match=r"loader\.json: must have rows of 'load'"):
+        speed_table._times(content, "load", "2 loader processes")
