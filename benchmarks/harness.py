@@ -23,7 +23,10 @@ import torch
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
 # Packages whose versions a result names, when they are installed.
-_PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "pillow", "scipy", "cupy-cuda13x", "brisque", "qpt")
+_PACKAGES = (
+    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "cupy-cuda13x", "brisque"),
+    "qpt",
+)
 
 
 class Disagreement(AssertionError):

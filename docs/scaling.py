@@ -50,7 +50,7 @@ after another, as the engine has it. Milliseconds of a step:
 
 ## Decoding, measured
 
-{machine}, one thread, Pillow {pillow}, processor time:
+{machine}, one thread, {decoder}, processor time:
 
 {decoding}
 
@@ -113,7 +113,7 @@ def render(result: dict[str, Any]) -> str:
         weak=8 * busy[1] / busy[8],
         cores=scaling.PUBLISHED["processor cores of a node of 8"].value / 8,
         machine=f"{result['circumstances']['machine']['cpu']}, {result['circumstances']['time'][:10]}",
-        pillow=result["circumstances"]["versions"]["pillow"],
+        decoder=_decoder(result["circumstances"]["versions"]),
         stages=_table(
             ["GPUs", *one, "step"],
             [[str(n), *(f"{ms:.2f}" for ms in parts.values()), f"{busy[n]:.0f}"] for n, parts in stages.items()],
@@ -135,6 +135,11 @@ def render(result: dict[str, Any]) -> str:
         assumed=_figures(scaling.ASSUMED),
         missing="\n".join(f"- {sentence}" for sentence in result["remarks"]),
     )
+
+
+def _decoder(versions: dict[str, str]) -> str:
+    """What decoded: simplejpeg, where the run had it, and Pillow."""
+    return ", ".join(f"{name} {versions[name]}" for name in ("simplejpeg", "pillow") if name in versions)
 
 
 def _prediction(line: dict[str, Any]) -> list[str]:
