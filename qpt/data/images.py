@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from qpt.errors import InputError
 
-try:  # the extra "jpeg": the same pixels in six sevenths of the time
+try:  # the extra "jpeg": the same pixels in seven eighths of the time
     import simplejpeg
 except ImportError:
     simplejpeg = None
