@@ -11,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata as packages
@@ -260,15 +260,16 @@ def markdown(report: Report) -> str:
             ]
             for row in report.rows
         ]
-        parts.append(_table(header, lines))
+        parts.append(table(header, lines))
     for title, entries in (("Predictions, not measurements", report.predictions), ("Compiled", report.compiled)):
         if entries:
             header = list(entries[0])
-            parts.append(f"{title}:\n\n" + _table(header, [[str(entry[name]) for name in header] for entry in entries]))
+            parts.append(f"{title}:\n\n" + table(header, [[str(entry[name]) for name in header] for entry in entries]))
     parts += report.remarks
     return "\n\n".join(parts)
 
 
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] * len(header)
+def table(header: Sequence[str], lines: Iterable[Sequence[str]], *, first: str = "---", others: str = "---") -> str:
+    """A Markdown table of cells that are text. first, others: how the first column and the others are aligned."""
+    rule = [first, *[others] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])

@@ -9,6 +9,8 @@ peers have published stand in ``PUBLISHED``.
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness import table
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -213,6 +215,5 @@ PUBLISHED = (
 def published_table() -> str:
     """``PUBLISHED`` as a Markdown table under a line that says what it is."""
     header = list(PUBLISHED[0])
-    lines = [header, ["---"] * len(header), *([entry[name] for name in header] for entry in PUBLISHED)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"Published by peers about their own kernels, problems and hardware; not measured here:\n\n{table}"
+    lines = table(header, ([entry[name] for name in header] for entry in PUBLISHED))
+    return f"Published by peers about their own kernels, problems and hardware; not measured here:\n\n{lines}"

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.harness import table
+
 Content = dict[str, Any]
 POOL = "own keys and pool, forward + gradient"
 SIZE = "N=256 K=65536 D=128"
@@ -14,8 +16,6 @@ def markdown(load: Callable[[str], Content]) -> str:
     ratios = sorted(op["ratio"] for op in degrade["figures"]["ops"].values())
     median = degrade["figures"]["median_over_ops"]
     lines = [
-        ["what", "qpt", "beside it", "ratio"],
-        ["---"] * 3 + ["---:"],
         [
             f"one op, 32 photographs of 256² ({len(ratios)} ops with a rival)",
             "",
@@ -23,12 +23,12 @@ def markdown(load: Callable[[str], Content]) -> str:
             f"{median:.1f}× at the median, {ratios[0]:.2f}× to {ratios[-1]:.0f}×",
         ],
     ]
-    chains = _times(degrade, "chains of 5 different ops", "")
+    chains = _figures(degrade, "chains of 5 different ops", "")
     for rival, name in (("opencv", "OpenCV"), ("kornia", "Kornia")):
         beside = f"{name}: {chains[rival]:.0f} ms"
         ratio = f"{chains[rival] / chains['qpt']:.1f}×"
         lines.append(["chains of five ops, the same photographs", f"{chains['qpt']:.0f} ms", beside, ratio])
-    times, peaks = _times(contrastive, POOL, SIZE), _times(contrastive, POOL, SIZE, "peak_mib")
+    times, peaks = _figures(contrastive, POOL, SIZE), _figures(contrastive, POOL, SIZE, "peak_mib")
     for rival, name in (("full logits", "full logits"), ("full logits compiled", "full logits, `torch.compile`")):
         peak = f", {peaks[rival]:.0f} MiB" if rival in peaks else ""
         lines.append(
@@ -39,7 +39,7 @@ def markdown(load: Callable[[str], Content]) -> str:
                 f"{times[rival] / times['qpt']:.1f}×",
             ]
         )
-    loads = _times(loader, "load", "2 loader processes", "items_per_s")
+    loads = _figures(loader, "load", "2 loader processes", "items_per_s")
     for rival, name in (("torch DataLoader", "`DataLoader` over Pillow"), ("decoding alone", "Pillow, decoding alone")):
         lines.append(
             [
@@ -53,10 +53,10 @@ def markdown(load: Callable[[str], Content]) -> str:
     lines.append(["degradations and loss in a ResNet-18 step", f"{share:.1%} of the step", "", ""])
     where = degrade["circumstances"]
     machine = f"{where['machine']['cpu']}, {where['threads']} threads, no GPU, {where['time'][:10]}"
-    return f"{machine}; medians.\n\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"{machine}; medians.\n\n" + table(["what", "qpt", "beside it", "ratio"], lines)
 
 
-def _times(content: Content, op: str, shape: str, field: str = "median_ms") -> dict[str, float]:
+def _figures(content: Content, op: str, shape: str, field: str = "median_ms") -> dict[str, float]:
     """A figure of each backend that has it, of the rows of one op and shape ("": any)."""
     rows: Sequence[dict[str, Any]] = content["rows"]
     chosen = [row for row in rows if row["op"] == op and shape in ("", row["shape"]) and row[field] is not None]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.harness import table
+
 REGIMES = {"all": "all labels", "few": "few labels"}
 LEAST_SEEDS = 3
 NOTHING = "no difference seen"
@@ -117,11 +119,11 @@ def markdown(content: Mapping[str, Any]) -> str:
             read_out_lines.append([arm, read_out, *cells])
     parts = [
         "SRCC, median over seeds (range over seeds); minutes of pre-training on one thread:",
-        _table(["arm", "what", "seeds", "steps", "minutes", *heads], score_lines),
+        table(["arm", "what", "seeds", "steps", "minutes", *heads], score_lines),
         "Differences, median over seeds [each seed] and verdict:",
-        _table(["difference", *heads], difference_lines),
+        table(["difference", *heads], difference_lines),
         "SRCC with one read-out throughout, median over seeds (range over seeds):",
-        _table(["arm", "read-out", *heads], read_out_lines),
+        table(["arm", "read-out", *heads], read_out_lines),
     ]
     return "\n\n".join(parts)
 
@@ -136,8 +138,3 @@ def _difference(pair: Difference | None) -> str:
     if pair is None:
         return ""
     return f"{pair.median:+.3f} [{', '.join(f'{value:+.3f}' for value in pair.by_seed)}] {pair.verdict}"
-
-
-def _table(header: list[str], lines: list[list[str]]) -> str:
-    rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import speed_table, study_tables
 from benchmarks.bench_contrastive import SWEEP
-from benchmarks.harness import RESULTS, Report, Row, markdown
+from benchmarks.harness import RESULTS, Report, Row, markdown, table
 from benchmarks.study_tables import REGIMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def evaluation_table(metrics: tuple[str, ...]) -> str:
         for label in REGIMES.values()
         for metric in metrics
     ]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    lines = []
     for position, method in enumerate(results[SETS[0]]["methods"]):
         cells = [method["name"]]
         for name in SETS:
@@ -50,7 +50,7 @@ def evaluation_table(metrics: tuple[str, ...]) -> str:
                     value = other["regimes"][regime]["summary"][metric]
                     cells.append(f"{value['median']:.3f} ({value['iqr']:.3f})")
         lines.append(cells)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return table(header, lines, others="---:")
 
 
 def paired_lines(runs: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks is a folder of the checkout
 
 from benchmarks import scaling
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, table
 
 PAGE = Path(__file__).parent / "scaling.md"
 
@@ -169,8 +169,7 @@ def _figures(figures: dict[str, scaling.Figure]) -> str:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    rule = [":---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+    return table(header, lines, first=":---", others="---:")
 
 
 if __name__ == "__main__":

@@ -29,4 +29,4 @@ def test_methods_must_match_between_sets(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_speeds_need_their_rows() -> None:
     content = {"name": "loader", "rows": []}
     with pytest.raises(ValueError, match=r"loader\.json: must have rows of 'load'"):
-        speed_table._times(content, "load", "2 loader processes")
+        speed_table._figures(content, "load", "2 loader processes")

@@ -171,8 +171,9 @@ class Picture:
             self.width, self.height = self.height, self.width
 
     def rgb(self) -> NDArray[np.uint8]:
-        """The whole picture as (height, width, 3) uint8. Beside the decoded image (Pillow has 4 bytes a pixel) it takes
-        these 3 bytes a pixel and little more: the conversion goes by bands."""
+        """The whole picture as (height, width, 3) uint8. Beside what Pillow decoded (4 bytes a pixel) it takes these 3
+        bytes a pixel and little more: the conversion goes by bands. What simplejpeg decoded upright is given as it is.
+        """
         if self._stored is not None:
             return np.ascontiguousarray(_upright(self._stored, self._orientation))
         upright = np.empty((self.height, self.width, 3), np.uint8)
