@@ -13,7 +13,7 @@ CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
 .PHONY: demo test verify lint format clean setup
 
 demo: .venv/installed
-	$(BIN)/python -m qpt.demo --out runs/demo $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m qpt demo --out runs/demo $(if $(DATA),--data "$(DATA)")
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(PARALLEL)

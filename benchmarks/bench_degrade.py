@@ -20,16 +20,16 @@ from threadpoolctl import threadpool_limits
 from benchmarks import degrade_libraries
 from benchmarks.degrade_rivals import Picture, Rival
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.demo import wheel_photographs
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.windows import plan_windows
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.patches import plan_windows
 
 HELP = "milliseconds per op, per chain of five, by threads and by size, beside five libraries"
 CHAIN = 5

@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import Picture, load_rgb, open_image
 from qpt.data.regions import RegionDataset, StepSampler, cut_region, sample_rng
 from qpt.data.sources import FolderSource
-from qpt.demo import wheel_photographs
-from qpt.pretraining.feed import Feed
+from qpt.pretraining.loader import Feed
 
 HELP = "images per second of the pre-training loader beside decoding alone and a plain torch DataLoader"
 WORKERS = (0, 1, 2)

@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
-from qpt.demo import wheel_photographs
-from qpt.evaluate.features import FeatureProtocol, ReadOut
+from qpt.commands.demo_run import wheel_photographs
+from qpt.evaluate.features import FeatureProtocol, ReadOut, encoder_views, feature_cache
+from qpt.evaluate.image_crops import load_photograph
 from qpt.evaluate.metrics import measure as agreement
-from qpt.evaluate.photograph import load_photograph
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
-from qpt.evaluate.run import encoder_views, feature_cache, run_name, untrained_encoder
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import untrained_encoder
+from qpt.runs.files import run_name
 
 HELP = "images per second of a scorer beside BRISQUE, and the SRCC of both on tables of scores"
 TIMED = 8  # files of a set; both take seconds for a photograph of 8 megapixels

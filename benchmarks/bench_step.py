@@ -16,11 +16,11 @@ import torch
 from benchmarks.bench_degrade import photographs
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.degrade import degrade_patches
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.space import DegradationSpace
 
 HELP = "milliseconds of a pre-training step and of its parts, and what gradient caching and checkpointing cost"
 STEP = "step without degradations"

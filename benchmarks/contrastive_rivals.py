@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.contrastive.api import contrastive_loss
 
 TEMPERATURE = 0.2
 BLOCK_KEYS = 2048  # of the forms that walk the pool in blocks, and of the bare products

@@ -18,8 +18,8 @@ from PIL import features
 
 from benchmarks.degrade_rivals import Picture, openjpeg
 from qpt.data.images import load_rgb
-from qpt.ops.degrade import degrade
-from qpt.program import Program
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade
 from tests.reference import jpeg2000
 
 FIT_RATIOS = (8, 16, 24, 32, 45, 64, 90, 120, 170, 240)

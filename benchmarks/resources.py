@@ -121,7 +121,7 @@ def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
     shared = SHARED_LIMIT[architecture]
     nvcc, path = build.find_nvcc(), build.PACKAGE / "csrc" / source
     if nvcc is None:
-        from qpt.ops import nvrtc
+        from qpt.ops.degrade import nvrtc
 
         return nvrtc.compile_cubin(build.device_source(path), build.CUDA_FLAGS, architecture, path.stem), shared
     with tempfile.TemporaryDirectory() as folder:
@@ -136,9 +136,9 @@ def rows_in_shared_memory(patch: int, region: int = 320, rows: int = 4096) -> di
     import torch
 
     from qpt.data.boxes import draw_boxes
-    from qpt.ops.cuda import shared_bytes_taken
-    from qpt.ops.windows import plan_windows
-    from qpt.space import DegradationSpace
+    from qpt.degradations.space import DegradationSpace
+    from qpt.ops.degrade.cuda import shared_bytes_taken
+    from qpt.ops.degrade.patches import plan_windows
 
     program = DegradationSpace.preset("qpt").sample(rows, generator=torch.Generator().manual_seed(0))
     rng = random.Random(0)

@@ -22,9 +22,9 @@ from benchmarks import resources
 from benchmarks.bench_degrade import parameters_of
 from benchmarks.harness import Report, Settings
 from benchmarks.roofline import GPUS, Gpu
-from qpt.degradations import DEGRADATIONS, LEVELS, op_id
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, op_id
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import BackendError
-from qpt.space import DegradationSpace
 
 HELP = "predicted milliseconds of the CUDA engine on A100 and H100, from counted instructions"
 ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels

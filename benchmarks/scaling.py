@@ -19,8 +19,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import Picture, load_rgb, open_image
-from qpt.demo import wheel_photographs
 from qpt.models import build_encoder, projection_head
 
 HELP = "predicted photographs per second on 1, 8 and 64 GPUs, from measured decoding and published GPU figures"

@@ -22,13 +22,13 @@ from benchmarks.harness import circumstances
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images, load_rgb
 from qpt.data.normalise import normalise
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, weights_hash
-from qpt.evaluate.plan import Plan, make_regimes
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, encoder_views, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
-from qpt.evaluate.run import encoder_views, untrained_encoder
+from qpt.evaluate.regimes import Plan, make_regimes
 from qpt.evaluate.table import read_table
-from qpt.files import write_aside
+from qpt.io import write_whole
 from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.checkpoint import save_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
@@ -176,7 +176,7 @@ def plain(value: float) -> float | None:
 
 def write(path: Path, content: Any) -> None:
     """JSON, whole or not at all."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n"))
+    write_whole(path, lambda aside: aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n"))
 
 
 def describe() -> dict[str, Any]:

@@ -90,7 +90,7 @@ struct Window {
 };
 
 // The patches of one row, as an encoder takes them: value v of channel c becomes table[256 c + v], an element of 2, 4
-// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/patches.py).
+// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/degrade/patches.py).
 struct Patches {
   const i32* boxes;   // [count, 2]: top, left in the image; inside the picture that they are cut from
   i32 count, size;    // size: side in pixels

@@ -12,13 +12,13 @@ import torch
 import yaml
 from PIL import Image
 
-from qpt import degradations, presets
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import load_rgb
-from qpt.degradations import DEGRADATIONS, LEVELS, Degradation, Parameter
-from qpt.demo import wheel_photographs
-from qpt.ops.degrade import degrade
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.degradations import op_table, presets
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Degradation, Parameter
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.degrade.api import degrade
 
 FOLDER = Path(__file__).parent
 PAGE, PICTURES, PEERS = (
@@ -36,9 +36,9 @@ Every op of the table at its five levels: the picture as it is, then levels 1 to
 angle and noise serves a row. The photograph is NASA's portrait of Eileen Collins (public domain) from the scikit-image
 wheel, at half size; the strips are stored as JPEG of quality 88.
 
-Written by `python docs/degradations.py` from the op table (`qpt/optable/`), the presets (`qpt/presets/`) and
-`docs/degradation_peers.yaml`; `qpt degrade --list` prints the same levels. A *halo* is how many pixels around a pixel
-an op looks at. An *oracle* is the library call that tests compare it with.
+Written by `python docs/degradations.py` from the op table (`qpt/degradations/rows/`), the presets
+(`qpt/degradations/presets/`) and `docs/degradation_peers.yaml`; `qpt degrade --list` prints the same levels. A *halo*
+is how many pixels around a pixel an op looks at. An *oracle* is the library call that tests compare it with.
 
 {table}
 
@@ -93,8 +93,7 @@ def _section(op: Degradation, spaces: dict[str, set[str]], peers: list[str]) -> 
         name=op.name,
         doc=op.doc,
         parameters="\n".join(
-            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {degradations.levels_in_words(p)} |"
-            for p in op.parameters
+            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {op_table.levels_in_words(p)} |" for p in op.parameters
         ),
         source=op.source.removesuffix("."),
         oracle=op.oracle,

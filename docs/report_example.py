@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from qpt import DegradationSpace, degrade
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
-from qpt.demo import wheel_photographs
-from qpt.program import Program
+from qpt.degradations.program import Program
 
 SIZE, SEED = 224, 0
 CROPS, SCALES = 360, (1.0, 0.75, 0.5)

@@ -1,8 +1,8 @@
 """The contrastive loss's two passes over pairs on a GPU; the N x K logits exist only in registers, tile by tile.
 
-Called by qpt.ops.contrastive_terms through qpt.ops.contrastive_backends, for validated CUDA tensors; what ``attend``
-and ``softmax_key_gradient`` compute is written in qpt/ops/contrastive_torch.py. One kernel does both: rows own their
-results, a stream is walked past them.
+Called by qpt.ops.contrastive.loss through qpt.ops.contrastive.backends, for validated CUDA tensors; what ``attend``
+and ``softmax_key_gradient`` compute is written in qpt/ops/contrastive/backend_torch.py. One kernel does both: rows own
+their results, a stream is walked past them.
 
     attend:        rows are queries, the stream is keys;  p = exp(z - running maximum);  total = sum p, sum = sum p k_j
     key gradient:  rows are keys, the stream is queries;  p = exp(z - lse_i);                          sum = sum p q_i
@@ -279,7 +279,8 @@ def attend(
     weighted: bool,
     precision: str = "ieee",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """See qpt.ops.contrastive_torch.attend. precision: "ieee" or "tf32x3" (three TF32 products on tensor cores), for
+    """See qpt.ops.contrastive.backend_torch.attend. precision: "ieee" or "tf32x3" (three TF32 products on tensor
+    cores), for
     float32 products: embeddings of float32, or of two dtypes. Those of one half-precision dtype are multiplied in it"""
     rows, stream = (queries, query_groups, query_images), (keys, key_groups, key_images)
     options = (log_weight, self_offset, negatives, precision)
@@ -305,7 +306,7 @@ def softmax_key_gradient(
     both_roles: bool = False,
     precision: str = "ieee",
 ) -> torch.Tensor:
-    """See qpt.ops.contrastive_torch.softmax_key_gradient; precision as in ``attend``.
+    """See qpt.ops.contrastive.backend_torch.softmax_key_gradient; precision as in ``attend``.
 
     both_roles: with self_offset None or 0.
     """

@@ -1,8 +1,8 @@
 """How the native code is built, written once: compiler flags, instruction set, CUDA architectures, nvcc.
 
-Used by setup.py (which loads this file by path, before the package exists), by qpt.ops.backend (is this build made for
-this processor?), by qpt.ops.cuda (NVRTC flags), by qpt.doctor and by the tests that compile the same sources.
-Relies on the standard library only.
+Used by setup.py (which loads this file by path, before the package exists), by qpt.ops.extension (is this build made
+for this processor?), by qpt.ops.degrade.cuda (NVRTC flags), by qpt.commands.doctor and by the tests that compile the
+same sources. Relies on the standard library only.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from qpt.errors import BackendError, InputError, StalledError
 
 COMMANDS = (
     "doctor", "degrade", "plan", "pretrain", "evaluate", "compare", "fit", "score", "export", "datasets", "probe",
-    "report",
+    "report", "demo",
 )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.demo import wheel_photographs
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests import test_ops, test_ops_library
 from tests.engine import run_one
 from tests.reference.degradations import REFERENCE

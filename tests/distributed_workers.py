@@ -11,11 +11,11 @@ from torch import nn
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
 from qpt.models.norm import synchronise, unrecorded_statistics
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.contrastive_distributed import distributed_contrastive_loss
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.world import World
+from qpt.pretraining.process_group import World
 from tests.test_contrastive import OPTIONS, problem
 from tests.tolerance import assert_close
 

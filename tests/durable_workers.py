@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 
 from qpt import PretrainConfig, pretrain
-from qpt.ops import backend
+from qpt.ops import extension
 from qpt.pretraining import checkpoint
 
 
@@ -19,7 +19,7 @@ def run_slowly(settings: dict[str, Any], started: Any, delay_s: float) -> None:
     """Pre-train with --resume on a slow disk: each write of a checkpoint takes so long, and so do renames."""
     log = os.open(f"{settings['out']}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
-    backend._HOME_PID = os.getpid()  # forked from a process that has imported qpt and never run it: no threads yet
+    extension._HOME_PID = os.getpid()  # forked from a process that has imported qpt and never run it: no threads yet
     slow_down(delay_s)
     started.set()
     pretrain(PretrainConfig(**settings), resume=True)

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 
 SPACE = DegradationSpace.preset("qpt")
 

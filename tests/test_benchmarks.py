@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from benchmarks.roofline import GPUS
-from qpt.degradations import NAMES
+from qpt.degradations.op_table import NAMES
 from qpt.errors import BackendError
 
 

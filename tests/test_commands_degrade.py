@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from qpt import cli, pictures, presets
+from qpt import cli
 from qpt.commands import degrade as command
-from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.degradations import presets
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade
-from qpt.pictures import draw_degradations
-from qpt.space import DegradationSpace
+from qpt.ops.degrade.api import degrade
+from qpt.report import degradation_grid
+from qpt.report.degradation_grid import draw_degradations
 
 SPACE = DegradationSpace.preset("qpt")
 
@@ -118,8 +120,8 @@ def test_cells_hold_the_degraded_pixels():
     picture = draw_degradations(photograph(128, 128), SPACE, size=128, compositions=7, seed=3)
     sheet = np.array(picture.image)
     images = torch.from_numpy(photograph(128, 128))[None]
-    step = 128 + pictures._GAP
-    lefts = [pictures._MARGIN + column * step for column in range(LEVELS + 1)]
+    step = 128 + degradation_grid._GAP
+    lefts = [degradation_grid._MARGIN + column * step for column in range(LEVELS + 1)]
     for program, columns in ((picture.levels, lefts[1:]), (picture.compositions, lefts)):
         rows = degrade(images, program).numpy()
         lowest = 0
@@ -149,7 +151,7 @@ def test_other_spaces_and_tiny_photographs_are_drawn():
 
 
 def test_every_family_of_the_table_has_a_colour():
-    assert {row.family for row in DEGRADATIONS} <= set(pictures._FAMILY_COLOURS)
+    assert {row.family for row in DEGRADATIONS} <= set(degradation_grid._FAMILY_COLOURS)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.compare import compare, comparison_lines, corrected_t_test, find_method, read_result
 from qpt.evaluate.protocol import REGIMES, make_splits, split_record
-from qpt.evaluate.report import to_json
-from qpt.evaluate.run import FORMAT
+from qpt.evaluate.result import FORMAT
+from qpt.io import to_json
 
 
 def made_result(noise, seed=0, images=60):

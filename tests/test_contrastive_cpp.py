@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 
 from qpt.errors import InputError
-from qpt.ops import contrastive_cpp, contrastive_torch
-from qpt.ops.backend import extension
-from qpt.ops.contrastive import contrastive_loss
+from qpt.ops import extension
+from qpt.ops.contrastive import backend_cpp, backend_torch
+from qpt.ops.contrastive.api import contrastive_loss
 from tests.reference.contrastive import contrastive as reference
 from tests.test_contrastive import OPTIONS, problem, unit
 from tests.tolerance import TOL, assert_close
 
-ISAS = extension().contrastive_isas()
+ISAS = extension.load().contrastive_isas()
 LOSS_RELATIVE = 1e-6  # of float64
 # One pair; ragged; one past a strip, a slab and a group of rows; several parts of the stream; several blocks of rows
 SIZES = [(1, 1, 1, 1), (7, 7, 13, 5), (65, 65, 97, 33), (30, 30, 2600, 64), (257, 257, 0, 20)]
@@ -27,7 +27,7 @@ SIZES = [(1, 1, 1, 1), (7, 7, 13, 5), (65, 65, 97, 33), (30, 30, 2600, 64), (257
 
 @pytest.fixture(params=["", *ISAS])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(contrastive_cpp, "isa", request.param)
+    monkeypatch.setattr(backend_cpp, "isa", request.param)
     return request.param
 
 
@@ -92,8 +92,8 @@ def test_the_symmetric_form_equals_the_general_one(temperature: float, monkeypat
     x = unit(torch.Generator().manual_seed(0), 300, 40, torch.float32).requires_grad_()
     groups = torch.arange(300) // 2
     results = []
-    for limit in (contrastive_cpp._SAFE_LOGIT, -1.0):
-        monkeypatch.setattr(contrastive_cpp, "_SAFE_LOGIT", limit)
+    for limit in (backend_cpp._SAFE_LOGIT, -1.0):
+        monkeypatch.setattr(backend_cpp, "_SAFE_LOGIT", limit)
         loss = contrastive_loss(
             x, x, query_groups=groups, key_groups=groups, temperature=temperature, exclude_self=True, backend="cpp"
         )
@@ -127,12 +127,12 @@ def contrastive_cpp_parts(tensors: dict[str, torch.Tensor], leaves: list[torch.T
     queries, keys = leaves[0].detach(), leaves[0].detach() if leaves[0] is leaves[1] else leaves[1].detach()
     keys = queries if leaves[0] is leaves[1] else keys
     offset = {"self_offset": 0, "negatives": True}
-    reference_, total, _ = contrastive_cpp.attend(queries, keys, *ids, tau, 0.5, weighted=False, **offset)
+    reference_, total, _ = backend_cpp.attend(queries, keys, *ids, tau, 0.5, weighted=False, **offset)
     pool = (tensors["pool"], tensors["query_groups"], tensors["pool_groups"], None, None)
-    pooled = contrastive_cpp.attend(queries, *pool, tau, 0.0, weighted=True, self_offset=None, negatives=True)
+    pooled = backend_cpp.attend(queries, *pool, tau, 0.0, weighted=True, self_offset=None, negatives=True)
     lse = torch.where(total > 0, reference_ + total.log(), math.inf)
     both = leaves[0] is leaves[1]
-    gradient = contrastive_cpp.softmax_key_gradient(queries, keys, *ids, tau, 0.5, lse, both_roles=both, **offset)
+    gradient = backend_cpp.softmax_key_gradient(queries, keys, *ids, tau, 0.5, lse, both_roles=both, **offset)
     return [reference_, total, *pooled, gradient]  # type: ignore[list-item]
 
 
@@ -149,7 +149,7 @@ def test_half_precision_pools_are_read_exactly(dtype: torch.dtype, dim: int) -> 
     groups = torch.arange(70), torch.randint(-1, 90, (500,), generator=generator)
     options = {"self_offset": None, "negatives": True, "weighted": True}
     results = [
-        contrastive_cpp.attend(queries, keys, *groups, None, None, torch.tensor(0.2), 0.0, **options)
+        backend_cpp.attend(queries, keys, *groups, None, None, torch.tensor(0.2), 0.0, **options)
         for keys in (pool, pool.float())
     ]
     for half, wide in zip(*results, strict=True):
@@ -164,10 +164,10 @@ def test_references_follow_logits_that_grow() -> None:
     keys = unit(generator, 4000, 8, torch.float32) * torch.linspace(0, 400, 4000)[:, None]
     ids = (torch.arange(5), torch.arange(4000) + 5, None, None)
     options = {"self_offset": None, "negatives": True, "weighted": True}
-    truth = contrastive_torch.attend(
+    truth = backend_torch.attend(
         queries.double(), keys.double(), *ids, torch.tensor(0.1, dtype=torch.float64), 0.0, **options
     )
-    ours = contrastive_cpp.attend(queries, keys, *ids, torch.tensor(0.1), 0.0, **options)
+    ours = backend_cpp.attend(queries, keys, *ids, torch.tensor(0.1), 0.0, **options)
     assert_close(ours[0] + ours[1].log(), truth[0] + truth[1].log(), torch.float32)
     assert ours[2] is not None
     assert truth[2] is not None
@@ -188,7 +188,7 @@ def test_offsets_of_the_own_pair(self_offset: int | None, log_weight: float) -> 
         given = tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in exact)
         truth, ours = (
             module.attend(*arguments, weighted=weighted, **options)
-            for module, arguments in ((contrastive_torch, exact), (contrastive_cpp, given))
+            for module, arguments in ((backend_torch, exact), (backend_cpp, given))
         )
         some = truth[1] > 0
         assert torch.equal(ours[1] > 0, some)
@@ -196,7 +196,7 @@ def test_offsets_of_the_own_pair(self_offset: int | None, log_weight: float) -> 
         lse = torch.where(some & (ids[0] >= 0), truth[0] + truth[1].log(), math.inf)
         gradients = [
             module.softmax_key_gradient(*arguments, lse.to(arguments[0].dtype), **options)
-            for module, arguments in ((contrastive_torch, exact), (contrastive_cpp, given))
+            for module, arguments in ((backend_torch, exact), (backend_cpp, given))
         ]
         assert_close(gradients[1], gradients[0], torch.float32)
 
@@ -239,7 +239,7 @@ def test_offsets_beyond_two_to_the_31(long: bool) -> None:
     queries = torch.zeros((1, dim))
     queries[0, 0] = 1
     groups = torch.zeros(1, dtype=torch.int64), torch.ones(count, dtype=torch.int64)
-    reference_, total, mean_sum = contrastive_cpp.attend(
+    reference_, total, mean_sum = backend_cpp.attend(
         queries, pool, *groups, None, None, torch.tensor(0.05), 0.0, self_offset=None, negatives=True, weighted=True
     )
     assert mean_sum is not None

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qpt.errors import InputError
-from qpt.ops.contrastive import QualityContrastiveLoss, contrastive_loss
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import QualityContrastiveLoss, contrastive_loss
+from qpt.ops.contrastive.pool import NegativePool
 
 
 def arguments() -> dict[str, object]:

@@ -7,9 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
-from qpt.ops.contrastive import contrastive_loss, contrastive_loss_with_stats
-from qpt.ops.contrastive_op import contrastive_backward, contrastive_forward
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import contrastive_loss, contrastive_loss_with_stats
+from qpt.ops.contrastive.op import contrastive_backward, contrastive_forward
+from qpt.ops.contrastive.pool import NegativePool
 from tests.test_contrastive import OPTIONS, problem, unit
 from tests.tolerance import assert_close
 

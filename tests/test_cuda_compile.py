@@ -8,7 +8,7 @@ import pytest
 from benchmarks import resources
 from qpt import build
 from qpt.errors import BackendError
-from qpt.ops import nvrtc
+from qpt.ops.degrade import nvrtc
 from tests import offline
 
 pytestmark = pytest.mark.rung("offline compile")

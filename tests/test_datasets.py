@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qpt import cli
-from qpt.data.iqa import DATASETS, check_dataset, load_dataset, markdown
 from qpt.errors import InputError
+from qpt.evaluate.datasets import DATASETS, check_dataset, load_dataset, markdown
 from qpt.evaluate.splits import import_splits
 from qpt.evaluate.table import TableError
 from tests import layouts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qpt.degradations import LEVELS, NAMES
+from qpt.degradations.op_table import LEVELS, NAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpt import degradations
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.program import Program
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade, degrade_patches
 from tests.programs import SPACE, photographs, sample
 
 
@@ -206,7 +206,7 @@ def test_cuda_gives_the_bytes_of_the_cpu(batch, dtype, memory_format):
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.halo != "whole"])
 def test_halo_covers_everything_a_pixel_depends_on(name):
-    entry = DEGRADATIONS[degradations.op_id(name)]
+    entry = DEGRADATIONS[op_table.op_id(name)]
     images, other = photographs(1, 64, 72, seed=1), photographs(1, 64, 72, seed=2)
     for level in range(1, LEVELS + 1):
         program = Program.from_chains([[(name, level)]], seeds=[level])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qpt.ops.degrade import degrade
-from qpt.program import Program
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade
 
 HEIGHT_WIDTH = {False: (517, 1031), True: (8192, 8192)}
 

@@ -9,19 +9,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qpt.errors import InputError
-from qpt.ops import degrade_op
-from qpt.ops.degrade import degrade, degrade_patches
+from qpt.ops.degrade import api, op
+from qpt.ops.degrade.api import degrade, degrade_patches
 from tests.programs import photographs, sample
 
 IMAGES, PROGRAM = photographs(3, 33, 47), sample(3, views=2, seed=4)
 BOXES = torch.tensor([[[0, 0], [17, 31]]] * len(PROGRAM), dtype=torch.int32)
-FIELDS = degrade_op.fields(PROGRAM)
+FIELDS = api._fields(PROGRAM)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("threads", [None, 2])
 def test_opcheck_degrade(threads):
-    torch.library.opcheck(degrade_op.degrade, (IMAGES, *FIELDS, threads, "auto"))
+    torch.library.opcheck(op.degrade, (IMAGES, *FIELDS, threads, "auto"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
@@ -29,14 +29,14 @@ def test_opcheck_degrade(threads):
 @pytest.mark.parametrize("patches", [2, 1, 0])
 def test_opcheck_degrade_patches(dtype, channels_last, patches):
     options = (16, dtype, channels_last, None, "auto")
-    torch.library.opcheck(degrade_op.degrade_patches, (IMAGES, *FIELDS, BOXES[:, :patches], *options))
+    torch.library.opcheck(op.degrade_patches, (IMAGES, *FIELDS, BOXES[:, :patches], *options))
 
 
 def test_opcheck_without_rows():
-    nothing = degrade_op.fields(PROGRAM[:0])
-    torch.library.opcheck(degrade_op.degrade, (IMAGES[:0], *nothing, None, "auto"))
+    nothing = api._fields(PROGRAM[:0])
+    torch.library.opcheck(op.degrade, (IMAGES[:0], *nothing, None, "auto"))
     options = (16, torch.float32, True, None, "auto")
-    torch.library.opcheck(degrade_op.degrade_patches, (IMAGES[:0], *nothing, BOXES[:0], *options))
+    torch.library.opcheck(op.degrade_patches, (IMAGES[:0], *nothing, BOXES[:0], *options))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -97,6 +97,6 @@ def test_the_op_refuses_what_the_function_refuses():
     with pytest.raises(InputError, match=r"degrade: program.source must be below the number of images, 3, got 5"):
         compiled(IMAGES, outside)
     with pytest.raises(InputError, match=r"degrade: images must be \(B, H, W, 3\) uint8"):
-        degrade_op.degrade(IMAGES.float(), *FIELDS, None, "auto")
+        op.degrade(IMAGES.float(), *FIELDS, None, "auto")
     with Watch(), pytest.raises(InputError, match=r"memory_format must be torch.channels_last"):
         degrade_patches(IMAGES, PROGRAM, BOXES, 16, memory_format=torch.preserve_format)

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from qpt import InputError
+from qpt.commands.demo_run import CROP, MARKER, SCALES, _clear, wheel_photographs
 from qpt.data.crops import cut_crops
-from qpt.demo import CROP, MARKER, SCALES, _clear, wheel_photographs
-from qpt.evaluate.run import untrained_encoder
-from qpt.probe import probe, probe_set
+from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.probe import probe, probe_set
+from qpt.models.encoder import untrained_encoder
 from qpt.report.page import Picture, Section, write_page
-from qpt.report.records import read_log
-from qpt.space import DegradationSpace
+from qpt.runs.log import read_log
 
 
 def test_wheels_hold_the_photographs() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
-from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.contrastive.api import contrastive_loss
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore

@@ -18,10 +18,10 @@ import torch
 
 from qpt import DegradationSpace, Program, degrade, degrade_patches
 from qpt.build import BLOCK_THREADS
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops import backend
-from qpt.ops.cuda import LaunchPlan, shared_bytes_taken
-from qpt.ops.patches import Patches
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops import extension
+from qpt.ops.degrade.cuda import LaunchPlan, shared_bytes_taken
+from qpt.ops.degrade.patches import Patches
 from tests.emulator.emulator import ORDERS, Emulator, EmulatorError, Schedule
 
 pytestmark = pytest.mark.rung("block emulator")
@@ -35,7 +35,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     library = Emulator(tmp_path_factory.mktemp("emulator"))
     for height, width in SHAPES:  # the plan takes its scratch from the compiled module: both must be of one source
         for resized, kept in itertools.product((False, True), repeat=2):
-            ours, theirs = backend.extension().scratch_bytes, library.scratch_bytes
+            ours, theirs = extension.load().scratch_bytes, library.scratch_bytes
             alignment = ours(height, width, resized, kept) - theirs(height, width, resized, kept)
             assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
     return library
@@ -105,7 +105,7 @@ def test_shared_memory_a_row_takes() -> None:
     small = 10 * 11 * 3 + 54
     assert shared_bytes_taken(program, 24, 31, windows, 2 * small) == [2 * small, 0]
     plan = LaunchPlan.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small)
-    assert plan == LaunchPlan(2, backend.extension().scratch_bytes(24, 31, True, True), 2 * small)
+    assert plan == LaunchPlan(2, extension.load().scratch_bytes(24, 31, True, True), 2 * small)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])

@@ -20,11 +20,11 @@ from qpt.evaluate.protocol import (
     inner_folds,
     make_splits,
 )
-from qpt.evaluate.report import to_json
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.summary import paired_difference, summarise
 from qpt.evaluate.table import read_table
+from qpt.io import to_json
 from tests.labelled import one_thread as one_thread
 from tests.labelled import write_run, write_set
 

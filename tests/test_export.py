@@ -12,7 +12,7 @@ from benchmarks.bench_score import brisque
 from qpt import cli
 from qpt.errors import BackendError
 from qpt.evaluate.scorer import Scorer
-from qpt.export import compare_onnx, crop_inputs, export_safetensors, export_state_dict
+from qpt.export.formats import compare_onnx, crop_inputs, export_safetensors, export_state_dict
 from qpt.models import build_encoder, load_encoder
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run, write_set

@@ -9,11 +9,11 @@ from PIL import Image
 from scipy import ndimage
 
 from qpt.errors import InputError
-from qpt.evaluate import features, photograph
+from qpt.evaluate import features, image_crops
 from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, photograph_features, weights_hash
-from qpt.evaluate.photograph import crop_boxes, extend, half_scale, load_photograph
-from qpt.evaluate.run import untrained_encoder
+from qpt.evaluate.image_crops import crop_boxes, extend, half_scale, load_photograph
+from qpt.models.encoder import untrained_encoder
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs
 
@@ -204,7 +204,7 @@ def test_half_scale_by_bands_is_one_resize_of_pillow(height, width, band):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
     expected = Image.fromarray(pixels).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(photograph, "_BAND_PIXELS", band)
+        patched.setattr(image_crops, "_BAND_PIXELS", band)
         np.testing.assert_array_equal(half_scale(pixels), np.asarray(expected))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt.degradations import DEGRADATIONS, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, Degradation
 from tests.conftest import LONG
 from tests.engine import run
 

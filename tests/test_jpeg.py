@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from qpt.commands.demo_run import wheel_photographs
 from qpt.data import images
 from qpt.data.images import UNREADABLE, load_rgb
-from qpt.demo import wheel_photographs
 from tests.test_odd_images import BROKEN, ODD, encoded, turned
 
 

@@ -2,7 +2,8 @@
 every byte of the output written, and no more scratch than an op's entry in csrc/ops/table.h says.
 
 tests/cpp/memory.cpp is compiled here, without optimisation: each access of the source is one the sanitizer sees. The op
-table comes from qpt.degradations, so a new op is covered without a change. `make verify` runs 100,000 random programs.
+table comes from qpt.degradations.op_table, so a new op is covered without a change. `make verify` runs 100,000 random
+programs.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.native import compile_program
 from tests.test_ops import settings_of
 

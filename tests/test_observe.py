@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qpt.errors import InputError
 from qpt.pretraining.log import RunLog
-from qpt.pretraining.observe import (
+from qpt.runs.log import read_log
+from qpt.runs.observations import (
     BINS,
     FILE,
     KINDS,
@@ -23,7 +24,6 @@ from qpt.pretraining.observe import (
     observe,
     read_observations,
 )
-from qpt.report.records import read_log
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Each op at each level: against its NumPy float64 definition, and against the public library call named as its oracle.
 
-The ops and their levels come from qpt.degradations, the definitions from tests/reference, so a new op is tested as soon
-as both have it; ORACLES holds the library calls. The engine is called directly (tests/engine.py).
+The ops and their levels come from qpt.degradations.op_table, the definitions from tests/reference, so a new op is
+tested as soon as both have it; ORACLES holds the library calls. The engine is called directly (tests/engine.py).
 """
 
 import colorsys
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from qpt import _C
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.engine import OP_NAMES, run, run_one
 from tests.reference.blurs import aniso_kernel, disk_kernel, motion_kernel
 from tests.reference.degradations import REFERENCE

@@ -11,7 +11,7 @@ import sklearn.datasets
 from PIL import features
 
 from benchmarks.degrade_rivals import openjpeg
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference import jpeg2000
 

@@ -18,7 +18,7 @@ import skimage.data
 import skimage.exposure
 from PIL import Image, ImageDraw, ImageOps
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference.blurs import glass_offsets, zoom_positions
 from tests.reference.geometry import elastic_field, jittered_places, moved_patches, squares

@@ -10,7 +10,7 @@ import scipy.stats
 import skimage.color
 import skimage.util
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference.degradations import REFERENCE
 from tests.reference.noise import FROM_YCBCR, random_mixing

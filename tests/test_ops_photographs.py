@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import features
 
-from qpt.degradations import NAMES
+from qpt.degradations.op_table import NAMES
 from tests import test_ops
 from tests.agreement import ENOUGH, OTHERWISE, Picture, agreement, crops
 from tests.engine import run_one

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from qpt.degradations import DEGRADATIONS, LEVELS, arrays
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.order import costly_first, row_costs
-from qpt.ops.windows import plan_windows
-from qpt.program import Program
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, arrays
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.order import costly_first, row_costs
+from qpt.ops.degrade.patches import plan_windows
 from tests.programs import photographs, sample
 
 
@@ -55,7 +55,7 @@ def test_the_order_changes_no_byte(monkeypatch, order):
     expected = degrade(images, program), degrade_patches(images, program, boxes, 20)
     forced = torch.arange(12, dtype=torch.int32)
     forced = forced if order == "as they are" else forced.flip(0)
-    monkeypatch.setattr("qpt.ops.degrade.costly_first", lambda *_: forced)
+    monkeypatch.setattr("qpt.ops.degrade.cpu.costly_first", lambda *_: forced)
     for threads in (1, 3):
         assert torch.equal(degrade(images, program, threads=threads), expected[0])
         assert torch.equal(degrade_patches(images, program, boxes, 20, threads=threads), expected[1])

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from qpt import cli
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.ops import workspace
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.degrade import degrade_patches
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.degrade.api import degrade_patches
 from qpt.planning import search
 from qpt.planning.gpus import GIB, MIB, Gpu, find_gpu, known_gpus
 from qpt.planning.text import render
@@ -21,7 +22,6 @@ from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import MemoryTracker, Peak
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.space import DegradationSpace
 from tests.tensor_peak import tensor_peak
 
 SMALL = {"arch": "resnet18", "width": 8, "patch_size": 48, "pool_size": 2048, "batch_images": 12}

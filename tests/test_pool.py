@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qpt.errors import InputError
-from qpt.ops.contrastive import contrastive_loss
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.pool import NegativePool
 from tests.tolerance import assert_close
 
 

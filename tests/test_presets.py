@@ -7,9 +7,9 @@ import pytest
 import torch
 import yaml
 
-from qpt import presets
-from qpt.degradations import LEVELS, NAMES
-from qpt.space import DegradationSpace
+from qpt.degradations import presets
+from qpt.degradations.op_table import LEVELS, NAMES
+from qpt.degradations.space import DegradationSpace
 from tests.test_space_rules import enumerate_space
 
 

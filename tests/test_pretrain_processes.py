@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from qpt import InputError, PretrainConfig, pretrain
-from qpt.demo import wheel_photographs
+from qpt.commands.demo_run import wheel_photographs
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.engine import _check_world
-from qpt.pretraining.world import World, join
+from qpt.pretraining.process_group import World, join
 from tests.conftest import LONG
 from tests.test_contrastive_distributed import run
 from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tensors, tiny  # noqa: F401

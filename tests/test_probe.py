@@ -15,12 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from qpt import cli
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.data.sources import data_fingerprint
-from qpt.degradations import DEGRADATIONS
-from qpt.evaluate.run import untrained_encoder
+from qpt.degradations.op_table import DEGRADATIONS
+from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.probe import probe, probe_run, probe_set, rank_correlation, read_photographs
 from qpt.models import load_encoder
-from qpt.ops.degrade import degrade
-from qpt.probe import probe, probe_run, probe_set, rank_correlation, read_photographs
-from qpt.space import DegradationSpace
+from qpt.models.encoder import untrained_encoder
+from qpt.ops.degrade.api import degrade
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run
 

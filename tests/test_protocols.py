@@ -18,8 +18,8 @@ from qpt.errors import InputError
 from qpt.evaluate.bootstrap import draw_weights, resample
 from qpt.evaluate.finetune import FineTuning, fine_tune, hold_out
 from qpt.evaluate.metrics import measure, measure_and_fit
-from qpt.evaluate.plan import Plan, make_regimes
 from qpt.evaluate.protocol import evaluate_splits, label_share, official_splits
+from qpt.evaluate.regimes import Plan, make_regimes
 from qpt.evaluate.regressors import SupportVectorRegressor, regressor
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.summary import summarise_on

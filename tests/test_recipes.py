@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qpt import PretrainConfig, pretrain, recipes
+from qpt import PretrainConfig, pretrain
 from qpt.cli import main
+from qpt.pretraining import recipes
 from tests.test_pretrain import log_rows
 from tests.test_pretrain import photographs as photographs
 

@@ -15,11 +15,12 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from qpt import PretrainConfig, cli, degrade, load_encoder, pretrain
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.metrics import logistic
-from qpt.evaluate.run import untrained_encoder
+from qpt.evaluate.probe import pooled_features, pristine_features, probe_set
 from qpt.evaluate.table import ScoreTable, read_table
-from qpt.probe import pooled_features, pristine_features, probe_set
+from qpt.models.encoder import untrained_encoder
 from qpt.report.build import write_report
 from qpt.report.measurements import (
     MAP_MOST,
@@ -30,8 +31,7 @@ from qpt.report.measurements import (
     score_severity,
     srcc_by_kind,
 )
-from qpt.report.records import read_log
-from qpt.space import DegradationSpace
+from qpt.runs.log import read_log
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run, write_set
 from tests.pages import Page

@@ -11,19 +11,20 @@ import torch
 from PIL import Image
 
 from qpt import PretrainConfig, cli, load_encoder, pretrain
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.run import untrained_encoder
-from qpt.ops.degrade import degrade
+from qpt.models.encoder import untrained_encoder
+from qpt.ops.degrade.api import degrade
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.observe import read_observations
-from qpt.pretraining.page import RunPage
-from qpt.pretraining.records import HISTORY, SEEN, note_start, read_history, read_seen
+from qpt.pretraining.run_page import RunPage
 from qpt.report import build
 from qpt.report.curves import moving_average
 from qpt.report.neighbours import gallery_features, make_gallery, nearest
-from qpt.report.records import read_log
 from qpt.report.thumbnails import patches_in_a_row
-from qpt.space import DegradationSpace
+from qpt.runs.first_batch import SEEN, read_seen
+from qpt.runs.history import HISTORY, note_start, read_history
+from qpt.runs.log import read_log
+from qpt.runs.observations import read_observations
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run
 from tests.pages import Page

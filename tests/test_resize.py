@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpt.degradations.program import Program
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade
-from qpt.program import Program
+from qpt.ops.degrade.api import degrade
 from tests.engine import OP_NAMES, run, run_one
 from tests.programs import photographs, sample
 from tests.reference.geometry import resize_working, working_size

@@ -1,6 +1,6 @@
 """Files written by version 0.1.0, before its modules moved, still load and give the numbers they gave then.
 
-``tests/saved/`` holds a run that was interrupted after step 2 of 4, a scorer and a program. ``expected.json`` holds what
+``tests/saved/`` holds a run interrupted after step 2 of 4, a scorer and a program. ``expected.json`` holds what
 that version computed from them. The images are those of ``tests/labelled.py``.
 """
 

@@ -13,8 +13,7 @@ import qpt
 from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.calibration import fit_logistic
-from qpt.evaluate.features import FeatureProtocol
-from qpt.evaluate.run import encoder_views
+from qpt.evaluate.features import FeatureProtocol, encoder_views
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
 from tests.labelled import one_thread as one_thread

@@ -18,8 +18,8 @@ from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.features import FeatureProtocol, ReadOut
 from qpt.evaluate.local import local_quality
-from qpt.evaluate.run import untrained_encoder
 from qpt.evaluate.scorer import Scorer
+from qpt.models.encoder import untrained_encoder
 from tests.labelled import one_thread as one_thread
 from tests.labelled import photographs, write_run, write_set
 

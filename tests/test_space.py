@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from qpt import degradations
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.program import Program
-from qpt.space import DegradationSpace
 
 
 def enumerate_compositions(types: int, levels: int, lo: int, hi: int, repeat: bool, shuffle: bool) -> set:
@@ -72,7 +72,7 @@ def test_size_is_the_closed_form_for_any_number_of_ops(data):
 def test_every_enumerated_composition_is_drawn_and_no_other(repeat, shuffle):
     space = DegradationSpace(ops=("hue", "jpeg"), max_ops=2, repeat=repeat, shuffle=shuffle)
     drawn = set(space.sample(6000, generator=torch.Generator().manual_seed(0)).compositions())
-    ids = [degradations.op_id(name) for name in space.ops]
+    ids = [op_table.op_id(name) for name in space.ops]
     listed = enumerate_compositions(2, LEVELS, 0, 2, repeat, shuffle)
     assert drawn == {tuple((ids[kind], level + 1) for kind, level in chain) for chain in listed}
     assert len(drawn) == space.size(levels=True)
@@ -102,7 +102,7 @@ def test_every_row_obeys_its_space(data):
     program.check("test")
     assert program.source.tolist() == [row // views for row in range(n * views)]
     assert program.ops.shape == (n * views, hi)
-    place = {degradations.op_id(name): k for k, name in enumerate(ops)}
+    place = {op_table.op_id(name): k for k, name in enumerate(ops)}
     rows = program.compositions()
     for chain in rows:
         kinds = [place[op] for op, _ in chain]  # a KeyError here is an op from outside the space
@@ -125,7 +125,7 @@ def looks_uniform(counts: Counter, outcomes: list) -> bool:
 def test_draws_are_uniform_over_lengths_ops_and_levels():
     space = DegradationSpace.preset("qpt")
     program = space.sample(20_000, generator=torch.Generator().manual_seed(1))
-    ids = [degradations.op_id(name) for name in space.ops]
+    ids = [op_table.op_id(name) for name in space.ops]
     rows = program.compositions()
     pairs = [pair for chain in rows for pair in chain]
     assert looks_uniform(Counter(map(len, rows)), list(range(6)))
@@ -138,7 +138,7 @@ def test_draws_are_uniform_over_lengths_ops_and_levels():
 def test_draws_without_repetition_are_uniform_over_orders():
     space = DegradationSpace(ops=("hue", "jpeg", "contrast"), max_ops=3, min_ops=3, repeat=False)
     orders = Counter(tuple(row) for row in space.sample(6000, generator=torch.Generator().manual_seed(2)).ops.tolist())
-    ids = [degradations.op_id(name) for name in space.ops]
+    ids = [op_table.op_id(name) for name in space.ops]
     assert looks_uniform(orders, list(itertools.permutations(ids)))
 
 
@@ -208,7 +208,7 @@ def test_views_are_distinct_up_to_the_whole_space():
 def test_every_level_lists_image_op_level_in_order():
     space = DegradationSpace(ops=("jpeg", "hue"))
     program = space.every_level(2, seed=9)
-    expected = [(i, degradations.op_id(name), v) for i in range(2) for name in space.ops for v in range(1, 6)]
+    expected = [(i, op_table.op_id(name), v) for i in range(2) for name in space.ops for v in range(1, 6)]
     got = zip(program.source.tolist(), program.ops[:, 0].tolist(), program.levels[:, 0].tolist(), strict=True)
     assert list(got) == expected
     assert len(set(program.seeds.tolist())) == 20
@@ -352,7 +352,7 @@ def test_the_table_is_complete_and_consistent():
         assert row.source
         assert row.oracle
         assert row.doc.endswith(".")
-        assert 1 <= len(row.parameters) <= degradations.SLOTS
+        assert 1 <= len(row.parameters) <= op_table.SLOTS
         assert any(p.levels for p in row.parameters), f"{row.name}: no parameter depends on the level"
         for p in row.parameters:
             assert p.low < p.high
@@ -364,9 +364,9 @@ def test_the_table_is_complete_and_consistent():
 
 def test_fingerprint_follows_the_meaning_of_the_table(monkeypatch):
     def fingerprint(rows: tuple) -> str:
-        degradations.fingerprint.cache_clear()
-        monkeypatch.setattr(degradations, "DEGRADATIONS", rows)
-        return degradations.fingerprint()
+        op_table.fingerprint.cache_clear()
+        monkeypatch.setattr(op_table, "DEGRADATIONS", rows)
+        return op_table.fingerprint()
 
     first, *rest = DEGRADATIONS
     base = fingerprint((first, *rest))
@@ -382,7 +382,7 @@ def test_fingerprint_follows_the_meaning_of_the_table(monkeypatch):
     assert len({base, *prints}) == 1 + len(changed)
     assert fingerprint((replace(first, doc="Reworded."), *rest)) == base
     monkeypatch.undo()
-    degradations.fingerprint.cache_clear()
+    op_table.fingerprint.cache_clear()
     assert len(base) == 16
     int(base, 16)
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from qpt import degradations
-from qpt import space as space_module
-from qpt.degradations import LEVELS
+from qpt.degradations import op_table
+from qpt.degradations import space as space_module
+from qpt.degradations.op_table import LEVELS
+from qpt.degradations.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 from qpt.errors import InputError
-from qpt.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 
 CHOICES = (Choice("hue"), Choice("jpeg"), Choice("jpeg", levels={"quality": 50}), Choice("gamma"), Choice("contrast"))
 
@@ -111,7 +111,7 @@ def test_every_drawn_chain_is_one_that_the_rules_can_make(space, seed):
 
 def drawn(space: DegradationSpace, n: int = 30_000, seed: int = 0) -> list[tuple[tuple[str, int], ...]]:
     program = space.sample(n, distinct=False, generator=torch.Generator().manual_seed(seed))
-    return [tuple((degradations.NAMES[op], level) for op, level in chain) for chain in program.compositions()]
+    return [tuple((op_table.NAMES[op], level) for op, level in chain) for chain in program.compositions()]
 
 
 def follows(counts: Counter, shares: dict) -> bool:
@@ -205,7 +205,7 @@ def test_own_levels_are_values_alternatives_ranges_and_parts_of_a_range():
 def test_parameters_not_named_keep_the_op_tables_levels():
     space = DegradationSpace((Choice("motion_blur", levels={"angle_deg": 90}),), min_ops=1, max_ops=1)
     program = space.every_level(1, seed=0)
-    table = degradations.DEGRADATIONS[degradations.op_id("motion_blur")]
+    table = op_table.DEGRADATIONS[op_table.op_id("motion_blur")]
     assert program.params[:, 0, 0].tolist() == list(table.parameters[0].levels)
     assert program.params[:, 0, 1].tolist() == [90.0] * LEVELS
 

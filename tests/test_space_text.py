@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpt.degradations.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 from qpt.errors import InputError
-from qpt.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
 
 
 def from_text(text: str, tmp_path) -> DegradationSpace:

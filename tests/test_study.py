@@ -16,7 +16,7 @@ import yaml
 from benchmarks import __main__ as benchmarks
 from benchmarks import study, study_tables, study_task
 from qpt import DegradationSpace, InputError, load_encoder
-from qpt.evaluate.run import untrained_encoder
+from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.config import PretrainConfig
 from tests.labelled import write_set
 

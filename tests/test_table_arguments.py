@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qpt import cli
-from qpt.commands.evaluate import add_table_arguments, read_table_arguments
+from qpt.commands.options import add_table_arguments, read_table_arguments
 from qpt.evaluate.scorer import Scorer
 from tests import layouts
 from tests.labelled import one_thread as one_thread

@@ -2,8 +2,8 @@
 sync() of the sources can be left out without one of the two failing.
 
 tests/cpp/teams.cpp is compiled here with the package's own flags, once plain and once with -fsanitize=thread. The cases
-come from qpt.degradations, so a new op is covered without a change. A team of one (and its SIMD rows) never waits, so
-this is where a missing barrier, a wrong stride or a SIMD row with other bytes than its generic form shows.
+come from qpt.degradations.op_table, so a new op is covered without a change. A team of one (and its SIMD rows) never
+waits, so this is where a missing barrier, a wrong stride or a SIMD row with other bytes than its generic form shows.
 """
 
 import os
@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from qpt import Program
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.windows import plan_windows
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops.degrade.patches import plan_windows
 from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 

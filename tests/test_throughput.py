@@ -16,8 +16,8 @@ from qpt.cli import main
 from qpt.data.regions import RegionDataset, StepSampler
 from qpt.errors import StalledError
 from qpt.models.encoder import read_checkpoint
-from qpt.pretraining.clocks import StageClocks, Throughput
-from qpt.pretraining.feed import Load
+from qpt.pretraining.loader import Load
+from qpt.pretraining.throughput import StageClocks, Throughput
 from tests.test_pretrain import assert_same_bytes, tiny
 
 

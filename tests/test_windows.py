@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt import degradations
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops import windows
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.patches import values_of
-from qpt.ops.windows import plan_windows
-from qpt.optable.row import Degradation
-from qpt.program import Program
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.degradations.row import Degradation
+from qpt.ops.degrade import patches
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.patches import plan_windows, values_of
 from tests.programs import photographs
 
 HEIGHT, WIDTH, SIZE = 91, 117, 11
@@ -112,12 +111,12 @@ def test_the_window_is_the_union_of_the_boxes_grown_by_the_summed_halo_after_the
 def test_an_op_that_says_nothing_of_windows_gets_the_whole_image(monkeypatch):
     """The default of the table, so that an op written without windows in mind is right."""
     assert next(field for field in dataclasses.fields(Degradation) if field.name == "grid_px").default is None
-    hue = degradations.op_id("hue")
+    hue = op_table.op_id("hue")
     silent = [dataclasses.replace(row, grid_px=None) if i == hue else row for i, row in enumerate(DEGRADATIONS)]
     program = Program.from_chains([[("hue", 1), ("gamma", 2)], [("gamma", 2), ("hue", 1)]], seeds=[1, 2])
     boxes = boxes_of([(3, 4)], [(3, 4)])
     assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
-    monkeypatch.setattr(windows, "DEGRADATIONS", silent)
+    monkeypatch.setattr(patches, "DEGRADATIONS", silent)
     assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
 
 

@@ -44,7 +44,7 @@ struct KeySet {
   bool check;       // look for nan and infinity (not with same_group)
 };
 
-// The whole loss of N queries against several key sets; see docs/loss.md. Results as in qpt/ops/contrastive_op.py.
+// The whole loss of N queries against several key sets; see docs/loss.md. Results as in qpt/ops/contrastive/op.py.
 struct Forward {
   Side queries;
   const KeySet* sets;

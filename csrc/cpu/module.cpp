@@ -1,6 +1,6 @@
-// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade.py and
-// qpt/ops/contrastive_cpp.py: their callers check shapes, types and ranges, they allocate; a wrong pointer here ends
-// the process. The GIL is released while a batch runs.
+// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade/api.py and
+// qpt/ops/contrastive/backend_cpp.py: their callers check shapes, types and ranges, they allocate; a wrong pointer here
+// ends the process. The GIL is released while a batch runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,7 +1,7 @@
 // qpt_degrade: one launch for a whole batch. A thread block is the team of one row at a time; its images live between
-// ops in shared memory as far as they fit, else in global scratch. Launched by qpt/ops/cuda.py, which also fixes the
-// block size (QPT_BLOCK_THREADS), the grid and the bytes of shared memory. Compiled by nvcc into the fat binary, by
-// NVRTC at first use, and by g++ on the block emulator of tests/emulator.
+// ops in shared memory as far as they fit, else in global scratch. Launched by qpt/ops/degrade/cuda.py, which also
+// fixes the block size (QPT_BLOCK_THREADS), the grid and the bytes of shared memory. Compiled by nvcc into the fat
+// binary, by NVRTC at first use, and by g++ on the block emulator of tests/emulator.
 #include "../chain.h"
 
 namespace qpt {

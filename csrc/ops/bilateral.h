@@ -1,6 +1,6 @@
 // Bilateral filter, and noise smoothed by it (texture family). Weights fall with distance and with the difference of
 // the colours, summed over the channels, as cv2.bilateralFilter has it (Tomasi and Manduchi, ICCV 1998). Listed in
-// table.h; definitions in qpt/optable/texture.py.
+// table.h; definitions in qpt/degradations/rows/texture.py.
 #pragma once
 #include "filter.h"
 #include "noise.h"

@@ -1,6 +1,6 @@
 // Blurs (texture family): Gaussian, rotated Gaussian, motion, defocus. Each builds its weights in scratch and hands
 // them to filter.h. Definitions: OpenCV getGaussianKernel / filter2D with BORDER_REFLECT_101; weights sum to 1;
-// qpt/degradations.py has the citations. Listed in table.h.
+// qpt/degradations/op_table.py has the citations. Listed in table.h.
 #pragma once
 #include "filter.h"
 

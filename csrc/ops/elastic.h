@@ -1,6 +1,6 @@
 // Elastic deformation (geometry family): every pixel from a place moved by smooth noise and by a small random affine
 // map, bilinear, borders reflect-101. The noise is an image of its own, blurred a band of rows at a time; the field is
-// never stored. Listed in table.h; definition in qpt/optable/geometry.py.
+// never stored. Listed in table.h; definition in qpt/degradations/rows/geometry.py.
 #pragma once
 #include "noise.h"
 #include "sharpen.h"

@@ -1,7 +1,7 @@
 // Changes in CIELAB (colour family): chroma and the brightness curve. sRGB (IEC 61966-2-1) and CIE 15 with white D65,
 // with the figures of skimage.color. L, a and b are linear in f(X), f(Y) and f(Z), so an op changes those three and no
 // L, a, b are made. Both branches of a curve are computed before one is chosen, so that loops vectorise. Listed in
-// table.h; definitions in qpt/degradations.py.
+// table.h; definitions in qpt/degradations/op_table.py.
 #pragma once
 #include "tone.h"
 

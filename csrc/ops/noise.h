@@ -1,7 +1,7 @@
 // Noise (texture family): Gaussian per sample, per pixel, in YCbCr and correlated, multiplicative, impulses. A draw
 // depends on (seed, slot, op tag, element) only. 256 consecutive elements share 64 Philox counters: element e is word
 // (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, which keeps neighbours in neighbouring lanes and a crop's draws
-// local. Listed in table.h; definitions in qpt/degradations.py.
+// local. Listed in table.h; definitions in qpt/degradations/op_table.py.
 #pragma once
 #include "../philox.h"
 #include "op.h"

@@ -21,7 +21,7 @@ struct OpArgs {
   i32 to_h, to_w;       // h, w but for resize_to
   i32 top, left;        // where the image has the first pixel of src
   i32 full_h, full_w;   // extents of the image
-  const float* params;  // [4], meaning per op (qpt/degradations.py)
+  const float* params;  // [4], meaning per op (qpt/degradations/op_table.py)
   u64 seed;             // of the program row
   u32 slot;             // position of the op in its row, so that a repeated op draws again
   void* scratch;        // op_scratch_bytes(h, w), 64-byte aligned

@@ -1,6 +1,6 @@
 // Squares put on the picture one after another (geometry family): copies from nearby and blocks of one colour. Square n
 // draws the four words of Philox counter n; a later square covers an earlier one. Listed in table.h; definitions in
-// qpt/degradations.py.
+// qpt/degradations/op_table.py.
 #pragma once
 #include "warp.h"
 

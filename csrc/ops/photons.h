@@ -1,5 +1,6 @@
 // Noise of counted photons (texture family): Poisson per sample, per pixel, and that of a camera at a high ISO number.
-// Counts are drawn by inversion of the exact distribution. Listed in table.h; definitions in qpt/degradations.py.
+// Counts are drawn by inversion of the exact distribution. Listed in table.h; definitions in
+// qpt/degradations/op_table.py.
 #pragma once
 #include "colour.h"
 #include "noise.h"

@@ -1,7 +1,8 @@
 // Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. Pillow's
 // antialiased resize (Resample.c): filter support grows with the scale, weights in double, normalised, rounded to 22
 // fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Pillow's nearest
-// (Geometry.c): one pixel each, no weights. Area is OpenCV's. Listed in table.h; definitions in qpt/degradations.py.
+// (Geometry.c): one pixel each, no weights. Area is OpenCV's. Listed in table.h; definitions in
+// qpt/degradations/op_table.py.
 #pragma once
 #include "op.h"
 

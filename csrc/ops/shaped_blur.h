@@ -1,6 +1,6 @@
 // The other kernels of Real-ESRGAN (texture family): generalised Gaussian, plateau, and the circular low-pass, which
 // rings. The two shapes are 21 x 21, the largest of that paper's sizes. Listed in table.h; definitions in
-// qpt/optable/texture.py.
+// qpt/degradations/rows/texture.py.
 #pragma once
 #include "blur.h"
 

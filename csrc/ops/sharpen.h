@@ -1,6 +1,6 @@
 // What mixes an image with its own Gaussian blur: sharpening (texture family) and bled colours (colour family). The
 // blur stays float, a band of rows at a time. Luma is ITU-R 601's. Listed in table.h; definitions in
-// qpt/degradations.py.
+// qpt/degradations/op_table.py.
 #pragma once
 #include "blur.h"
 

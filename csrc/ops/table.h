@@ -1,6 +1,6 @@
-// The op table: X(name, largest scratch as a function of h and w) in id order, the order of qpt/degradations.py
-// (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
-// definition in tests/reference/.
+// The op table: X(name, largest scratch as a function of h and w) in id order, the order of
+// qpt/degradations/op_table.py (compared at load time). A new op: its function in its family's file, its line here, its
+// row in qpt/degradations/rows/, its definition in tests/reference/.
 #pragma once
 #include "bilateral.h"
 #include "blur.h"

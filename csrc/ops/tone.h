@@ -1,6 +1,6 @@
 // Tone changes (colour family): one function of a sample's value for the whole image, computed in float32 for the 256
 // values and then looked up; dither's depends on the pixel's place too. Gamma and the sigmoid are skimage.exposure's,
-// the sigmoid stretched to keep black and white. Listed in table.h; definitions in qpt/degradations.py.
+// the sigmoid stretched to keep black and white. Listed in table.h; definitions in qpt/degradations/op_table.py.
 #pragma once
 #include "op.h"
 

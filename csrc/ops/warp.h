@@ -1,7 +1,7 @@
 // Ops that take pixels from elsewhere: zoom and glass blur (texture family), spatial jitter (geometry family), shifted
 // and magnified channels (colour family).
 // Positions beyond the border take the nearest pixel of the image (replicated border). Listed in table.h; definitions
-// in qpt/degradations.py.
+// in qpt/degradations/op_table.py.
 #pragma once
 #include "blur.h"
 #include "noise.h"

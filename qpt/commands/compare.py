@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from qpt.errors import InputError
     from qpt.evaluate.compare import compare, comparison_lines, read_result
-    from qpt.evaluate.report import check_writable, to_json, write_json
+    from qpt.io import check_writable, to_json, write_json
 
     if len(args.results) > 2:
         raise InputError(f"compare: results must be one or two files, got {len(args.results)}")

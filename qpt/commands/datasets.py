@@ -1,4 +1,5 @@
-"""``qpt datasets``: what each known data set needs and whether a folder holds it. The work is in ``qpt.data.iqa``."""
+"""``qpt datasets``: what each known data set needs and whether a folder holds it. The work is in
+``qpt.evaluate.datasets``."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0; of a check, 1 where the folder is not the whole data set."""
     import json
 
-    from qpt.data.iqa import DATASETS, as_dict, markdown
     from qpt.errors import InputError
+    from qpt.evaluate.datasets import DATASETS, as_dict, markdown
 
     if args.action == "check":
         return _check(args)
@@ -52,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import json
 
-    from qpt.data.iqa import check_dataset
     from qpt.errors import InputError
+    from qpt.evaluate.datasets import check_dataset
 
     if args.name is None or args.root is None or args.markdown:
         raise InputError("datasets: check needs a name and --root: qpt datasets check NAME --root FOLDER")

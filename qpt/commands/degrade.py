@@ -1,6 +1,6 @@
 """``qpt degrade``: draw what the degradations do to one photograph; list the ops and the named spaces.
 
-Run by ``qpt.cli``; the drawing is ``qpt.pictures.draw_degradations``.
+Run by ``qpt.cli``; the drawing is ``qpt.report.degradation_grid.draw_degradations``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qpt.space import DegradationSpace
+    from qpt.degradations.space import DegradationSpace
 
 HELP = "draw every op at every level, and random compositions, of one photograph; list ops and spaces"
 EXAMPLE = """\
@@ -52,9 +52,9 @@ def _draw(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from qpt.data.images import UNREADABLE, load_rgb
+    from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
-    from qpt.pictures import draw_degradations
-    from qpt.space import DegradationSpace
+    from qpt.report.degradation_grid import draw_degradations
 
     for name, value in (("IMAGE", args.image), ("--out", args.out)):
         if not value:
@@ -97,7 +97,7 @@ def _sizes(space: DegradationSpace) -> dict[str, Any]:
 
 
 def _ops() -> list[dict[str, Any]]:
-    from qpt.degradations import DEGRADATIONS, levels_in_words
+    from qpt.degradations.op_table import DEGRADATIONS, levels_in_words
 
     return [
         {
@@ -115,8 +115,8 @@ def _ops() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from qpt import presets
-    from qpt.space import DegradationSpace
+    from qpt.degradations import presets
+    from qpt.degradations.space import DegradationSpace
 
     spaces = {name: DegradationSpace.preset(name) for name in presets.NAMES}
     return [

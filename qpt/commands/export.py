@@ -1,4 +1,4 @@
-"""``qpt export``: an encoder or a scorer as files for other programs. The work is in ``qpt.export``."""
+"""``qpt export``: an encoder or a scorer as files for other programs. The work is in ``qpt.export.formats``."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from qpt.errors import InputError
-    from qpt.evaluate.report import check_writable
     from qpt.evaluate.scorer import Scorer
-    from qpt.export import export_head, export_onnx, export_safetensors, export_state_dict
-    from qpt.model_card import model_card
+    from qpt.export.formats import export_head, export_onnx, export_safetensors, export_state_dict
+    from qpt.export.model_card import model_card
+    from qpt.io import check_writable
     from qpt.models import load_encoder
     from qpt.models.encoder import load_plain, run_record
 

@@ -25,7 +25,7 @@ def add_arguments(parser: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qpt.evaluate.report import to_json
+    from qpt.io import to_json
     from qpt.planning.gpus import find_gpu
     from qpt.planning.search import plan
     from qpt.planning.text import as_dict, render

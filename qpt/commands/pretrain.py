@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
-from qpt import recipes
 from qpt.errors import InputError
+from qpt.pretraining import recipes
 
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\

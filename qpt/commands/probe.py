@@ -1,4 +1,5 @@
-"""``qpt probe``: what an encoder sees of degradations, without any opinion score. The work is in ``qpt.probe``."""
+"""``qpt probe``: what an encoder sees of degradations, without any opinion score. The work is in
+``qpt.evaluate.probe``."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from qpt.evaluate.report import to_json
-    from qpt.probe import probe_run
+    from qpt.evaluate.probe import probe_run
+    from qpt.io import to_json
 
     settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "space", "seed")}
     result = probe_run(args.run, args.data, **settings)

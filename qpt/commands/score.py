@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from qpt.commands.evaluate import add_table_arguments, read_table_arguments
+from qpt.commands.options import add_table_arguments, read_table_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +124,7 @@ def _lines(content: bytes) -> list[str]:
 
 def _scorer(args: argparse.Namespace) -> Scorer:
     from qpt.errors import InputError
-    from qpt.evaluate.run import feature_cache
+    from qpt.evaluate.features import feature_cache
     from qpt.evaluate.scorer import Scorer
     from qpt.models import load_encoder
 
@@ -150,7 +150,7 @@ def _map_files(folder: str, images: Iterable[str]) -> dict[str, Path]:
     """Where each photograph's map goes: NAME.png, with a number where names repeat. Makes the folder."""
     from pathlib import Path
 
-    from qpt.evaluate.report import check_writable
+    from qpt.io import check_writable
 
     files: dict[str, Path] = {}
     for image in images:
@@ -166,8 +166,8 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     from pathlib import Path
 
     from qpt.errors import InputError
+    from qpt.evaluate.image_crops import load_photograph
     from qpt.evaluate.local import draw_local_quality, local_quality
-    from qpt.evaluate.photograph import load_photograph
 
     try:
         pixels = load_photograph(image, max_pixels=scorer.max_pixels)
@@ -204,7 +204,7 @@ def _print(style: str, scorer: Scorer, results: Iterable[_Scored], unusable: lis
 
 
 def _json(scorer: Scorer, scored: list[_Scored]) -> str:
-    from qpt.evaluate.report import to_json
+    from qpt.io import to_json
 
     scale = {
         "min": scorer.mos_min,

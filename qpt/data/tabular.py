@@ -1,8 +1,8 @@
 """Reading the files that scores come in: CSV, lists of words, Excel sheets and MATLAB files.
 
-Called by ``qpt.evaluate.table`` and by the readers of official data sets in ``qpt.data.iqa``. Whatever is wrong with a
-file as a whole is one InputError that names the file, what it must be and what was found; what is wrong with single
-rows is the caller's to collect. Relies on openpyxl and SciPy, imported when such a file is read.
+Called by ``qpt.evaluate.table`` and by the readers of official data sets in ``qpt.evaluate.datasets``. Whatever is
+wrong with a file as a whole is one InputError that names the file, what it must be and what was found; what is wrong
+with single rows is the caller's to collect. Relies on openpyxl and SciPy, imported when such a file is read.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from scipy import stats
 from qpt.errors import InputError
 from qpt.evaluate.bootstrap import draw_weights, median_over_splits, percentile_interval, resampled_metrics
 from qpt.evaluate.metrics import METRICS
-from qpt.evaluate.run import FORMAT
+from qpt.evaluate.result import FORMAT
 
 COMPARISON_FORMAT = "qpt-comparison-1"
 

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
-from qpt.evaluate.photograph import check_pixels, crops, extend, half_scale, load_photograph
+from qpt.evaluate.image_crops import check_pixels, crops, extend, half_scale, load_photograph
+from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet
 
 SCALES = ("full", "half")
@@ -149,6 +150,24 @@ def photographs(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterable[N
             yield pixels
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
+
+
+def encoder_views(
+    encoder: ResNet, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Every read-out of an encoder for a table: name -> (n, d) float64."""
+    # The fingerprint is of a set; features also depend on the order of its rows.
+    key = hashlib.sha256("\n".join((table.fingerprint, *table.images)).encode()).hexdigest()
+    features = extract(
+        encoder, table.paths, protocol=protocol, label=label, cache=cache, photographs_key=key, quiet=quiet
+    )
+    return {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
+
+
+def feature_cache(run: str | Path) -> Path:
+    """Where features of a run are kept: ``features`` inside its directory."""
+    path = Path(run)
+    return (path if path.is_dir() else path.parent) / "features"
 
 
 def weights_hash(encoder: ResNet) -> str:

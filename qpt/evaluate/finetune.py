@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
+from qpt.evaluate.image_crops import crops, load_photograph
 from qpt.evaluate.metrics import measure_rank_and_error
-from qpt.evaluate.photograph import crops, load_photograph
 from qpt.models import ResNet
 
 Array = NDArray[np.float64]

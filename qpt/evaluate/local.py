@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qpt.errors import InputError
-from qpt.evaluate.photograph import MIN_SIDE, check_pixels
+from qpt.evaluate.image_crops import MIN_SIDE, check_pixels
 
 if TYPE_CHECKING:
     from qpt.evaluate.scorer import Scorer

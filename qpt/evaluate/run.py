@@ -24,18 +24,18 @@ from PIL import __version__ as pillow_version
 from qpt.errors import InputError
 from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, weights_hash
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, encoder_views, feature_cache, weights_hash
 from qpt.evaluate.finetune import Photographs, fine_tune, hold_out
-from qpt.evaluate.plan import Plan, make_regimes
 from qpt.evaluate.protocol import Split, evaluate_splits, split_record
+from qpt.evaluate.regimes import Plan, make_regimes
 from qpt.evaluate.regressors import regressor
+from qpt.evaluate.result import FORMAT
 from qpt.evaluate.summary import paired_difference, summarise_on
 from qpt.evaluate.table import ScoreTable
-from qpt.models import ResNet, build_encoder, load_encoder
-from qpt.models.encoder import read_checkpoint
+from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import read_checkpoint, untrained_encoder
+from qpt.runs.files import run_name
 from qpt.version import __version__
-
-FORMAT = "qpt-evaluation-2"
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,6 @@ class Method:
     about: Mapping[str, Any]
     views: Mapping[str, NDArray[np.float64]]
     encoder: ResNet | None = None
-
-
-def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
-    """An encoder with the initial weights of this seed, in eval mode; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_encoder(arch, width).eval()
 
 
 def evaluate(
@@ -163,30 +156,6 @@ def _split_places(split: Split) -> dict[str, Any]:
     """Row numbers of the parts, into ``data.image_names``."""
     parts = {"train": split.train, "val": split.val, "test": split.test}
     return {"name": split.name, "seed": list(split.seed), **{name: rows.tolist() for name, rows in parts.items()}}
-
-
-def encoder_views(
-    encoder: ResNet, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
-) -> dict[str, NDArray[np.float64]]:
-    """Every read-out of an encoder for a table: name -> (n, d) float64."""
-    # The fingerprint is of a set; features also depend on the order of its rows.
-    key = hashlib.sha256("\n".join((table.fingerprint, *table.images)).encode()).hexdigest()
-    features = extract(
-        encoder, table.paths, protocol=protocol, label=label, cache=cache, photographs_key=key, quiet=quiet
-    )
-    return {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
-
-
-def feature_cache(run: str | Path) -> Path:
-    """Where features of a run are kept: ``features`` inside its directory."""
-    path = Path(run)
-    return (path if path.is_dir() else path.parent) / "features"
-
-
-def run_name(run: str | Path) -> str:
-    """What results call a run: the name of its directory."""
-    path = Path(run).resolve()
-    return path.name if path.is_dir() else path.parent.name
 
 
 def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str, dict[str, Any], ResNet]]:

@@ -12,13 +12,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from qpt.errors import InputError
+from qpt.errors import InputError, describe
 from qpt.evaluate.calibration import LogisticCalibration, calibrate
 from qpt.evaluate.features import (
     DEFINITION,
@@ -27,19 +28,16 @@ from qpt.evaluate.features import (
     STATISTICS,
     FeatureProtocol,
     ReadOut,
+    encoder_views,
     photograph_features,
     prepare,
 )
-from qpt.evaluate.photograph import MAX_PIXELS, check_pixels, load_photograph
+from qpt.evaluate.image_crops import MAX_PIXELS, check_pixels, load_photograph
 from qpt.evaluate.protocol import choose
 from qpt.evaluate.ridge import fit_ridge
-from qpt.evaluate.run import encoder_views
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet, build_encoder
 from qpt.models.encoder import load_plain
-
-if TYPE_CHECKING:
-    from qpt.evaluate.metric import Metric
 
 SCORER_FORMAT = "qpt-scorer-2"
 #: What the encoder may run in. Everything after it, from the statistics over positions on, is float32 or better.
@@ -121,8 +119,7 @@ class Scorer:
         return replace(self, encoder=encoder)
 
     def as_metric(self) -> Metric:
-        """A ``torch.nn.Module`` with pyiqa's calling convention: see ``qpt.evaluate.metric``."""
-        from qpt.evaluate.metric import Metric
+        """A ``torch.nn.Module`` with pyiqa's calling convention: see ``Metric``."""
 
         return Metric(self)
 
@@ -237,3 +234,40 @@ class Scorer:
             calibration=None if calibration is None else LogisticCalibration(**calibration),
             pretraining=state["pretraining"],
         )
+
+
+class Metric(nn.Module):
+    """``metric(x) -> (N, 1)`` float32 scores on the CPU; x is a file or an (N, 3, H, W) float tensor of values 0 to 1.
+
+    lower_better: False.  metric_mode: "NR", no reference.  score_range: "lowest, highest" label it was fitted on, as
+    text like pyiqa's.  A tensor's values are rounded to 8 bits first, as a file's would be. Nothing here has a
+    gradient: a metric to look at, not a loss.
+    """
+
+    lower_better = False
+    metric_mode = "NR"
+    metric_name = "qpt"
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.score_range = f"{scorer.mos_min:g}, {scorer.mos_max:g}"
+
+    def forward(self, target: str | Path | Tensor, ref: object = None) -> Tensor:
+        """Scores of the photographs of ``target``; ``ref`` is there for the convention and is not used.
+
+        Raises InputError for a tensor of another shape or type, or with values outside 0 to 1 (or NaN), besides all
+        that ``Scorer`` refuses.
+        """
+        if isinstance(target, (str, Path)):
+            return torch.tensor([[self.scorer(target)]], dtype=torch.float32)
+        if not isinstance(target, Tensor) or target.ndim != 4 or target.shape[1] != 3 or not target.is_floating_point():
+            raise InputError(f"metric: target must be a path or an (N, 3, H, W) float tensor, got {describe(target)}")
+        scores = np.empty((len(target), 1), np.float32)
+        for index, image in enumerate(target.detach()):
+            values = image.float().cpu()
+            if values.numel() and not (values.min() >= 0 and values.max() <= 1):
+                raise InputError(f"metric: target must hold values from 0 to 1, got others in image {index}")
+            pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+            scores[index, 0] = self.scorer(pixels.numpy())
+        return torch.from_numpy(scores)

@@ -1,9 +1,9 @@
 """Tables of scores: photographs with their mean opinion scores (MOS), where from and how they are split.
 
-``read_table`` reads a CSV; the readers of official data sets in ``qpt.data.iqa`` hand their rows to ``assemble``, which
-checks and builds every table. A table is read whole and checked whole before any photograph is decoded: one TableError
-lists everything that is wrong with it. Called by ``qpt evaluate``, ``qpt fit`` and ``qpt score``. Relies on
-``qpt.data.tabular`` for files and on Pillow for the headers of photographs.
+``read_table`` reads a CSV; the readers of official data sets in ``qpt.evaluate.datasets`` hand their rows to
+``assemble``, which checks and builds every table. A table is read whole and checked whole before any photograph is
+decoded: one TableError lists everything that is wrong with it. Called by ``qpt evaluate``, ``qpt fit`` and ``qpt
+score``. Relies on ``qpt.data.tabular`` for files and on Pillow for the headers of photographs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qpt.data.tabular import number, read_csv, refuse_repeated
 from qpt.errors import InputError
-from qpt.evaluate.photograph import check_header
+from qpt.evaluate.image_crops import check_header
 
 MIN_IMAGES = 10  # two test images in an 80/20 split by image
 MIN_GROUPS = 3  # two to train on with few labels, one to test on

@@ -27,6 +27,13 @@ def build_encoder(arch: str = "resnet18", width: int = 64) -> ResNet:
     return ResNet(arch, width)
 
 
+def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
+    """An encoder with the initial weights of this seed, in eval mode; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(arch, width).eval()
+
+
 def load_plain(kind: str, path: str | Path, *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote to a file, on the CPU; only tensors and plain data are unpickled.
 

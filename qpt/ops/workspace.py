@@ -1,17 +1,17 @@
 """Bytes of device memory that the custom ops take while they run, beyond their inputs and outputs.
 
 A trace with fake tensors sees an op's outputs only; ``qpt.planning`` adds what stands here. Read off the code that
-allocates: ``degrade.py`` and ``cuda.py``, ``contrastive_terms.py`` and its backends; tests/test_plan.py compares with
+allocates: ``degrade.py`` and ``cuda.py``, ``loss.py`` and its backends; tests/test_plan.py compares with
 allocations. Tensors of a few numbers are left out.
 """
 
 from __future__ import annotations
 
-from qpt.ops import backend
-from qpt.ops.contrastive_terms import _LOOKUP, _LOOKUP_ACCELERATOR
+from qpt.ops import extension
+from qpt.ops.contrastive.loss import _LOOKUP, _LOOKUP_ACCELERATOR
 
 _FLOAT, _ID = 4, 8  # bytes
-_STRIP = 64  # contrastive_cpp.py pads rows of the symmetric form to it
+_STRIP = 64  # backend_cpp.py pads rows of the symmetric form to it
 _PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several parts: contrastive_launch.splits_for
 _MATCH = 2 * _ID + 3  # bytes per key while its id is looked up: slot, id found, three comparisons
 
@@ -21,7 +21,7 @@ def degrade_bytes(rows: int, slots: int, patches: int, side: int, *, resizes: bo
 
     rows, slots: of the program, some row of which ``resizes``.  teams: threads (CPU) or resident blocks (GPU).
     """
-    scratch = min(rows, teams) * backend.extension().scratch_bytes(side, side, resizes, True)
+    scratch = min(rows, teams) * extension.load().scratch_bytes(side, side, resizes, True)
     ops, params, ids, windows, boxes = 2 * slots, 16 * slots, 8 + 4 + 4, 5 * 4, 2 * 4 * patches
     return int(scratch) + rows * (ops + params + ids + windows + boxes)
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from qpt.errors import InputError
+from qpt.ops.contrastive.pool import MAX_CAPACITY
 from qpt.planning.gpus import GIB, Gpu, known_gpus
 from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import Peak, Peaks
-from qpt.pool import MAX_CAPACITY
 from qpt.pretraining.config import PretrainConfig
 
 DEVICE_BATCHES = 2  # regions of the batch under way and of the next one, which the feed copies meanwhile

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from qpt import degradations
-from qpt.degradations import SLOTS
+from qpt.degradations import op_table
+from qpt.degradations.op_table import SLOTS
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 from qpt.ops import workspace
-from qpt.ops.degrade import degrade_patches
+from qpt.ops.contrastive.pool import NegativePool
+from qpt.ops.degrade.api import degrade_patches
 from qpt.planning.tracker import MemoryTracker, Peaks
-from qpt.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.program import Program
-from qpt.space import DegradationSpace
 
 #: In the order of a report: what memory goes to.
 CATEGORIES = (
@@ -97,7 +97,7 @@ class StepTrace:
             params=torch.zeros(rows, slots, SLOTS),
             seeds=torch.zeros(rows, dtype=torch.int64),
             source=torch.zeros(rows, dtype=torch.int32),
-            table=degradations.fingerprint(),
+            table=op_table.fingerprint(),
         )
         boxes = torch.zeros(rows, config.patches, 2, dtype=torch.int32)
         with MemoryTracker(self._workspace) as tracker:

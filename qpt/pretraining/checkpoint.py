@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from qpt.errors import InputError
-from qpt.files import write_aside
+from qpt.io import write_whole
 from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.observe import FILE as OBSERVATIONS
-from qpt.pretraining.records import HISTORY, SEEN
+from qpt.runs.first_batch import SEEN
+from qpt.runs.history import HISTORY
+from qpt.runs.observations import FILE as OBSERVATIONS
 
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
@@ -243,7 +244,7 @@ def _keep_if_best(run: Path, path: Path, state: dict[str, Any]) -> None:
     except InputError:  # none yet, or damaged since
         best.parent.mkdir(exist_ok=True)
     if not _link(path, best):
-        write_aside(best, lambda aside: shutil.copyfile(path, aside))
+        write_whole(best, lambda aside: shutil.copyfile(path, aside))
     _sync(best.parent)
 
 

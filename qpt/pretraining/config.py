@@ -14,12 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import yaml
 
 from qpt.errors import InputError
-
-#: Fields that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = frozenset(
-    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
-    | {"keep_checkpoints", "tensorboard", "page"}
-)
+from qpt.runs.files import FREE_ON_RESUME
 
 
 @dataclass(frozen=True)

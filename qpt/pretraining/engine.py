@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from qpt import degradations
 from qpt.data.regions import Batch, RegionDataset
 from qpt.data.sources import Source, open_source
+from qpt.degradations import op_table
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError, StalledError
-from qpt.files import write_aside
+from qpt.io import write_whole
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
@@ -30,18 +31,18 @@ from qpt.pretraining.checkpoint import (
     make_resumable,
     save_checkpoint,
 )
-from qpt.pretraining.clocks import StageClocks
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, keep_failed_step
-from qpt.pretraining.feed import Feed
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
+from qpt.pretraining.loader import Feed
 from qpt.pretraining.log import RunLog
-from qpt.pretraining.observe import observe
-from qpt.pretraining.page import RunPage
-from qpt.pretraining.records import SEEN, keep_seen, note_start
+from qpt.pretraining.process_group import World, join, threads
+from qpt.pretraining.run_page import RunPage
 from qpt.pretraining.signals import Asked, listening
-from qpt.pretraining.world import World, join, threads
-from qpt.space import DegradationSpace
+from qpt.pretraining.throughput import StageClocks
+from qpt.runs.first_batch import SEEN, keep_seen
+from qpt.runs.history import note_start
+from qpt.runs.observations import observe
 from qpt.version import __version__
 
 MAX_POOL_ROWS_PER_PHOTOGRAPH = 2
@@ -96,7 +97,7 @@ def _pretrain(
         cache_mib=config.cache_mib,
     )
     fingerprint = source.fingerprint()
-    table = degradations.fingerprint()
+    table = op_table.fingerprint()
     run = Path(config.out)
     world.on_main(lambda: _open_run(config, resume))
     resume = world.gather(resume and has_checkpoint(run))[0]
@@ -110,8 +111,8 @@ def _pretrain(
         if world.main:
             _warn_about_sums(state, world)
     elif world.main:
-        write_aside(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
-        write_aside(run / "config.yaml", config.save)
+        write_whole(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
+        write_whole(run / "config.yaml", config.save)
     if world.main:
         _warn_about_pool(config, len(source))
         note_start(run, first, device)

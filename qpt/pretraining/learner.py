@@ -1,8 +1,8 @@
 """One training step: patches of some compositions of each photograph in, loss and updated weights out.
 
 ``Learner`` owns everything a step changes (encoders, head, pool, optimiser) and is what a checkpoint holds. Called by
-``qpt.pretraining.engine``; relies on ``qpt.ops.contrastive`` for the loss, on ``qpt.pool`` for the negatives and on
-``qpt.pretraining.embed`` for embedding in chunks.
+``qpt.pretraining.engine``; relies on ``qpt.ops.contrastive.api`` for the loss, on ``qpt.ops.contrastive.pool`` for the
+negatives and on ``qpt.pretraining.embed`` for embedding in chunks.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.models import build_encoder, load_encoder, projection_head
 from qpt.models.norm import synchronise
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.contrastive_distributed import distributed_contrastive_loss
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.distributed import distributed_contrastive_loss
+from qpt.ops.contrastive.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
 from qpt.pretraining.optimisers import build_optimizer
-from qpt.pretraining.world import World
+from qpt.pretraining.process_group import World
 
 _TO_CHUNKS, _TO_PROCESSES = 3, 4  # first word of a seed: what the stream is for (see qpt.data.regions)
 

@@ -19,8 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qpt.pretraining.clocks import STARVED
-from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, bin_middles, rewrite
+from qpt.io import write_lines
+from qpt.runs.files import DATA_BOUND
+from qpt.runs.observations import KINDS, Observation, ObservationLog, bin_edges, bin_middles
 
 FIELDS = (
     "step",
@@ -55,7 +56,7 @@ class RunLog:
             with open(self.path, newline="") as stream:
                 kept = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
             kept = [row for row in kept if int(row["step"]) <= first_step and None not in row.values()]
-        rewrite(self.path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
+        write_lines(self.path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
         self._stream = open(self.path, "a", newline="")  # noqa: SIM115 - closed in __exit__
         self._observations = ObservationLog(run, first_step)
         self._complained = False  # that the disk is full: said once
@@ -175,7 +176,7 @@ class RunLog:
 
 def limited_by(row: Mapping[str, float]) -> str:
     """What holds the run up, for a row of the log: waiting for photographs, or the work on them."""
-    if row["load_share"] >= STARVED:
+    if row["load_share"] >= DATA_BOUND:
         return f"data starves ({row['load_share']:.0%} waiting)"
     return "step-bound"
 

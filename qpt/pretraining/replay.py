@@ -21,7 +21,7 @@ from qpt.errors import InputError
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import FailedStep, check_gradients, read_failed_step
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.world import World, join, threads
+from qpt.pretraining.process_group import World, join, threads
 
 
 @dataclass

@@ -16,20 +16,19 @@ import numpy as np
 import yaml
 
 from qpt.errors import InputError
-from qpt.evaluate.features import FeatureProtocol, weights_hash
+from qpt.evaluate.features import FeatureProtocol, encoder_views, feature_cache, weights_hash
 from qpt.evaluate.metrics import measure
-from qpt.evaluate.run import encoder_views, feature_cache
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
-from qpt.pretraining.config import FREE_ON_RESUME
 from qpt.report import figures
 from qpt.report.measurements import embedding_map, out_of_fold, srcc_by_kind
 from qpt.report.neighbours import neighbour_sections, pick_photographs
 from qpt.report.page import Picture, Section, write_page
-from qpt.report.records import RunRecord, read_runs
+from qpt.report.run_records import RunRecord, read_runs
 from qpt.report.severity import degraded_photographs, degraded_sections
 from qpt.report.thumbnails import thumbnail
 from qpt.report.training import final_figures, record_section, training_sections
+from qpt.runs.files import FREE_ON_RESUME
 
 THUMBNAILS = 6  # of each kind
 _METRIC_NAMES = {

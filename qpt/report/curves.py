@@ -1,7 +1,8 @@
 """The drawings of how runs were trained: each function returns the bytes of a PNG file.
 
-Called by ``qpt.report.training`` and ``qpt.demo``. Curves of several runs lie in one plot, a colour each. What is
-measured per batch is noisy: a thin line shows it as logged, a thick one its moving average. Relies on ``canvas``.
+Called by ``qpt.report.training`` and ``qpt.commands.demo_run``. Curves of several runs lie in one plot, a colour each.
+What is measured per batch is noisy: a thin line shows it as logged, a thick one its moving average. Relies on
+``canvas``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.pretraining.observe import BINS, KINDS, Observation, bin_edges
 from qpt.report.canvas import COLOURS, GREY, MEDIUM, as_png, new_axes
+from qpt.runs.observations import BINS, KINDS, Observation, bin_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

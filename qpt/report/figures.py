@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS
 from qpt.evaluate.metrics import logistic
 from qpt.report.canvas import COLOURS, MEDIUM, SMALL, as_png, new_axes
 from qpt.report.measurements import Cloud, Severity, fitted_curve

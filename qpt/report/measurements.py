@@ -15,12 +15,12 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from qpt.degradations import DEGRADATIONS
+from qpt.degradations.op_table import DEGRADATIONS
 from qpt.evaluate.logistic import fit_logistic
 from qpt.evaluate.metrics import is_constant
+from qpt.evaluate.probe import ProbeSet, rank_correlation
 from qpt.evaluate.protocol import choose, inner_folds
 from qpt.evaluate.ridge import fit_ridge
-from qpt.probe import ProbeSet, rank_correlation
 
 Array = NDArray[np.float64]
 

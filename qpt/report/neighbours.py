@@ -19,19 +19,19 @@ from torch import Tensor
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.features import prepare
-from qpt.evaluate.photograph import MIN_SIDE
+from qpt.evaluate.image_crops import MIN_SIDE
+from qpt.evaluate.probe import read_photographs
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.probe import read_photographs
-from qpt.program import Program
+from qpt.ops.degrade.api import degrade, degrade_patches
 from qpt.report.page import Picture, Section
-from qpt.report.records import RunRecord
+from qpt.report.run_records import RunRecord
 from qpt.report.severity import given_photographs
 from qpt.report.thumbnails import patches_in_a_row
-from qpt.space import DegradationSpace
 
 PHOTOGRAPHS, COMPOSITIONS = 8, 20
 NEAREST, QUERIES = 5, 6

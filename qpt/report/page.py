@@ -1,7 +1,7 @@
 """One self-contained HTML page: its pictures inlined, its figures in tables, no script, no network.
 
-Called by ``qpt.report.build`` and ``qpt.demo``; a page is a title, a lead sentence and sections of text, tables and
-pictures. Relies on Jinja2, which escapes every text, and on the one template in ``qpt/templates``.
+Called by ``qpt.report.build`` and ``qpt.commands.demo_run``; a page is a title, a lead sentence and sections of text,
+tables and pictures. Relies on Jinja2, which escapes every text, and on ``page.html`` beside this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader
 
-_TEMPLATES = Path(__file__).parents[1] / "templates"
+_TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The sections of a report about photographs that the engine degraded: severity curves and the map of patches.
 
 Called by ``qpt.report.build``. Every op of the default space at each level on a few photographs; what is drawn is how
-a score, or the distance to the pristine picture, changes with the level. Relies on ``qpt.probe`` for the set and the
-features, on ``measurements`` and ``figures``.
+a score, or the distance to the pristine picture, changes with the level. Relies on ``qpt.evaluate.probe`` for the set
+and the features, on ``measurements`` and ``figures``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.photograph import MIN_SIDE
+from qpt.evaluate.image_crops import MIN_SIDE
+from qpt.evaluate.probe import ProbeSet, pooled_features, pristine_features, probe_set, progress, read_photographs
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet
-from qpt.ops.degrade import degrade
-from qpt.probe import ProbeSet, pooled_features, pristine_features, probe_set, progress, read_photographs
+from qpt.ops.degrade.api import degrade
 from qpt.report import figures
 from qpt.report.measurements import Severity, distance_severity, embedding_map, score_severity
 from qpt.report.page import Picture, Section
-from qpt.space import DegradationSpace
 
 PHOTOGRAPHS = 8
 CROP_PX = 224

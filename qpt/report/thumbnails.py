@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qpt.evaluate.photograph import load_photograph
+from qpt.evaluate.image_crops import load_photograph
 
 THUMBNAIL_PX = 304
 PATCH_PX = 150  # what a small patch is enlarged to at least

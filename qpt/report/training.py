@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from qpt.pretraining.clocks import STARVED
-from qpt.pretraining.observe import KINDS, mean_similarity
 from qpt.report import curves
 from qpt.report.page import Picture, Section
-from qpt.report.records import RunRecord
+from qpt.report.run_records import RunRecord
 from qpt.report.thumbnails import patches_in_a_row
+from qpt.runs.files import DATA_BOUND
+from qpt.runs.observations import KINDS, mean_similarity
 
 UNREADABLE_MOST = 50  # files that a page lists
 _TRAINING, _PAIRS, _SPEED, _SEEN = "Training", "Similarities of pairs", "Throughput", "What the run saw"
@@ -138,7 +138,7 @@ def _limit(log: Mapping[str, Sequence[float]]) -> str:
         for name in ("load_share", "degrade_share")
     )
     figures = f"{load:.0%} of the time waiting for photographs, {degrade:.0%} degrading, the rest in the step"
-    if load >= STARVED:
+    if load >= DATA_BOUND:
         return f"the data starves the step: {figures}"
     return f"the step is what takes the time: {figures}"
 

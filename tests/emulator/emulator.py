@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.resources import SHARED_LIMIT
 from qpt import Program, build
-from qpt.ops.cuda import Inputs, LaunchPlan, kernel_arguments
-from qpt.ops.patches import Patches
+from qpt.ops.degrade.cuda import Inputs, LaunchPlan, kernel_arguments
+from qpt.ops.degrade.patches import Patches
 
 SOURCE = Path(__file__).with_name("degrade.cpp")
 GUARD = 256  # bytes on either side of every buffer

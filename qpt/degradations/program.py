@@ -1,0 +1,301 @@
+"""Program: the ops, levels and numbers each output picture gets. Plain data, saved and replayed exactly.
+
+Made by ``qpt.degradations.space`` (sampling) or ``Program.from_chains`` (by hand); executed by ``qpt.ops.degrade.api``,
+which trusts ``Program.check`` to have refused everything a kernel could trip over. Relies on
+``qpt.degradations.op_table`` for the op table.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qpt.degradations import op_table, random_bits
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, SLOTS, Degradation
+from qpt.errors import InputError
+
+_DTYPES = {
+    "ops": torch.int16,
+    "levels": torch.int8,
+    "params": torch.float32,
+    "seeds": torch.int64,
+    "source": torch.int32,
+}
+_SHAPES = {"ops": "(r, S)", "levels": "(r, S)", "params": f"(r, S, {SLOTS})", "seeds": "(r,)", "source": "(r,)"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a chain: its name, its level (1..5, or 0 for parameters given by hand) and its parameters by name."""
+
+    name: str
+    level: int
+    params: dict[str, float]
+
+    def __str__(self) -> str:
+        if self.level:
+            return f"{self.name}[{self.level}]"
+        return f"{self.name}[{', '.join(f'{name}={value:g}' for name, value in self.params.items())}]"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps of one row, first to last; prints as ``gaussian_blur[3] → jpeg[1]``, or ``pristine`` when empty."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return " → ".join(map(str, self.steps)) or "pristine"
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """One row per output picture; r rows of S slots, all tensors on the CPU.
+
+    ops: int16 (r, S), op ids, -1 for an unused slot.  levels: int8 (r, S), labels 1..5, 0 for none.
+    params: float32 (r, S, 4), what the kernels read.  seeds: int64 (r,), all a row's randomness.
+    source: int32 (r,), index of the image a row degrades.  table: fingerprint of the op table that made it.
+    A random number is keyed by (seed, slot, image coordinates), so a row's picture depends on nothing but its own row.
+    """
+
+    ops: Tensor
+    levels: Tensor
+    params: Tensor
+    seeds: Tensor
+    source: Tensor
+    table: str
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    @overload
+    def __getitem__(self, row: int) -> Chain: ...
+    @overload
+    def __getitem__(self, row: slice) -> Program: ...
+    def __getitem__(self, row: int | slice) -> Chain | Program:
+        if isinstance(row, slice):
+            return self.select(range(len(self))[row])
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"Program: row must be in [{-len(self)}, {len(self)}), got {row}")
+        steps = []
+        for op, level, values in zip(
+            self.ops[row].tolist(), self.levels[row].tolist(), self.params[row].tolist(), strict=True
+        ):
+            if op >= 0:
+                entry = DEGRADATIONS[op]
+                named = {p.name: value for p, value in zip(entry.parameters, values, strict=False)}
+                steps.append(Step(entry.name, level, named))
+        return Chain(tuple(steps))
+
+    def __iter__(self) -> Iterator[Chain]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Program({len(self)} rows, {self.ops.shape[-1]} slots, table {self.table})"
+
+    def compositions(self) -> list[tuple[tuple[int, int], ...]]:
+        """Each row's (op id, level) pairs in order, unused slots left out: equal where compositions are equal."""
+        rows = zip(self.ops.tolist(), self.levels.tolist(), strict=True)
+        return [tuple((o, v) for o, v in zip(ops, levels, strict=True) if o >= 0) for ops, levels in rows]
+
+    def resizes(self) -> bool:
+        """True when some row holds ``resize_to``, and so works at sizes other than its image's."""
+        return bool(self.resized_rows().any())
+
+    def resized_rows(self) -> np.ndarray:
+        """(r,) bool: the rows that hold ``resize_to``."""
+        return (self.ops.numpy() == op_table.op_id("resize_to")).any(axis=1)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Program:
+        """The given rows, in the given order, as a new program over the same images."""
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)
+        fields = (self.ops[index], self.levels[index], self.params[index], self.seeds[index], self.source[index])
+        return Program(*fields, self.table)
+
+    def equal(self, other: Program) -> bool:
+        """True when every field is the same, value for value."""
+        return self.table == other.table and all(torch.equal(getattr(self, f), getattr(other, f)) for f in _DTYPES)
+
+    @staticmethod
+    def concat(programs: Sequence[Program], *, source_offsets: Sequence[int] | None = None) -> Program:
+        """Rows of several programs, one after another.
+
+        source_offsets: added to each program's ``source``, for batches of images that are concatenated too; None when
+        all programs degrade the same batch. Fewer slots than the widest are padded with unused ones.
+        Raises InputError for no programs, different op tables, or as many offsets as not programs.
+        """
+        if not programs:
+            raise InputError("Program.concat: programs must hold at least one program, got none")
+        tables = sorted({p.table for p in programs})
+        if len(tables) > 1:
+            raise InputError(f"Program.concat: programs must come from one op table, got {', '.join(tables)}")
+        offsets = [0] * len(programs) if source_offsets is None else list(source_offsets)
+        if len(offsets) != len(programs):
+            raise InputError(f"Program.concat: source_offsets must be {len(programs)} integers, got {len(offsets)}")
+        slots = max(p.ops.shape[1] for p in programs)
+
+        def padded(tensor: Tensor, value: int) -> Tensor:
+            out = tensor.new_full((len(tensor), slots, *tensor.shape[2:]), value)
+            out[:, : tensor.shape[1]] = tensor
+            return out
+
+        return Program(
+            torch.cat([padded(p.ops, -1) for p in programs]),
+            torch.cat([padded(p.levels, 0) for p in programs]),
+            torch.cat([padded(p.params, 0) for p in programs]),
+            torch.cat([p.seeds for p in programs]),
+            torch.cat([p.source + offset for p, offset in zip(programs, offsets, strict=True)]),
+            tables[0],
+        )
+
+    @staticmethod
+    def from_chains(
+        chains: Sequence[Sequence[tuple[str, int | Sequence[float]]]],
+        *,
+        seeds: Sequence[int],
+        source: Sequence[int] | None = None,
+    ) -> Program:
+        """A program written by hand.
+
+        chains: for each row, (op name, level 1..5) or (op name, parameters) pairs; parameters a level leaves to chance
+        (a sign, an angle) come from the row's seed.  seeds: one int64 per row.  source: image of each row, None for 0.
+        Raises InputError for an unknown op, a level or parameter out of range, or lengths that differ.
+        """
+        r, slots = len(chains), max((len(chain) for chain in chains), default=0)
+        ops, levels = np.full((r, slots), -1, np.int16), np.zeros((r, slots), np.int8)
+        given = np.zeros((r, slots, SLOTS), np.float32)
+        for i, chain in enumerate(chains):
+            for j, step in enumerate(chain):
+                if not isinstance(step, (tuple, list)) or len(step) != 2:
+                    raise InputError(
+                        f"Program.from_chains: a step must be (op name, level or parameters), got {step!r}"
+                    )
+                ops[i, j] = op_table.op_id(step[0], "Program.from_chains")
+                levels[i, j], given[i, j] = _setting(DEGRADATIONS[ops[i, j]], step[1])
+        row_seeds = _integers("seeds", seeds, r, np.int64)
+        sources = np.zeros(r, np.int32) if source is None else _integers("source", source, r, np.int32)
+        drawn = op_table.draw_params(ops, levels, random_bits.uniform(row_seeds, slots * SLOTS).reshape(given.shape))
+        program = Program(
+            torch.from_numpy(ops),
+            torch.from_numpy(levels),
+            torch.from_numpy(np.where(levels[..., None] > 0, drawn, given)),
+            torch.from_numpy(row_seeds),
+            torch.from_numpy(sources),
+            op_table.fingerprint(),
+        )
+        program.check("Program.from_chains")
+        return program
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program to ``path`` (an uncompressed .npz without pickled objects), replacing it in one step."""
+        temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, table=np.array(self.table), **{name: getattr(self, name).numpy() for name in _DTYPES})
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Program:
+        """Read a saved program. Raises InputError for another kind of file, a damaged one, or another op table."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                fields = {name: torch.from_numpy(stored[name]) for name in _DTYPES}
+                program = Program(**fields, table=str(stored["table"]))
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+            raise InputError(f"Program.load: path must be a saved program, got {os.fspath(path)}: {error}") from error
+        program.check("Program.load")
+        return program
+
+    def check(self, caller: str) -> None:
+        """Raise InputError, naming the field, unless a kernel can run this program as it is."""
+        if self.table != op_table.fingerprint():
+            raise InputError(
+                f"{caller}: program must be made with op table {op_table.fingerprint()}, got {self.table}; "
+                "sample it again with this version, or run it with the version that made it"
+            )
+        r, slots = self.ops.shape if isinstance(self.ops, Tensor) and self.ops.ndim == 2 else (0, 0)
+        shapes = {"ops": (r, slots), "levels": (r, slots), "params": (r, slots, SLOTS), "seeds": (r,), "source": (r,)}
+        for name, dtype in _DTYPES.items():
+            field = getattr(self, name)
+            if not isinstance(field, Tensor):
+                raise InputError(f"{caller}: program.{name} must be a torch tensor, got {type(field).__name__}")
+            if field.dtype != dtype or field.shape != shapes[name] or field.device.type != "cpu":
+                raise InputError(
+                    f"{caller}: program.{name} must be {_SHAPES[name]} {_name(dtype)} on the CPU, "
+                    f"got {tuple(field.shape)} {_name(field.dtype)} on {field.device}"
+                )
+            if field.requires_grad:
+                raise InputError(f"{caller}: program.{name} must not require a gradient: a degradation has none")
+        ops, levels, params = self.ops.numpy(), self.levels.numpy(), self.params.numpy()
+        _refuse(caller, "ops", f"op ids in -1..{len(DEGRADATIONS) - 1}", ops, (ops < -1) | (ops >= len(DEGRADATIONS)))
+        _refuse(caller, "levels", f"in 0..{LEVELS}", levels, (levels < 0) | (levels > LEVELS))
+        source = self.source.numpy()
+        _refuse(caller, "source", "image indices from 0", source, source < 0)
+        self._check_params(caller, ops, params)
+
+    def _check_params(self, caller: str, ops: np.ndarray, params: np.ndarray) -> None:
+        table, used = op_table.arrays(), ops >= 0
+        op = np.maximum(ops, 0)
+        good = (params >= table.low[op]) & (params <= table.high[op])  # false for NaN, in unused slots too
+        good &= ~table.integer[op] | (params == np.rint(params))
+        bad = ~good & used[..., None]
+        if bad.any():
+            row, slot, index = (int(k) for k in np.argwhere(bad)[0])
+            entry, value = DEGRADATIONS[ops[row, slot]], params[row, slot, index]
+            if index >= len(entry.parameters):
+                raise InputError(f"{caller}: program.params of {entry.name} must be numbers, got {value} in row {row}")
+            p = entry.parameters[index]
+            kind = "a whole number in" if p.integer else "in"
+            raise InputError(
+                f"{caller}: program.params of {entry.name} must have {p.name} {kind} [{p.low:g}, {p.high:g}] {p.unit}, "
+                f"got {value:g} in row {row}, slot {slot}"
+            )
+
+
+def _setting(entry: Degradation, setting: int | Sequence[float]) -> tuple[int, np.ndarray]:
+    """(level, zeros) or (0, parameters) of a step written by hand, the parameters padded to SLOTS."""
+    given = np.zeros(SLOTS, np.float32)
+    if isinstance(setting, (int, np.integer)) and not isinstance(setting, bool):
+        if not 1 <= setting <= LEVELS:
+            raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {entry.name}[{setting}]")
+        return int(setting), given
+    values = np.asarray(setting)
+    names = ", ".join(p.name for p in entry.parameters)
+    if values.shape != (len(entry.parameters),) or values.dtype.kind not in "iuf":
+        must = f"a level in 1..{LEVELS} or parameters ({names})"
+        raise InputError(f"Program.from_chains: {entry.name} must have {must}, got {setting!r}")
+    given[: len(values)] = values
+    return 0, given
+
+
+def _integers(argument: str, values: Sequence[int], rows: int, dtype: type[np.signedinteger]) -> np.ndarray:
+    """``values`` as (rows,) integers of ``dtype``. Raises InputError for anything else, or beyond its range."""
+    given, limits = np.asarray(values), np.iinfo(dtype)
+    good = given.shape == (rows,) and (rows == 0 or given.dtype.kind in "iu")
+    if not good or ((given < limits.min) | (given > limits.max)).any():
+        must = f"{rows} integers of {limits.bits} bits with a sign"
+        raise InputError(f"Program.from_chains: {argument} must be {must}, got {values!r:.80}")
+    return given.astype(dtype)
+
+
+def _refuse(caller: str, name: str, must: str, values: np.ndarray, bad: np.ndarray) -> None:
+    if bad.any():
+        where = tuple(int(k) for k in np.argwhere(bad)[0])
+        raise InputError(f"{caller}: program.{name} must be {must}, got {values[where]} in row {where[0]}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,290 @@
+"""The vocabulary of a degradation space, as plain data: a Rule draws Groups, of which one Choice of op acts.
+
+Read by ``qpt.degradations.space`` (drawing), ``qpt.degradations.counting`` (counting) and
+``qpt.degradations.space_yaml`` (YAML: its keys are these fields). Everything is checked here, when it is made, against
+the op table.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Parameter, Uniform, Value
+from qpt.errors import InputError
+
+__all__ = ["ByLevel", "Choice", "Group", "Rule", "Uniform", "Value"]
+
+MOST_SLOTS = 64
+
+
+@dataclass(frozen=True)
+class ByLevel:
+    """A range cut into five equal parts, one per level: level 1 at the ``mild`` end, level 5 at the ``strong`` one.
+
+    With equal level weights the value is uniform over the whole range, as in sources that have ranges and no levels;
+    the label then says how strong it was. Whole-numbered parameters: both ends are drawn, the parts differ by one at
+    most.
+    """
+
+    mild: float
+    strong: float
+
+    def parts(self, integer: bool) -> tuple[Uniform, ...]:
+        """The five ranges, level 1 first."""
+        low, high = sorted((self.mild, self.strong))
+        if integer:
+            edges = [low + math.floor((high - low + 1) * k / LEVELS) for k in range(LEVELS + 1)]
+            cut = [Uniform(a, b - 1) for a, b in itertools.pairwise(edges)]
+        else:
+            edges = [*(low + (high - low) * k / LEVELS for k in range(LEVELS)), high]  # not a rounding beyond it
+            cut = [Uniform(a, b) for a, b in itertools.pairwise(edges)]
+        return tuple(cut if self.mild <= self.strong else cut[::-1])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An op that may be drawn, and the numbers it then has.
+
+    op: a name of the op table.  weight: how often, beside the other members of the group or rule.
+    levels: own numbers, by parameter; a parameter left out keeps the op table's. Given as one value for all levels (a
+    number or a ``Uniform``), as a ``ByLevel``, or as five values, each a number, a tuple (one of them is drawn) or a
+    ``Uniform``; kept as five values.
+    Raises InputError for an unknown op or parameter, another number of levels, or values out of the op's range.
+    """
+
+    op: str
+    weight: float = 1.0
+    levels: Mapping[str, tuple[Value, ...]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        entry = DEGRADATIONS[op_table.op_id(self.op, "DegradationSpace")]
+        _positive(f"weight of {self.op}", self.weight)
+        object.__setattr__(self, "weight", float(self.weight))
+        if not isinstance(self.levels, Mapping):
+            raise InputError(
+                f"DegradationSpace: levels of {self.op} must be a mapping of parameters, got {self.levels!r}"
+            )
+        known = {p.name: p for p in entry.parameters}
+        unknown = [name for name in self.levels if name not in known]
+        if unknown:
+            raise InputError(
+                f"DegradationSpace: levels of {self.op} must name its parameters ({', '.join(known)}), "
+                f"got {unknown[0]!r}"
+            )
+        five = {name: _five(self.op, known[name], given) for name, given in self.levels.items()}
+        object.__setattr__(self, "levels", five)
+
+    @property
+    def type(self) -> tuple[str, tuple[tuple[str, tuple[Value, ...]], ...]]:
+        """What a composition is made of: an op with its numbers. Weights do not matter to it."""
+        return self.op, tuple(sorted(self.levels.items()))
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether any number depends on the level. If none does, the op is always drawn at level 1."""
+        parameters = DEGRADATIONS[op_table.op_id(self.op)].parameters
+        return any(len(set(self.levels.get(p.name) or p.levels)) > 1 for p in parameters)
+
+    def plain(self) -> Choice | str:
+        """The op's name alone where nothing else is said, so that equal choices are written alike."""
+        return self.op if self.weight == 1 and not self.levels else self
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members of which one acts.
+
+    ops: op names or Choices; one is drawn by weight.  name: for people.  weight: of the group beside other members of
+    the rule.  probability: with which the group, once drawn, acts at all.
+    Raises InputError for no members, a weight not above 0, or a probability outside (0, 1].
+    """
+
+    ops: tuple[str | Choice, ...]
+    name: str = ""
+    weight: float = 1.0
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ops, str) or not isinstance(self.ops, Sequence) or not self.ops:
+            raise InputError(f"DegradationSpace: ops of a group must be a list of ops, at least one, got {self.ops!r}")
+        for member in self.ops:
+            if not isinstance(member, (str, Choice)):
+                raise InputError(f"DegradationSpace: ops of a group must be op names or Choices, got {member!r}")
+        members = tuple(member.plain() if isinstance(member, Choice) else Choice(member).op for member in self.ops)
+        object.__setattr__(self, "ops", members)
+        if not isinstance(self.name, str):
+            raise InputError(f"DegradationSpace: name of a group must be text, got {self.name!r}")
+        _positive(f"weight of group {self.label}", self.weight)
+        if not is_number(self.probability) or not 0 < self.probability <= 1:
+            raise InputError(
+                f"DegradationSpace: probability of group {self.label} must be above 0 and at most 1, "
+                f"got {self.probability!r}"
+            )
+        object.__setattr__(self, "weight", float(self.weight))
+        object.__setattr__(self, "probability", float(self.probability))
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        return tuple(member if isinstance(member, Choice) else Choice(member) for member in self.ops)
+
+    @property
+    def label(self) -> str:
+        return self.name or "/".join(dict.fromkeys(choice.op for choice in self.choices))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one pass of a space is drawn: so many members, in some order, each at some level.
+
+    ops: members: op names, Choices, or Groups (of which one op acts).  min_ops, max_ops: how many members are drawn.
+    repeat: a member may be drawn more than once.  shuffle: they act in the order drawn; otherwise in the order of
+    ``ops``, the ops of one group in its order, and repeats of one op from its mildest level up.
+    number_weights: of min_ops, min_ops + 1, ..., max_ops members; none: equal.  level_weights: of levels 1..5.
+    Raises InputError naming the field for what cannot be drawn.
+    """
+
+    ops: tuple[str | Choice | Group, ...]
+    max_ops: int = 5
+    min_ops: int = 0
+    repeat: bool = True
+    shuffle: bool = True
+    number_weights: tuple[float, ...] = ()
+    level_weights: tuple[float, ...] = (1.0,) * LEVELS
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ops, (str, Mapping)) or not isinstance(self.ops, Sequence) or not self.ops:
+            raise InputError(f"DegradationSpace: ops must be a tuple of op names, at least one, got {self.ops!r}")
+        for member in self.ops:
+            if not isinstance(member, (str, Choice, Group)):
+                raise InputError(f"DegradationSpace: ops must be op names, Choices or Groups, got {member!r}")
+        members = [member.plain() if isinstance(member, Choice) else member for member in self.ops]
+        for member in members:
+            if isinstance(member, str):
+                op_table.op_id(member, "DegradationSpace")
+        object.__setattr__(self, "ops", tuple(members))
+        doubled = sorted({m for m in members if isinstance(m, str) and members.count(m) > 1})
+        if doubled:
+            raise InputError(f"DegradationSpace: ops must name each op once, got {', '.join(doubled)} more than once")
+        for name in ("repeat", "shuffle"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"DegradationSpace: {name} must be true or false, got {getattr(self, name)!r}")
+        self._checkis_number()
+        _weights("level_weights", self, LEVELS, "one for each level")
+
+    def _checkis_number(self) -> None:
+        most = MOST_SLOTS if self.repeat else min(len(self.ops), MOST_SLOTS)
+        for name in ("max_ops", "min_ops"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+                why = "" if self.repeat else f" ({len(self.ops)} ops without repetition)"
+                raise InputError(f"DegradationSpace: {name} must be an integer in 0..{most}{why}, got {value!r}")
+        if self.min_ops > self.max_ops:
+            raise InputError(f"DegradationSpace: min_ops must be at most max_ops = {self.max_ops}, got {self.min_ops}")
+        if self.number_weights:
+            numbers = self.max_ops - self.min_ops + 1
+            _weights("number_weights", self, numbers, f"for {self.min_ops}..{self.max_ops} ops")
+        else:
+            object.__setattr__(self, "number_weights", ())
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The members, each as a group."""
+        return tuple(
+            member if isinstance(member, Group) else Group((member,), weight=_weight(member)) for member in self.ops
+        )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """How many members may be drawn: those of min_ops..max_ops with a weight."""
+        counts = range(self.min_ops, self.max_ops + 1)
+        weights = self.number_weights or (1.0,) * len(counts)
+        return tuple(n for n, weight in zip(counts, weights, strict=True) if weight > 0)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels that have a weight, of 1..5."""
+        return tuple(level for level, weight in enumerate(self.level_weights, 1) if weight > 0)
+
+    def describe(self) -> str:
+        """The rule in words: ``0 to 5 of 29 ops, in any order, with repetition``."""
+        number = f"{self.min_ops} to {self.max_ops}" if self.min_ops < self.max_ops else f"{self.min_ops}"
+        named = any(len(group.ops) > 1 for group in self.groups)
+        of = f"{len(self.ops)} groups, one op of each" if named else f"{len(self.ops)} ops"
+        words = [f"{number} of {of}"]
+        if self.max_ops > 1:
+            words.append("in any order" if self.shuffle else "in a fixed order")
+            words.append("with repetition" if self.repeat else "without repetition")
+        if any(group.probability < 1 for group in self.groups):
+            words.append("some left out by chance")
+        return ", ".join(words)
+
+
+def _weight(member: str | Choice) -> float:
+    return member.weight if isinstance(member, Choice) else 1.0
+
+
+def _five(op: str, p: Parameter, given: object) -> tuple[Value, ...]:
+    """``levels`` of one parameter as five checked values."""
+    where = f"DegradationSpace: levels of {op}, {p.name}"
+    if isinstance(given, ByLevel):
+        if (
+            not is_number(given.mild)
+            or not is_number(given.strong)
+            or (p.integer and abs(given.mild - given.strong) < LEVELS - 1)
+        ):
+            raise InputError(f"{where} must be cut from two ends that leave {LEVELS} parts, got {given}")
+        values: tuple[object, ...] = given.parts(p.integer)
+    elif isinstance(given, Uniform) or is_number(given):
+        values = (given,) * LEVELS
+    elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == LEVELS:
+        values = tuple(given)
+    else:
+        raise InputError(f"{where} must be a number, a range or {LEVELS} values, got {given!r}")
+    return tuple(_checked(where, p, value) for value in values)
+
+
+def _checked(where: str, p: Parameter, value: object) -> Value:
+    """A value of one level, its numbers floats within the parameter's range."""
+    if isinstance(value, Uniform):
+        numbers = [value.low, value.high]
+        if all(map(is_number, numbers)) and numbers[0] > numbers[1]:
+            raise InputError(f"{where} must be a range from low to high, got {value}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        numbers = list(value)
+    else:
+        numbers = [value]  # type: ignore[list-item]
+    for number in numbers:
+        if not is_number(number) or not p.low <= number <= p.high or (p.integer and number != int(number)):
+            kind = "a whole number in" if p.integer else "in"
+            raise InputError(f"{where} must be {kind} [{p.low:g}, {p.high:g}] {p.unit}, got {number!r}")
+    if not numbers:
+        raise InputError(f"{where} must be a value or several, got none")
+    floats = tuple(map(float, numbers))
+    if isinstance(value, Uniform):
+        return Uniform(*floats)
+    return floats if len(floats) > 1 else floats[0]
+
+
+def _weights(name: str, rule: Rule, count: int, what: str) -> None:
+    """Check a field of weights and keep it as a tuple of floats."""
+    given = getattr(rule, name)
+    good = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
+    if not good or not all(is_number(w) and w >= 0 for w in given) or not sum(given) > 0:
+        raise InputError(
+            f"DegradationSpace: {name} must be {count} numbers, {what}, none below 0 and one above, got {given!r}"
+        )
+    object.__setattr__(rule, name, tuple(map(float, given)))
+
+
+def _positive(what: str, value: object) -> None:
+    if not is_number(value) or not value > 0:  # type: ignore[operator]
+        raise InputError(f"DegradationSpace: {what} must be a number above 0, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite int or float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,148 @@
+"""A degradation space as YAML, and back: the keys are the fields of ``qpt.degradations.rule`` and ``DegradationSpace``.
+
+Called by ``DegradationSpace.from_yaml``, ``to_yaml`` and ``fingerprint``. Every error names the file, the key, what it
+must be and what was given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from qpt.degradations.op_table import LEVELS, Uniform
+from qpt.degradations.rule import ByLevel, Choice, Group, Rule
+from qpt.errors import InputError, hint
+
+Space = TypeVar("Space", bound=Rule)
+
+
+def read(kind: type[Space], path: str | os.PathLike[str]) -> Space:
+    """The space in a YAML file; kind: ``DegradationSpace``. Raises InputError for an unreadable file, or a key or value
+    that is not allowed."""
+    name = os.fspath(path)
+    try:
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"space must be a readable YAML file, got {name}: {error}") from error
+    space: Space = _build(kind, fields, name)
+    return space
+
+
+def write(space: Rule, path: str | os.PathLike[str] | None) -> str:
+    """The space as YAML text; fields that have their default are left out."""
+    text = yaml.safe_dump(plain(space), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def plain(item: Rule | Group | Choice | str) -> Any:
+    """Numbers, text, lists and mappings that say the same; ``_build`` undoes it."""
+    if isinstance(item, str):
+        return item
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(item):
+        value = getattr(item, field.name)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if value == default:
+            continue
+        if field.name in ("ops", "then"):
+            out[field.name] = [plain(member) for member in value]
+        elif field.name == "levels":
+            out[field.name] = {name: _plain_levels(five) for name, five in value.items()}
+        else:
+            out[field.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def _plain_levels(five: tuple[Any, ...]) -> Any:
+    if len(set(five)) == 1 and not isinstance(five[0], tuple):
+        five = five[:1]
+    values = [
+        {"uniform": [v.low, v.high]} if isinstance(v, Uniform) else list(v) if isinstance(v, tuple) else v for v in five
+    ]
+    return values[0] if len(values) == 1 else values
+
+
+def _build(kind: type[Any], given: object, where: str) -> Any:
+    """A DegradationSpace, Rule, Group or Choice from a mapping of its fields; ``where`` leads to it in messages."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where}: must be a mapping with the keys of a {_NAMES[kind.__name__]}, got {given!r}")
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in given:
+        if key not in known:
+            raise InputError(
+                f"{where}: {key} must be a key of a {_NAMES[kind.__name__]}, got {key!r}; {hint(key, known)}"
+            )
+    first = "op" if kind is Choice else "ops"
+    if first not in given:
+        raise InputError(f"{where}: {first} must be given, got only {', '.join(map(str, given)) or 'nothing'}")
+    fields = dict(given)
+    if kind is not Choice:
+        fields["ops"] = _members(kind, given["ops"], f"{where}: ops")
+    if "then" in fields:
+        rules = _list(given["then"], f"{where}: then", "passes")
+        fields["then"] = tuple(_build(Rule, rule, f"{where}: then[{k}]") for k, rule in enumerate(rules))
+    if "levels" in fields and isinstance(given["levels"], Mapping):
+        fields["levels"] = {name: _range(value, f"{where}: levels: {name}") for name, value in given["levels"].items()}
+    if "differs" in fields:
+        fields["differs"] = tuple(map(str, _list(given["differs"], f"{where}: differs", "sentences")))
+    try:
+        return kind(**fields)
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).removeprefix('DegradationSpace: ')}") from error
+
+
+def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
+    """The members of a rule (op names, Choices, Groups) or of a group (op names, Choices)."""
+    members = []
+    for k, member in enumerate(_list(given, where, "ops")):
+        here = f"{where}[{k}]"
+        if isinstance(member, Mapping) and "ops" in member and kind is not Group:
+            members.append(_build(Group, member, here))
+        elif isinstance(member, Mapping):
+            members.append(_build(Choice, member, here))
+        elif isinstance(member, str):
+            members.append(member)
+        else:
+            raise InputError(f"{where}[{k}] must be the name of an op, or a mapping with op or ops, got {member!r}")
+    return tuple(members)
+
+
+def _list(given: object, where: str, of: str) -> list[Any]:
+    if not isinstance(given, list):
+        raise InputError(f"{where} must be a list of {of}, got {given!r}")
+    return given
+
+
+def _range(given: object, where: str) -> Any:
+    """A parameter's levels, with ``{uniform: [low, high]}`` and ``{by_level: [mild, strong]}`` as what they mean."""
+    if isinstance(given, list):
+        return tuple(
+            tuple(v) if isinstance(v, list) else _range(v, f"{where}: level {k}") if k <= LEVELS else v
+            for k, v in enumerate(given, 1)
+        )
+    if not isinstance(given, Mapping):
+        return given
+    kinds = {"uniform": Uniform, "by_level": ByLevel}
+    name = next(iter(given), None)
+    ends = given.get(name)
+    if len(given) != 1 or name not in kinds or not isinstance(ends, list) or len(ends) != 2:
+        raise InputError(
+            f"{where} must be a number, {LEVELS} values, {{uniform: [low, high]}} or {{by_level: [mild, strong]}}, "
+            f"got {dict(given)}"
+        )
+    return kinds[name](*ends)
+
+
+_NAMES = {
+    "DegradationSpace": "space",
+    "Rule": "pass",
+    "Group": "group",
+    "Choice": "choice (an op with its own numbers)",
+}

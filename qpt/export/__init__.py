@@ -1,0 +1,1 @@
+"""Encoders and scorers written in the formats that other programs read."""

@@ -1,0 +1,87 @@
+"""Reading and writing files: whole or not at all, strict JSON, and whether a place can be written to.
+
+Used by every room that writes a file. Nothing here knows what a file means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qpt.errors import InputError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with the path of an unfinished file, then rename that file to ``path``: never half written.
+
+    The unfinished file has the process number in its name, so that two processes do not write into one; it is removed
+    if ``write`` raises.
+    """
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def to_json(result: Any) -> str:
+    """Strict JSON: nan becomes null. A list of numbers or names stands on one line."""
+    return _encoded(_strict(result), "\n")
+
+
+def _encoded(value: Any, newline: str) -> str:
+    deeper = newline + " "
+    if isinstance(value, dict) and value:
+        items = [f"{json.dumps(str(key))}: {_encoded(item, deeper)}" for key, item in value.items()]
+        return "{" + deeper + f",{deeper}".join(items) + newline + "}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return "[" + deeper + f",{deeper}".join(_encoded(item, deeper) for item in value) + newline + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def check_writable(path: str | Path, command: str) -> Path:
+    """Refuse, before the work starts, a place that an output file cannot be written to; makes its folder."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        probe = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{command}: out must be a writable file, got {target} ({error.strerror})") from None
+    return target
+
+
+def write_json(result: Any, path: str | Path) -> None:
+    """Write whole or not at all."""
+    write_lines(Path(path), [to_json(result) + "\n"])
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a text file that ends lines with a newline, without one that was cut short; none without a file."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replace a text file in one step, so that a crash in between leaves the old one."""
+    write_whole(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))

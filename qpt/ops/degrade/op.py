@@ -1,0 +1,100 @@
+"""``qpt::degrade`` and ``qpt::degrade_patches``: schema and fake (shapes only) of the two degradations as torch ops.
+
+Called by ``qpt.ops.degrade.api`` wherever a compiler or a dispatch mode may be watching; what the ops run is that
+file's functions, so values are checked when an op runs, as a compiled graph may not read them. A program travels as its
+fields. Images are integers: there is no gradient, and nothing is registered for autograd.
+"""
+
+import torch
+from torch import Tensor
+
+from qpt.degradations.program import Program
+from qpt.ops.degrade import api
+
+
+@torch.library.custom_op("qpt::degrade", mutates_args=())
+def degrade(
+    images: Tensor,
+    ops: Tensor,
+    levels: Tensor,
+    params: Tensor,
+    seeds: Tensor,
+    source: Tensor,
+    table: str,
+    threads: int | None,
+    backend: str,
+) -> Tensor:
+    """``qpt.degrade`` of Program(ops, levels, params, seeds, source, table)."""
+    program = Program(ops, levels, params, seeds, source, table)
+    return api.degrade(images.as_subclass(Tensor), program, threads=threads, backend=backend)
+
+
+@degrade.register_fake
+def _(
+    images: Tensor,
+    ops: Tensor,
+    levels: Tensor,
+    params: Tensor,
+    seeds: Tensor,
+    source: Tensor,
+    table: str,
+    threads: int | None,
+    backend: str,
+) -> Tensor:
+    return images.new_empty((ops.shape[0], *images.shape[1:]))
+
+
+@torch.library.custom_op("qpt::degrade_patches", mutates_args=())
+def degrade_patches(
+    images: Tensor,
+    ops: Tensor,
+    levels: Tensor,
+    params: Tensor,
+    seeds: Tensor,
+    source: Tensor,
+    table: str,
+    boxes: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    threads: int | None,
+    backend: str,
+) -> Tensor:
+    """``qpt.degrade_patches`` of Program(ops, levels, params, seeds, source, table)."""
+    program = Program(ops, levels, params, seeds, source, table)
+    return api.degrade_patches(
+        images.as_subclass(Tensor),
+        program,
+        boxes,
+        size,
+        dtype=dtype,
+        memory_format=_layout(channels_last),
+        threads=threads,
+        backend=backend,
+    )
+
+
+@degrade_patches.register_fake
+def _(
+    images: Tensor,
+    ops: Tensor,
+    levels: Tensor,
+    params: Tensor,
+    seeds: Tensor,
+    source: Tensor,
+    table: str,
+    boxes: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    threads: int | None,
+    backend: str,
+) -> Tensor:
+    rows, patches = boxes.shape[:2]
+    shape = (rows * patches, 3, size, size)
+    out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=_layout(channels_last))
+    return out.view(rows, patches, 3, size, size)
+
+
+def _layout(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format

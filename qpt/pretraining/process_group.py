@@ -1,0 +1,154 @@
+"""The processes of a run: who they are, and what they tell each other besides the loss.
+
+``torchrun --nproc_per_node N -m qpt pretrain ...`` starts N processes with its variables set (RANK, WORLD_SIZE, ...);
+without them a run has one process and nothing is sent. Used by ``qpt.pretraining.engine`` and ``learner``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from qpt.errors import InputError
+from qpt.ops.contrastive.distributed import gather_rows
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of this process among size; neighbours: processes on this machine; local_rank: rank among those."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    neighbours: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of ``count`` things in order; ``count`` must be a multiple of the number of processes."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def on_main(self, action: Callable[[], Any]) -> None:
+        """Run ``action`` on the first process; an InputError of it is raised on all. The others wait for it."""
+        error = None
+        if self.main:
+            try:
+                action()
+            except InputError as caught:
+                error = str(caught)
+        error = self.gather(error)[0]
+        if error is not None:
+            raise InputError(error)
+
+    def sum(self, *values: int) -> list[int]:
+        """Each value summed over the processes. Goes by the CPU, so no GPU is waited for."""
+        if self.size == 1:
+            return list(values)
+        totals = torch.tensor([int(value) for value in values])
+        dist.all_reduce(totals)
+        return totals.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value (picklable) of every process, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """[n_r, ...] of each process -> [sum of n_r, ...], in the order of ranks; any n_r, 0 too. No gradient."""
+        if self.size == 1:
+            return rows
+        return gather_rows(rows, self.gather(len(rows)))
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace gradients by their mean over the processes: one message, in the order of the parameters, so that
+        the sums are those of every other time."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+@contextmanager
+def join(device: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that torchrun started; gives the world and this process's device.
+
+    device: as in ``PretrainConfig``; with several processes on GPUs each takes the one of its local rank.
+    Raises InputError for a device that is not usable.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(), _device(device)
+        return
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise InputError(f"pretrain: torchrun must set {', '.join(names)}, got none for {', '.join(missing)}")
+    world = World(*(int(os.environ[name]) for name in names))
+    here = _device(device)
+    if here.type == "cuda":
+        here = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(here)
+    elsewhere = dist.is_initialized()
+    if not elsewhere:
+        backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size)
+    try:
+        yield world, here
+    finally:
+        if not elsewhere:
+            dist.destroy_process_group()
+
+
+def _store(world: World) -> dist.Store:
+    """Where the processes find each other: torchrun's store, under names of this start.
+
+    torchrun keeps one store for all restarts (pytorch issue 135712), in which processes that were started again find
+    the addresses of the dead, and wait for them. Agents of several machines count restarts each for itself, so there
+    the names stay, and torchrun must be told to make a new store (docs/runs.md).
+    """
+    store, _, _ = next(rendezvous("env://", world.rank, world.size))
+    if world.neighbours < world.size:
+        return store
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"pretrain: device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} without a CUDA device")
+    return device
+
+
+@contextmanager
+def threads(count: int, neighbours: int) -> Iterator[None]:
+    """Run on this many CPU threads; 0 means this process's share of the cores that it may use."""
+    before = torch.get_num_threads()
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(count or max(1, usable // neighbours))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,275 @@
+"""From the loader to the step: the same batches whoever decodes them, in order, and an end to waiting."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
+from qpt.data.sources import FolderSource
+from qpt.errors import StalledError
+from qpt.pretraining.loader import Feed, Orders, Prefetch
+
+SIZE, IMAGES, STEPS = 24, 7, 9
+
+
+class Photographs(RegionDataset):
+    """Noise to cut regions from; what it does before it decodes one can be set."""
+
+    def __init__(self, folder: Path) -> None:
+        rng = np.random.default_rng(0)
+        files = [folder / f"{index}.png" for index in range(IMAGES)]
+        for file in files:
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(file)
+        super().__init__(
+            FolderSource(folder, files),
+            seed=3,
+            region_size=SIZE,
+            patch_size=12,
+            iou=(0.1, 0.3),
+            compositions=2,
+            shared_boxes=False,
+            resize_shorter=0,
+            cache_mib=0,
+        )
+        self.sleep_at: dict[tuple[int, int], float] = {}
+
+    def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
+        time.sleep(self.sleep_at.get(key, 0.0))
+        return super().__getitem__(key)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Photographs:
+    return Photographs(tmp_path)
+
+
+def feed(photographs: RegionDataset, **options: object) -> Feed:
+    settings: dict[str, object] = {
+        "batch_images": 3,
+        "seed": 5,
+        "first_step": 0,
+        "steps": STEPS,
+        "workers": 0,
+        "device": torch.device("cpu"),
+        "stall_seconds": 60,
+        **options,
+    }
+    return Feed(photographs, **settings)  # type: ignore[arg-type]
+
+
+def batches(photographs: RegionDataset, **options: object) -> list[Batch]:
+    """All batches, each copied when it comes: its memory is used again."""
+    found = []
+    with feed(photographs, **options) as feeding:
+        for _ in range(int(options.get("first_step", 0)), STEPS):  # type: ignore[call-overload]
+            fed = feeding.next()
+            assert fed is not None
+            found.append(Batch(**{**vars(fed[0]), "regions": fed[0].regions.clone()}))
+        with pytest.raises(StopIteration):
+            feeding.next()
+    return found
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for name in ("regions", "images", "boxes", "program_seeds"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    assert a.unreadable == b.unreadable
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_the_samples_of_each_step(photographs: Photographs, workers: int) -> None:
+    """Whatever the number of processes, and when some files take longer than others and some cannot be read."""
+    photographs.sleep_at = {(0, 1): 0.3, (1, 4): 0.2}
+    photographs.source.open(2).write_bytes(b"not an image")
+    found = batches(photographs, workers=workers)
+    photographs.sleep_at = {}
+    for keys, batch in zip(StepSampler(IMAGES, 3, 5, 0, STEPS), found, strict=True):
+        samples = [photographs[key] for key in keys]
+        regions = [sample for sample in samples if isinstance(sample, Region)]
+        assert batch.unreadable == [sample for sample in samples if not isinstance(sample, Region)]
+        assert batch.images.tolist() == [region.index for region in regions]
+        assert batch.program_seeds.tolist() == [region.program_seed for region in regions]
+        np.testing.assert_array_equal(batch.regions, np.stack([region.pixels for region in regions]))
+        np.testing.assert_array_equal(batch.boxes, np.stack([region.boxes for region in regions]))
+    assert any(batch.unreadable for batch in found)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_feed_starts_anywhere(photographs: Photographs, workers: int) -> None:
+    for a, b in zip(batches(photographs)[4:], batches(photographs, workers=workers, first_step=4), strict=True):
+        assert_same(a, b)
+
+
+def test_a_batch_without_readable_files_is_empty(photographs: Photographs) -> None:
+    for index in range(IMAGES):
+        photographs.source.open(index).write_bytes(b"")
+    for batch in batches(photographs):
+        assert len(batch.images) == len(batch.regions) == len(batch.boxes) == len(batch.program_seeds) == 0
+        assert batch.boxes.shape == (0, photographs.compositions, photographs.patches, 2)
+        assert len(batch.unreadable) == 3
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_each_batch(photographs: Photographs, world_size: int, workers: int) -> None:
+    """Put together in rank order, the parts are the batch of one process."""
+    parts = [
+        batches(
+            photographs,
+            batch_images=6,
+            workers=workers,
+            share=slice(rank * 6 // world_size, (rank + 1) * 6 // world_size),
+        )
+        for rank in range(world_size)
+    ]
+    for step, whole in enumerate(batches(photographs, batch_images=6)):
+        shares = [rank[step] for rank in parts]
+        for name in ("regions", "images", "boxes", "program_seeds"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_batch_keeps_its_memory_until_the_second_call_after_it(photographs: Photographs, workers: int) -> None:
+    with feed(photographs, workers=workers, batch_images=1, steps=40) as feeding:
+        before: tuple[Batch, torch.Tensor] | None = None
+        for _ in range(40):
+            fed = feeding.next()
+            assert fed is not None
+            time.sleep(0.005)  # so that the processes run as far ahead as they may
+            if before is not None:
+                assert torch.equal(before[0].regions, before[1])
+            before = fed[0], fed[0].regions.clone()
+
+
+def test_slots_are_used_in_turn() -> None:
+    sampler = StepSampler(10, 4, 0, 0, 6)
+    orders = list(Orders(sampler, 4))
+    assert [slot for slot, _ in orders] == [0, 1, 2, 3, 0, 1]
+    assert [keys for _, keys in orders] == list(sampler) and len(Orders(sampler, 4)) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_decoding_is_measured_where_it_happens(photographs: Photographs, workers: int) -> None:
+    photographs.sleep_at = {(0, index): 0.02 for index in range(IMAGES)}
+    with feed(photographs, workers=workers, steps=2) as feeding:
+        for _ in range(2):
+            fed = feeding.next()
+            assert fed is not None
+            load = fed[1]
+            assert load.images == 3 and load.copy_s == 0
+            assert load.decode_s >= 0.06 and load.decode_cpu_s < load.decode_s  # sleeping takes no processor time
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stalled_loader_ends_with_the_file_it_is_at(photographs: Photographs, workers: int) -> None:
+    stuck = list(StepSampler(IMAGES, 3, 5, 0, 2))[1][2]
+    photographs.sleep_at = {stuck: 60.0}
+    started = time.monotonic()
+    expected = pytest.raises(StalledError, match=rf"gave nothing for \d+ s .* at {stuck[1]}\.png for \d+ s")
+    with expected, feed(photographs, workers=workers, stall_seconds=1) as feeding:
+        for _ in range(2):
+            assert feeding.next() is not None
+    assert time.monotonic() - started < 40  # the processes were not waited for
+
+
+def test_a_dead_loader_process_is_named(photographs: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that crashes takes its process along; the message says at which file."""
+    _, (_, fatal), _ = next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))
+    decode = photographs.source.open
+
+    def crash(index: int) -> Path:
+        if index == fatal and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(index)
+
+    monkeypatch.setattr(photographs.source, "open", crash)
+    expected = pytest.raises(StalledError, match=rf"a loader process died: .* at {fatal}\.png")
+    with expected, feed(photographs, workers=1) as feeding:
+        feeding.next()
+
+
+def test_a_death_that_a_signal_handler_reports_is_named_too(photographs: Photographs) -> None:
+    """torch's own handler, there once any loader was made in the main thread, raises wherever the wait is."""
+    photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
+
+    def handler() -> bool:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    with pytest.raises(StalledError, match="a loader process died: "), feed(photographs, workers=1) as feeding:
+        feeding.next(handler)
+
+
+def test_waiting_ends_when_asked(photographs: Photographs) -> None:
+    photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
+    with feed(photographs) as feeding:
+        asked = threading.Event()
+        threading.Timer(0.1, asked.set).start()
+        assert feeding.next(asked.is_set) is None
+        fed = feeding.next()  # the batch that was asked for is not lost
+        assert fed is not None
+        assert fed[0].images.tolist() == [index for _, index in next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_prefetch_keeps_the_order_and_runs_so_far_ahead(ahead: int) -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            made.append(number)
+            yield number
+
+    prefetch = Prefetch(items(), lambda number: -number, ahead=ahead)
+    for number in range(20):
+        assert prefetch.get(timeout=10) == -number
+        time.sleep(0.01)
+        assert len(made) <= number + 1 + ahead
+        if number < 17:
+            while len(made) < number + 1 + ahead:
+                time.sleep(0.001)
+    with pytest.raises(StopIteration):
+        prefetch.get(timeout=10)
+    prefetch.close()
+
+
+def test_prefetch_passes_errors_on_in_their_place() -> None:
+    def move(number: int) -> int:
+        if number == 2:
+            raise ValueError("the third")
+        return number
+
+    prefetch = Prefetch([0, 1, 2, 3], move, ahead=3)
+    assert [prefetch.get(timeout=10), prefetch.get(timeout=10)] == [0, 1]
+    with pytest.raises(ValueError, match="the third"):
+        prefetch.get(timeout=10)
+    prefetch.close()
+
+
+def test_prefetch_that_was_late_is_not_asked_twice() -> None:
+    gate = threading.Event()
+    prefetch = Prefetch([1, 2, 3], lambda number: (gate.wait(10), number)[1], ahead=0)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            prefetch.get(timeout=0.01)
+    gate.set()
+    assert [prefetch.get(timeout=10) for _ in range(3)] == [1, 2, 3]
+    prefetch.close()
+    assert not prefetch._thread.is_alive()
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_those_of_the_cpu(photographs: Photographs) -> None:
+    device = torch.device("cuda")
+    for a, b in zip(batches(photographs), batches(photographs, device=device, workers=2), strict=True):
+        assert b.regions.device.type == b.images.device.type == "cuda"
+        assert torch.equal(a.regions, b.regions.cpu()) and torch.equal(a.images, b.images.cpu())
