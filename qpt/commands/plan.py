@@ -10,9 +10,9 @@ from jsonargparse import ActionConfigFile
 
 HELP = "Say what batch, chunk and pool of a pre-training run fit a GPU, and where the memory goes."
 EXAMPLE = """\
-  qpt plan RTX4090 --precision bfloat16 --batch_images 7560
-  qpt plan 24 --config runs/a/config.yaml --activation_checkpointing true
-  qpt plan A100-80 --arch resnet18 --patch_size 96 --mode in_batch --json"""
+  qpt plan RTX4090 --precision bfloat16 --batch-images 7560
+  qpt plan 24 --config runs/a/config.yaml --activation-checkpointing true
+  qpt plan A100-80 --arch resnet18 --patch-size 96 --mode in_batch --json"""
 
 
 def add_arguments(parser: Any) -> None:

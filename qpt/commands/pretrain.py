@@ -14,7 +14,7 @@ from qpt.pretraining import recipes
 
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
-  qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
+  qpt pretrain photos --out runs/a --arch resnet18 --patch-size 96 --batch-images 64 --steps 2000
   qpt pretrain photos --out runs/l --recipe laptop --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
   qpt pretrain 'shards/train-{000000..000099}.tar' --out runs/c --workers 8
