@@ -69,12 +69,12 @@ def build_parser() -> ArgumentParser:
     )
     subcommands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     for name in COMMANDS:
-        subcommands.add_subcommand(name, command := _command_parser(name), help=command.description)
+        subcommands.add_subcommand(name, command := command_parser(name), help=command.description)
         command.prog = f"qpt {name}"
     return parser
 
 
-def _command_parser(name: str) -> ArgumentParser:
+def command_parser(name: str) -> ArgumentParser:
     module = importlib.import_module(f"qpt.commands.{name}")
     parser = ArgumentParser(
         description=f"{module.HELP[0].upper()}{module.HELP[1:].removesuffix('.')}.",
@@ -82,11 +82,13 @@ def _command_parser(name: str) -> ArgumentParser:
         print_config="--print-config",
     )
     module.add_arguments(parser)
-    # jsonargparse names options after the fields of PretrainConfig, which have underscores. `dest` keeps the underscores
-    # and so do the keys of YAML files.
+    # jsonargparse names options after the fields of PretrainConfig, which have underscores. `dest` keeps them: it names
+    # the keys of YAML files.
     for option, action in list(parser._option_string_actions.items()):
         parser._option_string_actions[_dash(option)] = parser._option_string_actions.pop(option)
         action.option_strings = [_dash(string) for string in action.option_strings]
+        if option == "--print-config":
+            action.help = "print the settings as YAML and exit; =skip_default leaves out those with their default"
     needed = [invocation(action) for action in parser._actions if not action.option_strings or action.required]
     parser.usage = " ".join(["qpt", name, *needed, "[options]"])
     return parser
@@ -95,7 +97,7 @@ def _command_parser(name: str) -> ArgumentParser:
 def invocation(action: argparse.Action) -> str:
     """Return what is typed for an argument: ``--patch-size N``, ``IMAGE``, ``[IMAGE ...]``."""
     value = "" if action.nargs == 0 else metavar(action)
-    forms = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} [{value} ...]"}
+    forms = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} ..."}
     return " ".join(filter(None, [*action.option_strings[-1:], forms.get(str(action.nargs), value)]))
 
 

@@ -1,5 +1,6 @@
 """The command line as a whole: help with examples, one-line errors, lazy imports."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 import qpt
 from qpt.cli import COMMANDS, build_parser, dashed, main
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -72,6 +75,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"qpt {qpt.__version__}\n"
+
+
+def test_the_page_of_commands_is_what_the_parsers_say() -> None:
+    spec = importlib.util.spec_from_file_location("front", DOCS / "front.py")
+    assert spec is not None and spec.loader is not None
+    front = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(front)
+    assert (DOCS / "cli.md").read_text() == front.render_cli(), "run `python docs/front.py cli`"
 
 
 def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
