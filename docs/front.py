@@ -10,7 +10,18 @@ import importlib.util
 import io
 import re
 import sys
+import textwrap
 from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
+
+import qpt
+from qpt import cli
 
 DOCS = Path(__file__).parent
 STRIP, METHOD, CLI = DOCS / "images" / "strip.jpg", DOCS / "images" / "method.png", DOCS / "cli.md"
@@ -23,8 +34,7 @@ ATTRACT, REPEL, OTHERS = "#3a9d5d", "#c8473f", "#f0c4bf"
 
 
 def photograph(box):
-    from PIL import Image
-
+    """Return the part ``box`` (left, top, right, bottom) of the photograph."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise SystemExit("docs/front.py: scikit-image is not installed; `pip install -e '.[demo]'` brings it")
@@ -33,23 +43,11 @@ def photograph(box):
 
 def degraded(image, program):
     """Return the images that the rows of ``program`` make of one image."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    import qpt
-
     return [Image.fromarray(row) for row in qpt.degrade(torch.from_numpy(np.array(image))[None], program).numpy()]
 
 
 def draw_strip():
     """Draw a photograph and five compositions of it, pixel for pixel, each above the chain as ``print`` shows it."""
-    import matplotlib
-    import torch
-    from PIL import Image, ImageDraw, ImageFont
-
-    import qpt
-
     image = photograph(CAT)
     program = qpt.DegradationSpace.preset("qpt").sample_seeded(torch.tensor([SEED]), views=5)
     labels = ["original", *(str(chain).replace(" → ", "\n→ ") for chain in program)]
@@ -67,17 +65,8 @@ def draw_strip():
 
 def draw_method():
     """Draw the method: image, two compositions, patches, encoders, and the pairs of query and key in the loss."""
-    import matplotlib
-    import torch
-    from PIL import Image
-
-    import qpt
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     width, height = 860, 900
-    figure = pyplot.figure(figsize=(width / 100, height / 100), dpi=115)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=115)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
 
@@ -86,7 +75,7 @@ def draw_method():
         box(x, y, side, side, colour)
 
     def box(x, y, wide, high, colour, face="none", line=2.5):
-        axes.add_patch(pyplot.Rectangle((x, y), wide, high, ec=colour, fc=face, lw=line, zorder=3))
+        axes.add_patch(Rectangle((x, y), wide, high, ec=colour, fc=face, lw=line, zorder=3))
 
     def text(x, y, words, size=18, **style):
         axes.text(x, y, words, fontsize=size, **{"ha": "center", "va": "center", "color": INK, "zorder": 4, **style})
@@ -149,7 +138,6 @@ def draw_method():
         text(left + 40, y, words, ha="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, facecolor="white")
-    pyplot.close(figure)
     Image.open(buffer).convert("RGB").quantize(160, dither=Image.Dither.NONE).save(METHOD, optimize=True)
 
 
@@ -189,10 +177,6 @@ COMMAND = """
 
 def render_cli():
     """Return the text of docs/cli.md."""
-    import textwrap
-
-    from qpt import cli
-
     parsers = {name: cli.command_parser(name) for name in cli.COMMANDS}
     rows = {name: [row(action) for action in listed(parser)] for name, parser in parsers.items()}
     settings = set(rows["pretrain"])
@@ -202,12 +186,13 @@ def render_cli():
         )
     ]
     for name, parser in parsers.items():
-        own = rows[name] if name == "pretrain" else [line for line in rows[name] if line not in settings]
-        if len(own) < len(rows[name]) - 20:  # a command that takes the settings of a run
-            own.append("| … | and the settings of a run, as [`qpt pretrain`](#qpt-pretrain) takes them | |")
+        lines = rows[name]
+        others = [line for line in lines if line not in settings]
+        if name != "pretrain" and len(others) < len(lines) - 20:  # a command that takes the settings of a run
+            lines = [*others, "| … | and the settings of a run, as [`qpt pretrain`](#qpt-pretrain) takes them | |"]
         example = textwrap.dedent(parser.epilog.removeprefix("example:\n"))
         facts = {"description": parser.description, "example": example, "usage": parser.usage}
-        page.append(COMMAND.format(name=name, arguments="\n".join(own), **facts))
+        page.append(COMMAND.format(name=name, arguments="\n".join(lines), **facts))
     return "".join(page)
 
 
@@ -219,8 +204,6 @@ def listed(parser):
 
 def row(action):
     """Return the line of one argument in the table of its command."""
-    from qpt import cli
-
     meaning, default = " ".join(cli.description(action).split()), ""
     if stated := re.fullmatch(r"(.*?) ?\(default:? ([^()]*)\)", meaning):
         meaning, default = stated.groups()
