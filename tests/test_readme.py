@@ -31,6 +31,14 @@ def commands() -> list[str]:
     return sorted(found)
 
 
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_links_lead_to_files(document: str) -> None:
+    prose = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#:\s]+)[^):]*\)|src=\"([^\":]+)\"", prose)
+    missing = [link for pair in links for link in pair if link and not (ROOT / document).parent.joinpath(link).exists()]
+    assert not missing
+
+
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks("README.md", "python")
     namespace: dict[str, object] = {}
