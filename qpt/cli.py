@@ -13,7 +13,8 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -39,18 +40,37 @@ class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     _get_default_metavar_for_positional = _get_default_metavar_for_optional
 
 
-class _Parser(ArgumentParser):
-    """The parser of the whole command line: ``--patch_size`` is read as ``--patch-size``."""
+class _CommandParser(ArgumentParser):
+    """The parser of one command, for which ``--patch_size`` is ``--patch-size``, and a former name the present one."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Namespace:  # type: ignore[override]
-        return super().parse_args(dashed(sys.argv[1:] if args is None else args), *rest, **named)
+    renamed: Mapping[str, str] = {}  # former name of a setting -> present name; add_arguments may set it
+
+    def parse_args(self, args: Sequence[str], *rest: Any, **named: Any) -> Namespace:  # type: ignore[override]
+        return super().parse_args(self._present_options(args), *rest, **named)
+
+    def parse_string(self, content: str, *rest: Any, **named: Any) -> Namespace:
+        for old, new in self.renamed.items():
+            content, found = re.subn(rf"^{old}(?=\s*:)", new, content, flags=re.MULTILINE)
+            if found:
+                _warn_renamed(old, new)
+        return super().parse_string(content, *rest, **named)
+
+    def _present_options(self, argv: Sequence[str]) -> list[str]:
+        present = {_dash(f"--{old}"): _dash(f"--{new}") for old, new in self.renamed.items()}
+        end = argv.index("--") if "--" in argv else len(argv)
+        words = []
+        for word in argv[:end]:
+            if name := re.match(r"--[A-Za-z][\w-]*(?==|\Z)", word):  # an option, not a value such as my_photos
+                option = _dash(name[0])
+                if option in present:
+                    _warn_renamed(option, present[option])
+                word = present.get(option, option) + word[name.end() :]
+            words.append(word)
+        return [*words, *argv[end:]]
 
 
-def dashed(argv: Sequence[str]) -> list[str]:
-    """Return ``argv`` with dashes for the underscores in names of options; values and what follows ``--`` stay."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    name = re.compile(r"\A--[A-Za-z][\w-]*(?==|\Z)")
-    return [name.sub(lambda match: _dash(match[0]), word) for word in argv[:end]] + list(argv[end:])
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"qpt: {old} is now called {new}", FutureWarning, stacklevel=2)
 
 
 def _dash(option: str) -> str:
@@ -59,7 +79,7 @@ def _dash(option: str) -> str:
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands; ``docs/front.py`` writes docs/cli.md from it."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="qpt",
         usage="qpt COMMAND [options]",
         description="Self-supervised pre-training of blind image quality assessment models.",
@@ -75,8 +95,9 @@ def build_parser() -> ArgumentParser:
 
 
 def command_parser(name: str) -> ArgumentParser:
+    """Return the parser of one command."""
     module = importlib.import_module(f"qpt.commands.{name}")
-    parser = ArgumentParser(
+    parser = _CommandParser(
         description=f"{module.HELP[0].upper()}{module.HELP[1:].removesuffix('.')}.",
         epilog="example:\n" + textwrap.indent(textwrap.dedent(module.EXAMPLE).strip(), "  "),
         print_config="--print-config",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import qpt
-from qpt.cli import COMMANDS, build_parser, dashed, main
+from qpt.cli import COMMANDS, build_parser, main
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -49,8 +49,22 @@ def test_an_option_is_read_in_either_spelling(words: list[str]) -> None:
 
 
 def test_only_names_of_options_are_respelled() -> None:
-    words = ["--same_image_weight=a_b", "a_b", "x--a_b", "-a_b", "--out", "--", "--a_b"]
-    assert dashed(words) == ["--same-image-weight=a_b", *words[1:]]
+    words = ["--out=--my_run", "--space=my_space", "--init", "x--my_init", "--", "--my_photos"]
+    arguments = build_parser().parse_args(["pretrain", *words]).pretrain
+    assert (arguments.out, arguments.space, arguments.init) == ("--my_run", "my_space", "x--my_init")
+    assert arguments.data == "--my_photos"
+
+
+@pytest.mark.parametrize("words", [["--preset", "kadid"], ["--preset=kadid"], ["--config", "settings.yaml"]])
+def test_a_former_name_is_read_with_a_warning(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("settings.yaml").write_text("preset: kadid\nlr: 1e-3\n")
+    with pytest.warns(FutureWarning, match="preset is now called (--)?space"):
+        arguments = build_parser().parse_args(["pretrain", "photos", "--out", "run", *words]).pretrain
+    assert arguments.space == "kadid"
+    assert arguments.lr == (1e-3 if "--config" in words else 0.03)
 
 
 def test_keys_of_yaml_keep_underscores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ class _Recipes(argparse.Action):
 
 
 def add_arguments(parser: Any) -> None:
-    from qpt.pretraining.config import PretrainConfig
+    from qpt.pretraining.config import RENAMED, PretrainConfig
 
     parser.add_argument("--recipe", action=_Recipe, metavar="NAME", help="start from a named recipe; flags win over it")
     parser.add_argument("--recipes", action=_Recipes, nargs=0, help="list the recipes and exit")
@@ -55,6 +55,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
     parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
     parser.add_argument("--out", type=str, help="run directory to create")
+    parser.renamed = RENAMED
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 
 

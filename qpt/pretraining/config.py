@@ -7,6 +7,7 @@ stored in the checkpoint. What the QPT paper (arXiv 2303.00521) does not publish
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -15,6 +16,9 @@ import yaml
 
 from qpt.errors import InputError
 from qpt.runs.files import FREE_ON_RESUME
+
+#: Former name -> field. A config with a former name loads with a FutureWarning, until the next minor version.
+RENAMED = {"preset": "space"}
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,10 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
-        if "preset" in fields:  # what the field was called when it could name nothing else
-            fields = {"space" if name == "preset" else name: value for name, value in fields.items()}
+        for old, new in RENAMED.items():
+            if old in fields:
+                warnings.warn(f"pretrain: config key {old} is now called {new}", FutureWarning, stacklevel=2)
+                fields = {new if name == old else name: value for name, value in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
