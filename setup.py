@@ -4,6 +4,7 @@ Called by pip (pyproject.toml holds all metadata) and by `python setup.py build_
 same folder, build/ninja-<tag of the interpreter>, so that each finds what the other has compiled. An editable or
 in-place build also writes compile_commands.json, for editors. Flags and searches live in qpt/build.py.
 
+Environment variables:
     QPT_PORTABLE=0|1      1: the platform's baseline instruction set instead of this machine's (default 0)
     QPT_CUDA=auto|0|1     fat binary: when nvcc is found | never | always, an error without nvcc (default auto)
     QPT_CUDA_ARCHS=80;90  compute capabilities in the fat binary, plus PTX of the last one (default: 80, 90 and, where
