@@ -93,7 +93,7 @@ def _section(op: Degradation, spaces: dict[str, set[str]], peers: list[str]) -> 
         name=op.name,
         doc=op.doc,
         parameters="\n".join(
-            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {op_table.levels_in_words(p)} |" for p in op.parameters
+            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {op_table.describe_levels(p)} |" for p in op.parameters
         ),
         source=op.source.removesuffix("."),
         oracle=op.oracle,

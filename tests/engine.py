@@ -36,8 +36,8 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     guard, pattern = 256, 0xA5
     size = rows * height * width * 3
     out = np.full(size + 2 * guard, pattern, np.uint8)
-    resized = bool((ids == OP_NAMES.index("resize_to")).any())
-    own_scratch = _C.scratch_bytes(height, width, resized, False)
+    resizes = bool((ids == OP_NAMES.index("resize_to")).any())
+    own_scratch = _C.scratch_bytes(height, width, resizes, False)
     scratch_size = threads * own_scratch
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
     _C.degrade(

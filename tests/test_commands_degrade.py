@@ -158,19 +158,19 @@ def test_every_family_of_the_table_has_a_colour():
     ("changes", "message"),
     [
         (
-            {"photograph": photograph().astype(float)},
-            r"photograph must be \(H, W, 3\) uint8, got \(90, 120, 3\) float64",
+            {"image": photograph().astype(float)},
+            r"image must be \(H, W, 3\) uint8, got \(90, 120, 3\) float64 ndarray",
         ),
-        ({"photograph": photograph()[..., 0]}, r"got \(90, 120\) uint8"),
-        ({"photograph": photograph()[:0]}, "photograph must be"),
-        ({"photograph": None}, "got NoneType"),
-        ({"size": 8}, r"size must be in 128\.\.1024, got 8"),
-        ({"compositions": -1}, "compositions must be in"),
-        ({"seed": -1}, "seed must be in"),
+        ({"image": photograph()[..., 0]}, r"got \(90, 120\) uint8"),
+        ({"image": photograph()[:0]}, "image must be"),
+        ({"image": None}, "got NoneType"),
+        ({"size": 8}, r"size must be an integer in 128\.\.1024, got 8"),
+        ({"compositions": -1}, "compositions must be an integer in"),
+        ({"seed": -1}, "seed must be an integer in"),
     ],
 )
 def test_drawing_refuses(changes, message):
-    arguments = {"photograph": photograph(), "space": SPACE} | changes
+    arguments = {"image": photograph(), "space": SPACE} | changes
     with pytest.raises(InputError, match=message):
         draw_degradations(**arguments)
 
@@ -199,7 +199,7 @@ def test_bad_input_is_one_line_and_writes_nothing(photo_path, tmp_path, capsys):
     assert "space must be one of qpt" in refused(capsys, str(photo_path), "--out", out, "--space", "none")
     assert "IMAGE must be given" in refused(capsys, "--out", out)
     assert "--out must be given" in refused(capsys, str(photo_path))
-    assert "size must be in" in refused(capsys, str(photo_path), "--out", out, "--size", "1")
+    assert "size must be an integer in 128..1024" in refused(capsys, str(photo_path), "--out", out, "--size", "1")
     assert "--out must end in an image extension" in refused(capsys, str(photo_path), "--out", str(tmp_path / "grid.x"))
     assert "nowhere" in refused(capsys, str(photo_path), "--out", str(tmp_path / "nowhere" / "grid.png"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.png", "notes.txt", "photo.png"]

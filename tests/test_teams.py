@@ -18,7 +18,7 @@ import torch
 
 from qpt import Program
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.degrade.patches import plan_windows
+from qpt.ops.degrade.patches import row_windows
 from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 
@@ -56,7 +56,7 @@ def encode_patches(image: np.ndarray, ops, params) -> bytes:
     program = Program.from_chains(
         [[(NAMES[op], list(p)) for op, p in zip(ops, params, strict=True) if op >= 0]], seeds=[0]
     )
-    window = plan_windows(program, torch.from_numpy(boxes)[None], size, height, width)[0].tolist()
+    window = row_windows(program, torch.from_numpy(boxes)[None], size, height, width)[0].tolist()
     used = [slot for slot, op in enumerate(ops) if op >= 0]
     ops, params = [ops[slot] for slot in used], [params[slot] for slot in used]
     return encode(image, ops, params, boxes=boxes, size=size, window=window)

@@ -16,7 +16,7 @@ from qpt.degradations.program import Program
 from qpt.degradations.row import Degradation
 from qpt.ops.degrade import patches
 from qpt.ops.degrade.api import degrade, degrade_patches
-from qpt.ops.degrade.patches import plan_windows, values_of
+from qpt.ops.degrade.patches import normalisation_lut, row_windows
 from tests.programs import photographs
 
 HEIGHT, WIDTH, SIZE = 91, 117, 11
@@ -26,7 +26,7 @@ PLACES = [(0, 0), (0, 106), (80, 0), (80, 106), (0, 51), (80, 40), (37, 0), (33,
 
 def cropped(rows: torch.Tensor, boxes: torch.Tensor, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The definition: the patches of degraded rows, normalised by table. (r, P, 3, size, size)."""
-    table = values_of(dtype)
+    table = normalisation_lut(dtype)
     patches = [
         torch.stack([table[c][row[top : top + size, left : left + size, c].long()] for c in range(3)])
         for row, corners in zip(rows, boxes.tolist(), strict=True)
@@ -54,7 +54,7 @@ def test_every_op_gives_its_bytes_in_a_window(name, level):
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
 def test_an_op_that_takes_windows_is_given_one(name):
     program = Program.from_chains([[(name, LEVELS)]], seeds=[1])
-    windowed, top, left, h, w = plan_windows(program, boxes_of([(200, 300)]), 16, 512, 640)[0].tolist()
+    windowed, top, left, h, w = row_windows(program, boxes_of([(200, 300)]), 16, 512, 640)[0].tolist()
     assert windowed == 0
     assert h * w < 512 * 640 / 4
     assert top <= 200 and left <= 300 and top + h >= 216 and left + w >= 316
@@ -98,7 +98,7 @@ def test_the_window_is_the_union_of_the_boxes_grown_by_the_summed_halo_after_the
     program = Program.from_chains(chains, seeds=[0] * len(chains))
     boxes = boxes_of(*[[(50, 100), (60, 83)]] * len(chains))
     whole = [5, 0, 0, 128, 200]
-    assert plan_windows(program, boxes, 20, 128, 200).tolist() == [
+    assert row_windows(program, boxes, 20, 128, 200).tolist() == [
         [2, 50 - 9, 83 - 9, 30 + 18, 37 + 18],
         [0, 16, 64, 112 - 16, 144 - 64],  # 50 - 3 - 16 = 31, 80 + 19 = 99; 83 - 19 = 64, 120 + 19 = 139: to 16
         whole,
@@ -115,9 +115,9 @@ def test_an_op_that_says_nothing_of_windows_gets_the_whole_image(monkeypatch):
     silent = [dataclasses.replace(row, grid_px=None) if i == hue else row for i, row in enumerate(DEGRADATIONS)]
     program = Program.from_chains([[("hue", 1), ("gamma", 2)], [("gamma", 2), ("hue", 1)]], seeds=[1, 2])
     boxes = boxes_of([(3, 4)], [(3, 4)])
-    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
+    assert row_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
     monkeypatch.setattr(patches, "DEGRADATIONS", silent)
-    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
+    assert row_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
 
 
 def test_an_op_that_needs_the_whole_image_cannot_take_windows():
