@@ -1,4 +1,4 @@
-"""degrade and degrade_patches: every refusal is one clear error, and backends that are missing say so."""
+"""degrade and degrade_patches: the error of every wrong argument and of missing backends."""
 
 import multiprocessing
 import os
@@ -18,9 +18,9 @@ from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.degrade import cuda
 from qpt.ops.degrade.api import choose_backend, degrade, degrade_patches
-from tests.programs import photographs, sample
+from tests.programs import sample, smooth_images
 
-IMAGES, PROGRAM = photographs(2, 16, 20), sample(2, views=1, seed=8)
+IMAGES, PROGRAM = smooth_images(2, 16, 20), sample(2, views=1, seed=8)
 
 
 @pytest.mark.parametrize(

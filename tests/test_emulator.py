@@ -1,6 +1,6 @@
-"""csrc/cuda/degrade.cu itself, run on the CPU block emulator: the same bytes as the C++ engine, for every op.
+"""csrc/cuda/degrade.cu, run on the CPU block emulator: the same bytes as the C++ engine, for every op.
 
-A barrier that is left out must change the bytes: without that test an emulator that hides races would look the same.
+A barrier that is left out must change the bytes; without this test an emulator that hides races would pass too.
 """
 
 import ctypes
@@ -75,7 +75,7 @@ IMAGE = 24 * 31 * 3 + 8  # bytes of an image of 24 x 31 pixels, as memory is sha
 @pytest.mark.parametrize("shared_limit", [0, IMAGE - 1, IMAGE, 2 * IMAGE - 1, 2 * IMAGE, 5 * IMAGE])
 @pytest.mark.parametrize("for_patches", [False, True])
 def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_limit: int, for_patches: bool) -> None:
-    """None, one or both of a row's images; rows that change the working size, rows whose last ops see a window."""
+    """None, one or both of a row's images, for rows that change the working size and rows that end in a window."""
     chains = [
         [("gaussian_blur", 2), ("contrast", 3), ("gaussian_noise", 2), ("hue", 1)],
         [("resize_to", 2), ("gaussian_noise", 1), ("jpeg", 3)],
@@ -96,7 +96,7 @@ def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_l
 
 
 def test_shared_memory_a_row_takes() -> None:
-    """Two images if they fit, else one; none above the limit; no more than two, and one where the output is one."""
+    """Both images if they fit, else one, else none; only one if the output takes every second image."""
     program = Program.from_chains([[("hue", 1)], [("resize_to", 2), ("hue", 1)]], seeds=[1, 2])
     grown = 36 * 46 * 3 + 24  # the largest working size
     for limit, plain, resized in [(0, 0, 0), (IMAGE, 1, 0), (2 * IMAGE, 1, 0), (grown, 1, 1), (2 * grown, 1, 2)]:
@@ -155,7 +155,7 @@ def test_a_barrier_left_out_is_detected(emulator: Emulator) -> None:
         for skipped in range(barriers)
         if all(in_a_child(same_bytes, emulator, images, program, order, skipped, expected) for order in ORDERS)
     ]
-    # Some only keep scratch from being reused too early, which an image as small as this one does not do.
+    # Some barriers only keep scratch from being reused too early, which does not happen for an image as small as this.
     assert len(undetected) < barriers / 4, undetected
 
 
@@ -169,7 +169,7 @@ def same_bytes(
 
 
 def in_a_child(function: Callable[..., bool], *arguments: object) -> bool:
-    """function(*arguments) in a forked process; False if it died or hung, as reading half-made tables may make it."""
+    """Return function(*arguments) of a forked process; False if it died or hung, as it may on half-written scratch."""
 
     def run() -> None:
         faulthandler.disable()

@@ -1,4 +1,4 @@
-"""Costly rows first: the estimate, and that the order decides nothing but time (which test_degrade.py shows too)."""
+"""Rows in the order of falling cost: the estimate, and that the result does not depend on the order."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from qpt.degradations.program import Program
 from qpt.ops.degrade.api import degrade, degrade_patches
 from qpt.ops.degrade.order import costly_first, row_costs
 from qpt.ops.degrade.patches import row_windows
-from tests.programs import photographs, sample
+from tests.programs import sample, smooth_images
 
 
 def cost(name: str, level: int) -> float:
@@ -21,7 +21,7 @@ def test_every_op_has_a_cost_at_every_level():
     assert (costs() > 0).all()
 
 
-def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
+def test_the_cost_of_a_row_is_that_of_its_ops_on_their_areas():
     chains = [
         [],
         [("median_blur", 5), ("hue", 1)],
@@ -50,7 +50,7 @@ def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
 
 @pytest.mark.parametrize("order", ["as they are", "reversed"])
 def test_the_order_changes_no_byte(monkeypatch, order):
-    images, program = photographs(6, 40, 52), sample(6)
+    images, program = smooth_images(6, 40, 52), sample(6)
     boxes = torch.tensor([[[3, 5], [8, 20]]], dtype=torch.int32).expand(12, 2, 2)
     expected = degrade(images, program), degrade_patches(images, program, boxes, 20)
     forced = torch.arange(12, dtype=torch.int32)

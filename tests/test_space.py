@@ -1,6 +1,6 @@
-"""DegradationSpace and Program: exact sizes against enumeration, draws against the rule, saving and replaying.
+"""DegradationSpace and Program: exact sizes compared with an enumeration, draws with the rule; saving and replaying.
 
-The enumeration walks every sequence of draws and applies the rule to it; it shares nothing with the size formulas.
+The enumeration applies the rule to every sequence of draws; it shares no code with the counting.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from qpt.errors import InputError
 
 
 def enumerate_compositions(types: int, levels: int, lo: int, hi: int, repeat: bool, shuffle: bool) -> set:
-    """Every composition the rule allows, by walking all draws: sequences of (type, level) pairs."""
+    """Return every composition that the rule allows, as (type, level) pairs, by going through all draws."""
     pairs = list(itertools.product(range(types), range(levels)))
     found = set()
     for s in range(lo, hi + 1):
@@ -36,7 +36,7 @@ def enumerate_compositions(types: int, levels: int, lo: int, hi: int, repeat: bo
 
 
 def closed_form(types: int, levels: int, lo: int, hi: int, repeat: bool, shuffle: bool) -> int:
-    """Lists of s ops that are all alike to the rule: arrangements and combinations, with and without repetition."""
+    """Return the number of lists of ops: arrangements and combinations, with and without repetition."""
 
     def of(s: int) -> int:
         if repeat:
@@ -117,7 +117,7 @@ def test_every_row_obeys_its_space(data):
 
 
 def looks_uniform(counts: Counter, outcomes: list) -> bool:
-    """Chi-square test; the draws are seeded, so one part in a million is never reached by chance on a later run."""
+    """Test counts by chi-square; the draws are seeded, so the p-value does not change between runs."""
     assert set(counts) == set(outcomes)
     return chisquare([counts[outcome] for outcome in outcomes]).pvalue > 1e-6
 

@@ -5,10 +5,6 @@ each pass of the space is a nondeterministic finite automaton that accepts words
 automaton deterministic, so that a word counts once however many ways lead to it.
 """
 
-# Why the automaton is not deterministic: a type may stand in several groups, a group may be left out by chance, and one
-# pass may end where the next begins. Members whose letters stand nowhere else are merged into classes of letters that
-# are counted and not told apart, so that a rule over dozens of ops has a few states.
-
 from __future__ import annotations
 
 from collections import Counter, defaultdict
@@ -59,8 +55,16 @@ def count_compositions(passes: Sequence[Rule], *, levels: bool, pristine: bool =
     return total
 
 
+# An automaton is not deterministic, since a type may stand in several groups, a group may be left out by chance, and
+# one pass may end where the next begins. Members whose letters stand nowhere else are merged into classes, whose letters
+# are counted and not distinguished, so that a rule over dozens of ops has a few states.
 class _RuleAutomaton:
-    """One pass. Its state ``drawn`` is a tuple whose form depends on the rule's repeat and shuffle."""
+    """The automaton of one pass. Its state ``drawn`` depends on the rule:
+
+    - repeat: (number of members, position of the last one, None in any order);
+    - no repeat, any order: (set of members that share letters, number of the other members by kind);
+    - no repeat, fixed order: (place of the last member, number of members, number of optional ones).
+    """
 
     def __init__(self, passes: Sequence[Rule], index: int, levels: bool) -> None:
         self.index, self.rule = index, passes[index]

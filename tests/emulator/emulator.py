@@ -1,7 +1,7 @@
-"""Builds the CUDA source for the block emulator and runs it with the launcher's own config and argument list.
+"""Building the CUDA source for the block emulator, and running it with the launcher's own configuration and arguments.
 
-Used by tests/test_emulator.py. Output, scratch and shared memory are poisoned and lie between guard bytes; inputs lie
-between guard bytes too, and `run` changes all of them between two executions: bytes that depend on them differ.
+Used by tests/test_emulator.py. Output, scratch and shared memory are poisoned and lie between guard bytes, as do the
+inputs. ``run`` executes twice with different poison and guard bytes: a result that depends on them differs.
 """
 
 import ctypes
@@ -23,8 +23,11 @@ CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_
 
 
 class Schedule(ctypes.Structure):
-    """block_emulator::Schedule. The order of threads between barriers; the barrier to leave out (-1: none); the byte
-    that shared memory holds at first."""
+    """block_emulator::Schedule.
+
+    order, seed: the order of threads between barriers.  skipped_barrier: the barrier to leave out, -1 for none.
+    fill: the initial byte of shared memory.
+    """
 
     _fields_ = (
         ("order", ctypes.c_int),
@@ -35,7 +38,7 @@ class Schedule(ctypes.Structure):
 
 
 class EmulatorError(AssertionError):
-    """What a GPU would have hung on, or a write outside a buffer."""
+    """A state in which a GPU would hang, or a write outside a buffer."""
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Buffer:
 
 
 class Emulator:
-    """The shared library made of tests/emulator/degrade.cpp."""
+    """The shared library that is made from tests/emulator/degrade.cpp."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "emulator.so"
@@ -73,7 +76,7 @@ class Emulator:
         self.library.emulate_scratch_bytes.restype = ctypes.c_int64
 
     def scratch_bytes(self, height: int, width: int, resizes: bool, for_patches: bool) -> int:
-        """What one block of the source that was built here needs."""
+        """Return the scratch of one block, from the source that was built here."""
         return self.library.emulate_scratch_bytes(height, width, resizes, for_patches)
 
     def check(self, error: bytes | None) -> None:
@@ -90,9 +93,9 @@ class Emulator:
         patches: Patches | None = None,
         shared_limit: int = SHARED_LIMIT[80],
     ) -> tuple[torch.Tensor, int]:
-        """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached.
+        """Execute twice with different poison; return the bytes, equal in both, and the number of barriers reached.
 
-        The bytes are those of the images (r, H, W, 3) or, in one row, of the patches.
+        The bytes are those of the images (r, H, W, 3) or, as one dimension, of the patches.
         """
         windows = patches.windows if patches else None
         config = LaunchConfig.of(

@@ -4,9 +4,6 @@ Used by ``cuda.py`` if there is no fat binary, by ``qpt doctor`` and by the offl
 GPU nor a driver.
 """
 
-# NVRTC is called through ctypes and not through CuPy, which adds -ftz=true to every compilation: denormals flushed to
-# zero would break the equality of CPU and GPU bytes.
-
 from __future__ import annotations
 
 import ctypes
@@ -35,6 +32,8 @@ def find_library() -> Path | None:
     return next((library for library in found if library.exists() and "alt" not in library.name), None)
 
 
+# NVRTC is called through ctypes and not through CuPy, which adds -ftz=true to every compilation: denormals flushed to
+# zero would break the equality of CPU and GPU bytes.
 @functools.cache
 def _library() -> ctypes.CDLL:
     path = find_library()

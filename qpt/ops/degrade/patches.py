@@ -79,7 +79,7 @@ def row_windows(program: Program, boxes: Tensor, size: int, height: int, width: 
     rows = []
     for ops, params, low, high in zip(program.ops.tolist(), program.params.tolist(), first, last, strict=True):
         # Backwards from the last op: the patches need the union of their boxes, and each op before them that takes
-        # windows widens it by its halo. The first op that does not take windows ends the walk.
+        # windows widens it by its halo. The first op that does not take windows ends the loop.
         slot, halo, grid = slots, 0, 1
         for op, values in zip(reversed(ops), reversed(params), strict=True):
             if op >= 0:

@@ -1,4 +1,4 @@
-"""Spaces in YAML: read, written, refused with the key's name."""
+"""Spaces in YAML: reading, writing, and errors that name the key."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Every rule of composition: sizes against enumeration, draws against the stated probabilities, own numbers.
+"""Rules of composition: sizes compared with an enumeration, draws with the stated probabilities, own levels.
 
-``walk`` performs a rule literally (draw so many members, drop some, choose an op of each, a level of each, put them in
-order) along every path there is; it shares nothing with the counting or the drawing.
+``enumerate_pass`` performs a rule step by step (draw members, drop some, choose an op and a level of each, order them)
+along every path; it shares no code with the counting or the drawing.
 """
 
 import itertools
@@ -31,8 +31,8 @@ def labels(spec: OpSpec, weighted: list[int], levels: bool) -> list[int]:
     return [1] if spec.levels == {"quality": (50.0,) * LEVELS} else weighted
 
 
-def walk(rule: Rule, levels: bool) -> set[tuple]:
-    """Every list of types, or of (type, level) pairs, that one pass can make."""
+def enumerate_pass(rule: Rule, levels: bool) -> set[tuple]:
+    """Return every list of types, or of (type, level) pairs, that one pass can draw."""
     weighted = [v for v, weight in zip(range(1, LEVELS + 1), rule.level_weights, strict=True) if weight]
     counts = range(rule.min_ops, rule.max_ops + 1)
     weights = rule.number_weights or [1] * len(counts)
@@ -56,7 +56,7 @@ def walk(rule: Rule, levels: bool) -> set[tuple]:
 
 
 def enumerate_space(space: DegradationSpace, levels: bool) -> set[tuple]:
-    passes = [walk(rule, levels) for rule in space.passes]
+    passes = [enumerate_pass(rule, levels) for rule in space.passes]
     found = {sum(parts, ()) for parts in itertools.product(*passes)}
     return found | {()} if space.pristine else found
 
@@ -115,7 +115,7 @@ def drawn(space: DegradationSpace, n: int = 30_000, seed: int = 0) -> list[tuple
 
 
 def follows(counts: Counter, shares: dict) -> bool:
-    """Chi-square test of counts against shares of 1; seeded, so one part in a million is never met on a later run."""
+    """Test counts against shares of 1 by chi-square; draws are seeded, so the p-value does not change between runs."""
     assert math.isclose(sum(shares.values()), 1)
     assert set(counts) <= set(shares)
     total = sum(counts.values())
@@ -232,7 +232,7 @@ def test_a_range_by_level_ends_where_it_was_said_to():
     assert ByLevel(0.6612529357664265, 8.0).parts(integer=False)[-1].high == 8.0
 
 
-def test_whole_numbers_by_level_are_all_drawn_and_only_they():
+def test_integers_by_level_are_all_drawn_and_no_others():
     space = DegradationSpace((OpSpec("jpeg", levels={"quality": ByLevel(95, 30)}),), min_ops=1, max_ops=1)
     program = space.sample(20_000, generator=torch.Generator().manual_seed(4))
     quality, level = program.params[:, 0, 0].numpy(), program.levels[:, 0].numpy()
@@ -268,7 +268,7 @@ def test_views_that_cannot_differ_in_practice_are_refused(monkeypatch):
         space.sample_seeded(torch.arange(2), views=2)
 
 
-def test_views_differ_where_only_the_numbers_do():
+def test_views_of_one_op_may_differ_in_its_values():
     kinds = (OpSpec("jpeg", levels={"quality": 20}), OpSpec("jpeg", levels={"quality": 80}))
     space = DegradationSpace((Group(kinds),), min_ops=1, max_ops=1)
     assert space.size(levels=True) == 2
@@ -276,7 +276,7 @@ def test_views_differ_where_only_the_numbers_do():
     assert [sorted(pair) for pair in program.params[:, 0, 0].view(20, 2).tolist()] == [[20.0, 80.0]] * 20
 
 
-def test_rules_say_themselves_in_words():
+def test_rules_are_described_in_words():
     space = DegradationSpace(
         (Group(("hue", "jpeg"), probability=0.5), "gamma"),
         min_ops=2,
