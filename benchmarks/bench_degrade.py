@@ -29,7 +29,7 @@ from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
 from qpt.ops.degrade.api import degrade, degrade_patches
-from qpt.ops.degrade.patches import plan_windows
+from qpt.ops.degrade.patches import row_windows
 
 HELP = "milliseconds per op, per chain of five, by threads and by size, beside five libraries"
 CHAIN = 5
@@ -318,7 +318,7 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
 
 def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> float:
     """Pixels that the ops of a program compute for these patches of side x side images, as a share of all of theirs."""
-    windows = plan_windows(program, boxes, size, side, side)
+    windows = row_windows(program, boxes, size, side, side)
     used, slot = program.ops >= 0, torch.arange(program.ops.shape[1])
     area = (windows[:, 3] * windows[:, 4]).double() / side**2
     return float((torch.where(slot < windows[:, :1], 1.0, area[:, None]) * used).sum() / used.sum())

@@ -137,17 +137,17 @@ def rows_in_shared_memory(patch: int, region: int = 320, rows: int = 4096) -> di
 
     from qpt.data.boxes import draw_boxes
     from qpt.degradations.space import DegradationSpace
-    from qpt.ops.degrade.cuda import shared_bytes_taken
-    from qpt.ops.degrade.patches import plan_windows
+    from qpt.ops.degrade.cuda import shared_bytes_used
+    from qpt.ops.degrade.patches import row_windows
 
     program = DegradationSpace.preset("qpt").sample(rows, generator=torch.Generator().manual_seed(0))
     rng = random.Random(0)
     boxes = torch.tensor([draw_boxes(rng, 2, patch, region, 0.1, 0.3) for _ in range(rows)], dtype=torch.int32)
-    windows = plan_windows(program, boxes, patch, region, region)
-    both = shared_bytes_taken(program, region, region, windows, 1 << 40)  # as much as any row can use
+    windows = row_windows(program, boxes, patch, region, region)
+    both = shared_bytes_used(program, region, region, windows, 1 << 40)  # as much as any row can use
     found = {}
     for architecture in ARCHITECTURES:
-        taken = shared_bytes_taken(program, region, region, windows, SHARED_LIMIT[architecture])
+        taken = shared_bytes_used(program, region, region, windows, SHARED_LIMIT[architecture])
         one = sum(here > 0 for here in taken) / rows
         found[architecture] = one, sum(here == most for here, most in zip(taken, both, strict=True)) / rows
     return found

@@ -28,10 +28,10 @@ T* pointer(std::uintptr_t address) {
 
 void degrade(std::uintptr_t images, int height, int width, std::uintptr_t out, int rows, int slots, std::uintptr_t ops,
              std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t order,
-             std::uintptr_t windows, std::uintptr_t boxes, int patches, int size, std::uintptr_t table, int item_bytes,
+             std::uintptr_t windows, std::uintptr_t boxes, int patches, int size, std::uintptr_t lut, int item_bytes,
              bool channels_last, std::uintptr_t scratch, qpt::i64 scratch_bytes, int threads) {
   const qpt::Patches cut{
-      pointer<const qpt::i32>(boxes), patches, size, pointer<const void>(table), nullptr, item_bytes, channels_last};
+      pointer<const qpt::i32>(boxes), patches, size, pointer<const void>(lut), nullptr, item_bytes, channels_last};
   qpt::degrade({pointer<const qpt::u8>(images), pointer<void>(out), height, width, rows, slots,
                 pointer<const qpt::i16>(ops), pointer<const float>(params), pointer<const qpt::i64>(seeds),
                 pointer<const qpt::i32>(source), pointer<const qpt::i32>(order), pointer<const qpt::i32>(windows), cut},
@@ -199,17 +199,17 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade and qpt.contrastive_loss.";
   m.def("degrade", &degrade, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("out"), py::arg("rows"),
         py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("order"),
-        py::arg("windows"), py::arg("boxes"), py::arg("patches"), py::arg("size"), py::arg("table"),
+        py::arg("windows"), py::arg("boxes"), py::arg("patches"), py::arg("size"), py::arg("lut"),
         py::arg("item_bytes"), py::arg("channels_last"), py::arg("scratch"), py::arg("scratch_bytes"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
-        "windows, boxes, table: 0 for whole images. See Batch in chain.h.");
-  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resized"),
-        py::arg("kept"),
-        "Bytes of scratch that each thread of degrade needs; resized: some row holds resize_to; kept: the images are "
-        "kept in scratch, since patches are cut from them.");
-  m.def("fast_bytes_taken", &qpt::fast_bytes_taken, py::arg("height"), py::arg("width"), py::arg("resized"),
-        py::arg("kept"), py::arg("fast_bytes"),
-        "Bytes of a GPU's shared memory, of fast_bytes, that a row takes for images of this size; see chain.h.");
+        "windows, boxes, lut: 0 for whole images. See Batch in chain.h.");
+  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"),
+        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to. for_patches: the "
+        "output is patches.");
+  m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"), py::arg("shared_bytes"),
+        "Return the bytes of a GPU's shared memory, of shared_bytes, that a row uses for images of this size.");
   m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
   m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         "(rows of a task, parts of the stream).");

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from qpt.degradations import op_table
-from qpt.degradations.op_table import SLOTS
+from qpt.degradations.op_table import MAX_PARAMS
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
 from qpt.ops import workspace
@@ -94,7 +94,7 @@ class StepTrace:
         program = Program(
             ops=torch.zeros(rows, slots, dtype=torch.int16),
             levels=torch.zeros(rows, slots, dtype=torch.int8),
-            params=torch.zeros(rows, slots, SLOTS),
+            params=torch.zeros(rows, slots, MAX_PARAMS),
             seeds=torch.zeros(rows, dtype=torch.int64),
             source=torch.zeros(rows, dtype=torch.int32),
             table=op_table.fingerprint(),

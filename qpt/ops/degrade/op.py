@@ -1,8 +1,8 @@
-"""``qpt::degrade`` and ``qpt::degrade_patches``: schema and fake (shapes only) of the two degradations as torch ops.
+"""The torch ops ``qpt::degrade`` and ``qpt::degrade_patches``: their schemas and their fake forms (shapes only).
 
-Called by ``qpt.ops.degrade.api`` wherever a compiler or a dispatch mode may be watching; what the ops run is that
-file's functions, so values are checked when an op runs, as a compiled graph may not read them. A program travels as its
-fields. Images are integers: there is no gradient, and nothing is registered for autograd.
+Called by ``api.py`` under a compiler or a dispatch mode. The ops run the functions of that file, so values, which a
+compiled graph may not read, are checked when an op runs. A program is passed as its fields. Images are integers: there
+is no gradient, and nothing is registered for autograd.
 """
 
 import torch
