@@ -8,11 +8,11 @@ import math
 
 import pytest
 import torch
+from benchmarks.contrastive_rivals import CONTENDERS, FLOOR, Setting, Unavailable, make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import __main__ as command
 from benchmarks import bench_contrastive, contrastive_rivals, harness, memory, roofline, tables
-from benchmarks.contrastive_rivals import CONTENDERS, FLOOR, Setting, Unavailable, make_inputs
 from benchmarks.harness import Disagreement, Report, Row, Settings
 from tests.test_benchmarks import check_schema
 
