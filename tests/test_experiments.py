@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from experiments import __main__ as command
-from experiments import evaluations, study, study_tables, task
+from experiments import evaluations, study, study_tables
 from experiments.recipe import RECIPE, choose, read_recipe
 from qpt import InputError, load_encoder
 from qpt.models.encoder import untrained_encoder
@@ -80,7 +80,9 @@ def test_methods_that_differ_in_the_seed_share_a_row() -> None:
 def content_of(results: dict[str, list[float]], **abouts: dict[str, object]) -> dict[str, object]:
     """Content of a study: arm -> SRCC by seed, in one table and regime after another."""
     about = {"about": "", "kind": "pretrained", "against": "base", "settings": {}, "steps": 5}
-    tables = [{"t": {"srcc": dict.fromkeys(study_tables.REGIMES, value)}} for values in results.values() for value in values]
+    tables = [
+        {"t": {"srcc": dict.fromkeys(study_tables.REGIMES, value)}} for values in results.values() for value in values
+    ]
     seeds = [(arm, seed) for arm, values in results.items() for seed in range(len(values))]
     return {
         "base": {"steps": 5},
@@ -121,7 +123,9 @@ def test_the_best_arm_is_a_trained_one_of_the_common_length() -> None:
 def test_every_arm_of_the_recipe_can_be_run(tmp_path: Path) -> None:
     recipe = read_recipe(RECIPE)
     assert len(choose(recipe, ["claims"])) == 8
-    assert all(recipe.config(arm, tmp_path, 3)["seed"] == 3 for arm in recipe.arms.values())  # checked by PretrainConfig
+    assert all(
+        recipe.config(arm, tmp_path, 3)["seed"] == 3 for arm in recipe.arms.values()
+    )  # checked by PretrainConfig
     assert read_recipe(RECIPE, steps=5).arms["four-times-longer"].settings["steps"] == 20
 
 
@@ -222,12 +226,3 @@ def test_a_failed_arm_does_not_end_the_others(
     assert "hot seed0: ended with status 1" in capsys.readouterr().err
     assert "must be finite" in (tmp_path / "out" / "hot" / "seed0" / "output.txt").read_text()
     assert [row["arm"] for row in json.loads((tmp_path / "study.json").read_text())["rows"]] == ["untrained"]
-
-
-def test_two_processes_do_not_work_on_one_arm(tmp_path: Path) -> None:
-    with task._lock(tmp_path):
-        code = "import pathlib\nfrom experiments.task import _lock\n"
-        code += f"with _lock(pathlib.Path({str(tmp_path)!r})): print('in')"
-        with pytest.raises(subprocess.TimeoutExpired):
-            subprocess.run([sys.executable, "-c", code], timeout=15)
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "in\n"

@@ -40,9 +40,9 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tmp_path / "benchmarks" / "recipes" / "photos.yaml"
+    recipe = tmp_path / "experiments" / "recipes" / "photos.yaml"
     recipe.parent.mkdir(parents=True)
-    recipe.write_text((ROOT / "benchmarks" / "recipes" / "photos.yaml").read_text())
+    recipe.write_text((ROOT / "experiments" / "recipes" / "photos.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     arguments = [re.sub(r"\$\w+", "1", word) for word in shlex.split(command)[1:]]
     assert build_parser().parse_args(arguments).command == arguments[0]
