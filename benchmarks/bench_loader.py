@@ -62,7 +62,7 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
         *(_sentence(rows, workers) for workers in WORKERS),
         *(
             f"Reduced decoding is off by {row.differences['mean_levels']:.2f} of 255 levels on average, "
-            f"{row.differences['worst_photograph_levels']:.2f} on the worst photograph."
+            f"{row.differences['worst_image_levels']:.2f} on the worst photograph."
             for row in rows
             if row.backend == "reduced"
         ),
@@ -117,7 +117,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
         loader = DataLoader(_Plain(dataset), batch_sampler=sampler, num_workers=workers)
         return [_lattice(batch) for batch in loader]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if len(answers[OURS]) != batches or answers[OURS] != answers[PLAIN]:
             raise Disagreement(f"loader: {workers} processes: the loaders' regions differ")
         return {}
@@ -139,12 +139,12 @@ def _resized_case(files: list[Path]) -> Case:
     def whole() -> list[NDArray[np.uint8]]:
         return [_resize(load_rgb(file)) for file in files]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         pairs = zip(answers["reduced"], answers["whole"], strict=True)
         off = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs]
         if not np.mean(off) < FAR:
             raise Disagreement(f"loader: reduced decoding is off by {np.mean(off):.2f} levels")
-        return {"mean_levels": float(np.mean(off)), "worst_photograph_levels": max(off)}
+        return {"reduced": {"mean_levels": float(np.mean(off)), "worst_image_levels": max(off)}}
 
     return Case(
         op="decode JPEG, resize",

@@ -1,4 +1,4 @@
-"""Scoring photographs beside BRISQUE (Mittal et al., IEEE TIP 2012; the PyPI package): images per second, and SRCC.
+"""Scoring images beside BRISQUE (Mittal et al., IEEE TIP 2012; the PyPI package): images per second, and SRCC.
 
 Run by ``python -m benchmarks score [--table CSV ...] [--encoder RUN]``. Both decode the same files in the same way, and
 get as many threads: torch's for ours, a pool over files for BRISQUE, whose code runs on one. Without a table the
@@ -102,12 +102,12 @@ def _case(
     def theirs() -> list[float]:
         return list(pool.map(lambda file: float(peer.score(load_photograph(file))), files))
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         turned = [scorer(file) for file in reversed(files)][::-1]
         difference = float(np.abs(np.subtract(answers["qpt"], turned)).max()) / (scorer.mos_max - scorer.mos_min)
         if not difference <= SAME:
             raise Disagreement(f"score: {name}: another order moves scores by {difference:.3g} of the range")
-        return {"another_order_share_of_range": difference}
+        return {"qpt": {"another_order_share_of_range": difference}}
 
     return Case(
         op=f"score {name}",
@@ -125,7 +125,7 @@ def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolEx
     scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
     return {
         "table": table.name,
-        "photographs": len(table),
+        "images": len(table),
         "sha256": table.fingerprint,
         "split": f"{len(splits)} splits that train on {REGIMES[0].train_share:.0%} of the groups",
         "srcc": {
@@ -138,7 +138,7 @@ def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolEx
 
 def _sentence(found: dict[str, Any]) -> str:
     return (
-        f"{found['table']} ({found['photographs']} photographs): SRCC, median over the test parts of {found['split']}: "
+        f"{found['table']} ({found['images']} photographs): SRCC, median over the test parts of {found['split']}: "
         f"qpt, its ridge fitted on the training part, {_median(found['srcc']['qpt'])}; "
         f"brisque {_median(found['srcc']['brisque'])} ({found['srcc_brisque_on_all']:.3f} on all)."
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench_degrade import photographs
+from benchmarks.bench_degrade import sample_images
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
 from qpt.degradations.space import DegradationSpace
@@ -38,7 +38,7 @@ def run(settings: Settings) -> StepReport:
     """Times the parts and the step in interleaved rounds."""
     small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
     config = _config(**small)
-    regions = photographs(config.batch_images, config.region)
+    regions = sample_images(config.batch_images, config.region)
     patches = _degraded(config, regions)
     cases = [
         _degrade_case(config, regions),
@@ -78,7 +78,7 @@ def _degraded(config: PretrainConfig, regions: torch.Tensor) -> torch.Tensor:
 
 
 def _degrade_case(config: PretrainConfig, regions: torch.Tensor) -> Case:
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if not torch.equal(answers["qpt"], _degraded(config, regions)):
             raise Disagreement("step: degradations must be the same bytes every time")
         return {}
@@ -108,13 +108,13 @@ def _loss_case(config: PretrainConfig) -> Case:
         value.backward()
         return value.detach()
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         logits = queries @ torch.cat([keys, pool]).T / config.temperature
         wanted = torch.nn.functional.cross_entropy(logits, groups)
         difference = float((answers["qpt"] - wanted).abs() / wanted)
         if not difference <= LOSS_ALLOWED:
             raise Disagreement(f"step: the loss is {difference:.2g} from cross-entropy over all logits")
-        return {"relative_to_cross_entropy": difference}
+        return {"qpt": {"relative_to_cross_entropy": difference}}
 
     shape = f"N={rows} K={rows}+{config.pool_size} D={config.projection_dim}, forward + gradient"
     return Case("loss", shape, config.batch_images, [Contender("qpt", loss)], agree)
@@ -134,10 +134,11 @@ def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, A
         assert learner.pool is not None
         return learner.step(patches, learner.pool.new_groups(len(images)), images, 1e-6).loss
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if not np.isfinite(list(answers.values())).all():
             raise Disagreement(f"step: losses must be finite, got {answers}")
-        return {"loss_of_checkpointing_minus_plain": answers["qpt, activation checkpointing"] - answers["qpt"]}
+        plain, name = answers["qpt"], "qpt, activation checkpointing"
+        return {name: {"loss_minus_plain": answers[name] - plain}}
 
     shape = f"{config.arch}, width {config.width}, {len(images)} queries and keys of {config.patch_size} px"
     contenders = [Contender(name, lambda learner=learner: step(learner)) for name, learner in learners.items()]

@@ -16,7 +16,7 @@ import PIL
 import torch
 from PIL import features
 
-from benchmarks.degrade_rivals import Picture, openjpeg
+from benchmarks.degrade_baselines import Pixels, openjpeg
 from qpt.data.images import load_rgb
 from qpt.degradations.program import Program
 from qpt.ops.degrade.api import degrade
@@ -32,7 +32,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(np.square(a.astype(np.float64) - b).mean(), 1e-3)))
 
 
-def crops(paths: list[Path]) -> list[Picture]:
+def crops(paths: list[Path]) -> list[Pixels]:
     """The middle SIDE x SIDE pixels of every photograph that has as many."""
     found = []
     for path in paths:
@@ -43,7 +43,7 @@ def crops(paths: list[Path]) -> list[Picture]:
     return found
 
 
-def paid(image: Picture, ratio: float) -> int:
+def paid(image: Pixels, ratio: float) -> int:
     """Coefficients that the op has left when its error is OpenJPEG's at this ratio; 0 if no step has that error."""
     planes, goal = jpeg2000.coefficients(image), psnr(image, openjpeg(image, ratio))
 
@@ -59,7 +59,7 @@ def paid(image: Picture, ratio: float) -> int:
     return int((np.abs(planes) >= 2**low).sum())
 
 
-def fit(images: list[Picture]) -> dict[str, float]:
+def fit(images: list[Pixels]) -> dict[str, float]:
     """header, value and place bits: least squares of relative errors, reweighted towards least absolute ones."""
     counted = [(8.0 * image.size / ratio, paid(image, ratio)) for image in images for ratio in FIT_RATIOS]
     bits, n = np.array([pair for pair in counted if pair[1] > 0]).T
@@ -72,7 +72,7 @@ def fit(images: list[Picture]) -> dict[str, float]:
     return {**dict(zip(("header", "value", "place"), cost.tolist(), strict=True)), "pairs": len(n)}
 
 
-def check(images: list[Picture]) -> dict[str, Any]:
+def check(images: list[Pixels]) -> dict[str, Any]:
     """PSNR to the original, the op's minus OpenJPEG's: median and spread in decibels, all and per ratio."""
     off = np.empty((len(images), len(CHECK_RATIOS)))
     for column, ratio in enumerate(CHECK_RATIOS):

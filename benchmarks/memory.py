@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.contrastive_rivals import CONTENDERS, Inputs, Setting, make_inputs
+from benchmarks.contrastive_baselines import FORMS, Inputs, Setting, make_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 Answer = TypeVar("Answer")
@@ -44,12 +44,12 @@ def peak_mib(setting: Setting, name: str, threads: int) -> float:
 
 def measure_peak(setting: Setting, name: str) -> float:
     """The same, in this process: to be called once, before anything else has used memory."""
-    rival = CONTENDERS[name]
+    form = FORMS[name]
     rows, keys = min(setting.n, _WARM_UP[0]), min(setting.k, _WARM_UP[1])
-    rival.make(make_inputs(replace(setting, n=rows, k=keys)))()
+    form.make(make_inputs(replace(setting, n=rows, k=keys)))()
     inputs: Inputs = make_inputs(setting)
-    call = rival.make(inputs)
-    if rival.compiles:
+    call = form.make(inputs)
+    if form.compiles:
         call()  # the compiler's own memory is not the loss's
     answer, peak = peak_of(call)
     held = sum(tensor.nbytes for tensor in answer if tensor is not None)
@@ -75,8 +75,8 @@ def _status(field: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line of the fresh process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
-    parser.add_argument("setting", help="JSON of benchmarks.contrastive_rivals.Setting")
-    parser.add_argument("name", choices=CONTENDERS)
+    parser.add_argument("setting", help="JSON of benchmarks.contrastive_baselines.Setting")
+    parser.add_argument("name", choices=FORMS)
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

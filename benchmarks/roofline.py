@@ -2,14 +2,11 @@
 
 Used by the benchmarks to put a labelled prediction beside CPU measurements; never mixed with them. A prediction is
 max(arithmetic, special functions, memory traffic) at the published peaks, divided by a stated efficiency and, where a
-kernel's launch is given, stretched by the multiprocessors that its last wave of blocks leaves idle. The figures that
-peers have published stand in ``PUBLISHED``.
+kernel's launch is given, stretched by the multiprocessors that its last wave of blocks leaves idle.
 """
 
 from dataclasses import dataclass
 from typing import Any
-
-from benchmarks.harness import table
 
 
 @dataclass(frozen=True)
@@ -173,47 +170,3 @@ def full_logits_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bo
         bytes_moved=float(k * d * key_bytes * (2 if gradient else 1) + passes * n * k * 4),
         peak_bytes=float(copies * n * k * 4),
     )
-
-
-# What peers report of their own kernels, on their hardware and their problems: for scale, not for comparison.
-PUBLISHED = (
-    {
-        "who": "CCE (Cut Cross-Entropy)",
-        "what": "forward + backward, Gemma 2 2B vocabulary, A100",
-        "time": "134.8 ms",
-        "memory": "1,164 MB",
-        "full_logits": "208.8 ms, 28,000 MB; torch.compile 144.0 ms, 16,000 MB",
-        "source": "README of apple/ml-cross-entropy",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 65,536",
-        "time": "49.4 s an iteration",
-        "memory": "0.36 GB",
-        "full_logits": "OpenCLIP 48.9 s, 8.63 GB; CLIP 66.11 GB",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 131,072",
-        "time": "",
-        "memory": "0.72 GB",
-        "full_logits": "OpenCLIP 33.64 GB; CLIP out of memory",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 262,144",
-        "time": "",
-        "memory": "1.45 GB",
-        "full_logits": "OpenCLIP and CLIP out of memory",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-)
-
-
-def published_table() -> str:
-    """``PUBLISHED`` as a Markdown table under a line that says what it is."""
-    header = list(PUBLISHED[0])
-    lines = table(header, ([entry[name] for name in header] for entry in PUBLISHED))
-    return f"Published by peers about their own kernels, problems and hardware; not measured here:\n\n{lines}"

@@ -27,7 +27,7 @@ HELP = "predicted photographs per second on 1, 8 and 64 GPUs, from measured deco
 GPU = "A100-SXM4-80GB"
 GPUS = (1, 8, 64)
 STAGES = ("copy", "degrade", "encode", "loss", "communicate")
-PHOTOGRAPHS = 256  # a step and GPU, in one chunk
+IMAGES = 256  # a step and GPU, in one chunk
 COMPOSITIONS, PATCH, REGION, POOL, DIM = 2, 160, 320, 65536, 128
 SIZES = ((500, 375), (1280, 960), (4000, 3000))  # of photographs: about ImageNet's mean, a web photograph, a camera's
 QUALITY = 90
@@ -82,14 +82,14 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
     tile = np.concatenate([tile, tile[::-1]])
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
     times = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
-    picture = Image.fromarray(np.tile(tile, times)[:height, :width])
+    image = Image.fromarray(np.tile(tile, times)[:height, :width])
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=QUALITY)
+    image.save(encoded, "JPEG", quality=QUALITY)
     spent = []
     for _ in range(rounds + 1):
         start = time.process_time()
-        with open_image(io.BytesIO(encoded.getvalue())) as image:
-            Picture(image)
+        with open_image(io.BytesIO(encoded.getvalue())) as opened:
+            Picture(opened)
         spent.append((time.process_time() - start) * 1e3)
     first, median, third = np.percentile(spent[1:], (25, 50, 75))
     size = len(encoded.getvalue()) / 2**10
@@ -121,13 +121,13 @@ def counted() -> dict[str, float]:
 def step_ms(gpus: int, *, caching: bool) -> dict[str, float]:
     """Milliseconds of one step on one of ``gpus`` A100s, stage by stage; ``copy`` runs beside the others."""
     facts = counted()
-    rows = PHOTOGRAPHS * COMPOSITIONS
+    rows = IMAGES * COMPOSITIONS
     forward_per_s = PUBLISHED["ResNet-50 training, 224 px, mixed precision"].value * 3 / facts["patch_share"]
     passes = 5 if caching else 4  # query forward (again with caching) and backward, key forward
     reached = ASSUMED["share of the network and of PCI Express that is reached"].value
     pairs = rows * (rows * gpus + POOL)
     return {
-        "copy": PHOTOGRAPHS * REGION**2 * 3 / (PUBLISHED["PCI Express 4.0 x16"].value * 1e9 * reached) * 1e3,
+        "copy": IMAGES * REGION**2 * 3 / (PUBLISHED["PCI Express 4.0 x16"].value * 1e9 * reached) * 1e3,
         "degrade": _degrade_ms_per_row() * rows,
         "encode": rows * passes / forward_per_s * 1e3,
         "loss": _loss_ms_per_pair() * pairs,
@@ -170,13 +170,13 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def _predictions(rows: list[Row]) -> list[dict[str, Any]]:
-    """Photographs per second of each number of GPUs and size of photograph: the slower of GPUs and processors."""
+    """Predict images per second by number of GPUs and image size: the slower of GPUs and processors limits them."""
     cores = PUBLISHED["processor cores of a node of 8"].value / 8
     found = []
     for gpus in GPUS:
         stages = step_ms(gpus, caching=False)
         busy = sum(stages.values()) - stages["copy"]
-        device = PHOTOGRAPHS / max(busy, stages["copy"]) * 1e3
+        device = IMAGES / max(busy, stages["copy"]) * 1e3
         for row in rows:
             host = cores * 1e3 / row.median_ms
             rate = min(device, host)
@@ -184,7 +184,7 @@ def _predictions(rows: list[Row]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "gpus": gpus,
-                    "photograph": row.shape,
+                    "image_size": row.shape,
                     "images_per_s": round(gpus * rate),
                     "gpu_limit_images_per_s": round(gpus * device),
                     "decode_limit_images_per_s": round(gpus * host),

@@ -98,8 +98,8 @@ def render(result: dict[str, Any]) -> str:
         compositions=scaling.COMPOSITIONS,
         patch=scaling.PATCH,
         pool=scaling.POOL,
-        photographs=scaling.PHOTOGRAPHS,
-        rows=scaling.PHOTOGRAPHS * scaling.COMPOSITIONS,
+        photographs=scaling.IMAGES,
+        rows=scaling.IMAGES * scaling.COMPOSITIONS,
         region=scaling.REGION,
         region_kb=scaling.REGION**2 * 3 / 1e3,
         share=facts["patch_share"],
@@ -112,8 +112,8 @@ def render(result: dict[str, Any]) -> str:
         / scaling.PUBLISHED["ResNet-50 training, 224 px, mixed precision"].value,
         weak=8 * busy[1] / busy[8],
         cores=scaling.PUBLISHED["processor cores of a node of 8"].value / 8,
-        machine=f"{result['circumstances']['machine']['cpu']}, {result['circumstances']['time'][:10]}",
-        decoder=_decoder(result["circumstances"]["versions"]),
+        machine=f"{result['environment']['machine']['cpu']}, {result['environment']['time'][:10]}",
+        decoder=_decoder(result["environment"]["versions"]),
         stages=_table(
             ["GPUs", *one, "step"],
             [[str(n), *(f"{ms:.2f}" for ms in parts.values()), f"{busy[n]:.0f}"] for n, parts in stages.items()],
@@ -146,7 +146,7 @@ def _prediction(line: dict[str, Any]) -> list[str]:
     rates = ("images_per_s", "gpu_limit_images_per_s", "decode_limit_images_per_s", "cores_per_gpu_needed")
     hours = (line[f"hours_per_epoch, {name}"] for name in scaling.SETS)
     times = (f"{value:.1f} h" if value >= 1 else f"{value * 60:.1f} min" for value in hours)
-    return [str(line["gpus"]), line["photograph"], *(f"{line[name]:,}" for name in rates), _limit(line), *times]
+    return [str(line["gpus"]), line["image_size"], *(f"{line[name]:,}" for name in rates), _limit(line), *times]
 
 
 def _limit(line: dict[str, Any]) -> str:
@@ -154,10 +154,10 @@ def _limit(line: dict[str, Any]) -> str:
 
 
 def _saturates(predictions: list[dict[str, Any]]) -> str:
-    sizes = dict.fromkeys(line["photograph"] for line in predictions)
+    sizes = dict.fromkeys(line["image_size"] for line in predictions)
     words = []
     for size in sizes:
-        limits = dict.fromkeys(_limit(line) for line in predictions if line["photograph"] == size)
+        limits = dict.fromkeys(_limit(line) for line in predictions if line["image_size"] == size)
         words.append(f"{' or '.join(limits)} with photographs of {size}")
     return "; ".join(words) + "."
 

@@ -10,7 +10,7 @@ import skimage.data
 import sklearn.datasets
 from PIL import features
 
-from benchmarks.degrade_rivals import openjpeg
+from benchmarks.degrade_baselines import openjpeg
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference import jpeg2000

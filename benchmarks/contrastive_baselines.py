@@ -1,6 +1,6 @@
 """What the contrastive loss is measured against: plain torch forms, published libraries, and bare matrix products.
 
-``bench_contrastive.py`` times and compares the entries of ``CONTENDERS``; ``memory.py`` runs one of them in a fresh
+``bench_contrastive.py`` times and compares the entries of ``FORMS``; ``memory.py`` runs one of them in a fresh
 process, by name. An entry makes, from the same ``Inputs``, a call without arguments that returns (loss, gradient).
 A library that is not installed or cannot be imported raises ``Unavailable`` with the reason.
 """
@@ -29,7 +29,7 @@ Call = Callable[[], Answer]
 
 
 class Unavailable(Exception):
-    """A rival cannot run here; the message says why."""
+    """A form cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Setting:
     """One size of one loss. Plain values, so that a fresh process can be told which.
 
     kind "moco": N queries, their N own keys and K pool keys, gradient of the queries. kind "ntxent": N rows (two views
-    of N / 2 pictures) against each other, gradient of the rows in both roles; k is 0.
+    of N / 2 images) against each other, gradient of the rows in both roles; k is 0.
     """
 
     kind: str
@@ -67,13 +67,13 @@ def make_inputs(setting: Setting) -> Inputs:
     """Random directions; a query's own key (the other view of a row) is at a cosine of about 0.9."""
     generator = torch.Generator().manual_seed(0)
     n, dim = setting.n, setting.dim
-    pictures = n if setting.kind == "moco" else n // 2
-    first = F.normalize(torch.randn((pictures, dim), generator=generator), dim=1)
-    second = F.normalize(first + 0.5 / dim**0.5 * torch.randn((pictures, dim), generator=generator), dim=1)
+    images = n if setting.kind == "moco" else n // 2
+    first = F.normalize(torch.randn((images, dim), generator=generator), dim=1)
+    second = F.normalize(first + 0.5 / dim**0.5 * torch.randn((images, dim), generator=generator), dim=1)
     pool = torch.randn((setting.k, dim), generator=generator)
     pool /= pool.norm(dim=1, keepdim=True)
-    groups = torch.arange(pictures)
-    pool_groups = torch.arange(setting.k) + pictures
+    groups = torch.arange(images)
+    pool_groups = torch.arange(setting.k) + images
     if setting.kind == "moco":
         return Inputs(setting, first.requires_grad_(setting.gradient), second, groups, pool, pool_groups)
     rows = torch.cat([first, second]).requires_grad_(setting.gradient)
@@ -306,7 +306,7 @@ def _products(inputs: Inputs) -> Call:
 
 
 @dataclass(frozen=True)
-class Rival:
+class Form:
     """A contender. ``make`` builds its call (and any copy of the inputs it needs) from the inputs.
 
     gives: which loss it computes. "loss": that of the setting. "projected": the same, of normalised queries, whose
@@ -321,21 +321,21 @@ class Rival:
 
 
 FLOOR = "bare products"
-CONTENDERS: dict[str, Rival] = {
-    "full logits": Rival(_full_logits),
-    "full logits compiled": Rival(_compiled, note="torch.compile", compiles=True),
-    "lightly": Rival(_lightly, "projected", "normalises again: projected gradient"),
-    "cut-cross-entropy": Rival(
+FORMS: dict[str, Form] = {
+    "full logits": Form(_full_logits),
+    "full logits compiled": Form(_compiled, note="torch.compile", compiles=True),
+    "lightly": Form(_lightly, "projected", "normalises again: projected gradient"),
+    "cut-cross-entropy": Form(
         _cut_cross_entropy, "all keys", "torch_compile path; own keys of other rows are negatives too", compiles=True
     ),
-    "pytorch-metric-learning": Rival(_metric_learning, "projected", "normalises again: projected gradient"),
-    "chunked recompute": Rival(_chunked, note="logits computed again for the gradient"),
-    "qpt torch": Rival(partial(_qpt, backend="torch")),
-    "attention": Rival(_attention, note="scaled_dot_product_attention, values = keys; gradient by hand"),
-    "qpt bfloat16 pool": Rival(partial(_qpt, backend="auto", pool_dtype=torch.bfloat16), "bfloat16", "half the pool"),
-    "qpt float16 pool": Rival(partial(_qpt, backend="auto", pool_dtype=torch.float16), "float16", "half the pool"),
-    "qpt": Rival(partial(_qpt, backend="auto")),
-    FLOOR: Rival(_products, "", "floor, not a loss"),
+    "pytorch-metric-learning": Form(_metric_learning, "projected", "normalises again: projected gradient"),
+    "chunked recompute": Form(_chunked, note="logits computed again for the gradient"),
+    "qpt torch": Form(partial(_qpt, backend="torch")),
+    "attention": Form(_attention, note="scaled_dot_product_attention, values = keys; gradient by hand"),
+    "qpt bfloat16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.bfloat16), "bfloat16", "half the pool"),
+    "qpt float16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.float16), "float16", "half the pool"),
+    "qpt": Form(partial(_qpt, backend="auto")),
+    FLOOR: Form(_products, "", "floor, not a loss"),
 }
 
 
