@@ -20,11 +20,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks import degrade_libraries
 from benchmarks.degrade_rivals import Picture, Rival
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.sample_images import sample_images
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
@@ -93,7 +93,7 @@ def run(settings: Settings) -> DegradeReport:
 
 def photographs(count: int, side: int) -> torch.Tensor:
     """uint8 [count, side, side, 3]: crops of the photographs in the wheels of scikit-image and scikit-learn."""
-    return torch.from_numpy(cut_crops([load_rgb(path) for path in wheel_photographs()], count, size=side, seed=0))
+    return torch.from_numpy(cut_crops([load_rgb(path) for path in sample_images()], count, size=side, seed=0))
 
 
 def ratios_of(rows: list[Row]) -> dict[str, Any]:

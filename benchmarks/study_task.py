@@ -22,9 +22,9 @@ from benchmarks.harness import circumstances
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images, load_rgb
 from qpt.data.normalise import normalise
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, encoder_views, weights_hash
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, read_out_features, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
-from qpt.evaluate.regimes import Plan, make_regimes
+from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.table import read_table
 from qpt.io import write_whole
 from qpt.models import ResNet, load_encoder
@@ -106,8 +106,8 @@ def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
         return
     begun = time.monotonic()
     encoder = load_encoder(folder / "run")
-    views = encoder_views(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
-    _, regimes = make_regimes(Plan(), (table,), SPLIT_SEED)
+    views = read_out_features(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
+    _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
     found: dict[str, Any] = {}
     for name, splits in regimes.items():
         records = evaluate_splits(views, table.mos, table.groups, splits)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from qpt import DegradationSpace, degrade
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
+from qpt.data.sample_images import sample_images
 from qpt.degradations.program import Program
 
 SIZE, SEED = 224, 0
@@ -26,7 +26,7 @@ CROPS, SCALES = 360, (1.0, 0.75, 0.5)
 def main(folder: Path) -> None:
     for name in ("images", "crops"):
         (folder / name).mkdir(parents=True)
-    files = [path for path in wheel_photographs() if "skimage" in path.parts]
+    files = [path for path in sample_images() if "skimage" in path.parts]
     photographs = [load_rgb(path) for path in files]
     for index, crop in enumerate(cut_crops(photographs, CROPS, size=SIZE, seed=SEED, scales=SCALES)):
         Image.fromarray(crop).save(folder / "crops" / f"{index:03d}.png")

@@ -39,7 +39,7 @@ def test_brisque_is_compared_with_its_sign_turned(tmp_path):
     csv = write_set(tmp_path / "set")
     report = bench_score.run(Settings(rounds=1, quick=True), options("--table", str(csv)))
     table, metric = read_table(csv), bench_score.brisque()
-    scores = [metric.score(bench_score.load_photograph(path)) for path in table.paths]
+    scores = [metric.score(bench_score.load_image(path)) for path in table.paths]
     expected = -stats.spearmanr(np.array(scores, float).ravel(), table.mos).statistic
     assert report.agreement[0]["srcc_brisque_on_all"] == pytest.approx(expected, abs=1e-9)
     assert expected > 0.3

@@ -84,8 +84,9 @@ def test_results_that_cannot_be_compared():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("not json", "must be JSON"),
-        ("[1]", f"must be a {FORMAT} file"),
+        ("not json", "result must be a JSON file of `qpt evaluate --out`"),
+        ("[1]", "result must be a result of `qpt evaluate --out`"),
+        ('{"format": "qpt-evaluation-9"}', f"must be a {FORMAT} file"),
         ('{"format": "qpt-evaluation-1"}', "has no predictions"),
         (json.dumps({"format": FORMAT}), "is damaged"),
     ],
@@ -111,5 +112,5 @@ def test_truncated_predictions_and_command(tmp_path, capsys):
     path.write_text(to_json(result))
     with pytest.raises(InputError, match="a must predict every test image"):
         read_result(path)
-    with pytest.raises(InputError, match="must be a file"):
+    with pytest.raises(InputError, match="must be a JSON file"):
         read_result(tmp_path / "absent.json")

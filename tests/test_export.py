@@ -14,8 +14,8 @@ from qpt.errors import BackendError
 from qpt.evaluate.scorer import Scorer
 from qpt.export.formats import compare_onnx, crop_inputs, export_safetensors, export_state_dict
 from qpt.models import build_encoder, load_encoder
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 
 
 def torchvision_layout(blocks, bottleneck):
@@ -88,7 +88,7 @@ def test_onnx_scores_are_pytorchs_on_fifty_photographs(exported):
     import onnxruntime
 
     out, scorer, _ = exported
-    rng, sources = np.random.default_rng(0), [*photographs().values(), data.coffee()]
+    rng, sources = np.random.default_rng(0), [*image_regions().values(), data.coffee()]
     crops = []
     for index in range(49):
         source = sources[index % len(sources)]
@@ -150,7 +150,7 @@ def test_a_run_has_no_score_to_export(exported, tmp_path, capsys):
     assert "onnx needs a scorer" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("[1]")
     assert cli.main(["export", str(run), "--out", str(tmp_path), "--evaluation", str(tmp_path / "x.json")]) == 2
-    assert "must be a JSON of `qpt evaluate`" in capsys.readouterr().err
+    assert "must be a result of `qpt evaluate --out`" in capsys.readouterr().err
     (tmp_path / "text.pt").write_text("hello")
     assert cli.main(["export", str(tmp_path / "text.pt"), "--out", str(tmp_path)]) == 2
 

@@ -13,11 +13,11 @@ import qpt
 from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.calibration import fit_logistic
-from qpt.evaluate.features import FeatureProtocol, encoder_views
+from qpt.evaluate.features import FeatureProtocol, read_out_features
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def test_scorer_is_the_ridge_on_the_features_of_evaluation(fitted):
 
     _, csv, run, out = fitted
     table, scorer = read_table(csv), qpt.Scorer.load(out)
-    views = encoder_views(qpt.load_encoder(run), table, FeatureProtocol(), label="", cache=None, quiet=True)
-    features = views[scorer.fitted_on["read_out"]]
+    read_outs = read_out_features(qpt.load_encoder(run), table, FeatureProtocol(), label="", cache=None, quiet=True)
+    features = read_outs[scorer.fitted_on["read_out"]]
     standard = StandardScaler().fit(features)
     ridge = Ridge(alpha=scorer.fitted_on["penalty"] * features.shape[1]).fit(standard.transform(features), table.mos)
     expected = ridge.predict(standard.transform(features))
@@ -49,13 +49,13 @@ def test_blur_lowers_the_score(fitted):
     """Higher is better: the sharp photographs of the set score above the most blurred ones."""
     _, csv, _, out = fitted
     scorer, folder = Scorer.load(out), csv.parent / "images"
-    sharp = np.mean([scorer(folder / f"{name}0.png") for name in photographs()])
-    assert sharp > np.mean([scorer(folder / f"{name}3.png") for name in photographs()])
+    sharp = np.mean([scorer(folder / f"{name}0.png") for name in image_regions()])
+    assert sharp > np.mean([scorer(folder / f"{name}3.png") for name in image_regions()])
 
 
 def test_same_number_alone_together_in_any_order_and_as_pixels(fitted, capsys):
     _, csv, _, out = fitted
-    files = [str(csv.parent / f"images/{name}1.png") for name in photographs()]
+    files = [str(csv.parent / f"images/{name}1.png") for name in image_regions()]
 
     def scores(names):
         assert cli.main(["score", *names, "--scorer", str(out), "--json"]) == 0
@@ -72,7 +72,7 @@ def test_saved_and_loaded_scorers_agree(fitted, tmp_path):
     scorer = Scorer.fit(qpt.load_encoder(run), read_table(csv), protocol=FeatureProtocol(48, 4), quiet=True)
     scorer.save(tmp_path / "other.pt")
     loaded = Scorer.load(tmp_path / "other.pt")
-    assert loaded(photographs()["cat"]) == scorer(photographs()["cat"])
+    assert loaded(image_regions()["cat"]) == scorer(image_regions()["cat"])
     assert (loaded.protocol, loaded.read_out, loaded.fitted_on) == (scorer.protocol, scorer.read_out, scorer.fitted_on)
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
 
@@ -178,7 +178,7 @@ def test_calibration_is_monotone_bounded_and_honest(fitted, tmp_path, capsys):
     assert cli.main(arguments) == 0
     assert "calibration: RMSE over held-out photographs" in capsys.readouterr().out
     plain, bent = Scorer.load(out), Scorer.load(tmp_path / "s.pt")
-    pictures = list(photographs().values())
+    pictures = list(image_regions().values())
     raw, mapped = np.array([plain(p) for p in pictures]), np.array([bent(p) for p in pictures])
     assert np.array_equal(np.argsort(raw), np.argsort(mapped))
     np.testing.assert_allclose(mapped, bent.calibration(raw), rtol=1e-12)
