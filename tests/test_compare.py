@@ -17,7 +17,7 @@ from qpt.io import to_json
 
 
 def made_result(noise, seed=0, images=60):
-    """What ``qpt evaluate`` would write for methods that are MOS plus noise of these sizes."""
+    """Return a result of ``qpt evaluate`` for methods that are MOS plus noise of these sizes."""
     mos = np.random.default_rng(7).normal(size=images)
     groups = np.arange(images) // 2
     splits = make_splits(mos, groups, REGIMES[0], seed)

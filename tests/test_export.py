@@ -1,4 +1,4 @@
-"""Exported files: torchvision's layout, safetensors, ONNX against PyTorch, the card, and what cannot be exported."""
+"""Exported files: torchvision's layout, safetensors, ONNX against PyTorch, the model card, and refusals."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ from tests.labelled import one_thread as one_thread
 
 
 def torchvision_layout(blocks, bottleneck):
-    """Names and shapes of torchvision's ResNet state dict without ``fc``, from He et al. table 1 and its naming."""
+    """Return names and shapes of torchvision's ResNet state dict without ``fc``, from He et al. table 1 and its naming."""
     layout = {}
 
     def norm(name, channels):
@@ -73,7 +73,7 @@ def test_state_dict_has_torchvisions_layout(tmp_path, arch, blocks, bottleneck, 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(folder of exported files, scorer, run), made by the commands; the scorer is calibrated."""
+    """Return (folder of exported files, scorer, run), made by the commands; the scorer is calibrated."""
     folder = tmp_path_factory.mktemp("export")
     csv, run = write_set(folder / "set"), write_run(folder / "run")
     scorer, result = str(folder / "s.pt"), str(folder / "result.json")
@@ -83,8 +83,8 @@ def exported(tmp_path_factory):
     return folder / "out", Scorer.load(scorer), run
 
 
-def test_onnx_scores_are_pytorchs_on_fifty_photographs(exported):
-    """Crops of all shapes and both parities, seen whole or through a grid; the features too."""
+def test_onnx_scores_are_pytorchs_on_fifty_images(exported):
+    """Images of all shapes and both parities are seen whole or through a grid; the features agree too."""
     import onnxruntime
 
     out, scorer, _ = exported
@@ -161,8 +161,8 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch, tmp_path):
         export_safetensors(build_encoder("resnet18", 2), tmp_path / "e.safetensors")
 
 
-def test_the_benchmarks_rival_still_means_what_it_says():
-    """BRISQUE with the benchmark's adapter: lower is better, so blur and noise raise it."""
+def test_the_benchmarks_brisque_is_lower_for_better_images():
+    """Blur and noise raise BRISQUE with the benchmark's adapter."""
     from scipy import ndimage
 
     metric, pixels = brisque(), data.astronaut()

@@ -88,7 +88,7 @@ def test_read_outs_select_what_they_name():
 
 
 def test_scored_upright(encoder, tmp_path):
-    """EXIF orientation 6 says: turn by 90 degrees clockwise to see it upright."""
+    """An image of EXIF orientation 6 is upright after a turn by 90 degrees clockwise."""
     picture = Image.fromarray(image_regions()["cup"])
     picture.save(tmp_path / "upright.png")
     exif = Image.Exif()

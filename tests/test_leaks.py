@@ -1,4 +1,4 @@
-"""Near-duplicates across groups: found when resized and recompressed, not invented, and named with their splits."""
+"""Near-duplicates across groups: resized, recompressed and turned copies, and the splits that they cross."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The check without labels: its figures against SciPy and scikit-learn on features taken apart by hand; the command."""
+"""The probe: its measures against SciPy and scikit-learn on independently computed features, and the command."""
 
 import json
 from pathlib import Path

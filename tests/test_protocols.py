@@ -38,7 +38,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(tiny):
-    """The small set with kinds, levels and one official split by original: 3 / 1 / 2 originals."""
+    """Return the small set with kinds, levels and one official split by original: 3 / 1 / 2 originals."""
     table = read_table(tiny[0])
     parts = [np.flatnonzero(np.isin(table.groups, groups)) for groups in ([0, 1, 2], [3], [4, 5])]
     levels = np.tile(np.arange(4), 6)
@@ -178,7 +178,7 @@ def test_interval_agrees_with_scipys_bootstrap(table):
 
 
 def test_fine_tuning_learns_blur_and_repeats():
-    """Four strengths of blur of 36 pieces of photographs; the test's pieces are never seen."""
+    """The images are 36 crops at four strengths of blur; those of the test part are in no other part."""
     sources = (data.astronaut(), data.coffee(), data.chelsea())
     pieces = [
         x[top : top + 64, left : left + 64] for x in sources for top in (40, 130, 220) for left in (40, 150, 260, 330)

@@ -1,4 +1,4 @@
-"""Scores of photographs of every size, in every precision, as a metric, as a map, and from the command line."""
+"""Scores of images of every size, in every precision, as a metric, as a map, and from the command line."""
 
 import csv as csv_module
 import io
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """(scorer, its file, the folder of its photographs)"""
+    """Return (scorer, its file, the folder of its images)."""
     from qpt.evaluate.table import read_table
     from qpt.models import load_encoder
 
@@ -64,7 +64,7 @@ def test_larger_than_the_limit_is_one_clear_error(fitted, tmp_path):
 @pytest.mark.skipif(not memory.AVAILABLE, reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
-    """In a fresh process, beyond the loaded model; Pillow's own limit (89 million pixels) does not stand in the way."""
+    """The memory is measured in a fresh process, beyond the loaded model; the size is above Pillow's own limit."""
     encoder = untrained_encoder("resnet18", 32, seed=0)
     dims = 2 * encoder.stage_dims[-1]
     weights, protocol = np.full(dims, 1 / dims), FeatureProtocol()
@@ -81,7 +81,7 @@ def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
 
 @pytest.fixture(scope="module")
 def steady(fitted):
-    """A scorer whose penalty is 1 per feature: smaller ones, as two dozen photographs choose, magnify any rounding."""
+    """Return a scorer whose penalty is 1 per feature: smaller ones, as two dozen images choose, magnify rounding."""
     from qpt.evaluate.features import READ_OUTS, image_features
     from qpt.evaluate.ridge import fit_ridge
 
@@ -141,7 +141,7 @@ def test_metric_has_the_calling_convention_of_pyiqa(fitted):
             metric(wrong)
 
 
-def test_local_quality_is_the_mean_of_the_tiles_over_a_pixel():
+def test_quality_map_is_the_mean_of_the_tiles_over_a_pixel():
     """The scorer's stand-in gives a tile its mean grey level; the definition is computed pixel by pixel."""
 
     def grey(pixels):

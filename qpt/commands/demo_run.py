@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
@@ -26,7 +28,7 @@ from qpt.errors import InputError
 from qpt.evaluate.features import prepare
 from qpt.evaluate.image_crops import read_images
 from qpt.evaluate.probe import ProbeResult, probe
-from qpt.evaluate.probe_set import probe_set
+from qpt.evaluate.probe_set import ProbeSet, probe_set
 from qpt.evaluate.progress import progress
 from qpt.models import load_encoder
 from qpt.models.encoder import untrained_encoder
@@ -81,12 +83,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     if len(kept) < 2:
         raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(images)}")
     _clear(out)
-    crops = out / "photographs"
-    crops.mkdir(parents=True)
-    (out / MARKER).touch()
-    cut = list(cut_crops(kept, CROPS, size=CROP, seed=SEED, scales=SCALES))
-    for index, crop in enumerate(progress(cut, "writing crops", quiet=False)):
-        Image.fromarray(crop).save(crops / f"{index:04d}.png", compress_level=1)
+    crops = _write_crops(out, kept)
     console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
 
     space = DegradationSpace.preset("qpt")
@@ -111,18 +108,18 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         log_every=5,
         checkpoint_every=100,
     )
-    result = pretrain(config)
-    if not result.finished:
+    if not pretrain(config).finished:
         raise KeyboardInterrupt
 
-    sets = {}
-    for name, source in (("fit", kept), ("measure", held_out)):
-        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], size=PROBE_CROP, seed=SEED + 1, scales=SCALES))
-        sets[name] = probe_set(pixels, np.arange(len(pixels)) % len(source), space, SEED + 2)
-    untrained = untrained_encoder(config.arch, config.width, config.seed)
-    results: dict[str, ProbeResult] = {}
-    for name, encoder in (("trained", load_encoder(result.run)), ("untrained", untrained)):
-        results[name] = probe(encoder, sets["fit"], sets["measure"], label=f"probing, {name}", quiet=False)
+    sets = {"fit": _probe_crops(kept, "fit", space), "measure": _probe_crops(held_out, "measure", space)}
+    encoders = {
+        "trained": load_encoder(config.out),
+        "untrained": untrained_encoder(config.arch, config.width, config.seed),
+    }
+    results = {
+        name: probe(encoder, sets["fit"], sets["measure"], label=f"probing, {name}", quiet=False)
+        for name, encoder in encoders.items()
+    }
     better = all(
         getattr(results["trained"], key) > getattr(results["untrained"], key) for key in ("op_accuracy", "level_srcc")
     )
@@ -136,17 +133,34 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         "config": asdict(config),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    shutil.copyfile(result.run / "checkpoint.pt", out / "checkpoint.pt")
+    shutil.copyfile(Path(config.out) / "checkpoint.pt", out / "checkpoint.pt")
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
-            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images "
+            f"{name:>9}: predicts the op of {value.op_accuracy:.1%} of held-out images "
             f"(chance {1 / len(space.names):.1%}), SRCC of the predicted level {value.level_srcc:.3f}",
             highlight=False,
             soft_wrap=True,
         )
     console.print(f"done in {seconds:.0f} s; open {out / 'index.html'}", highlight=False)
     return better
+
+
+def _write_crops(out: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
+    """Make the folder of the demonstration; write crops of several scales into it as PNG files."""
+    folder = out / "photographs"
+    folder.mkdir(parents=True)
+    (out / MARKER).touch()
+    crops = list(cut_crops(images, CROPS, size=CROP, seed=SEED, scales=SCALES))
+    for index, crop in enumerate(progress(crops, "writing crops", quiet=False)):
+        Image.fromarray(crop).save(folder / f"{index:04d}.png", compress_level=1)
+    return folder
+
+
+def _probe_crops(images: Sequence[NDArray[np.uint8]], part: str, space: DegradationSpace) -> ProbeSet:
+    """Cut the crops of one part of the images and put them under every op at every level."""
+    crops = cut_crops(images, PROBE_CROPS[part], size=PROBE_CROP, seed=SEED + 1, scales=SCALES)
+    return probe_set(torch.from_numpy(crops), np.arange(len(crops)) % len(images), space, SEED + 2)
 
 
 def _write_page(

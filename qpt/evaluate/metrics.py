@@ -71,7 +71,7 @@ def curves(x: Array, y: Array, fits: Mapping[str, tuple[float, ...]]) -> dict[st
     """
     found = {}
     for name, b in fits.items():
-        # A 4-parameter curve that falls gets a negative figure, not the credit of a right order. The 5-parameter one
+        # A 4-parameter curve that falls gets a negative value, not the credit of a right order. The 5-parameter one
         # need not be monotone; the line within it makes it correlate with the predictions exactly as MOS does, so its
         # sign is that of the raw PLCC.
         falls = b[0] < b[1] if name == "plcc_logistic" else np.mean((x - x.mean()) * (y - y.mean())) < 0

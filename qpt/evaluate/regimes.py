@@ -77,8 +77,8 @@ def make_regimes(
         regimes = {"official": official_splits(table, seed)}
     else:
         table = tables[0]
-        wanted = (replace(REGIMES[0], splits=config.splits), *(REGIMES[1:] if config.label_shares is None else ()))
-        regimes = {regime.name: make_splits(table.mos, table.groups, regime, seed) for regime in wanted}
+        drawn = (replace(REGIMES[0], splits=config.splits), *(REGIMES[1:] if config.label_shares is None else ()))
+        regimes = {regime.name: make_splits(table.mos, table.groups, regime, seed) for regime in drawn}
     full = dict(regimes)
     for name, splits in full.items():
         for share in sorted(config.label_shares or ()):

@@ -142,15 +142,15 @@ def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
             data = _PlainData(opened).load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise InputError(f"splits: {file} must be a pickle of plain dicts, lists and integers, got {error}") from None
-    wanted = "{1: {'train': rows, 'val': rows, 'test': rows}, ...}"
+    expected = "{1: {'train': rows, 'val': rows, 'test': rows}, ...}"
     if not isinstance(data, dict) or not data:
-        raise InputError(f"splits: {file} must hold {wanted}, got {type(data).__name__}")
+        raise InputError(f"splits: {file} must hold {expected}, got {type(data).__name__}")
     if set(data) <= set(PARTS):
         data = {1: data}
     splits = []
     for key, split in data.items():
         if not isinstance(split, Mapping) or not split or not set(split) <= set(PARTS):
-            raise InputError(f"splits: {file} must hold {wanted}, got {split!r:.60} for {key!r}")
+            raise InputError(f"splits: {file} must hold {expected}, got {split!r:.60} for {key!r}")
         rows = []
         for part in PARTS:
             given = split.get(part, [])

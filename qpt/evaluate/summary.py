@@ -80,9 +80,10 @@ def _by_label(
     for label in np.unique(labels):
         rows = []
         for record, test in zip(records, tests, strict=True):
-            mine = labels[test] == label
-            if np.count_nonzero(mine) >= MIN_OF_KIND and np.ptp(mos[test][mine]) > 0:
-                rows.append(measure_rank_and_error(np.array(record["predictions"])[mine], mos[test][mine]))
+            of_label = labels[test] == label
+            predictions, targets = np.array(record["predictions"])[of_label], mos[test][of_label]
+            if len(targets) >= MIN_OF_KIND and np.ptp(targets) > 0:
+                rows.append(measure_rank_and_error(predictions, targets))
         if rows:
             medians = {name: float(np.median([np.nan_to_num(row[name]) for row in rows])) for name in rows[0]}
             result[str(label)] = {"splits": len(rows), **medians}

@@ -156,7 +156,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     if "seconds" in run.checkpoint:
         facts["time in training"] = f"{run.checkpoint['seconds'] / 60:.1f} min"
     facts |= last_values(run)
-    wanted = {
+    templates = {
         "batch": "{batch_images} photographs × {compositions} compositions",
         "patches": "{patch_size} px, overlap {iou_min:g}–{iou_max:g}",
         "method": "{mode}, temperature {temperature:g}",
@@ -164,7 +164,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
         "optimiser": "{optimizer}, peak rate {lr:g}",
         "seed": "{seed}",
     }
-    for name, text in wanted.items():
+    for name, text in templates.items():
         try:
             facts[name] = text.format(**run.config)
         except KeyError:
