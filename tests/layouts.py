@@ -106,7 +106,7 @@ def csiq(root: Path) -> Root:
 
 
 def tid2013(root: Path) -> Root:
-    """Write all 25 x 24 x 5, in mixed case: the score file says i01 and I02, the folder I01_01_1.bmp or i25_..._.BMP."""
+    """Write all 25 x 24 x 5 in mixed case: i01 and I02 in the score file, I01_01_1.bmp or i25_..._.BMP in the folder."""
     made = Root(root)
     lines = []
     for ref in range(1, 26):

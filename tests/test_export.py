@@ -19,7 +19,7 @@ from tests.labelled import one_thread as one_thread
 
 
 def torchvision_layout(blocks, bottleneck):
-    """Return names and shapes of torchvision's ResNet state dict without ``fc``, from He et al. table 1 and its naming."""
+    """Return names and shapes of torchvision's ResNet without ``fc``, from He et al. table 1 and its naming."""
     layout = {}
 
     def norm(name, channels):

@@ -18,6 +18,7 @@ from qpt import PretrainConfig, cli, degrade, load_encoder, pretrain
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.logistic import logistic
+from qpt.evaluate.metrics import measure_and_fit
 from qpt.evaluate.probe_set import pooled_features, pristine_features, probe_set
 from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models.encoder import untrained_encoder
@@ -26,7 +27,6 @@ from qpt.report.measurements import (
     MAP_MOST,
     distance_severity,
     embedding_map,
-    fitted_curve,
     out_of_fold,
     score_severity,
     srcc_by_kind,
@@ -183,11 +183,10 @@ def test_logistic_fit_finds_the_curve_it_was_given() -> None:
     x = np.random.default_rng(1).normal(40, 9, 200)
     for ends in ((80.0, 20.0), (20.0, 80.0)):
         y = logistic(x, *ends, 42.0, 4.0)
-        fitted = fitted_curve(x, y)
-        assert fitted is not None
+        fitted = measure_and_fit(x, y)[1]["plcc_logistic"]
         np.testing.assert_allclose(logistic(x, *fitted), y, atol=1e-4)  # of a range of 60
-    assert fitted_curve(np.ones(9), np.arange(9.0)) is None
-    assert fitted_curve(np.arange(4.0), np.arange(4.0)) is None
+    assert not measure_and_fit(np.ones(9), np.arange(9.0))[1]
+    assert not measure_and_fit(np.arange(4.0), np.arange(4.0))[1]
 
 
 def test_srcc_within_types_equals_scipy_and_small_types_are_left_out() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from qpt.data.images import UNREADABLE
-from qpt.evaluate.table import ScoreTable, TableSplit
+from qpt.evaluate.table import ScoreTable, Split
 
 MAX_DISTANCE = 4  # of 64 bits: what resizing, JPEG and small retouches change
 _DECODED_PX = 256  # JPEG files are decoded at the smallest scale that is still at least this large
@@ -99,7 +99,7 @@ def leak_warnings(table: ScoreTable, pairs: Iterable[NearDuplicate] = (), *, sho
     return lines
 
 
-def _parts(split: TableSplit, rows: int) -> NDArray[np.int64]:
+def _parts(split: Split, rows: int) -> NDArray[np.int64]:
     """Return the number of the part that each row is in, (rows,); -1 for none."""
     numbers = np.full(rows, -1, np.int64)
     for number, members in enumerate((split.train, split.val, split.test)):

@@ -79,24 +79,6 @@ def curves(x: Array, y: Array, fits: Mapping[str, tuple[float, ...]]) -> dict[st
     return found
 
 
-def plcc_logistic(predictions: ArrayLike, mos: ArrayLike) -> float:
-    """Return the PLCC after the 4-parameter logistic (``logistic.logistic``) fitted on the same images.
-
-    The fit is by least squares; where the curve falls, the value is negative. predictions, mos: (n,) finite numbers.
-    The value is in [-1, 1]; nan when either is constant or when n < 5.
-    """
-    return measure(predictions, mos)["plcc_logistic"]
-
-
-def plcc_logistic5(predictions: ArrayLike, mos: ArrayLike) -> float:
-    """Return the PLCC after the 5-parameter logistic (``logistic.logistic5``) fitted on the same images.
-
-    The fit is by least squares; the sign is that of the raw PLCC. predictions, mos: (n,) finite numbers. The value is
-    in [-1, 1]; nan when either is constant or when n < 6.
-    """
-    return measure(predictions, mos)["plcc_logistic5"]
-
-
 def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Return Spearman's correlation of two (n,) arrays; 0 where one is constant, since it orders nothing."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:

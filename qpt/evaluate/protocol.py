@@ -8,7 +8,7 @@ seeded by (seed, regime, split).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 from qpt.errors import InputError
 from qpt.evaluate.metrics import measure_and_fit
 from qpt.evaluate.regressors import Regressor, RidgeRegressor
-from qpt.evaluate.table import ScoreTable, check_splits
+from qpt.evaluate.table import ScoreTable, Split, check_splits
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -40,22 +40,6 @@ class Regime:
 
 REGIMES = (Regime("all", splits=10, train_share=0.8), Regime("few", splits=20, train_share=0.1))
 _REGIME_IDS = {regime.name: index for index, regime in enumerate(REGIMES)}
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a table for evaluation.
-
-    train, test, val: row numbers, disjoint; the choice is made on val if it is not empty.  seed: the entropy of
-    ``numpy.random.default_rng`` that the split was drawn with; of an imported split, the start of the seeds of what is
-    drawn on it.  name: of an imported split.
-    """
-
-    train: Index
-    test: Index
-    seed: tuple[int, ...]
-    val: Index = field(default_factory=lambda: np.empty(0, np.int64))
-    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,7 @@ def make_splits(mos: Array, groups: Index, regime: Regime, seed: int) -> list[Sp
             key = (seed, _REGIME_IDS[regime.name], number, attempt)
             chosen = np.sort(np.random.default_rng(key).choice(names, count, replace=False))
             inside = np.isin(groups, chosen)
-            split = Split(np.flatnonzero(inside), np.flatnonzero(~inside), key)
+            split = Split(np.flatnonzero(inside), np.flatnonzero(~inside), seed=key)
             if len(np.unique(mos[split.train])) < 2 or len(np.unique(mos[split.test])) < 2:
                 continue
             usable = split
@@ -137,10 +121,7 @@ def official_splits(table: ScoreTable, seed: int) -> list[Split]:
                     f"evaluate: the {part} part of split {given.name!r} must have images of different MOS, "
                     f"got {len(index)} image(s)"
                 )
-    return [
-        Split(given.train, given.test, (seed, _OFFICIAL, number), given.val, given.name)
-        for number, given in enumerate(table.splits)
-    ]
+    return [replace(given, seed=(seed, _OFFICIAL, number)) for number, given in enumerate(table.splits)]
 
 
 def label_share(splits: Sequence[Split], mos: Array, groups: Index, share: float) -> list[Split]:

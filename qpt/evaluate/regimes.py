@@ -13,9 +13,9 @@ import numpy as np
 
 from qpt.errors import InputError, check_int
 from qpt.evaluate.finetune import FineTuning
-from qpt.evaluate.protocol import REGIMES, Split, label_share, make_splits, official_splits
+from qpt.evaluate.protocol import REGIMES, label_share, make_splits, official_splits
 from qpt.evaluate.regressors import REGRESSORS
-from qpt.evaluate.table import ScoreTable
+from qpt.evaluate.table import ScoreTable, Split
 
 PROTOCOLS = ("random", "official", "cross", "leave-one-out")
 
@@ -71,7 +71,9 @@ def make_regimes(
         for number in range(1 if config.protocol == "cross" else 0, len(tables)):
             train = owner == 0 if config.protocol == "cross" else owner != number
             test = np.flatnonzero(owner == number)
-            regimes[f"to {names[number]}"] = [Split(np.flatnonzero(train), test, (seed, number), name=names[number])]
+            regimes[f"to {names[number]}"] = [
+                Split(np.flatnonzero(train), test, name=names[number], seed=(seed, number))
+            ]
     elif config.protocol == "official":
         table = tables[0]
         regimes = {"official": official_splits(table, seed)}

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.errors import InputError
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 
 Array = NDArray[np.float64]
@@ -72,10 +71,3 @@ class SupportVectorRegressor:
 
 
 REGRESSORS: Mapping[str, type[Regressor]] = {"ridge": RidgeRegressor, "svr": SupportVectorRegressor}
-
-
-def make_regressor(name: str) -> Regressor:
-    """Return the regressor of this name, "ridge" or "svr"."""
-    if name not in REGRESSORS:
-        raise InputError(f"evaluate: regressor must be one of {', '.join(REGRESSORS)}, got {name!r}")
-    return REGRESSORS[name]()

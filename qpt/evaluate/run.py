@@ -24,12 +24,12 @@ from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, feature_cache, read_out_features, weights_hash
 from qpt.evaluate.finetune import FineTuning, ImageCache, fine_tune, hold_out
-from qpt.evaluate.protocol import Split, evaluate_splits, split_record
+from qpt.evaluate.protocol import evaluate_splits, split_record
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
-from qpt.evaluate.regressors import make_regressor
+from qpt.evaluate.regressors import REGRESSORS
 from qpt.evaluate.result import FORMAT
 from qpt.evaluate.summary import paired_difference, summarise_on
-from qpt.evaluate.table import ScoreTable
+from qpt.evaluate.table import ScoreTable, Split
 from qpt.models import ResNet, load_encoder
 from qpt.models.encoder import run_record, untrained_encoder
 from qpt.runs.files import run_name
@@ -96,7 +96,7 @@ def evaluate(
     methods += [Method(name, "classical", {}, {name: feature}) for name, feature in classical.items()]
     images = ImageCache(whole.paths)
     records = [_evaluate_method(method, whole, regimes, config, images, seed) for method in methods]
-    regressor = make_regressor(config.regressor)
+    regressor = REGRESSORS[config.regressor]()
     return {
         "format": FORMAT,
         "data": {
@@ -194,7 +194,7 @@ def _evaluate_method(
     found = {}
     for name, splits in regimes.items():
         if method.encoder is None:
-            regressor = make_regressor(config.regressor)
+            regressor = REGRESSORS[config.regressor]()
             records = evaluate_splits(method.features, table.mos, table.groups, splits, regressor)
         else:
             assert config.fine_tuning is not None

@@ -25,7 +25,7 @@ from qpt.evaluate.table import (
     SPLIT_COLUMN,
     Index,
     ScoreTable,
-    TableSplit,
+    Split,
     check_splits,
     split_of_indices,
     split_of_parts,
@@ -66,7 +66,7 @@ def import_splits(table: ScoreTable, path: str | Path) -> ScoreTable:
     return replace(table, splits=splits, notes=(*table.notes, f"splits: {len(splits)} from {note}"))
 
 
-def _read_npy(folder: Path, order: Index | None) -> tuple[TableSplit, ...]:
+def _read_npy(folder: Path, order: Index | None) -> tuple[Split, ...]:
     """Read an array of (splits, rows) integers for each part, short rows filled with -1; (rows,) is one split.
 
     order: the table's row of each number, where numbers do not count the table's rows.
@@ -134,7 +134,7 @@ class _PlainData(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
+def _read_pickle(file: Path) -> tuple[Split, ...]:
     if file.stat().st_size > _PICKLE_BYTES:
         raise InputError(f"splits: {file} must be at most {_PICKLE_BYTES >> 20} MiB")
     try:
@@ -161,7 +161,7 @@ def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
     return tuple(splits)
 
 
-def _read_csv(file: Path, table: ScoreTable) -> tuple[TableSplit, ...]:
+def _read_csv(file: Path, table: ScoreTable) -> tuple[Split, ...]:
     """Read split columns, matched to the table by image name, or by its last part where that is unique."""
     header, lines = read_csv(file, (IMAGE_COLUMNS,))
     image_at = next(header.index(column) for column in IMAGE_COLUMNS if column in header)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,19 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TableSplit:
-    """One split of a table. train, val, test: (n,) int64 row numbers, ascending, disjoint; val may be empty."""
+class Split:
+    """One split of a table.
 
-    name: str
+    train, test, val: (n,) int64 row numbers, ascending, disjoint.  name: of an official or imported split.  seed: the
+    entropy of ``numpy.random.default_rng`` that a random split was drawn with, or the start of the seeds of what is
+    drawn on the split; empty as long as it is not used in an evaluation.
+    """
+
     train: Index
-    val: Index
     test: Index
+    val: Index = field(default_factory=lambda: np.empty(0, np.int64))
+    name: str = ""
+    seed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class ScoreTable:
     repeated: tuple[tuple[str, str], ...]
     kinds: tuple[str, ...] | None = None
     levels: Index | None = None
-    splits: tuple[TableSplit, ...] | None = None
+    splits: tuple[Split, ...] | None = None
     lower_better: bool = False
     raw_scores: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
@@ -246,12 +252,12 @@ def read_table(
     )
 
 
-def split_of_parts(name: str, parts: Sequence[int | None]) -> TableSplit:
+def split_of_parts(name: str, parts: Sequence[int | None]) -> Split:
     """Return the split in which row i is in part ``parts[i]``: 0, 1, 2 for train, val, test, None for no part."""
     return split_of_indices(name, [[row for row, part in enumerate(parts) if part == p] for p in range(3)])
 
 
-def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> TableSplit:
+def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> Split:
     """Return the split with these row numbers as train, val and test.
 
     Without a test part, the val part is the test part, as in pyiqa's files.
@@ -259,10 +265,10 @@ def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> TableS
     train, val, test = (np.sort(np.asarray(part, np.int64)) for part in rows)
     if not len(test):
         val, test = test, val
-    return TableSplit(name, train, val, test)
+    return Split(train, test, val, name)
 
 
-def check_splits(splits: Sequence[TableSplit], images: Sequence[str], groups: Index) -> None:
+def check_splits(splits: Sequence[Split], images: Sequence[str], groups: Index) -> None:
     """Check splits of a table with these images and groups.
 
     Raises InputError for an empty train or test part, a row outside the table, a row twice, or images of one reference

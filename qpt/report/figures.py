@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS
 from qpt.evaluate.logistic import logistic
+from qpt.evaluate.metrics import measure_and_fit
 from qpt.report.canvas import COLOURS, MEDIUM, SMALL, as_png, new_axes
-from qpt.report.measurements import Cloud, Severity, fitted_curve
+from qpt.report.measurements import Cloud, Severity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64
     ends = np.array([min(predictions.min(), mos.min()), max(predictions.max(), mos.max())])
     axes.plot(ends, ends, color="#8c959f", linewidth=1, linestyle=":", label="prediction = MOS")
     axes.scatter(predictions, mos, s=_dot(len(mos)), color=colour, alpha=0.55, linewidths=0)
-    fit = fitted_curve(predictions, mos)
+    fit = measure_and_fit(predictions, mos)[1].get("plcc_logistic")
     if fit is not None:
         x = np.linspace(predictions.min(), predictions.max(), 200)
         axes.plot(x, logistic(x, *fit), color="#1b1f24", linewidth=1.6, label="4-parameter logistic")

@@ -16,17 +16,16 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
 from qpt.degradations.op_table import DEGRADATIONS
-from qpt.evaluate.logistic import fit_logistic
-from qpt.evaluate.metrics import is_constant, rank_correlation
+from qpt.evaluate.metrics import rank_correlation
 from qpt.evaluate.probe_set import ProbeSet
 from qpt.evaluate.protocol import choose_read_out, inner_folds
 from qpt.evaluate.ridge import fit_ridge
+from qpt.evaluate.summary import MIN_OF_KIND
 
 Array = NDArray[np.float64]
 
 TSNE_LEAST = 50  # points; with fewer, neighbourhoods mean little and two principal components show more
 MAP_MOST = 3000  # points of a map: t-SNE of more takes minutes and shows no more
-KIND_LEAST = 5  # images of a distortion type that a rank correlation is given for
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,11 @@ def out_of_fold(features: Mapping[str, Array], mos: Array, groups: NDArray[np.in
     return OutOfFold(predictions, name)
 
 
-def fitted_curve(x: Array, y: Array) -> tuple[float, float, float, float] | None:
-    """Return b1..b4 of ``logistic`` for y over x; None with fewer than 5 images or constant values."""
-    return None if len(x) < 5 or is_constant(x) or is_constant(y) else fit_logistic(x, y)
-
-
 def srcc_by_kind(predictions: Array, mos: Array, kinds: tuple[str, ...]) -> tuple[dict[str, float], dict[str, int]]:
-    """Return SRCC within each distortion type of at least KIND_LEAST images and its number of images, by name."""
+    """Return SRCC within each distortion type of at least MIN_OF_KIND images and its number of images, by name."""
     labels = np.array(kinds)
     counts = {str(kind): int((labels == kind).sum()) for kind in np.unique(labels)}
-    counts = {kind: count for kind, count in counts.items() if count >= KIND_LEAST}
+    counts = {kind: count for kind, count in counts.items() if count >= MIN_OF_KIND}
     return {kind: rank_correlation(predictions[labels == kind], mos[labels == kind]) for kind in counts}, counts
 
 
