@@ -106,7 +106,7 @@ def csiq(root: Path) -> Root:
 
 
 def tid2013(root: Path) -> Root:
-    """Write all 25 x 24 x 5 in mixed case: i01 and I02 in the score file, I01_01_1.bmp or i25_..._.BMP in the folder."""
+    """Write all 25 x 24 x 5 in mixed case: i01 or I02 in the score file, I01_01_1.bmp or i25_24_5.bmp on disk."""
     made = Root(root)
     lines = []
     for ref in range(1, 26):

@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, list[
         return step(self, patches, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qpt.report.neighbours.PHOTOGRAPHS", 3)
+        patch.setattr("qpt.report.neighbours.IMAGES", 3)
         patch.setattr(Learner, "step", spy)
         assert pretrain(config).finished
     return config, given
