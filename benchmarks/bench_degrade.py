@@ -20,11 +20,11 @@ from threadpoolctl import threadpool_limits
 from benchmarks import degrade_libraries
 from benchmarks.degrade_baselines import Baseline, Pixels
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from qpt.data.sample_images import sample_images
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
@@ -66,7 +66,7 @@ class DegradeReport(Report):
 
 def run(settings: Settings) -> DegradeReport:
     """Every op of the table and chains, all in interleaved rounds; then threads and sizes."""
-    images = sample_images(8 if settings.quick else 32, 48 if settings.quick else 256)
+    images = sample_crops(8 if settings.quick else 32, 48 if settings.quick else 256)
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
     baselines = degrade_libraries.all_baselines()
@@ -91,9 +91,9 @@ def run(settings: Settings) -> DegradeReport:
     return DegradeReport("degrade", rows, remarks=remarks, figures=ratios)
 
 
-def sample_images(count: int, side: int) -> torch.Tensor:
+def sample_crops(count: int, side: int) -> torch.Tensor:
     """Return uint8 [count, side, side, 3]: crops of the images in the wheels of scikit-image and scikit-learn."""
-    return torch.from_numpy(cut_crops([load_rgb(path) for path in wheel_photographs()], count, size=side, seed=0))
+    return torch.from_numpy(cut_crops([load_rgb(path) for path in sample_images()], count, size=side, seed=0))
 
 
 def ratios_of(rows: list[Row]) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _preset_case(images: torch.Tensor, threads: int) -> Case:
 
 def _patches(count: int, side: int, size: int, threads: int) -> Case:
     """Pairs of patches as pre-training cuts them: the chains on windows, beside whole images cropped afterwards."""
-    images = sample_images(count, side)
+    images = sample_crops(count, side)
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     boxes = torch.tensor([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)], dtype=torch.int32)
@@ -371,7 +371,7 @@ def _slopes(settings: Settings) -> dict[str, float]:
     """By op: the least-squares slope of log time of an image over log pixels, level 3 and a seed, one thread. Of every
     side there are as many images in a call as have the pixels of one of the largest."""
     sides = SIDES[:2] if settings.quick else SIDES
-    batches = [sample_images((sides[-1] // side) ** 2, side) for side in sides]
+    batches = [sample_crops((sides[-1] // side) ** 2, side) for side in sides]
     found = {}
     for row in DEGRADATIONS:
         calls = []

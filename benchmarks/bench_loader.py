@@ -20,9 +20,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import Picture, load_rgb, open_image
 from qpt.data.regions import RegionDataset, StepSampler, cut_region, sample_rng
+from qpt.data.sample_images import sample_images
 from qpt.data.sources import FolderSource
 from qpt.pretraining.loader import Feed
 
@@ -43,7 +43,7 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
     """Times all three with each number of loader processes."""
     torch.set_num_threads(1)  # no contender computes anything on tensors
     folder: Path | None = options.photographs
-    files = wheel_photographs() if folder is None else FolderSource(folder).files
+    files = sample_images() if folder is None else FolderSource(folder).files
     batches = 2 if settings.quick else BATCHES
     dataset = _dataset(files, folder or Path("/"))
     per_epoch = len(files) // BATCH * BATCH

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
-from qpt.commands.demo_run import wheel_photographs
-from qpt.evaluate.features import FeatureProtocol, ReadOut, encoder_views, feature_cache
-from qpt.evaluate.image_crops import load_photograph
+from qpt.data.sample_images import sample_images
+from qpt.evaluate.features import FeatureProtocol, ReadOut, feature_cache, read_out_features
+from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.metrics import measure as agreement
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
 from qpt.evaluate.scorer import Scorer
@@ -85,7 +85,7 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
             weights = np.full(2 * encoder.feature_dim, 1.0)
             plain = ReadOut("last", "mean")
             scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
-            cases.append(_case("scikit-image", wheel_photographs(), scorer, peer, pool, settings))
+            cases.append(_case("scikit-image", sample_images(), scorer, peer, pool, settings))
         rows = measure(cases, settings.rounds, warmup=1)
     return ScoreReport("score", rows, remarks=[*remarks, *map(_sentence, found)], agreement=found)
 
@@ -100,7 +100,7 @@ def _case(
         return [scorer(file) for file in files]
 
     def theirs() -> list[float]:
-        return list(pool.map(lambda file: float(peer.score(load_photograph(file))), files))
+        return list(pool.map(lambda file: float(peer.score(load_image(file))), files))
 
     def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         turned = [scorer(file) for file in reversed(files)][::-1]
@@ -121,8 +121,8 @@ def _case(
 def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
     """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
-    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
-    scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
+    views = read_out_features(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
+    scores = -np.array(list(pool.map(lambda file: float(peer.score(load_image(file))), table.paths)))
     return {
         "table": table.name,
         "images": len(table),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench_degrade import sample_images
+from benchmarks.bench_degrade import sample_crops
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
 from qpt.degradations.space import DegradationSpace
@@ -38,7 +38,7 @@ def run(settings: Settings) -> StepReport:
     """Times the parts and the step in interleaved rounds."""
     small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
     config = _config(**small)
-    regions = sample_images(config.batch_images, config.region)
+    regions = sample_crops(config.batch_images, config.region)
     patches = _degraded(config, regions)
     cases = [
         _degrade_case(config, regions),

@@ -19,8 +19,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import Picture, load_rgb, open_image
+from qpt.data.sample_images import sample_images
 from qpt.models import build_encoder, projection_head
 
 HELP = "predicted photographs per second on 1, 8 and 64 GPUs, from measured decoding and published GPU figures"
@@ -78,7 +78,7 @@ def run(settings: Settings) -> Report:
 def _decoding(width: int, height: int, rounds: int) -> Row:
     """Processor time, which a busy machine does not change, of decoding a photograph of that size as the loader does:
     a JPEG in memory, of a picture repeated in mirror images so that its detail stays that of a photograph."""
-    tile = load_rgb(wheel_photographs()[0])
+    tile = load_rgb(sample_images()[0])
     tile = np.concatenate([tile, tile[::-1]])
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
     times = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)

@@ -11,8 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from qpt.commands.demo_run import wheel_photographs
 from qpt.data.images import load_rgb
+from qpt.data.sample_images import sample_images
 from qpt.degradations import op_table, presets
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Degradation, Parameter
 from qpt.degradations.program import Program
@@ -116,7 +116,7 @@ def _widest(p: Parameter, level: int) -> float:
 
 def draw() -> None:
     """Write one strip per op: the photograph, then its five levels."""
-    (astronaut,) = (path for path in wheel_photographs() if path.stem == "astronaut")
+    (astronaut,) = (path for path in sample_images() if path.stem == "astronaut")
     picture = np.array(Image.fromarray(load_rgb(astronaut)).reduce(2))[:CELL, LEFT : LEFT + CELL]
     PICTURES.mkdir(parents=True, exist_ok=True)
     for old in PICTURES.glob("*.jpg"):

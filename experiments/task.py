@@ -23,9 +23,9 @@ from benchmarks.harness import environment
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images, load_rgb
 from qpt.data.normalise import normalise
-from qpt.evaluate.features import FeatureProtocol, encoder_views, weights_hash
+from qpt.evaluate.features import FeatureProtocol, read_out_features, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
-from qpt.evaluate.regimes import Plan, make_regimes
+from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.table import read_table
 from qpt.io import write_json
 from qpt.models import ResNet, load_encoder
@@ -105,8 +105,8 @@ def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
     if file.is_file():
         return
     encoder = load_encoder(folder / "run")
-    views = encoder_views(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
-    _, regimes = make_regimes(Plan(), (table,), SPLIT_SEED)
+    views = read_out_features(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
+    _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
     found = {}
     for name, splits in regimes.items():
         found[name] = {"srcc": [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]}

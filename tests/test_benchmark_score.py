@@ -34,7 +34,7 @@ def test_times_and_agreement_of_both_are_recorded(tmp_path):
     assert len(found["srcc"]["qpt"]) == len(found["srcc"]["brisque"]) == 10
     assert "narrow" in report.remarks[0] and str(tmp_path) not in json.dumps(content)
     table, metric = read_table(csv), bench_score.brisque()
-    scores = [metric.score(bench_score.load_photograph(path)) for path in table.paths]
+    scores = [metric.score(bench_score.load_image(path)) for path in table.paths]
     expected = -stats.spearmanr(np.array(scores, float).ravel(), table.mos).statistic
     assert found["srcc_brisque_on_all"] == pytest.approx(expected, abs=1e-5) and expected > 0.3
 

@@ -136,7 +136,7 @@ def test_command_reports_disagreement_and_bad_arguments(monkeypatch, capsys, tmp
 
 
 def test_degrade_compares_to_one_grey_level_and_noise_by_its_size():
-    images = bench_degrade.sample_images(2, 48).numpy()
+    images = bench_degrade.sample_crops(2, 48).numpy()
     exact, near = (degrade_baselines.Baseline("other", lambda x, p: x, allowed) for allowed in (0.0, 1.0))
     assert bench_degrade.compare("jpeg", near, images // 2, images // 2 + 1, images) == 1
     with pytest.raises(Disagreement, match="rescale_bilinear: other's result differs by 1, allowed 0"):

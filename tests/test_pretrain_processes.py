@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from qpt import InputError, PretrainConfig, pretrain
-from qpt.commands.demo_run import wheel_photographs
+from qpt.data.sample_images import sample_images
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.engine import _check_world
 from qpt.pretraining.process_group import World, join
@@ -60,7 +60,7 @@ def test_processes_tell_each_other_rows_sums_gradients_and_errors(tmp_path: Path
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photographs of scikit-image's wheel in one folder."""
     folder = tmp_path_factory.mktemp("real")
-    for path in wheel_photographs():
+    for path in sample_images():
         shutil.copy(path, folder)
     return folder
 

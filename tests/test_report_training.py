@@ -1,4 +1,4 @@
-"""What a run keeps of itself, and the page it writes from that."""
+"""The records of a run, and the page it writes from them."""
 
 import dataclasses
 import io
@@ -25,8 +25,8 @@ from qpt.runs.first_batch import SEEN, read_seen
 from qpt.runs.history import HISTORY, note_start, read_history
 from qpt.runs.log import read_log
 from qpt.runs.observations import read_observations
+from tests.labelled import image_regions, write_run
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run
 from tests.pages import Page
 
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, list[
     folder = tmp_path_factory.mktemp("training")
     pictures = folder / "photographs"
     pictures.mkdir()
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         Image.fromarray(pixels).save(pictures / f"{name}.png")
     (pictures / "broken.png").write_bytes((pictures / "cat.png").read_bytes()[:80])
     config = PretrainConfig(
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, list[
         return step(self, patches, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qpt.report.neighbours.PHOTOGRAPHS", 3)
+        patch.setattr("qpt.report.neighbours.IMAGES", 3)
         patch.setattr(Learner, "step", spy)
         assert pretrain(config).finished
     return config, given
@@ -202,20 +202,20 @@ def test_nearest_are_of_other_groups_and_best_first() -> None:
     assert nearest(features[:5], groups[:5], 5).shape == (5, 1)  # of the group of four there is one other
 
 
-def test_a_gallery_takes_every_photograph_through_the_same_compositions() -> None:
+def test_a_gallery_takes_every_image_through_the_same_compositions() -> None:
     space = DegradationSpace.preset("qpt")
-    pixels = list(photographs().values())[:3]
+    pixels = list(image_regions().values())[:3]
     gallery = make_gallery(pixels, space, 64, seed=4)
     chains = gallery.program.compositions()
     assert gallery.compositions == 20 and len(set(chains[:20])) == 20
     assert chains[:20] == chains[20:40] == chains[40:]
-    assert gallery.photographs.tolist() == np.repeat(np.arange(3), 20).tolist()
+    assert gallery.image_of_row.tolist() == np.repeat(np.arange(3), 20).tolist()
     assert len(set(gallery.program.seeds.tolist())) == 60  # no two share their noise
     assert degrade(gallery.crops, gallery.program).shape == (60, 64, 64, 3)
     features = gallery_features(untrained_encoder("resnet18", 4, 0), gallery)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
     few = make_gallery(pixels, DegradationSpace(ops=("jpeg",), min_ops=1, max_ops=1), 1000, seed=0)
-    assert few.compositions == 5 and few.crops.shape[1] == 96  # all there are; the shorter side of a photograph
+    assert few.compositions == 5 and few.crops.shape[1] == 96  # all there are; the shorter side of an image
 
 
 def test_moving_averages_are_means_of_the_neighbourhood() -> None:
