@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
 from qpt.commands.demo_run import wheel_photographs
-from qpt.data.images import Picture, load_rgb, open_image
+from qpt.data.images import DecodedImage, load_rgb, open_image
 from qpt.models import build_encoder, projection_head
 
 HELP = "predicted photographs per second on 1, 8 and 64 GPUs, from measured decoding and published GPU figures"
@@ -89,7 +89,7 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
     for _ in range(rounds + 1):
         start = time.process_time()
         with open_image(io.BytesIO(encoded.getvalue())) as image:
-            Picture(image)
+            DecodedImage(image)
         spent.append((time.process_time() - start) * 1e3)
     first, median, third = np.percentile(spent[1:], (25, 50, 75))
     size = len(encoded.getvalue()) / 2**10

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from qpt import PretrainConfig, pretrain
+from qpt import PretrainConfig, io, pretrain
 from qpt.ops import extension
 from qpt.pretraining import checkpoint
 
@@ -52,7 +52,7 @@ def slow_down(delay_s: float) -> None:
         return call
 
     torch.save = lambda state, file: _save(state, Writer(file, lambda data: time.sleep(delay_s)))
-    checkpoint._sync = after_a_while(checkpoint._sync)
+    checkpoint.flush_to_disk = io.flush_to_disk = after_a_while(io.flush_to_disk)
     checkpoint._link = after_a_while(checkpoint._link)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt import InputError, PretrainConfig
+from qpt.pretraining.config import RENAMED
 
 
 @given(
@@ -79,12 +80,27 @@ def test_other_compositions_are_needed_to_be_alike() -> None:
         PretrainConfig("a", "b", positives="image", compositions=1)
 
 
+@pytest.mark.parametrize("value", [0, 1.0, True, "2"])
+def test_bad_integers_are_named(value: object) -> None:
+    integers = [field.name for field in dataclasses.fields(PretrainConfig) if field.type == "int"]
+    assert len(integers) > 20
+    for name in integers:
+        if value == 0 and not isinstance(value, (bool, float)) and name not in ("width", "batch_images", "log_every"):
+            continue
+        with pytest.raises(InputError, match=f"pretrain: {name} must be"):
+            PretrainConfig("a", "b", **{name: value})  # type: ignore[arg-type]
+
+
 def test_every_field_is_documented() -> None:
     documented = PretrainConfig.__doc__ or ""
     for field in dataclasses.fields(PretrainConfig):
         assert f"\n        {field.name}: " in documented
 
 
-def test_the_space_is_read_under_its_former_name() -> None:
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_name_loads_with_a_warning(old: str) -> None:
     fields = {"data": "a", "out": "b"}
-    assert PretrainConfig.from_dict({**fields, "preset": "qpt"}) == PretrainConfig.from_dict({**fields, "space": "qpt"})
+    config = PretrainConfig(**fields)
+    new = RENAMED[old]
+    with pytest.warns(FutureWarning, match=f"config key {old} is now called {new}"):
+        assert PretrainConfig.from_dict({**fields, old: getattr(config, new)}) == config

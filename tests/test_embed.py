@@ -16,7 +16,7 @@ from qpt.errors import InputError
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
+from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order
 from qpt.pretraining.learner import Learner
 
 CPU = torch.device("cpu")
@@ -24,8 +24,8 @@ CPU = torch.device("cpu")
 
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 8), st.integers(0, 10**6))
 def test_dealing_takes_every_row_once_and_nobody_home(photographs: int, views: int, count: int, seed: int) -> None:
-    straight = deal(photographs, views, count, None)
-    dealt = deal(photographs, views, count, np.random.default_rng(seed))
+    straight = assign_chunks(photographs, views, count, None)
+    dealt = assign_chunks(photographs, views, count, np.random.default_rng(seed))
     assert torch.equal(torch.cat(straight), torch.arange(photographs * views))
     assert sorted(torch.cat(dealt).tolist()) == list(range(photographs * views))
     for chunks in (straight, dealt):
@@ -40,7 +40,7 @@ def test_dealing_takes_every_row_once_and_nobody_home(photographs: int, views: i
 
 
 def test_dealing_is_random_and_repeatable() -> None:
-    first, again, other = (torch.cat(deal(64, 2, 4, np.random.default_rng(seed))) for seed in (0, 0, 1))
+    first, again, other = (torch.cat(assign_chunks(64, 2, 4, np.random.default_rng(seed))) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -71,7 +71,7 @@ def test_cached_gradients_are_those_of_one_graph(dtype: torch.dtype, bound: floa
     patches = torch.rand(26, 3, 12, 12, dtype=dtype)
     groups = torch.arange(13).repeat(2)
     pool = nn.functional.normalize(torch.randn(40, 5, dtype=dtype), dim=1)
-    chunks = deal(26, 1, 4, np.random.default_rng(0))
+    chunks = assign_chunks(26, 1, 4, np.random.default_rng(0))
 
     def loss(values: torch.Tensor) -> torch.Tensor:
         keys = values if in_batch else values.detach().roll(13, 0)
@@ -82,7 +82,7 @@ def test_cached_gradients_are_those_of_one_graph(dtype: torch.dtype, bound: floa
 
     start = statistics(network)
     torch.manual_seed(1)
-    plain = restore(chunks, [network(patches[chunk]) for chunk in chunks]) if norm else network(patches)
+    plain = restore_order(chunks, [network(patches[chunk]) for chunk in chunks]) if norm else network(patches)
     loss(plain).backward()
     expected = {name: parameter.grad for name, parameter in network.named_parameters()}
     after = statistics(network)
@@ -129,7 +129,7 @@ class OneGraph(Embeddings):
     """The same chunks in one graph: what gradient caching stands for."""
 
     def __init__(self, embed: Any, network: nn.Module, patches: torch.Tensor, chunks: Sequence[torch.Tensor]) -> None:
-        self.values = restore(chunks, [embed(patches[chunk]) for chunk in chunks])
+        self.values = restore_order(chunks, [embed(patches[chunk]) for chunk in chunks])
 
     def backward(self) -> None:
         pass
@@ -279,5 +279,5 @@ def test_memory_is_that_of_a_chunk(long: bool) -> None:
 
 def test_frozen_embeddings_come_in_the_order_of_the_patches() -> None:
     patches = torch.arange(10.0).view(10, 1, 1, 1)
-    chunks = deal(10, 1, 3, np.random.default_rng(0))
-    assert torch.equal(embed_frozen(lambda x: x.flatten(1) * 2, patches, chunks)[:, 0], torch.arange(10.0) * 2)
+    chunks = assign_chunks(10, 1, 3, np.random.default_rng(0))
+    assert torch.equal(embed_no_grad(lambda x: x.flatten(1) * 2, patches, chunks)[:, 0], torch.arange(10.0) * 2)

@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
 from qpt.data.sources import FolderSource
 from qpt.errors import StalledError
-from qpt.pretraining.loader import Feed, Orders, Prefetch
+from qpt.pretraining.loader import BatchLoader, Prefetch, SlotSampler
 
 SIZE, IMAGES, STEPS = 24, 7, 9
 
@@ -53,7 +53,7 @@ def photographs(tmp_path: Path) -> Photographs:
     return Photographs(tmp_path)
 
 
-def feed(photographs: RegionDataset, **options: object) -> Feed:
+def load(photographs: RegionDataset, **options: object) -> BatchLoader:
     settings: dict[str, object] = {
         "batch_images": 3,
         "seed": 5,
@@ -64,19 +64,19 @@ def feed(photographs: RegionDataset, **options: object) -> Feed:
         "stall_seconds": 60,
         **options,
     }
-    return Feed(photographs, **settings)  # type: ignore[arg-type]
+    return BatchLoader(photographs, **settings)  # type: ignore[arg-type]
 
 
 def batches(photographs: RegionDataset, **options: object) -> list[Batch]:
     """All batches, each copied when it comes: its memory is used again."""
     found = []
-    with feed(photographs, **options) as feeding:
+    with load(photographs, **options) as loader:
         for _ in range(int(options.get("first_step", 0)), STEPS):  # type: ignore[call-overload]
-            fed = feeding.next()
-            assert fed is not None
-            found.append(Batch(**{**vars(fed[0]), "regions": fed[0].regions.clone()}))
+            loaded = loader.next()
+            assert loaded is not None
+            found.append(Batch(**{**vars(loaded[0]), "regions": loaded[0].regions.clone()}))
         with pytest.raises(StopIteration):
-            feeding.next()
+            loader.next()
     return found
 
 
@@ -140,34 +140,34 @@ def test_ranks_share_each_batch(photographs: Photographs, world_size: int, worke
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_batch_keeps_its_memory_until_the_second_call_after_it(photographs: Photographs, workers: int) -> None:
-    with feed(photographs, workers=workers, batch_images=1, steps=40) as feeding:
+    with load(photographs, workers=workers, batch_images=1, steps=40) as loader:
         before: tuple[Batch, torch.Tensor] | None = None
         for _ in range(40):
-            fed = feeding.next()
-            assert fed is not None
+            loaded = loader.next()
+            assert loaded is not None
             time.sleep(0.005)  # so that the processes run as far ahead as they may
             if before is not None:
                 assert torch.equal(before[0].regions, before[1])
-            before = fed[0], fed[0].regions.clone()
+            before = loaded[0], loaded[0].regions.clone()
 
 
 def test_slots_are_used_in_turn() -> None:
     sampler = StepSampler(10, 4, 0, 0, 6)
-    orders = list(Orders(sampler, 4))
-    assert [slot for slot, _ in orders] == [0, 1, 2, 3, 0, 1]
-    assert [keys for _, keys in orders] == list(sampler) and len(Orders(sampler, 4)) == 6
+    requests = list(SlotSampler(sampler, 4))
+    assert [slot for slot, _ in requests] == [0, 1, 2, 3, 0, 1]
+    assert [keys for _, keys in requests] == list(sampler) and len(SlotSampler(sampler, 4)) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_decoding_is_measured_where_it_happens(photographs: Photographs, workers: int) -> None:
     photographs.sleep_at = {(0, index): 0.02 for index in range(IMAGES)}
-    with feed(photographs, workers=workers, steps=2) as feeding:
+    with load(photographs, workers=workers, steps=2) as loader:
         for _ in range(2):
-            fed = feeding.next()
-            assert fed is not None
-            load = fed[1]
-            assert load.images == 3 and load.copy_s == 0
-            assert load.decode_s >= 0.06 and load.decode_cpu_s < load.decode_s  # sleeping takes no processor time
+            loaded = loader.next()
+            assert loaded is not None
+            times = loaded[1]
+            assert times.images == 3 and times.copy_s == 0
+            assert times.decode_s >= 0.06 and times.decode_cpu_s < times.decode_s  # sleeping takes no processor time
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -176,9 +176,9 @@ def test_a_stalled_loader_ends_with_the_file_it_is_at(photographs: Photographs, 
     photographs.sleep_at = {stuck: 60.0}
     started = time.monotonic()
     expected = pytest.raises(StalledError, match=rf"gave nothing for \d+ s .* at {stuck[1]}\.png for \d+ s")
-    with expected, feed(photographs, workers=workers, stall_seconds=1) as feeding:
+    with expected, load(photographs, workers=workers, stall_seconds=1) as loader:
         for _ in range(2):
-            assert feeding.next() is not None
+            assert loader.next() is not None
     assert time.monotonic() - started < 40  # the processes were not waited for
 
 
@@ -194,8 +194,8 @@ def test_a_dead_loader_process_is_named(photographs: Photographs, monkeypatch: p
 
     monkeypatch.setattr(photographs.source, "open", crash)
     expected = pytest.raises(StalledError, match=rf"a loader process died: .* at {fatal}\.png")
-    with expected, feed(photographs, workers=1) as feeding:
-        feeding.next()
+    with expected, load(photographs, workers=1) as loader:
+        loader.next()
 
 
 def test_a_death_that_a_signal_handler_reports_is_named_too(photographs: Photographs) -> None:
@@ -205,19 +205,19 @@ def test_a_death_that_a_signal_handler_reports_is_named_too(photographs: Photogr
     def handler() -> bool:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    with pytest.raises(StalledError, match="a loader process died: "), feed(photographs, workers=1) as feeding:
-        feeding.next(handler)
+    with pytest.raises(StalledError, match="a loader process died: "), load(photographs, workers=1) as loader:
+        loader.next(handler)
 
 
 def test_waiting_ends_when_asked(photographs: Photographs) -> None:
     photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
-    with feed(photographs) as feeding:
+    with load(photographs) as loader:
         asked = threading.Event()
         threading.Timer(0.1, asked.set).start()
-        assert feeding.next(asked.is_set) is None
-        fed = feeding.next()  # the batch that was asked for is not lost
-        assert fed is not None
-        assert fed[0].images.tolist() == [index for _, index in next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))]
+        assert loader.next(asked.is_set) is None
+        loaded = loader.next()  # the batch that was asked for is not lost
+        assert loaded is not None
+        assert loaded[0].images.tolist() == [index for _, index in next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])

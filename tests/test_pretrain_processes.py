@@ -19,8 +19,7 @@ import torch
 from qpt import InputError, PretrainConfig, pretrain
 from qpt.commands.demo_run import wheel_photographs
 from qpt.models.encoder import read_checkpoint
-from qpt.pretraining.engine import _check_world
-from qpt.pretraining.process_group import World, join
+from qpt.pretraining.process_group import ProcessGroup, join_process_group
 from tests.conftest import LONG
 from tests.test_contrastive_distributed import run
 from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tensors, tiny  # noqa: F401
@@ -164,7 +163,7 @@ def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) 
 def test_settings_that_need_other_processes(options: dict[str, Any], named: str) -> None:
     config = PretrainConfig("data", "out", **{"batch_images": 8, **options})
     with pytest.raises(InputError, match=named):
-        _check_world(config, World(rank=0, size=4))
+        config.check_processes(4)
 
 
 @contextlib.contextmanager
@@ -176,14 +175,21 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def test_a_half_set_environment_is_refused() -> None:
-    with environment(WORLD_SIZE="2", RANK="0"), pytest.raises(InputError, match="LOCAL_RANK"), join("cpu"):
+    with (
+        environment(WORLD_SIZE="2", RANK="0"),
+        pytest.raises(InputError, match="LOCAL_RANK"),
+        join_process_group("cpu"),
+    ):
         pass
 
 
-def test_a_world_of_one_sends_nothing() -> None:
-    with environment(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"), join("cpu") as (world, device):
-        assert world == World() and device.type == "cpu" and not torch.distributed.is_initialized()
-    assert world.sum(3, 4) == [3, 4] and world.gather("x") == ["x"] and world.share(6) == slice(0, 6)
+def test_a_single_process_sends_nothing() -> None:
+    with (
+        environment(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"),
+        join_process_group("cpu") as (processes, device),
+    ):
+        assert processes == ProcessGroup() and device.type == "cpu" and not torch.distributed.is_initialized()
+    assert processes.sum(3, 4) == [3, 4] and processes.gather("x") == ["x"] and processes.share(6) == slice(0, 6)
 
 
 def test_errors_of_the_first_process_reach_all(photographs: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -13,8 +13,7 @@ import webdataset
 from PIL import Image
 
 from qpt import InputError, pretrain
-from qpt.data.shards import ShardSource, expand_braces
-from qpt.data.sources import FolderSource, open_source
+from qpt.data.sources import FolderSource, ShardSource, expand_braces, open_source
 from qpt.models.encoder import read_checkpoint
 from tests.test_pretrain import assert_same_bytes, tiny
 

@@ -41,7 +41,7 @@ def batch(config: PretrainConfig, seed: int = 0) -> tuple[torch.Tensor, torch.Te
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randint(0, 256, (rows, config.patches, 3, size, size), dtype=torch.uint8, generator=generator)
     images = torch.arange(config.batch_images).repeat_interleave(config.compositions)
-    return patches, seed * rows + torch.arange(rows) // config.rows_alike, images
+    return patches, seed * rows + torch.arange(rows) // config.rows_per_group, images
 
 
 def embeddings(learner: Learner, patches: torch.Tensor, which: str) -> np.ndarray:
