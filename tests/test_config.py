@@ -80,13 +80,11 @@ def test_other_compositions_are_needed_to_be_alike() -> None:
         PretrainConfig("a", "b", positives="image", compositions=1)
 
 
-@pytest.mark.parametrize("value", [0, 1.0, True, "2"])
+@pytest.mark.parametrize("value", [-1, 4.0, True, "4"])
 def test_bad_integers_are_named(value: object) -> None:
     integers = [field.name for field in dataclasses.fields(PretrainConfig) if field.type == "int"]
     assert len(integers) > 20
     for name in integers:
-        if value == 0 and not isinstance(value, (bool, float)) and name not in ("width", "batch_images", "log_every"):
-            continue
         with pytest.raises(InputError, match=f"pretrain: {name} must be"):
             PretrainConfig("a", "b", **{name: value})  # type: ignore[arg-type]
 
