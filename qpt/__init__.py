@@ -1,7 +1,7 @@
-"""QPT: self-supervised pre-training of blind image quality assessment models.
+"""Self-supervised pre-training of blind image quality assessment models.
 
-The public names below are stable; everything else may move. They are imported when first used, so that ``import qpt``
-needs no compiled extension, GPU, Triton or CuPy, and stays quick.
+``dir(qpt)`` lists the public names. They are stable; everything else may move. Each is imported when it is first used,
+so that ``import qpt`` is quick and needs no compiled extension, GPU, Triton or CuPy.
 """
 
 from importlib import import_module

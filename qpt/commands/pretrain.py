@@ -14,7 +14,7 @@ from qpt.pretraining import recipes
 
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
-  qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
+  qpt pretrain photos --out runs/a --arch resnet18 --patch-size 96 --batch-images 64 --steps 2000
   qpt pretrain photos --out runs/l --recipe laptop --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
   qpt pretrain 'shards/train-{000000..000099}.tar' --out runs/c --workers 8
@@ -44,7 +44,7 @@ class _ListRecipes(argparse.Action):
 
 
 def add_arguments(parser: Any) -> None:
-    from qpt.pretraining.config import PretrainConfig
+    from qpt.pretraining.config import RENAMED, PretrainConfig
 
     parser.add_argument(
         "--recipe", action=_UseRecipe, metavar="NAME", help="start from a named recipe; flags win over it"
@@ -55,6 +55,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
     parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
     parser.add_argument("--out", type=str, help="run directory to create")
+    parser.renamed = RENAMED
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 
 
