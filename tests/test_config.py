@@ -1,4 +1,4 @@
-"""One config: checked, saved, loaded, and refused with the field's name."""
+"""Settings of a run: checked, saved, loaded, and refused with the field's name."""
 
 import dataclasses
 from pathlib import Path
@@ -68,14 +68,14 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, named: str) -> None:
         PretrainConfig.load(path)
 
 
-def test_differences_name_what_matters() -> None:
+def test_differences_name_the_fields_that_the_result_depends_on() -> None:
     base = PretrainConfig("a", "b")
     other = dataclasses.replace(base, data="elsewhere", workers=4, lr=0.5)
     assert base.differences(other) == ["lr: 0.03 -> 0.5"]
     assert base.differences(base) == []
 
 
-def test_other_compositions_are_needed_to_be_alike() -> None:
+def test_positives_by_image_need_two_compositions() -> None:
     with pytest.raises(InputError, match="compositions must be >= 2 when positives is image, got 1"):
         PretrainConfig("a", "b", positives="image", compositions=1)
 

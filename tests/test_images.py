@@ -1,4 +1,4 @@
-"""Opening photographs: what counts as one, what is done to odd ones, what is refused."""
+"""Opening image files: which are listed, how unusual ones are converted, which are refused."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Measurements of a step's embeddings, against NumPy's own arithmetic, and the file they are kept in."""
+"""Measurements of a step's embeddings, compared with NumPy, and the file that holds them."""
 
 import json
 from pathlib import Path
@@ -47,11 +47,11 @@ def by_definition(q: np.ndarray, k: np.ndarray, groups: np.ndarray, images: np.n
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 3), st.integers(1, 9))
-def test_measurements_equal_the_definitions(seed: int, photographs: int, views: int, dim: int) -> None:
+def test_measurements_equal_the_definitions(seed: int, images_count: int, views: int, dim: int) -> None:
     rng = np.random.default_rng(seed)
-    rows = photographs * views
+    rows = images_count * views
     q, k = unit_rows(rng, rows, dim), unit_rows(rng, rows, dim)
-    groups, images = np.arange(rows) + 1000, np.repeat(rng.permutation(photographs), views)
+    groups, images = np.arange(rows) + 1000, np.repeat(rng.permutation(images_count), views)
     found = observe(*map(torch.from_numpy, (q, k, groups, images)))
     expected = by_definition(q, k, groups, images)
     assert found.rows == rows
@@ -85,7 +85,7 @@ def test_histogram_equals_numpys_away_from_edges() -> None:
 
 
 def test_known_answers() -> None:
-    """All rows equal: nothing is spread, alignment 0. Two opposite points: log((exp(-8) + ...) / pairs)."""
+    """All rows equal: uniformity and alignment 0. Two opposite points: log((exp(-8) + ...) / pairs)."""
     same = torch.tensor([[1.0, 0.0]] * 4)
     ids = torch.arange(4)
     found = observe(same, same, ids, ids // 2)

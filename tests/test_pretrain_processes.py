@@ -1,4 +1,4 @@
-"""Pre-training in several processes: batch norm, gradients, loss curves, resume and signals beside a single process."""
+"""Pre-training in several processes, compared with one: batch norm, gradients, loss curves, resume and signals."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.process_group import ProcessGroup, join_process_group
 from tests.conftest import LONG
 from tests.test_contrastive_distributed import run
-from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tensors, tiny  # noqa: F401
+from tests.test_pretrain import assert_same_bytes, flags, image_folder, log_rows, tensors, tiny  # noqa: F401
 
 SETTINGS = {"boxes": "shared", "batch_images": 8, "checkpoint_every": 4, "log_every": 1, "lr": 1e-3, "width": 8}
 
@@ -100,14 +100,14 @@ def mean_gradient(run_folder: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shuffled_batch_norm_trains_and_embeds_every_key_once(
-    photographs: Path,  # noqa: F811
+    image_folder: Path,  # noqa: F811
     tmp_path: Path,
     size: int,
 ) -> None:
     """Keys travel to other processes and back: with frozen statistics (eval) they would be those of one process."""
     run(size, tmp_path, "shuffle_keys")
     config = tiny(
-        photographs, tmp_path / "run", **{**SETTINGS, "steps": 3, "batch_norm": "shuffled", "chunk_images": 2}
+        image_folder, tmp_path / "run", **{**SETTINGS, "steps": 3, "batch_norm": "shuffled", "chunk_images": 2}
     )
     finish(config, size)
     assert np.isfinite(losses(config.out)).all()
@@ -117,13 +117,13 @@ def test_shuffled_batch_norm_trains_and_embeds_every_key_once(
     ("size", "layout"), [(2, "sharded"), *([(2, "replicated"), (4, "replicated")] if LONG else [])]
 )
 def test_stopped_and_resumed_processes_end_in_the_same_bytes(
-    photographs: Path,  # noqa: F811
+    image_folder: Path,  # noqa: F811
     tmp_path: Path,
     size: int,
     layout: str,
 ) -> None:
     """SIGTERM to one of them stops all after the same step; the rest is as if nothing had happened."""
-    config = tiny(photographs, tmp_path / "whole", **{**SETTINGS, "steps": 12, "pool_layout": layout})
+    config = tiny(image_folder, tmp_path / "whole", **{**SETTINGS, "steps": 12, "pool_layout": layout})
     finish(config, size)
     stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
     child = start(stopped, size)
@@ -141,8 +141,8 @@ def test_stopped_and_resumed_processes_end_in_the_same_bytes(
     assert [row["step"] for row in log_rows(Path(stopped.out))] == [str(step) for step in range(1, 13)]
 
 
-def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = tiny(photographs, tmp_path / "one", **{**SETTINGS, "steps": 2, "lr": 1e-6})
+def test_a_checkpoint_of_many_is_that_of_one(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = tiny(image_folder, tmp_path / "one", **{**SETTINGS, "steps": 2, "lr": 1e-6})
     pretrain(config)
     many = dataclasses.replace(config, out=str(tmp_path / "many"))
     finish(many, 2)
@@ -192,10 +192,10 @@ def test_a_single_process_sends_nothing() -> None:
     assert processes.sum(3, 4) == [3, 4] and processes.gather("x") == ["x"] and processes.share(6) == slice(0, 6)
 
 
-def test_errors_of_the_first_process_reach_all(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_errors_of_the_first_process_reach_all(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    child = start(tiny(photographs, tmp_path / "run", **SETTINGS), 2)
+    child = start(tiny(image_folder, tmp_path / "run", **SETTINGS), 2)
     _, stderr = child.communicate(timeout=120)
     assert child.returncode != 0 and b"out must be a new or empty folder" in stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]

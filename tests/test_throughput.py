@@ -1,4 +1,4 @@
-"""What a run says of its pace, and how it ends when photographs stop coming."""
+"""The throughput that a run reports, and its end when the loader stalls."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ from tests.test_pretrain import assert_same_bytes, tiny
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for index in range(8):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
@@ -43,7 +43,7 @@ def sleep_at(monkeypatch: pytest.MonkeyPatch, key: tuple[int, int], seconds: flo
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stalled_run_is_saved_and_goes_on(
+def test_a_stalled_run_is_saved_and_resumes(
     folder: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(folder, tmp_path / "run", stall_seconds=1, workers=workers, checkpoint_every=1000)
@@ -59,7 +59,7 @@ def test_a_stalled_run_is_saved_and_goes_on(
     assert_same_bytes(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_command_says_so_in_one_line(
+def test_the_command_reports_a_stall_in_one_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sleep_at(monkeypatch, next(iter(StepSampler(8, 4, 0, 0, 1)))[0], 90)
@@ -68,13 +68,13 @@ def test_the_command_says_so_in_one_line(
     assert "qpt pretrain: error: the loader gave nothing for 1 s" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_no_watchdog_waits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_limit_the_loader_waits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sleep_at(monkeypatch, next(iter(StepSampler(8, 4, 0, 0, 1)))[1], 1.5)
     assert pretrain(tiny(folder, tmp_path / "run", stall_seconds=0, steps=1)).finished
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_says_what_each_stage_can_do(
+def test_a_run_reports_the_rate_of_each_stage(
     folder: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = pretrain(tiny(folder, tmp_path / "run", workers=workers))
