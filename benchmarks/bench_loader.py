@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
-from qpt.data.images import Picture, load_rgb, open_image
+from qpt.data.images import DecodedImage, load_rgb, open_image
 from qpt.data.regions import RegionDataset, StepSampler, cut_region, sample_rng
 from qpt.data.sample_images import sample_images
 from qpt.data.sources import FolderSource
-from qpt.pretraining.loader import Feed
+from qpt.pretraining.loader import BatchLoader
 
 HELP = "images per second of the pre-training loader beside decoding alone and a plain torch DataLoader"
 WORKERS = (0, 1, 2)
@@ -100,7 +100,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
         return []
 
     def ours() -> list[int]:
-        with Feed(
+        with BatchLoader(
             dataset,
             batch_images=BATCH,
             seed=sampler.seed,
@@ -171,7 +171,7 @@ def _decode(paths: list[Path]) -> None:
 def _decode_as_qpt(paths: list[Path]) -> None:
     for path in paths:
         with open_image(path) as image:
-            Picture(image)
+            DecodedImage(image)
 
 
 class _Plain(Dataset[NDArray[np.uint8]]):

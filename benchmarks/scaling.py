@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
-from qpt.data.images import Picture, load_rgb, open_image
+from qpt.data.images import DecodedImage, load_rgb, open_image
 from qpt.data.sample_images import sample_images
 from qpt.models import build_encoder, projection_head
 
@@ -89,7 +89,7 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
     for _ in range(rounds + 1):
         start = time.process_time()
         with open_image(io.BytesIO(encoded.getvalue())) as opened:
-            Picture(opened)
+            DecodedImage(opened)
         spent.append((time.process_time() - start) * 1e3)
     first, median, third = np.percentile(spent[1:], (25, 50, 75))
     size = len(encoded.getvalue()) / 2**10

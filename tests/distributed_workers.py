@@ -15,7 +15,7 @@ from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.process_group import World
+from qpt.pretraining.process_group import ProcessGroup
 from tests.test_contrastive import OPTIONS, problem
 from tests.tolerance import assert_close
 
@@ -187,7 +187,7 @@ def normalise_together(rank: int, size: int) -> None:
 
 
 def tell_each_other(rank: int, size: int) -> None:
-    world = World(rank, size, rank, size)
+    world = ProcessGroup(rank, size, rank, size)
     assert world.sum(rank, 1) == [3, 3] and world.gather(rank) == [0, 1, 2]
     assert world.share(6) == slice(2 * rank, 2 * rank + 2) and world.main == (rank == 0)
     rows = torch.full((rank, 2), float(rank))  # none of the first
@@ -212,11 +212,11 @@ def shuffle_keys(rank: int, size: int) -> None:
         "data", "out", arch="resnet18", width=4, projection_dim=8, patch_size=16, batch_images=8, pool_size=8,
         batch_norm="shuffled", chunk_images=2,
     )  # fmt: skip
-    learner = Learner(config, torch.device("cpu"), World(rank, size, rank, size))
+    learner = Learner(config, torch.device("cpu"), ProcessGroup(rank, size, rank, size))
     assert learner.key is not None
     learner.key.eval()  # statistics of no batch: a key depends on its own patch alone
     images = 8 // size - (rank == 0)  # the first could not read one
     patches = torch.randint(0, 256, (2 * images, 2, 3, 16, 16), dtype=torch.uint8)  # two keys of a composition
-    keys = learner._keys(learner.key, patches, learner._chunks(2 * images, None))
+    keys = learner._embed_keys(learner.key, patches, learner._chunks(2 * images, None))
     with torch.no_grad():
         assert torch.allclose(keys.flatten(0, 1), learner._embed_with(learner.key)(patches.flatten(0, 1)), atol=1e-5)

@@ -1,4 +1,4 @@
-"""simplejpeg, where it is installed, in Pillow's place: the same pixels, and of a damaged file the same verdict."""
+"""simplejpeg instead of Pillow: the same pixels, and the same error for a damaged file."""
 
 from collections.abc import Callable
 from io import BytesIO

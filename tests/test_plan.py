@@ -1,4 +1,4 @@
-"""``qpt plan``: the traced peak against allocations that happened, the search against traces, the table, the errors."""
+"""``qpt plan``: the traced peak compared with allocations, the search with traces; known GPUs; errors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""``qpt plan``: what batch, chunk and pool fit a GPU, before a run is started. Needs no GPU."""
+"""``qpt plan``: the batch, chunk and pool that fit a GPU, before a run is started. Needs no GPU."""
 
 from __future__ import annotations
 

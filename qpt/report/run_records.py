@@ -21,7 +21,7 @@ from qpt.models.encoder import read_checkpoint
 from qpt.report.canvas import COLOURS
 from qpt.report.measurements import OutOfFold
 from qpt.runs.files import run_name
-from qpt.runs.first_batch import Seen, read_seen
+from qpt.runs.first_batch import FirstBatch, read_first_batch
 from qpt.runs.history import read_history
 from qpt.runs.log import read_log, read_summary
 from qpt.runs.observations import Observation, read_observations
@@ -43,7 +43,7 @@ class RunRecord:
     log: dict[str, list[float]]
     observations: dict[int, Observation] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    seen: Seen | None = None
+    seen: FirstBatch | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     features: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     predictions: OutOfFold | None = None
@@ -76,6 +76,6 @@ def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
         place = Path(run)
         record = RunRecord(name, place, read_checkpoint(run), load_encoder(run), COLOURS[number], read_log(place))
         record.observations, record.history = read_observations(place), read_history(place)
-        record.seen, record.summary = read_seen(place), read_summary(place)
+        record.seen, record.summary = read_first_batch(place), read_summary(place)
         records.append(record)
     return records

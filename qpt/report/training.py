@@ -153,7 +153,7 @@ def _seen(records: Sequence[RunRecord]) -> list[Section]:
     for run, seen in kept:
         pictures = []
         counts: dict[int, int] = {}
-        for patches, photograph, chain in zip(seen.patches, seen.photographs.tolist(), seen.chains, strict=True):
+        for patches, photograph, chain in zip(seen.patches, seen.image_numbers.tolist(), seen.chains, strict=True):
             counts[photograph] = counts.get(photograph, 0) + 1
             view = chr(ord("A") + (counts[photograph] - 1) % 26)
             pictures.append(Picture(patches_in_a_row(patches), f"Photograph {photograph + 1}, {view}: {chain}"))
