@@ -7,6 +7,7 @@ stored in the checkpoint. What the QPT paper (arXiv 2303.00521) does not publish
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -15,6 +16,9 @@ import yaml
 
 from qpt.errors import InputError
 from qpt.runs.files import FREE_ON_RESUME
+
+# Former names of fields, which configurations and checkpoints may hold for one more version.
+RENAMED = {"preset": "space", "keys_travel": "key_exchange"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class PretrainConfig:
         batch_norm: over what encoders normalise when chunks or processes share a batch. sync: a chunk of all processes;
             shuffled: of one process, and keys are dealt to the processes anew (moco mode); in both, keys are dealt to
             chunks anew, so that none shares one with its query. local: of one process, in order; keys leak.
-        keys_travel: how processes see each other's keys: gather (all at once) or ring (one block at a time).
+        key_exchange: how processes see each other's keys: gather (all at once) or ring (one block at a time).
         pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
             forgets its own part).
         device: auto, cpu, cuda, cuda:1, ...
@@ -121,7 +125,7 @@ class PretrainConfig:
     compile: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_norm: Literal["sync", "shuffled", "local"] = "sync"
-    keys_travel: Literal["gather", "ring"] = "gather"
+    key_exchange: Literal["gather", "ring"] = "gather"
     pool_layout: Literal["replicated", "sharded"] = "replicated"
     device: str = "auto"
     threads: int = 0
@@ -208,8 +212,10 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
-        if "preset" in fields:  # what the field was called when it could name nothing else
-            fields = {"space" if name == "preset" else name: value for name, value in fields.items()}
+        for old, new in RENAMED.items():
+            if old in fields:
+                warnings.warn(f"pretrain: {old} is now {new}", FutureWarning, stacklevel=2)
+                fields = {new if name == old else name: value for name, value in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
