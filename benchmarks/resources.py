@@ -194,7 +194,7 @@ def contrastive_pass(
     launch = contrastive.launch_for(architecture, dtype != "fp32", dim)
     types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
     types |= dict.fromkeys(("rows", "stream"), f"*{dtype}")
-    types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "reference", "total", "weighted_sum"), "*fp32")
+    types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "row_max_out", "row_sum_out", "acc_out"), "*fp32")
     lengths = ("dim", "row_stride", "stream_stride", "split_length")
     types |= dict.fromkeys((*lengths, "n_rows", "n_stream", "self_offset"), "i32") | {"image_bias": "fp32"}
     pointers = [name for name, kind in types.items() if kind.startswith("*")]

@@ -164,10 +164,10 @@ def test_two_dtypes_are_multiplied_in_float32(interpreter: Interpreter) -> None:
 @pytest.mark.rung("Triton interpreter")
 @pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
 def test_no_rows(interpreter: Interpreter, n: int, m: int) -> None:
-    reference, total, mean_sum, gradient = interpreter(interpreted.run_empty, n, m, 8)
-    assert reference.tolist() == [-math.inf] * n
-    assert total.tolist() == [0.0] * n
-    assert torch.equal(mean_sum, torch.zeros(n, 8))
+    row_max, row_sum, acc, gradient = interpreter(interpreted.run_empty, n, m, 8)
+    assert row_max.tolist() == [-math.inf] * n
+    assert row_sum.tolist() == [0.0] * n
+    assert torch.equal(acc, torch.zeros(n, 8))
     assert torch.equal(gradient, torch.zeros(m, 8))
 
 

@@ -69,8 +69,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *([(2, {"mode": "moco"}), (4, {"mode": "moco"})] if LONG else []),
         # whole steps in the pool: shards forget the same keys as one pool does
-        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "keys_travel": "ring", "symmetric": True}),
-        (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw"}),
+        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "key_exchange": "ring", "symmetric": True}),
+        (2, {"mode": "in_batch", "key_exchange": "ring", "optimizer": "adamw"}),
         (2, {"mode": "moco", "patches": 3, "positives": "image"}),
         (4, {"mode": "in_batch"}),
     ],

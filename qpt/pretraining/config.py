@@ -18,7 +18,7 @@ from qpt.errors import InputError, check_int
 from qpt.runs.files import FREE_ON_RESUME
 
 #: Former name -> field. A config with a former name loads with a FutureWarning, until the next minor version.
-RENAMED = {"preset": "space"}
+RENAMED = {"preset": "space", "keys_travel": "key_exchange"}
 #: Smallest value of each field that is an integer.
 _AT_LEAST = {
     **dict.fromkeys(("seed", "region_size", "resize_shorter", "steps", "epochs", "pool_size", "warmup_steps"), 0),
@@ -78,7 +78,7 @@ class PretrainConfig:
             processes; shuffled: a chunk of one process, and keys are assigned to the processes anew (moco mode); in
             both, keys are assigned to chunks anew, so that none shares one with its query. local: a chunk of one
             process, in order, where a key can be recognised by the statistics it shares with its query.
-        keys_travel: how processes see each other's keys: gather (all at once) or ring (one block at a time).
+        key_exchange: how processes see each other's keys: gather (all at once) or ring (one block at a time).
         pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
             forgets its own part).
         device: auto, cpu, cuda, cuda:1, ...
@@ -133,7 +133,7 @@ class PretrainConfig:
     compile: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_norm: Literal["sync", "shuffled", "local"] = "sync"
-    keys_travel: Literal["gather", "ring"] = "gather"
+    key_exchange: Literal["gather", "ring"] = "gather"
     pool_layout: Literal["replicated", "sharded"] = "replicated"
     device: str = "auto"
     threads: int = 0

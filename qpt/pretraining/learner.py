@@ -262,7 +262,7 @@ class Learner:
         if self.key is not None:
             options = {"pool": self.pool, "in_batch_negatives": config.in_batch_negatives}
         if self.processes.size > 1:
-            options |= {"keys_travel": config.keys_travel, "pool_layout": config.pool_layout}
+            options |= {"key_exchange": config.key_exchange, "pool_layout": config.pool_layout}
         call = contrastive_loss if self.processes.size == 1 else distributed_contrastive_loss
         return call(
             queries,
