@@ -205,8 +205,8 @@ PYBIND11_MODULE(_C, m) {
         "windows, boxes, lut: 0 for whole images. See Batch in chain.h.");
   m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resizes"),
         py::arg("for_patches"),
-        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to. for_patches: the "
-        "output is patches.");
+        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to; for_patches: "
+        "the output is patches.");
   m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"), py::arg("width"), py::arg("resizes"),
         py::arg("for_patches"), py::arg("shared_bytes"),
         "Return the bytes of a GPU's shared memory, of shared_bytes, that a row uses for images of this size.");

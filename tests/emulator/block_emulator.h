@@ -1,6 +1,7 @@
 // Runs the CUDA source of this project on the CPU: one fibre per CUDA thread, one block after another on one OS thread.
-// Included before a .cu file by tests/emulator/degrade.cpp; compiled by g++ or clang for any processor. It supports what
-// our kernels use: threadIdx, blockIdx, gridDim, shared memory whose size is given at launch (one array, qpt_shared) and
+// Included before a .cu file by tests/emulator/degrade.cpp; compiled by g++ or clang for any processor. It supports
+// what our kernels use: threadIdx, blockIdx, gridDim, shared memory whose size is given at launch (one array,
+// qpt_shared) and
 // __syncthreads. It reports a block whose threads wait at different barriers or that writes beyond its shared memory.
 // Fibres switch only at barriers, in an order that the test chooses, so a missing barrier gives wrong bytes every time.
 #pragma once
@@ -96,8 +97,8 @@ inline void run_until_barrier(Fibre& fibre) {
   setcontext(&fibre.first_entry);
 }
 
-// Runs a block; returns nullptr, or an error on which a GPU would hang. Between two barriers threads run in the order of
-// their numbers, reversed, or shuffled anew.
+// Runs a block; returns nullptr, or an error on which a GPU would hang. Between two barriers threads run in the order
+// of their numbers, reversed, or shuffled anew.
 inline const char* run_block(Order order, std::mt19937& random) {
   std::vector<int> turn(machine.fibres.size());
   std::iota(turn.begin(), turn.end(), 0);
