@@ -120,9 +120,8 @@ struct SinCos {
   float sin, cos;
 };
 
-// Returns the sine and cosine of an angle in turns, |turns| < 2^20: the quadrant is exact, the rest is a Taylor series
-// on
-// [-pi/4, pi/4].
+// Returns the sine and cosine of an angle in turns, |turns| < 2^20: the quadrant is exact, and the rest is a Taylor
+// series on [-pi/4, pi/4].
 QPT_INLINE SinCos sin_cos_turns(float turns) {
   const float quarters = turns * 4.0f;
   const float n = nearest(quarters);

@@ -275,7 +275,7 @@ def test_load_refuses_missing_fields_pickles_and_other_tables(tmp_path):
     ("arguments", "message"),
     [
         ({"ops": ()}, "at least one"),
-        ({"ops": "jpeg"}, "tuple of op names"),
+        ({"ops": "jpeg"}, "ops must be a list of ops, at least one, got 'jpeg'"),
         ({"ops": ("jpg",)}, "did you mean jpeg"),
         ({"ops": ("jpeg", "jpeg")}, "jpeg more than once"),
         ({"ops": ("jpeg",), "max_ops": -1}, "max_ops must be an integer in 0"),

@@ -205,22 +205,27 @@ PYBIND11_MODULE(_C, m) {
         "windows, boxes, lut: 0 for whole images. See Batch in chain.h.");
   m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resizes"),
         py::arg("for_patches"),
-        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to. for_patches: the
-        " "output is patches."); m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"),
-        py::arg("width"), py::arg("resizes"), py::arg("for_patches"), py::arg("shared_bytes"), "Return the bytes of a
-        GPU's shared memory, of shared_bytes, that a row uses for images of this size."); m.def("contrastive_isas",
-        &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
-        m.def("contrastive_division", &contrastive_division, py::arg("rows"), py::arg("stream"), py::arg("dim"), "(rows
-        of a task, parts of the stream)."); m.def("contrastive_pass", &contrastive_pass, py::arg("rows"),
-        py::arg("stream"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"), py::arg("self_offset"),
-        py::arg("running"), py::arg("same_group"), py::arg("bias"), py::arg("division"), py::arg("partial"),
-        py::arg("out"), py::arg("isa"), py::arg("threads")); m.def("contrastive_forward", &contrastive_forward,
-        py::arg("queries"), py::arg("sets"), py::arg("dim"), py::arg("temperature"), py::arg("image_bias"),
-        py::arg("out"), py::arg("isa"), py::arg("threads"), "-1, or the first of the sets to check that holds nan or
-        infinity."); m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"),
-        py::arg("dim"), py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
-        m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"),
-        py::arg("image_bias"), py::arg("inverse"), py::arg("row_sum"), py::arg("acc"), py::arg("packed"),
-        py::arg("block_rows"), py::arg("isa"), py::arg("threads")); m.def("op_names", &op_names, "Names of the ops, in
-        id order."); m.def("build_info", &build_info); m.def("philox", &philox, py::arg("counter"), py::arg("key"),
-        "Philox 4x32-10 of four counter words and two key words."); }
+        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to; for_patches: "
+        "the output is patches.");
+  m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"), py::arg("shared_bytes"),
+        "Return the bytes of a GPU's shared memory, of shared_bytes, that a row uses for images of this size.");
+  m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
+  m.def("contrastive_division", &contrastive_division, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+        "(rows of a task, parts of the stream).");
+  m.def("contrastive_pass", &contrastive_pass, py::arg("rows"), py::arg("stream"), py::arg("dim"), py::arg("scale"),
+        py::arg("image_bias"), py::arg("self_offset"), py::arg("running"), py::arg("same_group"), py::arg("bias"),
+        py::arg("division"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
+  m.def("contrastive_forward", &contrastive_forward, py::arg("queries"), py::arg("sets"), py::arg("dim"),
+        py::arg("temperature"), py::arg("image_bias"), py::arg("out"), py::arg("isa"), py::arg("threads"),
+        "-1, or the first of the sets to check that holds nan or infinity.");
+  m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+        py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
+  m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),
+        py::arg("inverse"), py::arg("row_sum"), py::arg("acc"), py::arg("packed"), py::arg("block_rows"),
+        py::arg("isa"), py::arg("threads"));
+  m.def("op_names", &op_names, "Names of the ops, in id order.");
+  m.def("build_info", &build_info);
+  m.def("philox", &philox, py::arg("counter"), py::arg("key"),
+        "Philox 4x32-10 of four counter words and two key words.");
+}

@@ -125,9 +125,8 @@ inline i32 correlate_row(const Kernel& kernel, const float* base, const i32* row
   return i;
 }
 
-// Computes kBlocks * kLanes samples of one output row of a resize along y: (start + sum of weight[j] * in[j * stride +
-// i])
-// >> shift.
+// Computes kBlocks * kLanes samples of one output row of a resize along y: sample i is
+// (start + sum of weight[j] * in[j * stride + i]) >> shift.
 template <int kBlocks, int shift>
 inline void resample_block(const i32* weight, i32 count, i32 start, const u8* in, i64 stride, u8* out) {
   Integers sum[kBlocks];

@@ -36,7 +36,7 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   team.sync();  // row sums, one member each, are read by all
   float total = 0.0f;
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
-  // Not synced: the first barrier of correlate_2d comes before anyone reads the kernel.
+  // Not synced: the first barrier of correlate_2d comes before any member reads the kernel.
   each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
   return {weights, first, last, taps, taps, 3};
 }
@@ -59,7 +59,7 @@ QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Ta
   team.sync();  // raw, zeros and last, written by some, are read by all
   float total = 0.0f;
   for (i32 t = 0; t < taps; ++t) total += raw[t];
-  // Not synced: the first barrier of correlate_separable comes before anyone reads weight.
+  // Not synced: the first barrier of correlate_separable comes before any member reads weight.
   each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
   correlate_separable(team, a, from, weight, zeros, last, radius, scratch, out, band_step, finish);
 }

@@ -53,8 +53,8 @@ QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
 
 constexpr i32 kBlockSide = 32;
 
-// Paints p0 = blocks squares of 32 px, each of one colour: the highest three bytes of the third word are its R, G and
-// B.
+// Paints p0 = blocks squares of 32 px, each of one colour, whose R, G and B are the highest three bytes of its third
+// word.
 template <class Team>
 QPT_FN void colour_block(Team& team, OpArgs a) {
   const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));

@@ -223,8 +223,7 @@ QPT_FN void rescale_bicubic(Team& team, OpArgs a) {
   rescale(team, a, kBicubic, kBicubic);
 }
 
-// Down and up again with the box filter, which repeats pixels on the way up and so makes blocks. p0 = factor in [1,
-// 16].
+// Down and up again with the box filter, which on the way up repeats pixels, in blocks. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void pixelate(Team& team, OpArgs a) {
   rescale(team, a, kBox, kBox);

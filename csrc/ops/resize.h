@@ -93,9 +93,8 @@ QPT_FN void resize_to(Team& team, OpArgs a) {
   }
 }
 
-// An image and the weights of the longer side, for extents of at most h x w before and after. When shrinking, out *
-// taps
-// <= in + 3 out; otherwise taps is at most 4.
+// An image and the weights of the longer side, for extents of at most h x w before and after. When shrinking,
+// out * taps <= in + 3 out; otherwise taps is at most 4.
 QPT_FN i64 resize_bytes(i32 h, i32 w) {
   const i64 side = maximum(h, w);
   return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(4 * side);

@@ -11,7 +11,7 @@ template <class Team, class Curve>
 QPT_FN void apply_curve(const Team& team, OpArgs a, Curve curve) {
   u8* lut = Scratch{static_cast<u8*>(a.scratch)}.take<u8>(256);
   each(team, 256, [&](i32 value) { lut[value] = to_u8(curve(static_cast<float>(value))); });
-  team.sync();  // the lookup lut, written by all, is read by all
+  team.sync();  // the lookup table, written by all, is read by all
   each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = lut[a.src[i]]; });
 }
 

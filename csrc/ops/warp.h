@@ -99,7 +99,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[1] = from[1];
     to[2] = from[2];
   });
-  // Not synced: the first barrier of separable_blur comes before anyone reads moved.
+  // Not synced: the first barrier of separable_blur comes before any member reads moved.
   a.src = moved;
   a.scratch = scratch.next;
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});

@@ -56,8 +56,8 @@ def count_compositions(passes: Sequence[Rule], *, levels: bool, pristine: bool =
 
 
 # An automaton is not deterministic, since a type may stand in several groups, a group may be left out by chance, and
-# one pass may end where the next begins. Members whose letters stand nowhere else are merged into classes, whose
-# letters are counted and not distinguished, so that a rule over dozens of ops has a few states.
+# one pass may end where the next begins. Members whose letters stand nowhere else are merged into classes that only
+# count their letters, so that a rule over dozens of ops has a few states.
 class _RuleAutomaton:
     """The automaton of one pass. Its state ``drawn`` depends on the rule:
 

@@ -229,18 +229,12 @@ class Program:
                 "sample it again with this version, or run it with the version that made it"
             )
         r, slots = self.ops.shape if isinstance(self.ops, Tensor) and self.ops.ndim == 2 else (0, 0)
-        shapes = {
-            "ops": (r, slots),
-            "levels": (r, slots),
-            "params": (r, slots, MAX_PARAMS),
-            "seeds": (r,),
-            "source": (r,),
-        }
-        for name, dtype in _DTYPES.items():
+        shapes = ((r, slots), (r, slots), (r, slots, MAX_PARAMS), (r,), (r,))
+        for (name, dtype), shape in zip(_DTYPES.items(), shapes, strict=True):
             field = getattr(self, name)
             if not isinstance(field, Tensor):
                 raise InputError(f"{caller}: program.{name} must be a torch tensor, got {type(field).__name__}")
-            if field.dtype != dtype or field.shape != shapes[name] or field.device.type != "cpu":
+            if field.dtype != dtype or field.shape != shape or field.device.type != "cpu":
                 raise InputError(
                     f"{caller}: program.{name} must be {_SHAPES[name]} {str(dtype).removeprefix('torch.')} on the CPU, "
                     f"got {describe(field)} on {field.device}"

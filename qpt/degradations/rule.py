@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from qpt.degradations import op_table
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, LevelValue, Parameter, UniformRange
@@ -109,13 +110,7 @@ class Group:
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.ops, str) or not isinstance(self.ops, Sequence) or not self.ops:
-            raise InputError(f"DegradationSpace: ops of a group must be a list of ops, at least one, got {self.ops!r}")
-        for member in self.ops:
-            if not isinstance(member, (str, OpSpec)):
-                raise InputError(f"DegradationSpace: ops of a group must be op names or OpSpecs, got {member!r}")
-        members = tuple(member.shortened() if isinstance(member, OpSpec) else OpSpec(member).op for member in self.ops)
-        object.__setattr__(self, "ops", members)
+        object.__setattr__(self, "ops", _check_members("ops of a group", self.ops, "op names or OpSpecs"))
         if not isinstance(self.name, str):
             raise InputError(f"DegradationSpace: name of a group must be text, got {self.name!r}")
         _check_positive(f"weight of group {self.label}", self.weight)
@@ -160,19 +155,11 @@ class Rule:
     level_weights: tuple[float, ...] = (1.0,) * LEVELS
 
     def __post_init__(self) -> None:
-        if isinstance(self.ops, (str, Mapping)) or not isinstance(self.ops, Sequence) or not self.ops:
-            raise InputError(f"DegradationSpace: ops must be a tuple of op names, at least one, got {self.ops!r}")
-        for member in self.ops:
-            if not isinstance(member, (str, OpSpec, Group)):
-                raise InputError(f"DegradationSpace: ops must be op names, OpSpecs or Groups, got {member!r}")
-        members = [member.shortened() if isinstance(member, OpSpec) else member for member in self.ops]
-        for member in members:
-            if isinstance(member, str):
-                op_table.op_id(member, "DegradationSpace")
-        object.__setattr__(self, "ops", tuple(members))
-        doubled = sorted({m for m in members if isinstance(m, str) and members.count(m) > 1})
-        if doubled:
-            raise InputError(f"DegradationSpace: ops must name each op once, got {', '.join(doubled)} more than once")
+        members = _check_members("ops", self.ops, "op names, OpSpecs or Groups", Group)
+        object.__setattr__(self, "ops", members)
+        repeated = sorted({m for m in members if isinstance(m, str) and members.count(m) > 1})
+        if repeated:
+            raise InputError(f"DegradationSpace: ops must name each op once, got {', '.join(repeated)} more than once")
         for name in ("repeat", "shuffle"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"DegradationSpace: {name} must be true or false, got {getattr(self, name)!r}")
@@ -230,6 +217,18 @@ class Rule:
 
 def _weight(member: str | OpSpec) -> float:
     return member.weight if isinstance(member, OpSpec) else 1.0
+
+
+def _check_members(what: str, ops: object, must: str, *kinds: type) -> tuple[Any, ...]:
+    """Check a list of op names, OpSpecs and objects of ``kinds``; return it with OpSpecs shortened."""
+    if isinstance(ops, (str, Mapping)) or not isinstance(ops, Sequence) or not ops:
+        raise InputError(f"DegradationSpace: {what} must be a list of ops, at least one, got {ops!r}")
+    for member in ops:
+        if not isinstance(member, (str, OpSpec, *kinds)):
+            raise InputError(f"DegradationSpace: {what} must be {must}, got {member!r}")
+        if isinstance(member, str):
+            op_table.op_id(member, "DegradationSpace")
+    return tuple(member.shortened() if isinstance(member, OpSpec) else member for member in ops)
 
 
 def _check_levels(op: str, p: Parameter, given: object) -> tuple[LevelValue, ...]:
