@@ -65,7 +65,7 @@ class DegradeReport(Report):
 
 
 def run(settings: Settings) -> DegradeReport:
-    """Every op of the table and chains, all in interleaved rounds; then threads and sizes."""
+    """Time every op of the table and chains in interleaved rounds, then threads and sizes."""
     images = sample_crops(8 if settings.quick else 32, 48 if settings.quick else 256)
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
@@ -97,7 +97,7 @@ def sample_crops(count: int, side: int) -> torch.Tensor:
 
 
 def ratios_of(rows: list[Row]) -> dict[str, Any]:
-    """By op: the fastest baseline, its time / ours; the median over ops that have a baseline; by library for chains."""
+    """Return, by op, the fastest baseline and its time over qpt's; the median over ops; by library for chains."""
     by_op: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.op in NAMES or row.op == CHAIN_OP:
@@ -135,7 +135,7 @@ def _summary(ratios: dict[str, Any]) -> str:
 
 
 def parameters_of(op: str, count: int) -> list[tuple[float, ...]]:
-    """The first ``count`` images' parameters: levels 1 to 5 in turn, drawn as the preset draws them."""
+    """Return the parameters of ``count`` images: levels 1 to 5 in turn, drawn as the preset draws them."""
     chains = [[(op, 1 + i % LEVELS)] for i in range(count)]
     program = Program.from_chains(chains, seeds=range(count), source=range(count))
     return [tuple(values) for values in program.params[:, 0].tolist()]
@@ -182,7 +182,7 @@ def _theirs(
 
 
 def _batched(ways: dict[str, Baseline], chains: Chains, images: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Position by position of the chains, the images that have the same op there as one batch."""
+    """Return a call that goes through the positions of the chains, images with the same op there as one batch."""
     pixels = images.permute(0, 3, 1, 2).float().div_(255).contiguous()
     steps = []
     for position in range(max(map(len, chains))):
@@ -207,14 +207,14 @@ def _batched(ways: dict[str, Baseline], chains: Chains, images: torch.Tensor) ->
 
 
 def _levels(answer: Any) -> np.ndarray:
-    """An answer as float64 grey levels [n, H, W, 3]."""
+    """Convert an answer to float64 grey levels [n, H, W, 3]."""
     if isinstance(answer, torch.Tensor):
         answer = answer.mul(255).clamp(0, 255).permute(0, 2, 3, 1).numpy()
     return np.asarray(answer, np.float64)
 
 
 def compare(op: str, baseline: Baseline, ours: np.ndarray, theirs: Any, images: np.ndarray) -> float:
-    """The recorded difference of two results; raises Disagreement where it is larger than the baseline is allowed."""
+    """Return the difference of two results; raises Disagreement if it is larger than the baseline is allowed."""
     first, second = _levels(ours), _levels(theirs)
     if baseline.spread:  # away from black and white, where clipping shortens a change
         middle = (images > 100) & (images < 155)
@@ -230,7 +230,7 @@ def compare(op: str, baseline: Baseline, ours: np.ndarray, theirs: Any, images: 
 
 
 def draw_chains(count: int, seed: int = 0) -> Chains:
-    """``count`` chains of exactly five different ops of CHAIN_OPS, any order, parameters uniform in their ranges."""
+    """Draw ``count`` chains of five different ops of CHAIN_OPS, in any order, parameters uniform in their ranges."""
     generator = np.random.default_rng(seed)
     chains: Chains = []
     for _ in range(count):
@@ -286,7 +286,7 @@ def _preset_case(images: torch.Tensor, threads: int) -> Case:
 
 
 def _patches(count: int, side: int, size: int, threads: int) -> Case:
-    """Pairs of patches as pre-training cuts them: the chains on windows, beside whole images cropped afterwards."""
+    """Return the case of pairs of patches, as in pre-training: chains on windows, and on whole images cropped after."""
     images = sample_crops(count, side)
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
@@ -323,7 +323,7 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
 
 
 def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> float:
-    """Pixels that the ops of a program compute for these patches of side x side images, as a share of all of theirs."""
+    """Return the share of the pixels of side x side images that the ops of a program compute for these patches."""
     windows = row_windows(program, boxes, size, side, side)
     used, slot = program.ops >= 0, torch.arange(program.ops.shape[1])
     area = (windows[:, 3] * windows[:, 4]).double() / side**2
@@ -331,7 +331,7 @@ def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> 
 
 
 def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """The median seconds of each call, interleaved, after one call that does not count."""
+    """Return the median seconds of each call, in interleaved rounds, after one call that does not count."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for place, call in enumerate(calls):
@@ -343,7 +343,7 @@ def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 
 def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str, float]:
-    """Time with one thread / time with ``threads``: of the chains, and of products of matrices that stay in cache."""
+    """Return the speed-up from one thread to ``threads`` of the chains, and of matrix products in cache."""
     chains = draw_chains(len(images))
     program = Program.from_chains(chains, seeds=range(len(images)), source=range(len(images)))
     square = np.full((96, 96), 0.5, np.float32)
@@ -368,8 +368,8 @@ def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str
 
 
 def _slopes(settings: Settings) -> dict[str, float]:
-    """By op: the least-squares slope of log time of an image over log pixels, level 3 and a seed, one thread. Of every
-    side there are as many images in a call as have the pixels of one of the largest."""
+    """Return, by op, the least-squares slope of log time of an image over log pixels, at level 3, one thread."""
+    # Calls of all sides have equally many pixels, so that the cost of a call weighs the same in each.
     sides = SIDES[:2] if settings.quick else SIDES
     batches = [sample_crops((sides[-1] // side) ** 2, side) for side in sides]
     found = {}
@@ -386,6 +386,6 @@ def _slopes(settings: Settings) -> dict[str, float]:
 
 
 def _call_us() -> float:
-    """Microseconds of a call with next to nothing to do, an image of 1 x 1: checks, allocation, the engine's entry."""
+    """Return the microseconds of a call on an image of 1 x 1: checks, allocation, the engine's entry."""
     image, program = torch.zeros((1, 1, 1, 3), dtype=torch.uint8), Program.from_chains([[("posterise", 3)]], seeds=[0])
     return 1e6 * _median_seconds([lambda: degrade(image, program, threads=1)], 1000)[0]

@@ -1,6 +1,6 @@
-"""The pre-training loader beside what decoding alone allows, and beside a plain torch ``DataLoader`` over Pillow.
+"""The pre-training loader, decoding alone, and a plain torch ``DataLoader`` over Pillow: images per second.
 
-Run by ``python -m benchmarks loader [--photographs FOLDER]``. All decode the same photographs in the same order: the
+Run by ``python -m benchmarks loader [--photographs FOLDER]``. All decode the same images in the same order: the
 bare loops open and decode each file and keep nothing, in as many processes as the loaders have, one with Pillow and one
 with the loader's decoder; both loaders also cut a region from each and make batches of them. Starting the processes is
 part of each time. Before timing, both loaders must give the same regions. A last case decodes JPEGs that are to be
@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> Report:
-    """Times all three with each number of loader processes."""
+    """Time all of them with each number of loader processes."""
     torch.set_num_threads(1)  # no contender computes anything on tensors
     folder: Path | None = options.photographs
     files = sample_images() if folder is None else FolderSource(folder).files
     batches = 2 if settings.quick else BATCHES
     dataset = _dataset(files, folder or Path("/"))
     per_epoch = len(files) // BATCH * BATCH
-    if not per_epoch:  # a few files: each counts as several photographs
+    if not per_epoch:  # a few files: each counts as several images
         dataset = _dataset(files * (BATCH // len(files) + 1), folder or Path("/"))
     sampler = StepSampler(len(dataset), BATCH, seed=0, first_step=0, steps=batches)
     cases = [_case(dataset, sampler, workers, batches) for workers in WORKERS]
@@ -175,7 +175,7 @@ def _decode_as_qpt(paths: list[Path]) -> None:
 
 
 class _Plain(Dataset[NDArray[np.uint8]]):
-    """What one writes first: open, convert, crop; the crop is the one ``RegionDataset`` draws."""
+    """A plain data set: open, convert and crop, with the crop that ``RegionDataset`` draws."""
 
     def __init__(self, dataset: RegionDataset) -> None:
         self._open, self._seed = dataset.source.open, dataset.seed
@@ -187,7 +187,8 @@ class _Plain(Dataset[NDArray[np.uint8]]):
 
 
 def _lattice(regions: torch.Tensor) -> int:
-    """A checksum of few places: what it reads is in no cache, and the time is to be the loader's."""
+    """Return a checksum of a few pixels."""
+    # What it reads is in no cache: reading more would add to the time of the loader.
     return int(regions[:, ::79, ::83].sum())
 
 

@@ -37,7 +37,7 @@ SAME = 1e-5  # of the range of the labels
 
 @dataclass(frozen=True)
 class ScoreReport(Report):
-    """A report that also has the SRCC of both with the labels of each table: a record of ``_agreement`` for each."""
+    """A report with the SRCC of both scorers on each table, as ``_agreement`` returns it."""
 
     agreement: list[dict[str, Any]] = field(default_factory=list)
 
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def brisque() -> Any:
-    """The package's metric. Its version 0.2.0 leaves some features as arrays of one element, which NumPy 2.4 no longer
-    takes for numbers; they are unpacked here, and nothing else is changed."""
+    """Return the metric of the package ``brisque``."""
+    # Version 0.2.0 leaves some features as arrays of one element, which NumPy 2.4 does not convert to numbers.
     from brisque import BRISQUE
 
     class Unpacked(BRISQUE):
@@ -60,7 +60,7 @@ def brisque() -> Any:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
-    """Times both on every set; compares both with the labels of every table."""
+    """Time both on every set, and compare both with the labels of every table."""
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
     if options.encoder is None:
@@ -119,7 +119,7 @@ def _case(
 
 
 def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
-    """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
+    """Return the SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE negated."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
     views = read_out_features(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
     scores = -np.array(list(pool.map(lambda file: float(peer.score(load_image(file))), table.paths)))

@@ -1,4 +1,4 @@
-"""One pre-training step: what degradations and loss take of it, and what its ways of saving memory cost.
+"""One pre-training step: the share of degradations and loss, and the cost of gradient caching and checkpointing.
 
 Run by ``python -m benchmarks step``: ResNet-18 at 160 px, 64 photographs x 2 compositions x 2 patches, a full pool of
 65,536 keys. The step is the one ``qpt pretrain`` runs (``Learner.step``); degradations and loss are also timed alone,
@@ -35,7 +35,7 @@ class StepReport(Report):
 
 
 def run(settings: Settings) -> StepReport:
-    """Times the parts and the step in interleaved rounds."""
+    """Time the parts and the step in interleaved rounds."""
     small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
     config = _config(**small)
     regions = sample_crops(config.batch_images, config.region)
@@ -51,7 +51,7 @@ def run(settings: Settings) -> StepReport:
 
 
 def shares(rows: list[Row]) -> dict[str, float]:
-    """Degradations, loss and both over the whole step, degradations included."""
+    """Return the shares of degradations, loss and both in the whole step."""
     times = {row.op: row.median_ms for row in rows if row.backend == "qpt"}
     whole = times["degradations"] + times[STEP]
     parts = {name: times[name] / whole for name in ("degradations", "loss")}
@@ -146,7 +146,7 @@ def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, A
 
 
 def _filled(learner: Learner) -> Learner:
-    """With a full pool, as all but the first steps of a run have it."""
+    """Fill the pool, as it is in all but the first steps of a run."""
     pool = learner.pool
     assert pool is not None
     pool.push(_unit(pool.capacity, pool.dim, 9), pool.new_groups(pool.capacity), torch.arange(pool.capacity))

@@ -1,4 +1,4 @@
-"""What the contrastive loss is measured against: plain torch forms, published libraries, and bare matrix products.
+"""Forms of the contrastive loss: plain torch, published libraries, bare matrix products, and qpt itself.
 
 ``bench_contrastive.py`` times and compares the entries of ``FORMS``; ``memory.py`` runs one of them in a fresh
 process, by name. An entry makes, from the same ``Inputs``, a call without arguments that returns (loss, gradient).
@@ -29,12 +29,12 @@ Call = Callable[[], Answer]
 
 
 class Unavailable(Exception):
-    """A form cannot run here; the message says why."""
+    """A form cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One size of one loss. Plain values, so that a fresh process can be told which.
+    """One size of one loss, in plain values that a fresh process can be given.
 
     kind "moco": N queries, their N own keys and K pool keys, gradient of the queries. kind "ntxent": N rows (two views
     of N / 2 images) against each other, gradient of the rows in both roles; k is 0.
@@ -64,7 +64,7 @@ class Inputs:
 
 
 def make_inputs(setting: Setting) -> Inputs:
-    """Random directions; a query's own key (the other view of a row) is at a cosine of about 0.9."""
+    """Draw random directions; a query and its own key (the other view of a row) have a cosine of about 0.9."""
     generator = torch.Generator().manual_seed(0)
     n, dim = setting.n, setting.dim
     images = n if setting.kind == "moco" else n // 2
@@ -237,7 +237,7 @@ def _attention(inputs: Inputs) -> Call:
 
 @cache
 def _lightly_loss() -> Any:
-    """lightly's NTXentLoss. Its package imports torchvision, which the loss itself never calls."""
+    """Return lightly's NTXentLoss, without torchvision, which its package imports and the loss never calls."""
     found = importlib.util.find_spec("lightly")
     if found is None or found.origin is None:
         raise Unavailable("lightly is not installed; run: pip install --no-deps lightly")
@@ -289,7 +289,7 @@ def _cut_cross_entropy(inputs: Inputs) -> Call:
 
 
 def _products(inputs: Inputs) -> Call:
-    """The floor: queries times keys, block after block into one buffer; with a gradient, each block times keys too."""
+    """Return the floor: queries times keys in blocks, into one buffer; with a gradient, each block times keys too."""
     queries = inputs.queries.detach()
     keys = inputs.pool if inputs.setting.kind == "moco" else queries
     buffer, total = torch.ones(len(queries) * BLOCK_KEYS), torch.ones_like(queries)  # ones: its pages exist
@@ -307,7 +307,7 @@ def _products(inputs: Inputs) -> Call:
 
 @dataclass(frozen=True)
 class Form:
-    """A contender. ``make`` builds its call (and any copy of the inputs it needs) from the inputs.
+    """A form of the loss.  make: returns its call, with any copy of the inputs that it needs.
 
     gives: which loss it computes. "loss": that of the setting. "projected": the same, of normalised queries, whose
     gradient has no part along the query. "all keys": in-batch keys of other rows are negatives too. A dtype: the pool
@@ -340,7 +340,7 @@ FORMS: dict[str, Form] = {
 
 
 def expected(inputs: Inputs, gives: str) -> Answer:
-    """What a contender that ``gives`` this must return, by the full logits (their exact in-batch form: qpt torch)."""
+    """Return what a form that ``gives`` this must return, from full logits (in their in-batch form: qpt torch)."""
     if gives == "all keys":
         return _qpt(inputs, "torch", negatives=True)()
     if gives in ("bfloat16", "float16"):

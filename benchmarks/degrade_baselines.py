@@ -55,7 +55,7 @@ def aniso_kernel(sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
 
 
 def _squared_sigmas(radius: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
-    """The squared distance from the centre in sigmas, sigma_x along the angle."""
+    """Return the squared distance from the centre in sigmas, sigma_x along the angle."""
     right, up = _offsets(radius)
     turn = np.deg2rad(angle)
     along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)
@@ -64,7 +64,7 @@ def _squared_sigmas(radius: int, sigma_x: float, sigma_y: float, angle: float) -
 
 @functools.lru_cache(maxsize=4096)
 def motion_kernel(length: float, angle: float) -> np.ndarray:
-    """Points along the segment, each spread over its four neighbours."""
+    """Return points along the segment, each spread over its four neighbours."""
     steps = np.linspace(-length / 2, length / 2, 2 * int(np.ceil(length)) + 1)[:, None]
     at = np.arange(-int(np.ceil(length / 2)), int(np.ceil(length / 2)) + 1)
     columns, rows = (np.clip(1 - np.abs(at - steps * turn), 0, None) for turn in _turns(angle))
@@ -72,7 +72,7 @@ def motion_kernel(length: float, angle: float) -> np.ndarray:
 
 
 def _turns(angle: float) -> tuple[float, float]:
-    """To the right and down along the angle, which is counter-clockwise as seen."""
+    """Return the parts to the right and down of the direction at an angle, counter-clockwise as seen."""
     return np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))
 
 
@@ -123,7 +123,7 @@ def _unsharp(x: Pixels, p: Values) -> Pixels:
 
 
 def _rounded(x: np.ndarray) -> Pixels:
-    """Rounded half to even and saturated, as OpenCV converts."""
+    """Round half to even and saturate, as OpenCV converts."""
     return cv2.add(x, np.zeros(4), dtype=cv2.CV_8U)
 
 
@@ -196,7 +196,7 @@ def _rescale_opencv(down: int, up: int) -> Call:
 
 
 def _table(curve: Callable[[np.ndarray, Values], np.ndarray], parameters: int = 1) -> Call:
-    """A lookup in the rounded curve of 0..255, by OpenCV."""
+    """Return a lookup in the rounded curve of 0..255, by OpenCV."""
 
     @functools.lru_cache(maxsize=4096)
     def entries(*p: float) -> np.ndarray:
@@ -250,7 +250,7 @@ def _colour_shift(x: Pixels, p: Values) -> Pixels:
 
 
 def _shaped(weight: Callable[[np.ndarray, float], np.ndarray]) -> Call:
-    """A 21 x 21 kernel of a squared distance in sigmas and an exponent."""
+    """Return a filter with a 21 x 21 kernel of a squared distance in sigmas and an exponent."""
 
     @functools.lru_cache(maxsize=4096)
     def kernel(sigma_x: float, sigma_y: float, angle: float, beta: float) -> np.ndarray:
@@ -281,7 +281,7 @@ def _denoise(x: Pixels, p: Values) -> Pixels:
 
 
 def openjpeg(x: Pixels, ratio: float) -> Pixels:
-    """Pillow's JPEG 2000 with the colour transform, which it leaves out unless told, and the 9/7 wavelet."""
+    """Encode and decode by Pillow's JPEG 2000, with the colour transform (off by default) and the 9/7 wavelet."""
     file = io.BytesIO()
     options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "mct": 1}
     Image.fromarray(x).save(file, format="JPEG2000", **options)

@@ -1,4 +1,4 @@
-"""A model of what a pre-training step costs on 1, 8 and 64 A100s: stage by stage, from measured and published figures.
+"""A model of the time of a pre-training step on 1, 8 and 64 A100s, stage by stage, from measured and published figures.
 
 Run by ``python -m benchmarks scaling``; docs/scaling.py writes the page from its JSON. Measured here is decoding, on
 one core. Read from other results are the predicted degradation kernel (roofline_degrade.json) and loss
@@ -64,20 +64,21 @@ NOT_MEASURED = (
     "Decoding in several processes at once on a many-core machine: one core's rate is multiplied.",
     "The optimiser, the EMA update and kernel launches; overlap of the gradients' message with the backward pass, "
     "which the engine does not do.",
-    "Pictures that are not JPEG, and reduced-size decoding.",
+    "Images that are not JPEG, and reduced-size decoding.",
 )
 
 
 def run(settings: Settings) -> Report:
-    """Times decoding, then predicts."""
+    """Time decoding, then predict."""
     sizes = SIZES[:1] if settings.quick else SIZES
     rows = [_decoding(width, height, settings.rounds) for width, height in sizes]
     return Report("scaling", rows, predictions=_predictions(rows), remarks=list(NOT_MEASURED))
 
 
 def _decoding(width: int, height: int, rounds: int) -> Row:
-    """Processor time, which a busy machine does not change, of decoding a photograph of that size as the loader does:
-    a JPEG in memory, of a picture repeated in mirror images so that its detail stays that of a photograph."""
+    """Measure decoding an image of that size as the loader does, from a JPEG in memory, in processor time."""
+    # An image repeated in mirror images has the detail of a photograph at any size, and a busy machine does not change
+    # the processor time.
     tile = load_rgb(sample_images()[0])
     tile = np.concatenate([tile, tile[::-1]])
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
@@ -102,7 +103,7 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
 
 
 def counted() -> dict[str, float]:
-    """Of ResNet-50 and its head: parameters, batch-norm layers, and multiplications at PATCH over those at 224 px."""
+    """Count ResNet-50 and its head: parameters, batch norms, and multiplications at PATCH over those at 224 px."""
     flops = {}
     with torch.device("meta"):
         encoder = build_encoder("resnet50").eval()
@@ -119,7 +120,7 @@ def counted() -> dict[str, float]:
 
 
 def step_ms(gpus: int, *, caching: bool) -> dict[str, float]:
-    """Milliseconds of one step on one of ``gpus`` A100s, stage by stage; ``copy`` runs beside the others."""
+    """Predict the milliseconds of a step on one of ``gpus`` A100s by stage; ``copy`` runs beside the others."""
     facts = counted()
     rows = IMAGES * COMPOSITIONS
     forward_per_s = PUBLISHED["ResNet-50 training, 224 px, mixed precision"].value * 3 / facts["patch_share"]
@@ -136,8 +137,7 @@ def step_ms(gpus: int, *, caching: bool) -> dict[str, float]:
 
 
 def _communication_s(gpus: int, facts: dict[str, float], rows: int) -> float:
-    """One message of all gradients, keys gathered, and of every batch norm three messages: two forward passes, one
-    backward."""
+    """Predict the seconds of one message of all gradients, the gathered keys, and three messages of each batch norm."""
     if gpus == 1:
         return 0.0
     bandwidth, small = PUBLISHED["all-reduce in a node, bus bandwidth"].value * 1e9, "a small all-reduce in a node"
@@ -152,7 +152,7 @@ def _communication_s(gpus: int, facts: dict[str, float], rows: int) -> float:
 
 
 def _degrade_ms_per_row() -> float:
-    """Whole regions, though patches need a part of them: an upper bound within the prediction."""
+    """Return the predicted milliseconds of a whole region; patches need a part of it."""
     predictions = _result("roofline_degrade")["predictions"]
     found = next(p for p in predictions if p["op"] == "chains of preset qpt" and p["gpu"] == GPU)
     return float(found["predicted_ms"]) / 256  # rows of that prediction, of 320 x 320

@@ -1,6 +1,6 @@
 """Write docs/scaling.md from benchmarks/results/scaling.json: ``python docs/scaling.py``.
 
-The text is ``render()``, which tests/test_scaling_page.py compares with the committed page. The model is
+The text is ``render()``, which tests/test_measured_pages.py compares with the committed page. The model is
 benchmarks/scaling.py; ``python -m benchmarks scaling`` writes the JSON.
 """
 
@@ -86,7 +86,7 @@ What saturates first: {saturates}
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page. result: content of scaling.json."""
+    """Return the page.  result: content of scaling.json."""
     rows, predictions = result["rows"], result["predictions"]
     facts = scaling.counted()
     stages = {line["gpus"]: {name: line[f"{name}_ms"] for name in scaling.STAGES} for line in predictions}
@@ -138,7 +138,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _decoder(versions: dict[str, str]) -> str:
-    """What decoded: simplejpeg, where the run had it, and Pillow."""
+    """Return the decoders of the run: simplejpeg, if it had it, and Pillow."""
     return ", ".join(f"{name} {versions[name]}" for name in ("simplejpeg", "pillow") if name in versions)
 
 
