@@ -1,6 +1,6 @@
 """Reading and writing files: whole or not at all, strict JSON, and whether a place can be written to.
 
-Used by every room that writes a file. Nothing here knows what a file means.
+Used by every module that writes a file. Nothing here depends on what a file means.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def draw_boxes(
     first in [iou_min, iou_max].
 
     patches: >= 2.  The first two are drawn by ``draw_pair``, again if too few others fit around the first; the others
-    uniformly from those that fit. Raises InputError when no place in the region has room for so many.
+    uniformly from those that fit. Raises InputError when no place in the region has room for all.
     """
     check_boxes(patches, patch, region, iou_min, iou_max)
     pair = draw_pair(rng, patch, region, iou_min, iou_max)

@@ -146,7 +146,7 @@ class StepTrace:
         return (workspace.contrastive_backward_bytes(*queries.shape, native=native) if same else 0), "loss"
 
     def loss_bytes(self, rows: int) -> int:
-        """Return the memory of the loss alone at so many queries: outputs and workspace of its ops."""
+        """Return the memory of the loss alone for ``rows`` queries: outputs and workspace of its ops."""
         dim, same, native = self.config.projection_dim, self.config.mode == "in_batch", not self.target.gpu
         pool = 0 if self._learner.pool is None else len(self._learner.pool)
         output = rows * (dim * 4 + 12)  # gradient of the queries, log-sum-exps, numbers of positives

@@ -79,7 +79,7 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 1) -> None:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Return whether ``run`` holds a checkpoint to resume from, sound or not."""
+    """Return True if ``run`` holds a checkpoint, sound or not."""
     return (run / NAME).exists() or bool(_older(run))
 
 

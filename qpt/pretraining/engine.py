@@ -24,7 +24,7 @@ from qpt.data.sources import Source, open_source
 from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError, StalledError
-from qpt.io import write_whole
+from qpt.io import write_lines, write_whole
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
@@ -349,7 +349,7 @@ class _TrainingLoop:
             "threads": torch.get_num_threads(),
             "processes": self.processes.size,
         }
-        (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_lines(self.run / "summary.json", [json.dumps(summary, indent=2) + "\n"])
 
 
 def _open_run(config: PretrainConfig, resume: bool) -> None:

@@ -32,7 +32,7 @@ class ProcessGroup:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the run's files."""
+        """True in the process that writes the run's files."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:

@@ -46,7 +46,7 @@ class Replay:
 
     @property
     def reproduced(self) -> bool:
-        """Whether the step failed again."""
+        """True if the step failed again."""
         return self.failure is not None
 
     def __str__(self) -> str:
