@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.models import load_encoder as load_encoder
     from qpt.ops.contrastive.api import QualityContrastiveLoss as QualityContrastiveLoss
     from qpt.ops.contrastive.api import contrastive_loss as contrastive_loss
-    from qpt.ops.contrastive.distributed import distributed_contrastive_loss as distributed_contrastive_loss
-    from qpt.ops.contrastive.pool import NegativePool as NegativePool
     from qpt.ops.contrastive.api import info_nce as info_nce
     from qpt.ops.contrastive.api import nt_xent as nt_xent
     from qpt.ops.contrastive.api import supcon as supcon
+    from qpt.ops.contrastive.distributed import distributed_contrastive_loss as distributed_contrastive_loss
+    from qpt.ops.contrastive.pool import NegativePool as NegativePool
     from qpt.ops.degrade.api import degrade as degrade
     from qpt.ops.degrade.api import degrade_patches as degrade_patches
     from qpt.pretraining.config import PretrainConfig as PretrainConfig

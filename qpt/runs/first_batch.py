@@ -6,24 +6,18 @@ photographs of the first step with the programs that made them. Written by ``qpt
 
 from __future__ import annotations
 
-import datetime
-import json
-import platform
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qpt.degradations.program import Program
 from qpt.errors import InputError
 from qpt.io import write_whole
-from qpt.runs.observations import whole_lines
-from qpt.degradations.program import Program
-from qpt.version import __version__
 
 SEEN = "seen.npz"
 SEEN_PHOTOGRAPHS = 6

@@ -46,6 +46,10 @@ class KeySet(NamedTuple):
         stop = max(first, min(rows, self.groups.numel() - offset))
         return slice(first, stop), slice(first + offset, stop + offset)
 
+    def of_other_process(self, vectors: Tensor, groups: Tensor, images: Tensor | None) -> "KeySet":
+        """Return the key set of another process's batch, in which no query has its self pair."""
+        return KeySet(vectors, groups, images, None, self.negatives)
+
 
 class Problem(NamedTuple):
     """One contrastive loss; the fields are the public arguments of ``contrastive_loss``, which documents them.
@@ -132,10 +136,9 @@ def make_problem(
         _check_ids(function, "query_images", query_images, queries)
     if key_images is not None:
         _check_ids(function, "key_images", key_images, keys)
-    if pool is None or isinstance(pool, NegativePool):
-        if pool_groups is not None or pool_images is not None:
-            given = "none" if pool is None else "a NegativePool, which has its own"
-            raise InputError(f"{function}: pool_groups and pool_images go with a pool tensor, got {given}")
+    if (pool is None or isinstance(pool, NegativePool)) and (pool_groups is not None or pool_images is not None):
+        given = "none" if pool is None else "a NegativePool, which has its own"
+        raise InputError(f"{function}: pool_groups and pool_images go with a pool tensor, got {given}")
     if isinstance(pool, NegativePool):
         # A compiled graph sees the whole ring (unfilled rows are ignored by their ids): one shape, one compilation.
         whole = torch.compiler.is_compiling()
