@@ -134,7 +134,7 @@ def _pass_kernel(
     row_inside = row < n_rows
     scale = LOG2E / tl.load(temperature)
 
-    # 1. What belongs to the rows. Rows beyond the last have group -2: equal to no group, and eligible nowhere.
+    # 1. Ids, log-sum-exps and vectors of the rows. Rows beyond the last have group -2: equal to none, eligible nowhere.
     groups = tl.load(row_groups + row, mask=row_inside, other=-2)
     if HAS_IMAGES:
         images = tl.load(row_images + row, mask=row_inside, other=-1)
@@ -305,7 +305,7 @@ def key_gradient(
     both_roles: bool = False,
     precision: str = "ieee",
 ) -> torch.Tensor:
-    """Return what the log-sum-exps [N] give the keys, [M, D]; see backend_torch.py. precision as in ``lse_forward``.
+    """Return the keys' gradient [M, D] by the log-sum-exps [N]; see backend_torch.py. precision as in ``lse_forward``.
 
     both_roles: with self_offset None or 0.
     """

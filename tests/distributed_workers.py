@@ -1,4 +1,4 @@
-"""What tests of several processes run in each of them; an assertion that fails there fails the test."""
+"""Functions that tests of several processes run in each of them; an assertion that fails there fails the test."""
 
 import itertools
 from typing import Any

@@ -65,7 +65,7 @@ def test_opcheck_backward_of_the_same_rows(needs):
     torch.library.opcheck(SELF_LOSS.backward_op, (*self_fields(made.without_pool()), *saved, *needs))
 
 
-def test_a_dispatch_mode_meets_the_op_and_plain_tensors_the_same_function():
+def test_a_dispatch_mode_sees_the_op_and_plain_tensors_call_the_same_function():
     calls = []
 
     class Watch(TorchDispatchMode):
@@ -78,10 +78,10 @@ def test_a_dispatch_mode_meets_the_op_and_plain_tensors_the_same_function():
     loss = contrastive_loss(**t)
     (gradient,) = torch.autograd.grad(loss, leaf)
     with Watch():
-        watched = contrastive_loss(**t)
-        (same,) = torch.autograd.grad(watched, leaf)
+        observed = contrastive_loss(**t)
+        (same,) = torch.autograd.grad(observed, leaf)
     assert any("qpt.contrastive_forward" in call for call in calls)
-    assert torch.equal(loss, watched) and torch.equal(gradient, same)
+    assert torch.equal(loss, observed) and torch.equal(gradient, same)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         assert contrastive_loss(**{name: fake.from_tensor(x) for name, x in t.items()}).shape == ()
 

@@ -1,6 +1,7 @@
 // The contrastive loss's passes over pairs on the CPU: division into tasks, threads, partial results merged in order.
-// What one task does is in contrastive_kernel.h. Called by module.cpp. Results do not depend on the number of threads:
-// the division depends on the shape alone, and partial results are merged in the order of the stream.
+// One task's work is in contrastive_kernel.h. Called by module.cpp and contrastive_forward.cpp. Results do not depend
+// on the number of threads: the division depends on the shape alone, and partial results are merged in the order of the
+// stream.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>

@@ -75,7 +75,8 @@ const Kernels* portable_kernels();
 
 // Offered to module.cpp by contrastive.cpp.
 
-// How a problem is divided; depends on its shape alone, so that results do not depend on the number of threads.
+// The division of a problem into tasks. It depends on the shape alone, so that results do not depend on the number of
+// threads.
 struct Division {
   i64 group_rows, splits;
 };

@@ -1,6 +1,6 @@
 // The whole contrastive loss on the CPU in one call: sums over every key set, positives, the mean over rows and the
-// queries' gradient. Called by module.cpp. Small batches are why it is one call: what they would otherwise pay for is
-// not arithmetic. The same formulas in torch, for every other backend: qpt/ops/contrastive/loss.py.
+// queries' gradient. Called by module.cpp. It is one call because a small batch would pay more for calls than
+// for arithmetic. The same formulas in torch, for every other backend: qpt/ops/contrastive/loss.py.
 #include <algorithm>
 #include <cmath>
 #include <memory>

@@ -105,12 +105,12 @@ void pack_strip(const Side& side, i64 first, i64 rows, i64 dim, float scale, flo
   }
 }
 
-// What is known of a slab of stream rows before any strip passes over it.
+// A slab of stream rows, read once before the strips pass over it.
 struct Slab {
   const float* rows;  // float32, `stride` from row to row
   i64 stride, first, count;
   float bias[kSlab];
-  bool near[kSlab];  // may share an image with a row
+  bool near[kSlab];  // the stream row shares an image with some row of the group
   bool any_bias;
 };
 

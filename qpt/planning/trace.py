@@ -137,22 +137,26 @@ class StepTrace:
             teams, side = self.target.teams, config.region
             size = workspace.degrade_bytes(rows, slots, config.patches, side, resizes=self._resizes, teams=teams)
             return size, "patches and degradation"
-        same = config.mode == "in_batch"
+        queries, size = arguments[0], 0
         if op == "contrastive_forward":
-            queries, pool = arguments[0], arguments[6]
+            pool = arguments[6]
             keys = 0 if pool is None else len(pool)
-            return workspace.contrastive_forward_bytes(*_sizes(queries, keys), same=same, native=native), "loss"
-        queries = arguments[2]
-        return (workspace.contrastive_backward_bytes(*queries.shape, native=native) if same else 0), "loss"
+            size = workspace.contrastive_forward_bytes(*_sizes(queries, keys), native=native)
+        elif op == "contrastive_self_forward":
+            size = workspace.contrastive_self_forward_bytes(*queries.shape, native=native)
+        elif op == "contrastive_self_backward":
+            size = workspace.contrastive_self_backward_bytes(*queries.shape, native=native)
+        return size, "loss"
 
     def loss_bytes(self, rows: int) -> int:
         """Return the memory of the loss alone for ``rows`` queries: outputs and workspace of its ops."""
-        dim, same, native = self.config.projection_dim, self.config.mode == "in_batch", not self.target.gpu
+        dim, native = self.config.projection_dim, not self.target.gpu
         pool = 0 if self._learner.pool is None else len(self._learner.pool)
         output = rows * (dim * 4 + 12)  # gradient of the queries, log-sum-exps, numbers of positives
-        forward = workspace.contrastive_forward_bytes(rows, pool, dim, same=same, native=native)
-        backward = workspace.contrastive_backward_bytes(rows, dim, native=native) if same else 0
-        return output + max(forward, backward)
+        if self.config.mode != "in_batch":
+            return output + workspace.contrastive_forward_bytes(rows, pool, dim, native=native)
+        forward = workspace.contrastive_self_forward_bytes(rows, dim, native=native)
+        return output + max(forward, workspace.contrastive_self_backward_bytes(rows, dim, native=native))
 
 
 def full_logits_bytes(queries: int, keys: int, pool: int, dim: int) -> int:

@@ -69,9 +69,11 @@ def contrastive_loss(
     RuntimeError. Sources: InfoNCE, He et al., CVPR 2020; NT-Xent, Chen et al., ICML 2020; SupCon (L_out), Khosla et
     al., NeurIPS 2020; the same-image negatives of Zhao et al., CVPR 2023.
     """
-    ids = (query_groups, key_groups, query_images, key_images)
-    options = (temperature, same_image_weight, exclude_self, in_batch_negatives, backend, check_finite)
-    problem = make_problem("contrastive_loss", queries, keys, *ids, pool, pool_groups, pool_images, *options)
+    problem = make_problem(
+        "contrastive_loss", queries, keys, query_groups, key_groups, query_images, key_images,
+        pool, pool_groups, pool_images, temperature, same_image_weight,
+        exclude_self, in_batch_negatives, backend, check_finite,
+    )  # fmt: skip
     return contrastive(problem, need_similarity=False)[0]
 
 
@@ -97,9 +99,11 @@ def contrastive_loss_with_stats(
 
     Costs one more read of the pool.
     """
-    ids = (query_groups, key_groups, query_images, key_images)
-    options = (temperature, same_image_weight, exclude_self, in_batch_negatives, backend, check_finite)
-    problem = make_problem("contrastive_loss_with_stats", queries, keys, *ids, pool, pool_groups, pool_images, *options)
+    problem = make_problem(
+        "contrastive_loss_with_stats", queries, keys, query_groups, key_groups, query_images, key_images,
+        pool, pool_groups, pool_images, temperature, same_image_weight,
+        exclude_self, in_batch_negatives, backend, check_finite,
+    )  # fmt: skip
     loss, valid_rows, _, _, _, similarity = contrastive(problem, need_similarity=True)
     return ContrastiveResult(loss, valid_rows, similarity[0], similarity[1])
 

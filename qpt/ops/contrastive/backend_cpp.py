@@ -1,7 +1,7 @@
 """The contrastive loss's work over pairs in C++ (csrc/cpu/contrastive*.cpp): validated tensors in, pointers out.
 
 Called by ``loss.py`` for float32, float16 and bfloat16 on the CPU; half-precision rows are widened a slab at a time.
-What the methods compute is written in ``backend_torch.py``.
+``backend_torch.py`` documents the methods.
 """
 
 import math
@@ -66,7 +66,7 @@ class CppBackend(TorchBackend):
         assert gradient is not None
         gradient.masked_fill_((keys.groups < 0)[:, None], 0)
         if both_roles:
-            # What a row is due as a query: its softmax-weighted key mean, with the log-sum-exp it has.
+            # The row's share as a query: its softmax-weighted key mean, with the log-sum-exp that is given.
             sums = _pass(stream, rows, tau, log_weight, offset, None, same_group=same_group, weighted=True)
             assert sums.acc is not None
             softmax = torch.exp(sums.row_max - lse).nan_to_num_(0.0)  # -inf - inf where a row has no eligible key

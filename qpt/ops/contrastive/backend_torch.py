@@ -95,10 +95,10 @@ class TorchBackend:
         *,
         both_roles: bool = False,
     ) -> Tensor:
-        """Return sum_i exp(z_ij - lse_i) q_i / temperature, [M, D]: what the log-sum-exps give the keys.
+        """Return sum_i exp(z_ij - lse_i) q_i / temperature, [M, D]: the log-sum-exps' share of the keys' gradient.
 
-        lse [N], +inf for rows left out. both_roles (queries and keys are the same rows): add to each row what it is due
-        as a query, sum_i exp(z_ji - lse_j) k_i / temperature. The logits are computed again, tile by tile.
+        lse [N], +inf for rows left out. both_roles (queries and keys are the same rows): add to each row its share as a
+        query, sum_i exp(z_ji - lse_j) k_i / temperature. The logits are computed again, tile by tile.
         """
         scaled = queries.vectors.to(lse.dtype) / temperature
         gradient = scaled.new_zeros((keys.groups.numel(), scaled.shape[1]))

@@ -80,9 +80,11 @@ def distributed_contrastive_loss(
         ):
             if value not in known:
                 raise InputError(f"{_NAME}: {name} must be one of {', '.join(known)}, got {value!r}")
-        ids = (query_groups, key_groups, query_images, key_images)
-        rest = (temperature, same_image_weight, exclude_self, in_batch_negatives, backend, check_finite)
-        problem = make_problem(_NAME, queries, keys, *ids, pool, pool_groups, pool_images, *rest)
+        problem = make_problem(
+            _NAME, queries, keys, query_groups, key_groups, query_images, key_images,
+            pool, pool_groups, pool_images, temperature, same_image_weight,
+            exclude_self, in_batch_negatives, backend, check_finite,
+        )  # fmt: skip
         check_values(problem, "queries", "keys", "pool")
         problem = problem._replace(backend=choose(problem).name)
     except (InputError, BackendError) as caught:
@@ -110,7 +112,7 @@ def distributed_contrastive_loss(
 
 
 class _Processes:
-    """The processes of a group, the ways that tensors go between them, and what each process knows of the others.
+    """The processes of a group: how tensors are exchanged between them, and what each one knows of the others.
 
     query_counts, key_counts: rows by rank. need_query_gradient, need_key_gradient: some process wants it.
     """
@@ -127,11 +129,11 @@ class _Processes:
             wanted = queries.requires_grad or problem.temperature.requires_grad, keys.requires_grad
             needs = [torch.is_grad_enabled() and need for need in wanted]
             mine = (error, options, queries.shape[0], keys.shape[0], *needs)
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, mine, group=self.group)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, mine, group=self.group)
         if error is not None:
             raise error
-        for rank, (fault, theirs, *_) in enumerate(everyone):
+        for rank, (fault, theirs, *_) in enumerate(gathered):
             if fault is not None:
                 raise type(fault)(f"{_NAME}: rank {rank} was given something wrong: {fault}")
             for name, value in options.items():
@@ -140,7 +142,7 @@ class _Processes:
                         f"{_NAME}: {name} must be the same on all ranks, got {value!r} on rank {self.rank} and "
                         f"{theirs[name]!r} on rank {rank}"
                     )
-        _, _, self.query_counts, self.key_counts, *needed = (list(column) for column in zip(*everyone, strict=True))
+        _, _, self.query_counts, self.key_counts, *needed = (list(column) for column in zip(*gathered, strict=True))
         self.need_query_gradient, self.need_key_gradient = map(any, needed)
 
     @property
@@ -148,12 +150,14 @@ class _Processes:
         """Place of this process's first key among all keys."""
         return sum(self.key_counts[: self.rank])
 
-    def source(self, step: int) -> int:
-        """Return the rank whose block is here after so many steps of a ring exchange."""
-        return (self.rank - step) % self.size
+    def start_exchange(
+        self, tensors: Sequence[Tensor | None], counts: list[int], step: int
+    ) -> tuple[list[Any], list[Any]]:
+        """Send the tensors of step ``step`` to the next rank and receive the previous one's, [counts[rank], ...].
 
-    def start_exchange(self, tensors: Sequence[Tensor | None], rows: int) -> tuple[list[Any], list[Tensor | None]]:
-        """Send tensors to the next rank and receive the previous one's, of ``rows`` rows; see ``_wait``."""
+        Returns requests, to ``_wait`` for, and the tensors that they fill.
+        """
+        rows = counts[(self.rank - step - 1) % self.size]  # of the rank where the arriving tensors started
         arriving = [None if x is None else x.new_empty((rows, *x.shape[1:])) for x in tensors]
         if self.size == 1:
             return [], list(tensors)
@@ -172,7 +176,7 @@ class _Processes:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Return the sum over ranks, in place."""
+        """Sum the tensor over ranks in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
@@ -262,8 +266,7 @@ class _Gradient(torch.autograd.Function):
             if needs[2]:
                 total = loss.row_products(queries.to(lse.dtype), gradient).sum()
                 for_temperature = -total / temperature * upstream
-            # A key's gradient has a share from every process's queries, so each one computes its share where any
-            # process needs the sum.
+            # Every process's queries have a share in a key's gradient: each computes its share where any needs the sum.
             if processes.need_key_gradient:
                 share = _key_gradient(problem, processes, lse, positives, upstream / valid_rows)
                 for_keys = share.to(problem.keys.dtype) if needs[1] else None
@@ -282,14 +285,11 @@ def _add_batch(sums: RunningSums, queries: Queries, keys: KeySet, processes: _Pr
     for step in range(processes.size):
         last = step == processes.size - 1
         # The next block is on its way while this one is used.
-        work, arriving = (
-            ([], []) if last else processes.start_exchange(block[:3], processes.key_counts[processes.source(step + 1)])
-        )
+        work, arriving = ([], []) if last else processes.start_exchange(block[:3], processes.key_counts, step)
         sums.add(queries, block)
         _wait(work)
         if not last:
-            # Only the first block is this process's own, with pairs (i, i).
-            block = KeySet(*arriving, None, keys.negatives)  # type: ignore[arg-type]
+            block = keys.of_other_process(*arriving)
 
 
 def _add_shards(sums: RunningSums, queries: Queries, shard: KeySet, processes: _Processes) -> None:
@@ -301,12 +301,14 @@ def _add_shards(sums: RunningSums, queries: Queries, shard: KeySet, processes: _
     moving.empty = False
     for step in range(processes.size):
         moving.add(remote, shard)
-        state = (moving.row_max, moving.row_sum, moving.acc, moving.positive_sum, moving.positives)
-        payload = (remote.vectors.detach(), remote.groups, remote.images, *state)
-        work, arriving = processes.start_exchange(payload, processes.query_counts[processes.source(step + 1)])
+        payload = [
+            *(remote.vectors.detach(), remote.groups, remote.images),
+            *(moving.row_max, moving.row_sum, moving.acc, moving.positive_sum, moving.positives),
+        ]
+        work, arriving = processes.start_exchange(payload, processes.query_counts, step)
         _wait(work)
-        remote = Queries(*arriving[:3])  # type: ignore[arg-type]
-        moving.row_max, moving.row_sum, moving.acc, moving.positive_sum, moving.positives = arriving[3:]  # type: ignore[assignment]
+        remote, state = Queries(*arriving[:3]), arriving[3:]
+        moving.row_max, moving.row_sum, moving.acc, moving.positive_sum, moving.positives = state
     sums.merge(SoftmaxSums(moving.row_max, moving.row_sum, moving.acc))
     sums.positive_sum += moving.positive_sum
     sums.positives += moving.positives
@@ -327,8 +329,7 @@ def _key_gradient(problem: Problem, processes: _Processes, lse: Tensor, positive
         gradient = gradient + share(block)
         # After the last step only the gradient has to come home.
         leaving = (*block[:3], gradient) if step < processes.size - 1 else (None, None, None, gradient)
-        work, arriving = processes.start_exchange(leaving, processes.key_counts[processes.source(step + 1)])
+        work, arriving = processes.start_exchange(leaving, processes.key_counts, step)
         _wait(work)
-        *block_tensors, gradient = arriving  # type: ignore[assignment]
-        block = KeySet(*block_tensors, None, keys.negatives)  # type: ignore[arg-type]
+        block, gradient = keys.of_other_process(*arriving[:3]), arriving[3]
     return gradient

@@ -92,15 +92,12 @@ def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool
 
 
 def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool) -> LossTerms:
-    """Return the same where queries and keys are the same rows.
-
-    The gradient has the positives and the pool only: the batch's softmax waits for the backward, which gives it to both
-    roles of a pair in one pass.
-    """
+    """Return the loss where queries and keys are the same rows; the gradient leaves the batch's softmax out."""
     backend = choose(problem)
     check_values(problem, "queries", "pool")
     queries, batch, pool = problem.query_rows(), problem.batch_keys(), problem.pool_keys()
     sums = RunningSums(queries, problem, backend, need_gradient)
+    # x_i.x_j is symmetric: the backward gives the batch's softmax to both roles of a row in one pass.
     sums.add(queries, batch, weighted=False)
     for keys in pool:
         sums.add(queries, keys)
@@ -132,8 +129,9 @@ class RunningSums:
         if not queries.groups.numel() or not keys.groups.numel():
             return
         self.backend.add_positives(queries, keys, self.positive_sum, self.positives)
-        shared = (self.problem.temperature, self.problem.log_weight)
-        self.merge(self.backend.lse_forward(queries, keys, *shared, weighted=weighted and self.weighted))
+        temperature, log_weight = self.problem.temperature, self.problem.log_weight
+        weighted = weighted and self.weighted
+        self.merge(self.backend.lse_forward(queries, keys, temperature, log_weight, weighted=weighted))
 
     def merge(self, sums: SoftmaxSums) -> None:
         """Add sums over other keys, relative to another maximum. Takes the tensors over."""
@@ -155,7 +153,7 @@ class RunningSums:
         self.row_max = new_max
 
     def finish(self, queries: Queries) -> "RowTerms":
-        """Return per row what the mean is taken of. Takes the positives' sums over."""
+        """Return the terms of each row. Takes the positives' sums over."""
         positives = self.positives.masked_fill(queries.groups < 0, 0)
         valid = positives > 0
         positive_mean = self.positive_sum.div_(positives.clamp(min=1)[:, None])
@@ -178,9 +176,8 @@ class RunningSums:
 
 
 class RowTerms(NamedTuple):
-    """What the mean over rows is taken of. lse [N]: +inf where the row is left out of the mean, so that its softmax is
-    exactly 0; mean z of its positives [N] (0 there); positives int64 [N] (0 there); mean of its positive keys [N,
-    D]."""
+    """The terms of each row. lse [N]: +inf where the row is left out of the mean, so that its softmax is exactly 0;
+    positive_z [N]: mean z of its positives (0 there); positives int64 [N] (0 there); positive_mean [N, D]: mean key."""
 
     lse: Tensor
     positive_z: Tensor
@@ -243,10 +240,10 @@ def self_loss_backward(
     """Return upstream (0-d) times the gradient of the rows, in both roles, and of the temperature."""
     rows, keys, temperature = problem.query_rows(), problem.batch_keys(), problem.temperature
     scale = upstream / (positives > 0).sum().clamp(min=1)
-    both = lse.new_zeros(rows.vectors.shape)
     if lse.numel():
-        shared = (temperature, problem.log_weight)
-        both = choose(problem).key_gradient(rows, keys, *shared, lse, both_roles=True)
+        both = choose(problem).key_gradient(rows, keys, temperature, problem.log_weight, lse, both_roles=True)
+    else:
+        both = lse.new_zeros(rows.vectors.shape)
     for_queries = for_temperature = None
     if need_temperature:
         wide = rows.vectors.to(lse.dtype)

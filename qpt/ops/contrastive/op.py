@@ -14,7 +14,7 @@ from torch import Tensor
 from qpt.ops.contrastive import loss
 from qpt.ops.contrastive.backend_torch import LossTerms
 from qpt.ops.contrastive.problem import Problem
-from qpt.ops.dispatch import watched
+from qpt.ops.dispatch import needs_dispatcher
 
 _KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", bool: "bool", str: "str"}
 _SCHEMA = {name: f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Problem).items()}
@@ -32,8 +32,8 @@ def _self_problem(values: tuple[Any, ...]) -> Problem:
 class _LossOps:
     """The forward and the backward op of one form of the loss, and the same functions without torch's dispatcher.
 
-    fields: the fields of Problem that the ops take, tensors first; restore: makes the Problem of them. with_gradient:
-    the fields that have a gradient. forward, backward: functions of ``loss.py``.
+    fields: the fields of Problem that the ops take, tensors first. restore: makes the Problem of their values.
+    with_gradient: the fields that have a gradient. loss_forward, loss_backward: functions of ``loss.py``.
     """
 
     def __init__(
@@ -42,19 +42,15 @@ class _LossOps:
         fields: tuple[str, ...],
         restore: Callable[[tuple[Any, ...]], Problem],
         with_gradient: tuple[str, ...],
-        forward: Callable[..., LossTerms],
-        backward: Callable[..., tuple[Tensor | None, ...]],
+        loss_forward: Callable[..., LossTerms],
+        loss_backward: Callable[..., tuple[Tensor | None, ...]],
     ):
-        self.name, self.fields, self.restore, self.loss_forward, self.loss_backward = (
-            *(name, fields, restore),
-            *(forward, backward),
-        )
-        self.pool = fields.index("pool")
-        self.options = fields.index("temperature") + 1
+        self.name, self.fields, self.restore = name, fields, restore
+        self.loss_forward, self.loss_backward = loss_forward, loss_backward
         self.places = tuple(fields.index(field) for field in with_gradient)
+        self.pool, self.options, self.count = fields.index("pool"), fields.index("temperature") + 1, len(fields)
         problem = ", ".join(_SCHEMA[field] for field in fields)
         needs = ", ".join(f"bool need_{field}" for field in with_gradient)
-        saved = "Tensor upstream, Tensor query_gradient, Tensor lse, Tensor positives"
         self.forward_op = torch.library.custom_op(
             f"qpt::{name}_forward",
             self._forward,
@@ -65,7 +61,8 @@ class _LossOps:
             f"qpt::{name}_backward",
             self._backward,
             mutates_args=(),
-            schema=f"({problem}, {saved}, {needs}) -> {_tensors(len(with_gradient))}",
+            schema=f"({problem}, Tensor upstream, Tensor query_gradient, Tensor lse, Tensor positives, {needs}) -> "
+            f"{_tensors(len(with_gradient))}",
         )
         self.forward_op.register_fake(self._forward_fake)
         self.forward_op.register_autograd(self._differentiate, setup_context=self._setup_context)
@@ -73,8 +70,6 @@ class _LossOps:
         self.backward_op.register_autograd(_refuse_second_derivative)
 
         class Eager(torch.autograd.Function):
-            """The forward op without torch's dispatcher."""
-
             @staticmethod
             def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
                 output = self._forward(*inputs)
@@ -86,45 +81,40 @@ class _LossOps:
         self.eager = Eager.apply
 
     def __call__(self, problem: Problem, need_query_gradient: bool, need_similarity: bool) -> tuple[Tensor, ...]:
-        values = problem if len(self.fields) == len(problem) else [getattr(problem, name) for name in self.fields]
-        # The op wherever somebody may be watching; otherwise the same function called directly.
-        call = self.forward_op if watched(problem.queries) else self.eager
+        values = [getattr(problem, field) for field in self.fields]
+        # The op where its calls must be seen; else the same function called directly.
+        call = self.forward_op if needs_dispatcher(problem.queries) else self.eager
         return call(*values, need_query_gradient, need_similarity)
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        problem = self.restore(arguments[:-2])
-        need_gradient, need_similarity = arguments[-2:]
+        problem, (need_gradient, need_similarity) = self.restore(arguments[: self.count]), arguments[self.count :]
         # Autocast would take any product that is not in place in half precision.
         with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
             return tuple(self.loss_forward(problem, need_gradient=need_gradient, need_similarity=need_similarity))
 
     def _forward_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
-        problem, need_gradient = self.restore(arguments[:-2]), arguments[-2]
+        problem, need_gradient = self.restore(arguments[: self.count]), arguments[self.count]
         rows, dim = problem.queries.shape
         real, whole = problem.temperature.new_empty(()), problem.query_groups.new_empty(())
         gradient = real.new_empty((rows if need_gradient else 0, dim))
         return real, whole, real.new_empty(rows), whole.new_empty(rows), gradient, real.new_empty(2)
 
     def _backward(self, *arguments: Any) -> tuple[Tensor, ...]:
-        count = len(self.fields)
-        problem, (upstream, query_gradient, lse, positives) = (
-            self.restore(arguments[:count]),
-            arguments[count : count + 4],
-        )
+        problem, saved = self.restore(arguments[: self.count]), arguments[self.count :]
+        lse = saved[2]
         with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
-            gradients = self.loss_backward(problem, upstream, query_gradient, lse, positives, *arguments[count + 4 :])
+            gradients = self.loss_backward(problem, *saved)
             # Outputs of an op must not share memory: an empty tensor each.
             return tuple(lse.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
     def _backward_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
-        lse, needs = arguments[len(self.fields) + 2], arguments[len(self.fields) + 4 :]
+        lse, needs = arguments[self.count + 2], arguments[self.count + 4 :]
         inputs = [arguments[place] for place in self.places]
         return tuple(x.new_empty(x.shape) if need else lse.new_empty(0) for x, need in zip(inputs, needs, strict=True))
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, valid_rows, lse, positives, query_gradient, similarity = output
-        ctx.has_query_gradient = inputs[len(self.fields)]
-        ctx.options = inputs[self.options : len(self.fields)]
+        ctx.has_query_gradient, ctx.options = inputs[self.count], inputs[self.options : self.count]
         # The pool has no gradient, and may be overwritten before the backward: it is not kept.
         tensors = (*inputs[: self.pool], None, None, None, *inputs[self.pool + 3 : self.options])
         ctx.save_for_backward(query_gradient, lse, positives, *tensors)
@@ -136,10 +126,9 @@ class _LossOps:
         needs = tuple(ctx.needs_input_grad[place] for place in self.places)
         if upstream is None or not any(needs):
             return tuple(result)
-        if (needs[0] or needs[-1]) and not ctx.has_query_gradient:
-            raise RuntimeError(
-                f"qpt::{self.name}_forward: called without need_query_gradient, so it has no query gradient"
-            )
+        if (needs[0] or needs[-1]) and not ctx.has_query_gradient:  # queries, temperature
+            name = f"qpt::{self.name}_forward"
+            raise RuntimeError(f"{name}: called without need_query_gradient, so it has no query gradient")
         query_gradient, lse, positives, *tensors = ctx.saved_tensors
         if needs == (True, False, False) and not torch.is_grad_enabled():
             # Nothing but a product, and no graph of it is wanted: an op would cost a small batch more than the product.

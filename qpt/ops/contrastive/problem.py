@@ -46,6 +46,10 @@ class KeySet(NamedTuple):
         stop = max(first, min(rows, self.groups.numel() - offset))
         return slice(first, stop), slice(first + offset, stop + offset)
 
+    def of_other_process(self, vectors: Tensor, groups: Tensor, images: Tensor | None) -> "KeySet":
+        """Return the key set of another process's batch, in which no query has its self pair."""
+        return KeySet(vectors, groups, images, None, self.negatives)
+
 
 class Problem(NamedTuple):
     """One contrastive loss; the fields are the public arguments of ``contrastive_loss``, which documents them.

@@ -17,7 +17,7 @@ from qpt.errors import BackendError, InputError
 from qpt.ops.degrade import cpu, cuda
 from qpt.ops.degrade.checks import LAYOUTS, check_images, check_patches, check_program, check_threads
 from qpt.ops.degrade.patches import Patches
-from qpt.ops.dispatch import watched
+from qpt.ops.dispatch import needs_dispatcher
 
 _BACKENDS = ("auto", "cpu", "cuda")
 
@@ -33,7 +33,7 @@ def degrade(images: Tensor, program: Program, *, threads: int | None = None, bac
     Raises InputError that names the wrong argument; BackendError without a usable backend, or in a forked worker
     process. Under ``torch.compile`` it is one op, ``qpt::degrade``, without a graph break; there is no gradient.
     """
-    if isinstance(program, Program) and watched(images):
+    if isinstance(program, Program) and needs_dispatcher(images):
         result: Tensor = torch.ops.qpt.degrade(images, *_fields(program), threads, backend)
         return result
     check_images("degrade", images)
@@ -63,7 +63,7 @@ def degrade_patches(
     ``memory_format`` is that of ``result.flatten(0, 1)``, a view. The values are those of ``degrade``, then cropped.
     Raises as ``degrade`` does. Under ``torch.compile`` it is one op, ``qpt::degrade_patches``.
     """
-    if isinstance(program, Program) and memory_format in LAYOUTS and watched(images):
+    if isinstance(program, Program) and memory_format in LAYOUTS and needs_dispatcher(images):
         options = (size, dtype, memory_format == torch.channels_last, threads, backend)
         cut: Tensor = torch.ops.qpt.degrade_patches(images, *_fields(program), boxes, *options)
         return cut
