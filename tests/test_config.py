@@ -85,6 +85,10 @@ def test_every_field_is_documented() -> None:
         assert f"\n        {field.name}: " in documented
 
 
-def test_the_space_is_read_under_its_former_name() -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "value"), [("preset", "space", "kadid"), ("keys_travel", "key_exchange", "ring")]
+)
+def test_a_former_name_loads_with_a_warning(old: str, new: str, value: str) -> None:
     fields = {"data": "a", "out": "b"}
-    assert PretrainConfig.from_dict({**fields, "preset": "qpt"}) == PretrainConfig.from_dict({**fields, "space": "qpt"})
+    with pytest.warns(FutureWarning, match=f"config key {old} is now called {new}"):
+        assert PretrainConfig.from_dict({**fields, old: value}) == PretrainConfig.from_dict({**fields, new: value})

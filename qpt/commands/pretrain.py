@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,6 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
     parser.add_argument("--out", type=str, help="run directory to create")
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
-    # The former name of --key_exchange, also in YAML files of settings, for one more version.
-    parser.add_argument("--keys_travel", type=str, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,9 +70,6 @@ def run(args: argparse.Namespace) -> int:
     for name in ("data", "out"):
         if getattr(args, name) is None:
             raise InputError(f"{name} must be given")
-    if args.keys_travel is not None:
-        warnings.warn("pretrain: keys_travel is now key_exchange", FutureWarning, stacklevel=1)
-        args.key_exchange = args.keys_travel
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(PretrainConfig)}
     saved = Path(args.out) / "config.yaml"
     if args.resume and saved.is_file():  # what was not given on the command line is what the run was started with

@@ -17,7 +17,7 @@ import yaml
 from qpt.errors import InputError
 from qpt.runs.files import FREE_ON_RESUME
 
-# Former names of fields, which configurations and checkpoints may hold for one more version.
+#: Former name -> field. A config with a former name loads with a FutureWarning, until the next minor version.
 RENAMED = {"preset": "space", "keys_travel": "key_exchange"}
 
 
@@ -214,7 +214,7 @@ class PretrainConfig:
     def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
         for old, new in RENAMED.items():
             if old in fields:
-                warnings.warn(f"pretrain: {old} is now {new}", FutureWarning, stacklevel=2)
+                warnings.warn(f"pretrain: config key {old} is now called {new}", FutureWarning, stacklevel=2)
                 fields = {new if name == old else name: value for name, value in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
