@@ -78,9 +78,8 @@ class PretrainConfig:
             processes; shuffled: a chunk of one process, and keys are assigned to the processes anew (moco mode); in
             both, keys are assigned to chunks anew, so that none shares one with its query. local: a chunk of one
             process, in order, where a key can be recognised by the statistics it shares with its query.
-        key_exchange: how processes see each other's keys: gather (all at once) or ring (one block at a time).
-        pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
-            forgets its own part).
+        key_exchange: exchange of keys between processes: gather (all at once) or ring (one block at a time).
+        pool_layout: the pool of several processes: replicated (the same on all) or sharded (a part on each).
         device: auto, cpu, cuda, cuda:1, ...
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
