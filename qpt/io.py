@@ -1,6 +1,6 @@
 """Reading and writing files: whole or not at all, strict JSON, and whether a place can be written to.
 
-Used by every room that writes a file. Nothing here knows what a file means.
+Used by every module that writes a file. Nothing here depends on what a file means.
 """
 
 from __future__ import annotations
@@ -15,23 +15,54 @@ from typing import Any
 from qpt.errors import InputError
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Call ``write`` with the path of an unfinished file, then rename that file to ``path``: never half written.
 
-    The unfinished file has the process number in its name, so that two processes do not write into one; it is removed
-    if ``write`` raises.
+    durable: flush the file before the rename and its folder after it, so that ``path`` survives a power cut.
+    The unfinished file ends in ``.part`` and has the process number in its name, so that two processes do not write
+    into one; it is removed if ``write`` raises.
     """
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(unfinished)
+        if durable:
+            flush_to_disk(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    if durable:
+        flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the contents of a file, or the renames and links within a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replace a text file in one step, so that a crash in between leaves the old one."""
+    write_whole(path, lambda unfinished: unfinished.write_text("".join(lines), encoding="utf-8"))
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, without one that a crash cut short at its end; none without a file."""
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+def write_json(result: Any, path: str | Path) -> None:
+    """Write ``to_json(result)`` and a newline, whole or not at all."""
+    write_lines(Path(path), [to_json(result) + "\n"])
 
 
 def to_json(result: Any) -> str:
-    """Strict JSON: nan becomes null. A list of numbers or names stands on one line."""
+    """Return strict JSON: nan becomes null, and a list of numbers or names stands on one line."""
     return _encoded(_strict(result), "\n")
 
 
@@ -45,8 +76,21 @@ def _encoded(value: Any, newline: str) -> str:
     return json.dumps(value, allow_nan=False)
 
 
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def check_writable(path: str | Path, command: str) -> Path:
-    """Refuse, before the work starts, a place that an output file cannot be written to; makes its folder."""
+    """Make the folder of an output file and check, before the work starts, that the file can be written.
+
+    Raises InputError, which names ``command``, if it cannot.
+    """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,30 +102,3 @@ def check_writable(path: str | Path, command: str) -> Path:
     except OSError as error:
         raise InputError(f"{command}: out must be a writable file, got {target} ({error.strerror})") from None
     return target
-
-
-def write_json(result: Any, path: str | Path) -> None:
-    """Write whole or not at all."""
-    write_lines(Path(path), [to_json(result) + "\n"])
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a text file that ends lines with a newline, without one that was cut short; none without a file."""
-    if not path.is_file():
-        return []
-    return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Replace a text file in one step, so that a crash in between leaves the old one."""
-    write_whole(path, lambda aside: aside.write_text("".join(lines), encoding="utf-8"))

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt.ops.contrastive import backend_torch
-from qpt.ops.contrastive import loss as loss_module
 from qpt.ops.contrastive.api import QualityContrastiveLoss, contrastive_loss, contrastive_loss_with_stats
 from tests.reference.contrastive import contrastive as reference
 from tests.tolerance import TOL, assert_close
@@ -89,7 +88,7 @@ def test_equals_reference(size, options, dtype):
 def test_equals_reference_across_tiles(monkeypatch, long):
     # Tiles far smaller than the problem, which divide no side of it; the diagonal crosses tiles unevenly.
     monkeypatch.setattr(backend_torch, "_TILE", {"cpu": (5, 7)})
-    monkeypatch.setattr(loss_module, "_LOOKUP", 11)
+    monkeypatch.setattr(backend_torch, "_LOOKUP", 11)
     sizes = [(13, 13, 31, 4), (5, 5, 7, 3), (11, 11, 0, 2)]
     if long:
         sizes += list(itertools.product((1, 4, 5, 6, 16), (16,), (0, 1, 6, 7, 8, 50), (1, 9)))

@@ -1,4 +1,4 @@
-"""What the contrastive loss refuses: one InputError per wrong argument, naming it."""
+"""Errors of the contrastive loss: one InputError per wrong argument, naming it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""docs/degradations.md is what docs/degradations.py writes from the op table, and every op has its picture."""
+"""docs/degradations.md is the text that docs/degradations.py writes from the op table, and every op has a picture."""
 
 import importlib.util
 from pathlib import Path

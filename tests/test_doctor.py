@@ -1,4 +1,4 @@
-"""`qpt doctor`: says what is missing and what fixes it, and fails only when the CPU path is broken."""
+"""`qpt doctor` lists what is missing and the fix, and fails only when the CPU path is broken."""
 
 import json
 import subprocess

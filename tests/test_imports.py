@@ -91,6 +91,18 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         visit(name, ())
 
 
+def test_other_rooms_take_few_names_from_a_module_that_stands_on_its_room() -> None:
+    """A module that imports five or more of its room is an entry to it (``evaluate.run``): not a place for helpers."""
+    taken: dict[str, set[str]] = {}
+    for name, imported in IMPORTS.items():
+        for used, names in imported.items():
+            own_room = {module for module in IMPORTS.get(used, ()) if room(module) == room(used)}
+            if used != "qpt" and len(own_room) >= 5 and room(used) != room(name):
+                taken.setdefault(used, set()).update(names)
+    # ``evaluate.probe`` has the most: ``probe``, ``probe_run`` and the result that they return.
+    assert taken and not {name: names for name, names in taken.items() if len(names) > 3}
+
+
 def test_no_module_takes_a_private_name_of_another_room() -> None:
     private = [
         f"{name} takes {taken} from {used}"

@@ -1,4 +1,4 @@
-"""From the loader to the step: the same batches whoever decodes them, in order, and an end to waiting."""
+"""The batch loader: the same batches, in order, for any number of processes, and an error when one stalls."""
 
 import itertools
 import os
@@ -17,13 +17,13 @@ from torch.utils.data import get_worker_info
 from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
 from qpt.data.sources import FolderSource
 from qpt.errors import StalledError
-from qpt.pretraining.loader import Feed, Orders, Prefetch
+from qpt.pretraining.loader import BatchLoader, Prefetch, SlotSampler
 
 SIZE, IMAGES, STEPS = 24, 7, 9
 
 
-class Photographs(RegionDataset):
-    """Noise to cut regions from; what it does before it decodes one can be set."""
+class NoiseDataset(RegionDataset):
+    """Regions of images of noise; ``sleep_at`` delays the decoding of a key."""
 
     def __init__(self, folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -49,11 +49,11 @@ class Photographs(RegionDataset):
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Photographs:
-    return Photographs(tmp_path)
+def dataset(tmp_path: Path) -> NoiseDataset:
+    return NoiseDataset(tmp_path)
 
 
-def feed(photographs: RegionDataset, **options: object) -> Feed:
+def load(dataset: RegionDataset, **options: object) -> BatchLoader:
     settings: dict[str, object] = {
         "batch_images": 3,
         "seed": 5,
@@ -64,19 +64,19 @@ def feed(photographs: RegionDataset, **options: object) -> Feed:
         "stall_seconds": 60,
         **options,
     }
-    return Feed(photographs, **settings)  # type: ignore[arg-type]
+    return BatchLoader(dataset, **settings)  # type: ignore[arg-type]
 
 
-def batches(photographs: RegionDataset, **options: object) -> list[Batch]:
+def batches(dataset: RegionDataset, **options: object) -> list[Batch]:
     """All batches, each copied when it comes: its memory is used again."""
     found = []
-    with feed(photographs, **options) as feeding:
+    with load(dataset, **options) as loader:
         for _ in range(int(options.get("first_step", 0)), STEPS):  # type: ignore[call-overload]
-            fed = feeding.next()
-            assert fed is not None
-            found.append(Batch(**{**vars(fed[0]), "regions": fed[0].regions.clone()}))
+            loaded = loader.next()
+            assert loaded is not None
+            found.append(Batch(**{**vars(loaded[0]), "regions": loaded[0].regions.clone()}))
         with pytest.raises(StopIteration):
-            feeding.next()
+            loader.next()
     return found
 
 
@@ -87,14 +87,14 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_batches_are_the_samples_of_each_step(photographs: Photographs, workers: int) -> None:
+def test_batches_are_the_samples_of_each_step(dataset: NoiseDataset, workers: int) -> None:
     """Whatever the number of processes, and when some files take longer than others and some cannot be read."""
-    photographs.sleep_at = {(0, 1): 0.3, (1, 4): 0.2}
-    photographs.source.open(2).write_bytes(b"not an image")
-    found = batches(photographs, workers=workers)
-    photographs.sleep_at = {}
+    dataset.sleep_at = {(0, 1): 0.3, (1, 4): 0.2}
+    dataset.source.open(2).write_bytes(b"not an image")
+    found = batches(dataset, workers=workers)
+    dataset.sleep_at = {}
     for keys, batch in zip(StepSampler(IMAGES, 3, 5, 0, STEPS), found, strict=True):
-        samples = [photographs[key] for key in keys]
+        samples = [dataset[key] for key in keys]
         regions = [sample for sample in samples if isinstance(sample, Region)]
         assert batch.unreadable == [sample for sample in samples if not isinstance(sample, Region)]
         assert batch.images.tolist() == [region.index for region in regions]
@@ -105,119 +105,119 @@ def test_batches_are_the_samples_of_each_step(photographs: Photographs, workers:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_feed_starts_anywhere(photographs: Photographs, workers: int) -> None:
-    for a, b in zip(batches(photographs)[4:], batches(photographs, workers=workers, first_step=4), strict=True):
+def test_a_loader_starts_at_any_step(dataset: NoiseDataset, workers: int) -> None:
+    for a, b in zip(batches(dataset)[4:], batches(dataset, workers=workers, first_step=4), strict=True):
         assert_same(a, b)
 
 
-def test_a_batch_without_readable_files_is_empty(photographs: Photographs) -> None:
+def test_a_batch_without_readable_files_is_empty(dataset: NoiseDataset) -> None:
     for index in range(IMAGES):
-        photographs.source.open(index).write_bytes(b"")
-    for batch in batches(photographs):
+        dataset.source.open(index).write_bytes(b"")
+    for batch in batches(dataset):
         assert len(batch.images) == len(batch.regions) == len(batch.boxes) == len(batch.program_seeds) == 0
-        assert batch.boxes.shape == (0, photographs.compositions, photographs.patches, 2)
+        assert batch.boxes.shape == (0, dataset.compositions, dataset.patches, 2)
         assert len(batch.unreadable) == 3
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ranks_share_each_batch(photographs: Photographs, world_size: int, workers: int) -> None:
+def test_ranks_share_each_batch(dataset: NoiseDataset, world_size: int, workers: int) -> None:
     """Put together in rank order, the parts are the batch of one process."""
     parts = [
         batches(
-            photographs,
+            dataset,
             batch_images=6,
             workers=workers,
             share=slice(rank * 6 // world_size, (rank + 1) * 6 // world_size),
         )
         for rank in range(world_size)
     ]
-    for step, whole in enumerate(batches(photographs, batch_images=6)):
+    for step, whole in enumerate(batches(dataset, batch_images=6)):
         shares = [rank[step] for rank in parts]
         for name in ("regions", "images", "boxes", "program_seeds"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_batch_keeps_its_memory_until_the_second_call_after_it(photographs: Photographs, workers: int) -> None:
-    with feed(photographs, workers=workers, batch_images=1, steps=40) as feeding:
+def test_a_batch_keeps_its_memory_until_the_second_call_after_it(dataset: NoiseDataset, workers: int) -> None:
+    with load(dataset, workers=workers, batch_images=1, steps=40) as loader:
         before: tuple[Batch, torch.Tensor] | None = None
         for _ in range(40):
-            fed = feeding.next()
-            assert fed is not None
+            loaded = loader.next()
+            assert loaded is not None
             time.sleep(0.005)  # so that the processes run as far ahead as they may
             if before is not None:
                 assert torch.equal(before[0].regions, before[1])
-            before = fed[0], fed[0].regions.clone()
+            before = loaded[0], loaded[0].regions.clone()
 
 
 def test_slots_are_used_in_turn() -> None:
     sampler = StepSampler(10, 4, 0, 0, 6)
-    orders = list(Orders(sampler, 4))
-    assert [slot for slot, _ in orders] == [0, 1, 2, 3, 0, 1]
-    assert [keys for _, keys in orders] == list(sampler) and len(Orders(sampler, 4)) == 6
+    requests = list(SlotSampler(sampler, 4))
+    assert [slot for slot, _ in requests] == [0, 1, 2, 3, 0, 1]
+    assert [keys for _, keys in requests] == list(sampler) and len(SlotSampler(sampler, 4)) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_decoding_is_measured_where_it_happens(photographs: Photographs, workers: int) -> None:
-    photographs.sleep_at = {(0, index): 0.02 for index in range(IMAGES)}
-    with feed(photographs, workers=workers, steps=2) as feeding:
+def test_decoding_is_measured_where_it_happens(dataset: NoiseDataset, workers: int) -> None:
+    dataset.sleep_at = {(0, index): 0.02 for index in range(IMAGES)}
+    with load(dataset, workers=workers, steps=2) as loader:
         for _ in range(2):
-            fed = feeding.next()
-            assert fed is not None
-            load = fed[1]
-            assert load.images == 3 and load.copy_s == 0
-            assert load.decode_s >= 0.06 and load.decode_cpu_s < load.decode_s  # sleeping takes no processor time
+            loaded = loader.next()
+            assert loaded is not None
+            times = loaded[1]
+            assert times.images == 3 and times.copy_s == 0
+            assert times.decode_s >= 0.06 and times.decode_cpu_s < times.decode_s  # sleeping takes no processor time
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stalled_loader_ends_with_the_file_it_is_at(photographs: Photographs, workers: int) -> None:
+def test_a_stalled_loader_ends_with_the_file_it_is_at(dataset: NoiseDataset, workers: int) -> None:
     stuck = list(StepSampler(IMAGES, 3, 5, 0, 2))[1][2]
-    photographs.sleep_at = {stuck: 60.0}
+    dataset.sleep_at = {stuck: 60.0}
     started = time.monotonic()
     expected = pytest.raises(StalledError, match=rf"gave nothing for \d+ s .* at {stuck[1]}\.png for \d+ s")
-    with expected, feed(photographs, workers=workers, stall_seconds=1) as feeding:
+    with expected, load(dataset, workers=workers, stall_seconds=1) as loader:
         for _ in range(2):
-            assert feeding.next() is not None
+            assert loader.next() is not None
     assert time.monotonic() - started < 40  # the processes were not waited for
 
 
-def test_a_dead_loader_process_is_named(photographs: Photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_loader_process_is_named(dataset: NoiseDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """A decoder that crashes takes its process along; the message says at which file."""
     _, (_, fatal), _ = next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))
-    decode = photographs.source.open
+    decode = dataset.source.open
 
     def crash(index: int) -> Path:
         if index == fatal and get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return decode(index)
 
-    monkeypatch.setattr(photographs.source, "open", crash)
+    monkeypatch.setattr(dataset.source, "open", crash)
     expected = pytest.raises(StalledError, match=rf"a loader process died: .* at {fatal}\.png")
-    with expected, feed(photographs, workers=1) as feeding:
-        feeding.next()
+    with expected, load(dataset, workers=1) as loader:
+        loader.next()
 
 
-def test_a_death_that_a_signal_handler_reports_is_named_too(photographs: Photographs) -> None:
+def test_a_death_that_a_signal_handler_reports_is_named_too(dataset: NoiseDataset) -> None:
     """torch's own handler, there once any loader was made in the main thread, raises wherever the wait is."""
-    photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
+    dataset.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
 
     def handler() -> bool:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    with pytest.raises(StalledError, match="a loader process died: "), feed(photographs, workers=1) as feeding:
-        feeding.next(handler)
+    with pytest.raises(StalledError, match="a loader process died: "), load(dataset, workers=1) as loader:
+        loader.next(handler)
 
 
-def test_waiting_ends_when_asked(photographs: Photographs) -> None:
-    photographs.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
-    with feed(photographs) as feeding:
+def test_waiting_ends_when_asked(dataset: NoiseDataset) -> None:
+    dataset.sleep_at = dict.fromkeys(itertools.product([0], range(IMAGES)), 0.5)
+    with load(dataset) as loader:
         asked = threading.Event()
         threading.Timer(0.1, asked.set).start()
-        assert feeding.next(asked.is_set) is None
-        fed = feeding.next()  # the batch that was asked for is not lost
-        assert fed is not None
-        assert fed[0].images.tolist() == [index for _, index in next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))]
+        assert loader.next(asked.is_set) is None
+        loaded = loader.next()  # the batch that was asked for is not lost
+        assert loaded is not None
+        assert loaded[0].images.tolist() == [index for _, index in next(iter(StepSampler(IMAGES, 3, 5, 0, 1)))]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
@@ -268,8 +268,8 @@ def test_prefetch_that_was_late_is_not_asked_twice() -> None:
 
 
 @pytest.mark.gpu
-def test_batches_on_a_gpu_are_those_of_the_cpu(photographs: Photographs) -> None:
+def test_batches_on_a_gpu_are_those_of_the_cpu(dataset: NoiseDataset) -> None:
     device = torch.device("cuda")
-    for a, b in zip(batches(photographs), batches(photographs, device=device, workers=2), strict=True):
+    for a, b in zip(batches(dataset), batches(dataset, device=device, workers=2), strict=True):
         assert b.regions.device.type == b.images.device.type == "cuda"
         assert torch.equal(a.regions, b.regions.cpu()) and torch.equal(a.images, b.images.cpu())

@@ -1,4 +1,4 @@
-"""``qpt plan``: the traced peak against allocations that happened, the search against traces, the table, the errors."""
+"""``qpt plan``: the traced peak compared with allocations, the search with traces; known GPUs; errors."""
 
 import dataclasses
 import json
@@ -95,9 +95,9 @@ def test_workspace_of_the_symmetric_loss_is_what_it_allocates(dim):
     forward = tensor_peak(lambda: losses.append(contrastive_loss(vectors, vectors, **options)))
     backward = tensor_peak(losses[0].backward)
     outputs = rows * (4 * dim + 4 + 8)  # gradient, log-sum-exps, numbers of positives
-    predicted = workspace.contrastive_forward_bytes(rows, 0, dim, same=True, native=True)
+    predicted = workspace.contrastive_self_forward_bytes(rows, dim, native=True)
     assert forward - outputs == pytest.approx(predicted, rel=0.1)
-    predicted = workspace.contrastive_backward_bytes(rows, dim, native=True)
+    predicted = workspace.contrastive_self_backward_bytes(rows, dim, native=True)
     assert backward - rows * 4 * dim == pytest.approx(predicted, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""--csv, --dataset, --root, --splits and --lower-better of evaluate, fit and score, end to end and refused."""
+"""The options --csv, --dataset, --root, --splits and --lower-better of evaluate, fit and score."""
 
 import json
 
@@ -21,7 +21,7 @@ def csv(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bid(csv):
-    """The same 24 photographs in the layout of BID."""
+    """Write the same 24 images in the layout of BID."""
     made = layouts.Root(csv.parent.parent / "bid")
     rows = [line.split(",") for line in csv.read_text(encoding="utf-8").splitlines()[1:]]
     for number, (image, _, _) in enumerate(rows, start=1):

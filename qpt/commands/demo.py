@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 if the trained encoder is better than the untrained one on both probes, else 1."""
+    """Return 0 if the trained encoder is better than the untrained one on both probes, else 1."""
     from rich.console import Console
 
     from qpt.commands.demo_run import run_demo

@@ -1,32 +1,35 @@
 """The demonstration behind ``qpt demo`` and ``make demo``: images in, a quality-sensitive encoder and one page out.
 
-``run_demo`` cuts crops at several scales, pre-trains a small encoder on one part of the images, and measures it on the
-rest with linear probes beside the same encoder untrained. Without a folder it uses the images inside the scikit-image
-and scikit-learn wheels.
+``run_demo`` cuts crops at several scales, pre-trains a small encoder on two thirds of the images, and measures it on
+the others with linear probes beside the same encoder untrained. It writes into one folder, which it clears first.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images
+from qpt.data.sample_images import sample_images
 from qpt.degradations.space import DegradationSpace
-from qpt.errors import BackendError, InputError
+from qpt.errors import InputError
 from qpt.evaluate.features import prepare
-from qpt.evaluate.probe import ProbeResult, probe, probe_set, read_photographs
+from qpt.evaluate.image_crops import read_images
+from qpt.evaluate.probe import ProbeResult, probe
+from qpt.evaluate.probe_set import ProbeSet, probe_set
+from qpt.evaluate.progress import progress
 from qpt.models import load_encoder
 from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.config import PretrainConfig
@@ -36,38 +39,18 @@ from qpt.report.degradation_grid import draw_degradations
 from qpt.report.page import Picture, Section, write_page
 from qpt.runs.log import read_log
 
-# Photographs (not drawings, not microscopy) in the two wheels; every third, from the first, is held out.
-PHOTOGRAPHS = {
-    "skimage": (
-        *("coffee.png", "astronaut.png", "brick.png", "chelsea.png", "camera.png", "grass.png"),
-        *("rocket.jpg", "coins.png", "gravel.png", "motorcycle_left.png", "hubble_deep_field.jpg"),
-    ),
-    "sklearn": ("flower.jpg", "china.jpg"),
-}
 CROP = 208  # side of a crop in pixels: room for two 96-pixel patches at any allowed overlap
-SCALES = (1.0, 0.75, 0.5)  # a crop covers CROP / scale pixels of the photograph, antialiased down to CROP
+SCALES = (1.0, 0.75, 0.5)  # a crop covers CROP / scale pixels of the image, antialiased down to CROP
 CROPS = 360
 PROBE_CROP = 128  # side of a crop that is probed, each under every op at every level: most of the time after training
 PROBE_CROPS = {"fit": 36, "measure": 18}
-MAX_FOLDER = 400  # photographs taken from a folder, evenly spaced
+MAX_IMAGES = 400  # taken from a folder, evenly spaced
 SEED = 0
 MARKER = ".qpt-demo"  # in every folder this module made: only such a folder is ever cleared
 
 
-def wheel_photographs() -> list[Path]:
-    """The photographs that scikit-image and scikit-learn ship, held-out ones (every third) included."""
-    found = []
-    for package, names in PHOTOGRAPHS.items():
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise BackendError(f"demo: {package} is not installed; `pip install -e '.[demo]'` brings its photographs")
-        root = Path(spec.origin).parent / ("data" if package == "skimage" else "datasets/images")
-        found += [root / name for name in names if (root / name).is_file()]
-    return found
-
-
 def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32", "bfloat16"]:
-    """The arithmetic in which this processor trains such an encoder faster: its bfloat16 units may be the slower."""
+    """Return the arithmetic in which this processor trains such an encoder faster."""
     seconds: dict[Literal["float32", "bfloat16"], float] = {}
     encoder = prepare(untrained_encoder(arch, width, 0)).train()
     patches = torch.zeros(32, 3, patch_size, patch_size).contiguous(memory_format=torch.channels_last)
@@ -90,28 +73,17 @@ def _clear(out: Path) -> None:
 
 
 def run_demo(out: Path, data: Path | None, console: Console) -> bool:
-    """The whole demonstration; True when the trained encoder beats the untrained one on both probes."""
+    """Run the whole demonstration; return whether the trained encoder beats the untrained one on both probes."""
     started = time.monotonic()
-    files = wheel_photographs() if data is None else list_images(data)
-    photographs, left_out = read_photographs(files, 1, most=MAX_FOLDER)
+    files = sample_images() if data is None else list_images(data)
+    images, left_out = read_images(files, 1, most=MAX_IMAGES)
     for name, reason in left_out.items():
         console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
-    held_out, kept = photographs[::3], [image for i, image in enumerate(photographs) if i % 3]
+    held_out, kept = images[::3], [image for i, image in enumerate(images) if i % 3]
     if len(kept) < 2:
-        raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(photographs)}")
+        raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(images)}")
     _clear(out)
-    crops = out / "photographs"
-    crops.mkdir(parents=True)
-    (out / MARKER).touch()
-    for index, crop in enumerate(
-        track(
-            cut_crops(kept, CROPS, size=CROP, seed=SEED, scales=SCALES),
-            "cutting crops",
-            console=console,
-            transient=True,
-        )
-    ):
-        Image.fromarray(crop).save(crops / f"{index:04d}.png", compress_level=1)
+    crops = _write_crops(out, kept)
     console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
 
     space = DegradationSpace.preset("qpt")
@@ -136,18 +108,18 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         log_every=5,
         checkpoint_every=100,
     )
-    result = pretrain(config)
-    if not result.finished:
+    if not pretrain(config).finished:
         raise KeyboardInterrupt
 
-    sets = {}
-    for name, source in (("fit", kept), ("measure", held_out)):
-        pixels = torch.from_numpy(cut_crops(source, PROBE_CROPS[name], size=PROBE_CROP, seed=SEED + 1, scales=SCALES))
-        sets[name] = probe_set(pixels, np.arange(len(pixels)) % len(source), space, SEED + 2)
-    untrained = untrained_encoder(config.arch, config.width, config.seed)
-    results: dict[str, ProbeResult] = {}
-    for name, encoder in (("trained", load_encoder(result.run)), ("untrained", untrained)):
-        results[name] = probe(encoder, sets["fit"], sets["measure"], label=f"probing, {name}", quiet=False)
+    sets = {"fit": _probe_crops(kept, "fit", space), "measure": _probe_crops(held_out, "measure", space)}
+    encoders = {
+        "trained": load_encoder(config.out),
+        "untrained": untrained_encoder(config.arch, config.width, config.seed),
+    }
+    results = {
+        name: probe(encoder, sets["fit"], sets["measure"], label=f"probing, {name}", quiet=False)
+        for name, encoder in encoders.items()
+    }
     better = all(
         getattr(results["trained"], key) > getattr(results["untrained"], key) for key in ("op_accuracy", "level_srcc")
     )
@@ -161,17 +133,34 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         "config": asdict(config),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    shutil.copyfile(result.run / "checkpoint.pt", out / "checkpoint.pt")
+    shutil.copyfile(Path(config.out) / "checkpoint.pt", out / "checkpoint.pt")
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
-            f"{name:>9}: names the op of {value.op_accuracy:.1%} of held-out images "
+            f"{name:>9}: predicts the op of {value.op_accuracy:.1%} of held-out images "
             f"(chance {1 / len(space.names):.1%}), SRCC of the predicted level {value.level_srcc:.3f}",
             highlight=False,
             soft_wrap=True,
         )
     console.print(f"done in {seconds:.0f} s; open {out / 'index.html'}", highlight=False)
     return better
+
+
+def _write_crops(out: Path, images: Sequence[NDArray[np.uint8]]) -> Path:
+    """Make the folder of the demonstration; write crops of several scales into it as PNG files."""
+    folder = out / "photographs"
+    folder.mkdir(parents=True)
+    (out / MARKER).touch()
+    crops = list(cut_crops(images, CROPS, size=CROP, seed=SEED, scales=SCALES))
+    for index, crop in enumerate(progress(crops, "writing crops", quiet=False)):
+        Image.fromarray(crop).save(folder / f"{index:04d}.png", compress_level=1)
+    return folder
+
+
+def _probe_crops(images: Sequence[NDArray[np.uint8]], part: str, space: DegradationSpace) -> ProbeSet:
+    """Cut the crops of one part of the images and put them under every op at every level."""
+    crops = cut_crops(images, PROBE_CROPS[part], size=PROBE_CROP, seed=SEED + 1, scales=SCALES)
+    return probe_set(torch.from_numpy(crops), np.arange(len(crops)) % len(images), space, SEED + 2)
 
 
 def _write_page(
@@ -184,7 +173,7 @@ def _write_page(
 ) -> None:
     trained, untrained = results["trained"], results["untrained"]
     summary = [
-        ["op named rightly (linear probe)", f"{trained.op_accuracy:.1%}", f"{untrained.op_accuracy:.1%}"],
+        ["op accuracy of a linear probe", f"{trained.op_accuracy:.1%}", f"{untrained.op_accuracy:.1%}"],
         ["SRCC of the predicted level, mean over ops", f"{trained.level_srcc:.3f}", f"{untrained.level_srcc:.3f}"],
         [
             "SRCC of the distance to pristine and the level",

@@ -1,4 +1,4 @@
-"""``qpt doctor``: versions, backends, why a missing backend is missing, and the command that fixes it.
+"""``qpt doctor``: versions, backends, the reason why one is missing, and the command that fixes it.
 
 Every check asks the code that does the real work, reports what is missing and never raises; nothing is compiled or
 downloaded. Only the CPU path decides the exit status.
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0 if the CPU path works, whatever is missing for GPUs; 1 if it does not."""
+    """Return 0 if the CPU path works, whatever is missing for GPUs; 1 if it does not."""
     diagnosis = diagnose()
     if args.json:
         print(json.dumps(diagnosis.as_dict(), indent=2))
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """One backend. ok: usable here.  detail: what was found, or why it is missing.  fix: what to do, "" if nothing."""
+    """One backend. ok: usable here.  detail: a version, or the reason why it is missing.  fix: a command, or ""."""
 
     name: str
     ok: bool
@@ -63,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything `qpt doctor` prints. The CPU path is the checks named in CPU_PATH."""
+    """The content of `qpt doctor`. The CPU path is the checks named in CPU_PATH."""
 
     versions: dict[str, str]
     machine: dict[str, str]
@@ -76,12 +76,12 @@ class Diagnosis:
         return all(check.ok for check in self.checks if check.name in self.CPU_PATH)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`: versions, machine, checks (name, ok, detail, fix) and cpu_works."""
+        """Return plain data for `--json`: versions, machine, checks (name, ok, detail, fix) and cpu_works."""
         return {**asdict(self), "cpu_works": self.cpu_works}
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Takes a second or two (it imports torch); changes nothing."""
+    """Check this machine. It takes a second or two (torch is imported) and changes nothing."""
     checks = [_torch(), _extension(), _openmp(), _triton(), _torch_cuda(), _cupy(), _fat_binary(), _nvcc(), _nvrtc()]
     versions = {"qpt": __version__, "python": platform.python_version()}
     versions |= {package: _version(package) for package in PACKAGES}
@@ -101,7 +101,7 @@ def _version(package: str) -> str:
 
 
 def _instruction_set() -> str:
-    """What qpt._C was compiled for, widest vector extension first."""
+    """Return the instruction set that qpt._C was compiled for."""
     facts = build.build_facts()
     if facts is None:
         return "unknown: nothing was built"

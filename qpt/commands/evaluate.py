@@ -1,4 +1,4 @@
-"""``qpt evaluate``: how well an encoder's features predict mean opinion scores. The work is in ``qpt.evaluate.run``."""
+"""``qpt evaluate``: predict mean opinion scores from an encoder's features. The work is in ``qpt.evaluate.run``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
 
 if TYPE_CHECKING:  # `qpt --help` imports neither NumPy nor Pillow
-    from qpt.evaluate.regimes import Plan
+    from qpt.evaluate.regimes import EvaluationConfig
     from qpt.evaluate.table import ScoreTable
 
 HELP = "measure an encoder on photographs with mean opinion scores, beside untrained and classical features"
@@ -21,21 +21,20 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The table's arguments are shared with ``fit`` and ``score``: see ``add_table_arguments``."""
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run directories or checkpoint files")
     add_table_arguments(parser, required=True)
     parser.add_argument(
         "--untrained", type=int, default=1, metavar="N", help="number of untrained encoders (default 1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
-    add_plan_arguments(parser)
+    add_protocol_arguments(parser)
     add_feature_arguments(parser)
     parser.add_argument("--out", type=str, default=None, help="write the whole result, every split included, as JSON")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Splits, labels, regressor and fine-tuning; ``docs/evaluation.md`` defines them."""
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of splits, labels, regressor and fine-tuning; ``docs/evaluation.md`` defines them."""
     parser.add_argument(
         "--protocol",
         choices=("random", "official", "cross", "leave-one-out"),
@@ -74,18 +73,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qpt.evaluate.features import FeatureProtocol
-    from qpt.evaluate.result import result_table
+    from qpt.evaluate.result import render_result
     from qpt.evaluate.run import evaluate
     from qpt.io import check_writable, to_json, write_json
 
     if args.out is not None:
         check_writable(args.out, "evaluate")
-    plan = _plan(args)
+    config = _config(args)
     result = evaluate(
         args.runs,
         read_table_arguments(args, leaks=True),
         others=_other_tables(args),
-        plan=plan,
+        config=config,
         untrained=args.untrained,
         seed=args.seed,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
@@ -98,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         console = Console()
         # Piped output has no width of its own; the table needs about 110 columns.
-        (console if console.is_terminal else Console(width=110)).print(result_table(result))
+        (console if console.is_terminal else Console(width=110)).print(render_result(result))
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _config(args: argparse.Namespace) -> EvaluationConfig:
     from qpt.evaluate.finetune import FineTuning
-    from qpt.evaluate.regimes import Plan
+    from qpt.evaluate.regimes import EvaluationConfig
 
     tuning = FineTuning(
         epochs=args.fine_tune_epochs,
@@ -113,7 +112,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         lr=args.fine_tune_lr,
         loss=args.fine_tune_loss,
     )
-    return Plan(
+    return EvaluationConfig(
         protocol=args.protocol,
         splits=args.split_count,
         label_shares=None if args.label_shares is None else tuple(args.label_shares),
@@ -123,7 +122,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _other_tables(args: argparse.Namespace) -> list[ScoreTable]:
-    """The tables of --test-csv, then those of --test-dataset."""
+    """Read the tables of --test-csv, then those of --test-dataset."""
     from qpt.errors import InputError
     from qpt.evaluate.datasets import load_dataset
     from qpt.evaluate.table import read_table

@@ -1,4 +1,4 @@
-"""``qpt fit``: turn a pre-trained encoder and a table of scores into a scorer file. Work in ``qpt.evaluate.scorer``."""
+"""``qpt fit``: make a scorer file of an encoder and a score table. The work is in ``qpt.evaluate.scorer``."""
 
 from __future__ import annotations
 

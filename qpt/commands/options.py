@@ -1,4 +1,4 @@
-"""Options that several commands share: the table of scores, and what of an image is looked at."""
+"""Options that several commands share: the score table, and the crops and cache of features."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:  # `qpt --help` imports neither NumPy nor Pillow
 
 
 def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What names a table of scores: --csv or --dataset, and how to read it. ``read_table_arguments`` reads it.
+    """Add the options of a score table, --csv or --dataset and their like; ``read_table_arguments`` reads it.
 
-    required: only for the help; that one of the two is given is checked when the table is read.
+    required: only for the help; the reader checks that one of the two is given.
     """
     one_of = "one of --csv and --dataset is required" if required else "or --dataset"
     parser.add_argument(
@@ -43,9 +43,9 @@ def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
 
 
 def read_table_arguments(args: argparse.Namespace, *, leaks: bool = False) -> ScoreTable:
-    """The table that the arguments of ``add_table_arguments`` name; notes and leak warnings go to standard error.
+    """Read the table of the options of ``add_table_arguments``; notes and leak warnings go to standard error.
 
-    leaks: also look for near-duplicates, which decodes every photograph. Raises InputError for what they name, or for
+    leaks: also look for near-duplicates, which decodes every image. Raises InputError for a bad table or splits, or for
     neither or both of --csv and --dataset.
     """
     import sys
@@ -79,7 +79,7 @@ def read_table_arguments(args: argparse.Namespace, *, leaks: bool = False) -> Sc
 
 
 def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
-    """--crops, --crop-px and --cache: what of a photograph is looked at, and where features are kept."""
+    """Add --crops, --crop-px and --cache: the crops of a large image, and the folder of features."""
     parser.add_argument("--crops", type=int, default=9, help="most crops seen of a large photograph (default 9)")
     parser.add_argument("--crop-px", type=int, default=384, help="side of a crop in pixels (default 384)")
     parser.add_argument("--cache", type=str, default=None, help="folder for computed features (default: RUN/features)")

@@ -1,4 +1,4 @@
-"""``qpt report``: one HTML page about one or several runs. The work is in ``qpt.report.build``."""
+"""``qpt report``: write one HTML page about one or several runs. The work is in ``qpt.report.build``."""
 
 from __future__ import annotations
 

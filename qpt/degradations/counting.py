@@ -1,10 +1,8 @@
-"""How many distinct compositions a space has: exact, by counting the words that its rules can spell.
+"""Counting the distinct compositions of a space, exactly.
 
-Called by ``DegradationSpace.size``. A composition is a word whose letters are types (an op with its numbers), or (type,
-level) pairs. The rules read a word like an automaton with choices: a type may stand in several groups, a group may be
-left out by chance, and one pass ends where the next begins, so one word can have several readings. All readings are
-followed at once (the subset construction), which counts each word once. Members whose letters stand nowhere else are
-not told apart, so a rule over dozens of ops has a few states.
+Called by ``DegradationSpace.size``. A composition is a word over the alphabet of types, or of (type, level) pairs, and
+each pass of the space is a nondeterministic finite automaton that accepts words. The subset construction makes the
+automaton deterministic, so that a word counts once however many ways lead to it.
 """
 
 from __future__ import annotations
@@ -13,32 +11,33 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from qpt.degradations.rule import Choice, Rule
+from qpt.degradations.rule import OpSpec, Rule
 
 State = tuple[int, Any]  # index of a pass, and what has been drawn in it
-Step = tuple[Hashable, int, State]  # a letter (or a class of that many letters) and where it leads
+Transition = tuple[Hashable, int, State]  # a letter or a class of letters, the number of its letters, the next state
 
 
 def count_compositions(passes: Sequence[Rule], *, levels: bool, pristine: bool = False) -> int:
-    """Distinct lists of types, or of (type, level) pairs, that ``passes`` can make, one after another.
+    """Return the number of distinct lists of types, or of (type, level) pairs, that ``passes`` can draw in turn.
 
-    pristine: the empty list is possible whatever the rules say.
+    pristine: True if the empty list is possible whatever the rules say.
     """
-    readers = [_Reader(passes, index, levels) for index in range(len(passes))]
+    automata = [_RuleAutomaton(passes, index, levels) for index in range(len(passes))]
     end = (len(passes), None)
 
-    def with_passes_ended(states: set[State]) -> frozenset[State]:
+    def closure(states: set[State]) -> frozenset[State]:
+        """Add the states that are reached when passes end."""
         reached, fresh = set(states), list(states)
         while fresh:
             index, drawn = fresh.pop()
-            if index < len(readers) and readers[index].may_end(drawn):
-                following = (index + 1, readers[index + 1].start if index + 1 < len(readers) else None)
+            if index < len(automata) and automata[index].accepts(drawn):
+                following = (index + 1, automata[index + 1].start if index + 1 < len(automata) else None)
                 if following not in reached:
                     reached.add(following)
                     fresh.append(following)
         return frozenset(reached)
 
-    current = {with_passes_ended({(0, readers[0].start)}): 1}  # readings so far -> how many words have them
+    current = {closure({(0, automata[0].start)}): 1}  # set of states -> number of words that lead to it
     total = int(pristine and all(end not in states for states in current))
     while current:
         longer: Counter[frozenset[State]] = Counter()
@@ -47,26 +46,35 @@ def count_compositions(passes: Sequence[Rule], *, levels: bool, pristine: bool =
             targets: dict[Hashable, set[State]] = defaultdict(set)
             letters: dict[Hashable, int] = {}
             for index, drawn in states:
-                for letter, count, target in readers[index].steps(drawn) if index < len(readers) else ():
+                for letter, count, target in automata[index].transitions(drawn) if index < len(automata) else ():
                     targets[letter].add(target)
                     letters[letter] = count
             for letter, reached in targets.items():
-                longer[with_passes_ended(reached)] += words * letters[letter]
+                longer[closure(reached)] += words * letters[letter]
         current = longer
     return total
 
 
-class _Reader:
-    """One pass as an automaton. What has been drawn is a tuple whose form depends on the rule's repeat and shuffle."""
+# An automaton is not deterministic, since a type may stand in several groups, a group may be left out by chance, and
+# one pass may end where the next begins. Members whose letters stand nowhere else are merged into classes that only
+# count their letters, so that a rule over dozens of ops has a few states.
+class _RuleAutomaton:
+    """The automaton of one pass. Its state ``drawn`` depends on the rule:
+
+    - repeat: (number of members, position of the last one, None in any order);
+    - no repeat, any order: (set of members that share letters, number of the other members by kind);
+    - no repeat, fixed order: (place of the last member, number of members, number of optional ones).
+    """
 
     def __init__(self, passes: Sequence[Rule], index: int, levels: bool) -> None:
         self.index, self.rule = index, passes[index]
-        spelt = [[_letters(rule, place, levels) for place in range(len(rule.ops))] for rule in passes]
-        uses = Counter(letter for rule in spelt for member in rule for letter in set(member))
-        self.letters = spelt[index]
+        letters = [[_letters(rule, place, levels) for place in range(len(rule.ops))] for rule in passes]
+        uses = Counter(letter for rule in letters for member in rule for letter in set(member))
+        self.letters = letters[index]
         self.own = [all(uses[letter] == 1 for letter in member) for member in self.letters]
         self.optional = [group.probability < 1 for group in self.rule.groups]
-        # Members with letters of their own differ, in an any-order rule, by how many letters and whether optional only.
+        # Two members with letters of their own are alike in an any-order rule if they have as many letters and both or
+        # neither are optional.
         self.kinds = [(len(set(m)), o) for m, o in zip(self.letters, self.optional, strict=True)]
         self.of_kind = Counter(kind for kind, own in zip(self.kinds, self.own, strict=True) if own)
         self.start: Any
@@ -77,16 +85,16 @@ class _Reader:
         else:
             self.start = (-1, 0, 0)
 
-    def may_end(self, drawn: Any) -> bool:
-        """Whether some allowed number of members, less those left out by chance, is what has been drawn."""
+    def accepts(self, drawn: Any) -> bool:
+        """Return True if an allowed number of members, less those left out by chance, gives what has been drawn."""
         acting, acting_optional = self._acting(drawn)
-        most = sum(self.optional) - acting_optional  # members that may still have been drawn and left out
+        left_out = sum(self.optional) - acting_optional  # members that may have been drawn without acting
         if self.rule.repeat and any(self.optional):
-            most = self.rule.max_ops
-        return any(0 <= number - acting <= most for number in self.rule.numbers)
+            left_out = self.rule.max_ops
+        return any(0 <= count - acting <= left_out for count in self.rule.counts)
 
     def _acting(self, drawn: Any) -> tuple[int, int]:
-        """How many members have acted, and how many of them are optional (not counted where members repeat)."""
+        """Return how many members have acted, and how many of them are optional (0 where members repeat)."""
         if self.rule.repeat:
             return drawn[0], 0
         if not self.rule.shuffle:
@@ -95,7 +103,7 @@ class _Reader:
         acting = len(shared) + sum(n for _, n in kinds)
         return acting, sum(self.optional[m] for m in shared) + sum(n for (_, optional), n in kinds if optional)
 
-    def steps(self, drawn: Any) -> Iterator[Step]:
+    def transitions(self, drawn: Any) -> Iterator[Transition]:
         if self._acting(drawn)[0] >= self.rule.max_ops:
             return
         if self.rule.repeat:
@@ -105,9 +113,9 @@ class _Reader:
         else:
             yield from self._once_in_order(drawn)
 
-    def _repeated(self, drawn: Any) -> Iterator[Step]:
+    def _repeated(self, drawn: Any) -> Iterator[Transition]:
         number, last = drawn
-        if self.rule.shuffle:  # only how many matters
+        if self.rule.shuffle:  # only the number of members matters
             own = {letter for m, member in enumerate(self.letters) if self.own[m] for letter in member}
             if own:
                 yield (self.index, "own"), len(own), (self.index, (number + 1, None))
@@ -115,12 +123,12 @@ class _Reader:
                 yield letter, 1, (self.index, (number + 1, None))
         else:
             for place, member in enumerate(self.letters):
-                for k, letter in enumerate(member):  # choice by choice, level by level: the order in which they act
+                for k, letter in enumerate(member):  # spec by spec, level by level: the order in which they act
                     position = (place, k)
                     if position >= last:
                         yield letter, 1, (self.index, (number + 1, position))
 
-    def _once_in_any_order(self, drawn: Any) -> Iterator[Step]:
+    def _once_in_any_order(self, drawn: Any) -> Iterator[Transition]:
         shared, kinds = drawn
         used = Counter(dict(kinds))
         for kind, members in self.of_kind.items():
@@ -132,7 +140,7 @@ class _Reader:
                 for letter in set(member):
                     yield letter, 1, (self.index, (shared | {m}, kinds))
 
-    def _once_in_order(self, drawn: Any) -> Iterator[Step]:
+    def _once_in_order(self, drawn: Any) -> Iterator[Transition]:
         last, acting, optional = drawn
         for place in range(last + 1, len(self.letters)):
             target = (self.index, (place, acting + 1, optional + self.optional[place]))
@@ -144,11 +152,11 @@ class _Reader:
 
 
 def _letters(rule: Rule, place: int, levels: bool) -> list[Hashable]:
-    """The letters of one member, choice by choice and then level by level; one may stand there twice."""
-    return [letter for choice in rule.groups[place].choices for letter in _spellings(choice, rule, levels)]
+    """Return the letters of one member, spec by spec and then level by level; a letter may occur twice."""
+    return [letter for spec in rule.groups[place].specs for letter in _letters_of_spec(spec, rule, levels)]
 
 
-def _spellings(choice: Choice, rule: Rule, levels: bool) -> list[Hashable]:
+def _letters_of_spec(spec: OpSpec, rule: Rule, levels: bool) -> list[Hashable]:
     if not levels:
-        return [(choice.type, 0)]
-    return [(choice.type, v) for v in (rule.levels if choice.has_levels else (1,))]
+        return [(spec.type, 0)]
+    return [(spec.type, v) for v in (rule.levels if spec.has_levels else (1,))]

@@ -1,8 +1,7 @@
-"""Program: the ops, levels and numbers each output picture gets. Plain data, saved and replayed exactly.
+"""Program: the ops, levels and parameters of every output image, as plain data that is saved and replayed exactly.
 
-Made by ``qpt.degradations.space`` (sampling) or ``Program.from_chains`` (by hand); executed by ``qpt.ops.degrade.api``,
-which trusts ``Program.check`` to have refused everything a kernel could trip over. Relies on
-``qpt.degradations.op_table`` for the op table.
+Made by ``qpt.degradations.space`` or by ``Program.from_chains``; run by ``qpt.ops.degrade.api``, whose kernels check
+nothing and rely on ``Program.check``.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from qpt.degradations import op_table, random_bits
-from qpt.degradations.op_table import DEGRADATIONS, LEVELS, SLOTS, Degradation
-from qpt.errors import InputError
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, MAX_PARAMS, Degradation
+from qpt.degradations.sampling import draw_params
+from qpt.errors import InputError, describe
+from qpt.io import write_whole
 
 _DTYPES = {
     "ops": torch.int16,
@@ -28,12 +30,12 @@ _DTYPES = {
     "seeds": torch.int64,
     "source": torch.int32,
 }
-_SHAPES = {"ops": "(r, S)", "levels": "(r, S)", "params": f"(r, S, {SLOTS})", "seeds": "(r,)", "source": "(r,)"}
+_SHAPES = {"ops": "(r, S)", "levels": "(r, S)", "params": f"(r, S, {MAX_PARAMS})", "seeds": "(r,)", "source": "(r,)"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a chain: its name, its level (1..5, or 0 for parameters given by hand) and its parameters by name."""
+    """One op of a chain: its name, its level (1..5, or 0 if its parameters were given) and its parameters by name."""
 
     name: str
     level: int
@@ -47,7 +49,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of one row, first to last; prints as ``gaussian_blur[3] → jpeg[1]``, or ``pristine`` when empty."""
+    """The steps of one row, in order; prints as ``gaussian_blur[3] → jpeg[1]``, or ``pristine`` without steps."""
 
     steps: tuple[Step, ...]
 
@@ -60,12 +62,12 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One row per output picture; r rows of S slots, all tensors on the CPU.
+    """The chains of a batch: r rows, one per output image, of S slots, one per op; all tensors are on the CPU.
 
     ops: int16 (r, S), op ids, -1 for an unused slot.  levels: int8 (r, S), labels 1..5, 0 for none.
-    params: float32 (r, S, 4), what the kernels read.  seeds: int64 (r,), all a row's randomness.
-    source: int32 (r,), index of the image a row degrades.  table: fingerprint of the op table that made it.
-    A random number is keyed by (seed, slot, image coordinates), so a row's picture depends on nothing but its own row.
+    params: float32 (r, S, 4), the parameters that the kernels read.  seeds: int64 (r,), the source of all randomness.
+    source: int32 (r,), index of the image that a row degrades.  table: fingerprint of the op table used.
+    A random number is keyed by (seed, slot, image coordinates), so an output image depends on its own row alone.
     """
 
     ops: Tensor
@@ -104,35 +106,35 @@ class Program:
         return f"Program({len(self)} rows, {self.ops.shape[-1]} slots, table {self.table})"
 
     def compositions(self) -> list[tuple[tuple[int, int], ...]]:
-        """Each row's (op id, level) pairs in order, unused slots left out: equal where compositions are equal."""
+        """Return each row's (op id, level) pairs in order, without unused slots; equal for equal compositions."""
         rows = zip(self.ops.tolist(), self.levels.tolist(), strict=True)
         return [tuple((o, v) for o, v in zip(ops, levels, strict=True) if o >= 0) for ops, levels in rows]
 
     def resizes(self) -> bool:
-        """True when some row holds ``resize_to``, and so works at sizes other than its image's."""
+        """Return True if a row holds ``resize_to`` and so may work at another size than its image's."""
         return bool(self.resized_rows().any())
 
     def resized_rows(self) -> np.ndarray:
-        """(r,) bool: the rows that hold ``resize_to``."""
+        """Return (r,) bool, True for rows that hold ``resize_to``."""
         return (self.ops.numpy() == op_table.op_id("resize_to")).any(axis=1)
 
     def select(self, rows: Sequence[int] | Tensor) -> Program:
-        """The given rows, in the given order, as a new program over the same images."""
+        """Return the given rows, in the given order, as a new program over the same images."""
         index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)
         fields = (self.ops[index], self.levels[index], self.params[index], self.seeds[index], self.source[index])
         return Program(*fields, self.table)
 
     def equal(self, other: Program) -> bool:
-        """True when every field is the same, value for value."""
+        """Return True if every field has the same values."""
         return self.table == other.table and all(torch.equal(getattr(self, f), getattr(other, f)) for f in _DTYPES)
 
     @staticmethod
     def concat(programs: Sequence[Program], *, source_offsets: Sequence[int] | None = None) -> Program:
-        """Rows of several programs, one after another.
+        """Concatenate the rows of several programs.
 
-        source_offsets: added to each program's ``source``, for batches of images that are concatenated too; None when
-        all programs degrade the same batch. Fewer slots than the widest are padded with unused ones.
-        Raises InputError for no programs, different op tables, or as many offsets as not programs.
+        source_offsets: one number per program, added to its ``source``, for images that are concatenated too; None if
+        all programs degrade the same images. Programs of fewer slots are padded with unused ones.
+        Raises InputError for no programs, different op tables, or another number of offsets than of programs.
         """
         if not programs:
             raise InputError("Program.concat: programs must hold at least one program, got none")
@@ -165,15 +167,16 @@ class Program:
         seeds: Sequence[int],
         source: Sequence[int] | None = None,
     ) -> Program:
-        """A program written by hand.
+        """Make a program of given chains.
 
-        chains: for each row, (op name, level 1..5) or (op name, parameters) pairs; parameters a level leaves to chance
-        (a sign, an angle) come from the row's seed.  seeds: one int64 per row.  source: image of each row, None for 0.
+        chains: for each row, (op name, level 1..5) or (op name, parameters) pairs; a parameter that a level leaves
+        random (a sign, an angle) is drawn from the row's seed.  seeds: one int64 per row.  source: index of each row's
+        image, None for 0.
         Raises InputError for an unknown op, a level or parameter out of range, or lengths that differ.
         """
         r, slots = len(chains), max((len(chain) for chain in chains), default=0)
         ops, levels = np.full((r, slots), -1, np.int16), np.zeros((r, slots), np.int8)
-        given = np.zeros((r, slots, SLOTS), np.float32)
+        given = np.zeros((r, slots, MAX_PARAMS), np.float32)
         for i, chain in enumerate(chains):
             for j, step in enumerate(chain):
                 if not isinstance(step, (tuple, list)) or len(step) != 2:
@@ -184,7 +187,8 @@ class Program:
                 levels[i, j], given[i, j] = _setting(DEGRADATIONS[ops[i, j]], step[1])
         row_seeds = _integers("seeds", seeds, r, np.int64)
         sources = np.zeros(r, np.int32) if source is None else _integers("source", source, r, np.int32)
-        drawn = op_table.draw_params(ops, levels, random_bits.uniform(row_seeds, slots * SLOTS).reshape(given.shape))
+        u = random_bits.uniform(row_seeds, slots * MAX_PARAMS).reshape(given.shape)
+        drawn = draw_params(ops, levels, u)
         program = Program(
             torch.from_numpy(ops),
             torch.from_numpy(levels),
@@ -197,15 +201,13 @@ class Program:
         return program
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the program to ``path`` (an uncompressed .npz without pickled objects), replacing it in one step."""
-        temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
+        """Write the program to ``path``, replacing it at once: an uncompressed .npz file without pickled objects."""
+
+        def write(unfinished: Path) -> None:
+            with unfinished.open("wb") as file:  # given a name instead, NumPy would append .npz to it
                 np.savez(file, table=np.array(self.table), **{name: getattr(self, name).numpy() for name in _DTYPES})
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+
+        write_whole(Path(path), write)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Program:
@@ -220,22 +222,22 @@ class Program:
         return program
 
     def check(self, caller: str) -> None:
-        """Raise InputError, naming the field, unless a kernel can run this program as it is."""
+        """Raise InputError, naming the field, unless the kernels can run this program."""
         if self.table != op_table.fingerprint():
             raise InputError(
                 f"{caller}: program must be made with op table {op_table.fingerprint()}, got {self.table}; "
                 "sample it again with this version, or run it with the version that made it"
             )
         r, slots = self.ops.shape if isinstance(self.ops, Tensor) and self.ops.ndim == 2 else (0, 0)
-        shapes = {"ops": (r, slots), "levels": (r, slots), "params": (r, slots, SLOTS), "seeds": (r,), "source": (r,)}
-        for name, dtype in _DTYPES.items():
+        shapes = ((r, slots), (r, slots), (r, slots, MAX_PARAMS), (r,), (r,))
+        for (name, dtype), shape in zip(_DTYPES.items(), shapes, strict=True):
             field = getattr(self, name)
             if not isinstance(field, Tensor):
                 raise InputError(f"{caller}: program.{name} must be a torch tensor, got {type(field).__name__}")
-            if field.dtype != dtype or field.shape != shapes[name] or field.device.type != "cpu":
+            if field.dtype != dtype or field.shape != shape or field.device.type != "cpu":
                 raise InputError(
-                    f"{caller}: program.{name} must be {_SHAPES[name]} {_name(dtype)} on the CPU, "
-                    f"got {tuple(field.shape)} {_name(field.dtype)} on {field.device}"
+                    f"{caller}: program.{name} must be {_SHAPES[name]} {str(dtype).removeprefix('torch.')} on the CPU, "
+                    f"got {describe(field)} on {field.device}"
                 )
             if field.requires_grad:
                 raise InputError(f"{caller}: program.{name} must not require a gradient: a degradation has none")
@@ -247,10 +249,10 @@ class Program:
         self._check_params(caller, ops, params)
 
     def _check_params(self, caller: str, ops: np.ndarray, params: np.ndarray) -> None:
-        table, used = op_table.arrays(), ops >= 0
+        bounds, used = op_table.parameter_bounds(), ops >= 0
         op = np.maximum(ops, 0)
-        good = (params >= table.low[op]) & (params <= table.high[op])  # false for NaN, in unused slots too
-        good &= ~table.integer[op] | (params == np.rint(params))
+        good = (params >= bounds.low[op]) & (params <= bounds.high[op])  # False for NaN, in unused slots too
+        good &= ~bounds.integer[op] | (params == np.rint(params))
         bad = ~good & used[..., None]
         if bad.any():
             row, slot, index = (int(k) for k in np.argwhere(bad)[0])
@@ -258,7 +260,7 @@ class Program:
             if index >= len(entry.parameters):
                 raise InputError(f"{caller}: program.params of {entry.name} must be numbers, got {value} in row {row}")
             p = entry.parameters[index]
-            kind = "a whole number in" if p.integer else "in"
+            kind = "an integer in" if p.integer else "in"
             raise InputError(
                 f"{caller}: program.params of {entry.name} must have {p.name} {kind} [{p.low:g}, {p.high:g}] {p.unit}, "
                 f"got {value:g} in row {row}, slot {slot}"
@@ -266,8 +268,8 @@ class Program:
 
 
 def _setting(entry: Degradation, setting: int | Sequence[float]) -> tuple[int, np.ndarray]:
-    """(level, zeros) or (0, parameters) of a step written by hand, the parameters padded to SLOTS."""
-    given = np.zeros(SLOTS, np.float32)
+    """Return (level, zeros) or (0, parameters) of a given step, the parameters padded to MAX_PARAMS."""
+    given = np.zeros(MAX_PARAMS, np.float32)
     if isinstance(setting, (int, np.integer)) and not isinstance(setting, bool):
         if not 1 <= setting <= LEVELS:
             raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {entry.name}[{setting}]")
@@ -282,7 +284,7 @@ def _setting(entry: Degradation, setting: int | Sequence[float]) -> tuple[int, n
 
 
 def _integers(argument: str, values: Sequence[int], rows: int, dtype: type[np.signedinteger]) -> np.ndarray:
-    """``values`` as (rows,) integers of ``dtype``. Raises InputError for anything else, or beyond its range."""
+    """Return ``values`` as (rows,) integers of ``dtype``. Raises InputError for anything else, or out of its range."""
     given, limits = np.asarray(values), np.iinfo(dtype)
     good = given.shape == (rows,) and (rows == 0 or given.dtype.kind in "iu")
     if not good or ((given < limits.min) | (given > limits.max)).any():
@@ -295,7 +297,3 @@ def _refuse(caller: str, name: str, must: str, values: np.ndarray, bad: np.ndarr
     if bad.any():
         where = tuple(int(k) for k in np.argwhere(bad)[0])
         raise InputError(f"{caller}: program.{name} must be {must}, got {values[where]} in row {where[0]}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,8 +1,7 @@
-"""The vocabulary of a degradation space, as plain data: a Rule draws Groups, of which one Choice of op acts.
+"""What a degradation space is made of, as plain data: a ``Rule`` draws ``Group``s, and one ``OpSpec`` of a group acts.
 
-Read by ``qpt.degradations.space`` (drawing), ``qpt.degradations.counting`` (counting) and
-``qpt.degradations.space_yaml`` (YAML: its keys are these fields). Everything is checked here, when it is made, against
-the op table.
+Read by ``qpt.degradations.sampling``, ``qpt.degradations.counting`` and ``qpt.degradations.space_yaml``, whose keys are
+these fields. Every object is checked against the op table when it is made.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from qpt.degradations import op_table
-from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Parameter, Uniform, Value
-from qpt.errors import InputError
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, LevelValue, Parameter, UniformRange
+from qpt.errors import InputError, check_int
 
-__all__ = ["ByLevel", "Choice", "Group", "Rule", "Uniform", "Value"]
+__all__ = ["ByLevel", "Group", "LevelValue", "OpSpec", "Rule", "UniformRange"]
 
-MOST_SLOTS = 64
+MAX_SLOTS = 64  # ops of a composition
 
 
 @dataclass(frozen=True)
@@ -26,43 +26,44 @@ class ByLevel:
     """A range cut into five equal parts, one per level: level 1 at the ``mild`` end, level 5 at the ``strong`` one.
 
     With equal level weights the value is uniform over the whole range, as in sources that have ranges and no levels;
-    the label then says how strong it was. Whole-numbered parameters: both ends are drawn, the parts differ by one at
-    most.
+    the label then says how strong it was. For an integer parameter both ends may be drawn, and the parts differ by one
+    value at most.
     """
 
     mild: float
     strong: float
 
-    def parts(self, integer: bool) -> tuple[Uniform, ...]:
-        """The five ranges, level 1 first."""
+    def parts(self, integer: bool) -> tuple[UniformRange, ...]:
+        """Return the five ranges, level 1 first."""
         low, high = sorted((self.mild, self.strong))
         if integer:
             edges = [low + math.floor((high - low + 1) * k / LEVELS) for k in range(LEVELS + 1)]
-            cut = [Uniform(a, b - 1) for a, b in itertools.pairwise(edges)]
+            cut = [UniformRange(a, b - 1) for a, b in itertools.pairwise(edges)]
         else:
-            edges = [*(low + (high - low) * k / LEVELS for k in range(LEVELS)), high]  # not a rounding beyond it
-            cut = [Uniform(a, b) for a, b in itertools.pairwise(edges)]
+            # The last edge is `high` itself: the formula could round to a value beyond it.
+            edges = [*(low + (high - low) * k / LEVELS for k in range(LEVELS)), high]
+            cut = [UniformRange(a, b) for a, b in itertools.pairwise(edges)]
         return tuple(cut if self.mild <= self.strong else cut[::-1])
 
 
 @dataclass(frozen=True)
-class Choice:
-    """An op that may be drawn, and the numbers it then has.
+class OpSpec:
+    """An op that may be drawn, and the values that its parameters then have.
 
-    op: a name of the op table.  weight: how often, beside the other members of the group or rule.
-    levels: own numbers, by parameter; a parameter left out keeps the op table's. Given as one value for all levels (a
-    number or a ``Uniform``), as a ``ByLevel``, or as five values, each a number, a tuple (one of them is drawn) or a
-    ``Uniform``; kept as five values.
+    op: a name of the op table.  weight: how often it is drawn, relative to the other members of its group or rule.
+    levels: the op's own level values by parameter; a parameter left out keeps the op table's. They are given as one
+    value for all levels (a number or a ``UniformRange``), as a ``ByLevel``, or as five values, each a number, a tuple
+    of alternatives or a ``UniformRange``; they are kept as five values.
     Raises InputError for an unknown op or parameter, another number of levels, or values out of the op's range.
     """
 
     op: str
     weight: float = 1.0
-    levels: Mapping[str, tuple[Value, ...]] = field(default_factory=dict, hash=False)
+    levels: Mapping[str, tuple[LevelValue, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         entry = DEGRADATIONS[op_table.op_id(self.op, "DegradationSpace")]
-        _positive(f"weight of {self.op}", self.weight)
+        _check_positive(f"weight of {self.op}", self.weight)
         object.__setattr__(self, "weight", float(self.weight))
         if not isinstance(self.levels, Mapping):
             raise InputError(
@@ -75,50 +76,44 @@ class Choice:
                 f"DegradationSpace: levels of {self.op} must name its parameters ({', '.join(known)}), "
                 f"got {unknown[0]!r}"
             )
-        five = {name: _five(self.op, known[name], given) for name, given in self.levels.items()}
-        object.__setattr__(self, "levels", five)
+        levels = {name: _check_levels(self.op, known[name], given) for name, given in self.levels.items()}
+        object.__setattr__(self, "levels", levels)
 
     @property
-    def type(self) -> tuple[str, tuple[tuple[str, tuple[Value, ...]], ...]]:
-        """What a composition is made of: an op with its numbers. Weights do not matter to it."""
+    def type(self) -> tuple[str, tuple[tuple[str, tuple[LevelValue, ...]], ...]]:
+        """The type: the op with its values, and without its weight. A composition is a list of types."""
         return self.op, tuple(sorted(self.levels.items()))
 
     @property
     def has_levels(self) -> bool:
-        """Whether any number depends on the level. If none does, the op is always drawn at level 1."""
+        """True if a parameter's value depends on the level; otherwise the op is always drawn at level 1."""
         parameters = DEGRADATIONS[op_table.op_id(self.op)].parameters
         return any(len(set(self.levels.get(p.name) or p.levels)) > 1 for p in parameters)
 
-    def plain(self) -> Choice | str:
-        """The op's name alone where nothing else is said, so that equal choices are written alike."""
+    def shortened(self) -> OpSpec | str:
+        """Return the op's name alone if it says everything, so that equal rules are equal objects."""
         return self.op if self.weight == 1 and not self.levels else self
 
 
 @dataclass(frozen=True)
 class Group:
-    """Members of which one acts.
+    """Ops of which one acts.
 
-    ops: op names or Choices; one is drawn by weight.  name: for people.  weight: of the group beside other members of
-    the rule.  probability: with which the group, once drawn, acts at all.
+    ops: op names or OpSpecs; one is drawn by weight.  name: a label for people.  weight: how often the group is drawn,
+    relative to the other members of the rule.  probability: that the group, once drawn, acts at all.
     Raises InputError for no members, a weight not above 0, or a probability outside (0, 1].
     """
 
-    ops: tuple[str | Choice, ...]
+    ops: tuple[str | OpSpec, ...]
     name: str = ""
     weight: float = 1.0
     probability: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.ops, str) or not isinstance(self.ops, Sequence) or not self.ops:
-            raise InputError(f"DegradationSpace: ops of a group must be a list of ops, at least one, got {self.ops!r}")
-        for member in self.ops:
-            if not isinstance(member, (str, Choice)):
-                raise InputError(f"DegradationSpace: ops of a group must be op names or Choices, got {member!r}")
-        members = tuple(member.plain() if isinstance(member, Choice) else Choice(member).op for member in self.ops)
-        object.__setattr__(self, "ops", members)
+        object.__setattr__(self, "ops", _check_members("ops of a group", self.ops, "op names or OpSpecs"))
         if not isinstance(self.name, str):
             raise InputError(f"DegradationSpace: name of a group must be text, got {self.name!r}")
-        _positive(f"weight of group {self.label}", self.weight)
+        _check_positive(f"weight of group {self.label}", self.weight)
         if not is_number(self.probability) or not 0 < self.probability <= 1:
             raise InputError(
                 f"DegradationSpace: probability of group {self.label} must be above 0 and at most 1, "
@@ -128,26 +123,30 @@ class Group:
         object.__setattr__(self, "probability", float(self.probability))
 
     @property
-    def choices(self) -> tuple[Choice, ...]:
-        return tuple(member if isinstance(member, Choice) else Choice(member) for member in self.ops)
+    def specs(self) -> tuple[OpSpec, ...]:
+        """The ops, each as an OpSpec."""
+        return tuple(member if isinstance(member, OpSpec) else OpSpec(member) for member in self.ops)
 
     @property
     def label(self) -> str:
-        return self.name or "/".join(dict.fromkeys(choice.op for choice in self.choices))
+        """The name, or the names of the ops, for error messages."""
+        return self.name or "/".join(dict.fromkeys(spec.op for spec in self.specs))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one pass of a space is drawn: so many members, in some order, each at some level.
+    """How one pass of a space is drawn: a number of members, their order, and the level of each.
 
-    ops: members: op names, Choices, or Groups (of which one op acts).  min_ops, max_ops: how many members are drawn.
-    repeat: a member may be drawn more than once.  shuffle: they act in the order drawn; otherwise in the order of
-    ``ops``, the ops of one group in its order, and repeats of one op from its mildest level up.
-    number_weights: of min_ops, min_ops + 1, ..., max_ops members; none: equal.  level_weights: of levels 1..5.
-    Raises InputError naming the field for what cannot be drawn.
+    ops: the members: op names, OpSpecs, or Groups.  min_ops, max_ops: how many members are drawn.
+    repeat: True if a member may be drawn more than once.  shuffle: True if members act in the order in which they are
+    drawn; otherwise they act in the order of ``ops``, the ops of one group in the group's order, and repetitions of one
+    op from the mildest level to the strongest.
+    number_weights: weights of min_ops, min_ops + 1, ..., max_ops members; empty for equal ones.  level_weights: weights
+    of levels 1..5.
+    Raises InputError that names the field.
     """
 
-    ops: tuple[str | Choice | Group, ...]
+    ops: tuple[str | OpSpec | Group, ...]
     max_ops: int = 5
     min_ops: int = 0
     repeat: bool = True
@@ -156,37 +155,30 @@ class Rule:
     level_weights: tuple[float, ...] = (1.0,) * LEVELS
 
     def __post_init__(self) -> None:
-        if isinstance(self.ops, (str, Mapping)) or not isinstance(self.ops, Sequence) or not self.ops:
-            raise InputError(f"DegradationSpace: ops must be a tuple of op names, at least one, got {self.ops!r}")
-        for member in self.ops:
-            if not isinstance(member, (str, Choice, Group)):
-                raise InputError(f"DegradationSpace: ops must be op names, Choices or Groups, got {member!r}")
-        members = [member.plain() if isinstance(member, Choice) else member for member in self.ops]
-        for member in members:
-            if isinstance(member, str):
-                op_table.op_id(member, "DegradationSpace")
-        object.__setattr__(self, "ops", tuple(members))
-        doubled = sorted({m for m in members if isinstance(m, str) and members.count(m) > 1})
-        if doubled:
-            raise InputError(f"DegradationSpace: ops must name each op once, got {', '.join(doubled)} more than once")
+        members = _check_members("ops", self.ops, "op names, OpSpecs or Groups", Group)
+        object.__setattr__(self, "ops", members)
+        repeated = sorted({m for m in members if isinstance(m, str) and members.count(m) > 1})
+        if repeated:
+            raise InputError(f"DegradationSpace: ops must name each op once, got {', '.join(repeated)} more than once")
         for name in ("repeat", "shuffle"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"DegradationSpace: {name} must be true or false, got {getattr(self, name)!r}")
-        self._checkis_number()
-        _weights("level_weights", self, LEVELS, "one for each level")
+        self._check_numbers_of_ops()
+        _check_weights("level_weights", self, LEVELS, "one for each level")
 
-    def _checkis_number(self) -> None:
-        most = MOST_SLOTS if self.repeat else min(len(self.ops), MOST_SLOTS)
+    def _check_numbers_of_ops(self) -> None:
         for name in ("max_ops", "min_ops"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-                why = "" if self.repeat else f" ({len(self.ops)} ops without repetition)"
-                raise InputError(f"DegradationSpace: {name} must be an integer in 0..{most}{why}, got {value!r}")
+            object.__setattr__(self, name, check_int("DegradationSpace", name, getattr(self, name), 0, MAX_SLOTS))
+        if not self.repeat and self.max_ops > len(self.ops):
+            raise InputError(
+                f"DegradationSpace: max_ops must be at most {len(self.ops)}, the number of members, without "
+                f"repetition, got {self.max_ops}"
+            )
         if self.min_ops > self.max_ops:
             raise InputError(f"DegradationSpace: min_ops must be at most max_ops = {self.max_ops}, got {self.min_ops}")
         if self.number_weights:
             numbers = self.max_ops - self.min_ops + 1
-            _weights("number_weights", self, numbers, f"for {self.min_ops}..{self.max_ops} ops")
+            _check_weights("number_weights", self, numbers, f"for {self.min_ops}..{self.max_ops} ops")
         else:
             object.__setattr__(self, "number_weights", ())
 
@@ -198,19 +190,19 @@ class Rule:
         )
 
     @property
-    def numbers(self) -> tuple[int, ...]:
-        """How many members may be drawn: those of min_ops..max_ops with a weight."""
+    def counts(self) -> tuple[int, ...]:
+        """The possible numbers of members: those of min_ops..max_ops whose weight is above 0."""
         counts = range(self.min_ops, self.max_ops + 1)
         weights = self.number_weights or (1.0,) * len(counts)
-        return tuple(n for n, weight in zip(counts, weights, strict=True) if weight > 0)
+        return tuple(count for count, weight in zip(counts, weights, strict=True) if weight > 0)
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The levels that have a weight, of 1..5."""
+        """The possible levels: those of 1..5 whose weight is above 0."""
         return tuple(level for level, weight in enumerate(self.level_weights, 1) if weight > 0)
 
     def describe(self) -> str:
-        """The rule in words: ``0 to 5 of 29 ops, in any order, with repetition``."""
+        """Return the rule in words: ``0 to 5 of 29 ops, in any order, with repetition``."""
         number = f"{self.min_ops} to {self.max_ops}" if self.min_ops < self.max_ops else f"{self.min_ops}"
         named = any(len(group.ops) > 1 for group in self.groups)
         of = f"{len(self.ops)} groups, one op of each" if named else f"{len(self.ops)} ops"
@@ -223,12 +215,24 @@ class Rule:
         return ", ".join(words)
 
 
-def _weight(member: str | Choice) -> float:
-    return member.weight if isinstance(member, Choice) else 1.0
+def _weight(member: str | OpSpec) -> float:
+    return member.weight if isinstance(member, OpSpec) else 1.0
 
 
-def _five(op: str, p: Parameter, given: object) -> tuple[Value, ...]:
-    """``levels`` of one parameter as five checked values."""
+def _check_members(what: str, ops: object, must: str, *kinds: type) -> tuple[Any, ...]:
+    """Check a list of op names, OpSpecs and objects of ``kinds``; return it with OpSpecs shortened."""
+    if isinstance(ops, (str, Mapping)) or not isinstance(ops, Sequence) or not ops:
+        raise InputError(f"DegradationSpace: {what} must be a list of ops, at least one, got {ops!r}")
+    for member in ops:
+        if not isinstance(member, (str, OpSpec, *kinds)):
+            raise InputError(f"DegradationSpace: {what} must be {must}, got {member!r}")
+        if isinstance(member, str):
+            op_table.op_id(member, "DegradationSpace")
+    return tuple(member.shortened() if isinstance(member, OpSpec) else member for member in ops)
+
+
+def _check_levels(op: str, p: Parameter, given: object) -> tuple[LevelValue, ...]:
+    """Return the levels given for one parameter as five checked values."""
     where = f"DegradationSpace: levels of {op}, {p.name}"
     if isinstance(given, ByLevel):
         if (
@@ -238,18 +242,18 @@ def _five(op: str, p: Parameter, given: object) -> tuple[Value, ...]:
         ):
             raise InputError(f"{where} must be cut from two ends that leave {LEVELS} parts, got {given}")
         values: tuple[object, ...] = given.parts(p.integer)
-    elif isinstance(given, Uniform) or is_number(given):
+    elif isinstance(given, UniformRange) or is_number(given):
         values = (given,) * LEVELS
     elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == LEVELS:
         values = tuple(given)
     else:
         raise InputError(f"{where} must be a number, a range or {LEVELS} values, got {given!r}")
-    return tuple(_checked(where, p, value) for value in values)
+    return tuple(_check_level(where, p, value) for value in values)
 
 
-def _checked(where: str, p: Parameter, value: object) -> Value:
-    """A value of one level, its numbers floats within the parameter's range."""
-    if isinstance(value, Uniform):
+def _check_level(where: str, p: Parameter, value: object) -> LevelValue:
+    """Check the value of one level against the parameter's bounds; return it with its numbers as floats."""
+    if isinstance(value, UniformRange):
         numbers = [value.low, value.high]
         if all(map(is_number, numbers)) and numbers[0] > numbers[1]:
             raise InputError(f"{where} must be a range from low to high, got {value}")
@@ -259,18 +263,18 @@ def _checked(where: str, p: Parameter, value: object) -> Value:
         numbers = [value]  # type: ignore[list-item]
     for number in numbers:
         if not is_number(number) or not p.low <= number <= p.high or (p.integer and number != int(number)):
-            kind = "a whole number in" if p.integer else "in"
+            kind = "an integer in" if p.integer else "in"
             raise InputError(f"{where} must be {kind} [{p.low:g}, {p.high:g}] {p.unit}, got {number!r}")
     if not numbers:
         raise InputError(f"{where} must be a value or several, got none")
     floats = tuple(map(float, numbers))
-    if isinstance(value, Uniform):
-        return Uniform(*floats)
+    if isinstance(value, UniformRange):
+        return UniformRange(*floats)
     return floats if len(floats) > 1 else floats[0]
 
 
-def _weights(name: str, rule: Rule, count: int, what: str) -> None:
-    """Check a field of weights and keep it as a tuple of floats."""
+def _check_weights(name: str, rule: Rule, count: int, what: str) -> None:
+    """Check a field of weights and store it as a tuple of floats."""
     given = getattr(rule, name)
     good = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
     if not good or not all(is_number(w) and w >= 0 for w in given) or not sum(given) > 0:
@@ -280,11 +284,11 @@ def _weights(name: str, rule: Rule, count: int, what: str) -> None:
     object.__setattr__(rule, name, tuple(map(float, given)))
 
 
-def _positive(what: str, value: object) -> None:
+def _check_positive(what: str, value: object) -> None:
     if not is_number(value) or not value > 0:  # type: ignore[operator]
         raise InputError(f"DegradationSpace: {what} must be a number above 0, got {value!r}")
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite int or float, and no bool."""
+    """Return True for a finite int or float that is no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

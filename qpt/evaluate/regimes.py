@@ -1,7 +1,7 @@
-"""What an evaluation does, as one value: which splits, which regressor, whether the encoder is fine-tuned.
+"""The settings of an evaluation, and the splits that follow from them.
 
-Called by ``qpt evaluate`` and ``qpt.evaluate.run``. ``make_regimes`` turns a plan and one or several tables into named
-lists of splits over one table; all that follows knows only those. Relies on ``protocol``.
+Called by ``qpt evaluate`` and ``qpt.evaluate.run``. ``make_regimes`` turns the settings and one or several tables into
+named lists of splits (regimes) over one table, which are all that the rest of the evaluation gets.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int
 from qpt.evaluate.finetune import FineTuning
-from qpt.evaluate.protocol import REGIMES, Split, label_share, make_splits, official_splits
+from qpt.evaluate.protocol import REGIMES, label_share, make_splits, official_splits
 from qpt.evaluate.regressors import REGRESSORS
-from qpt.evaluate.table import ScoreTable
+from qpt.evaluate.table import ScoreTable, Split
 
 PROTOCOLS = ("random", "official", "cross", "leave-one-out")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """protocol: one of PROTOCOLS.  splits: how many random 80/20 splits.  label_shares: None for the protocol's own
-    regimes, else shares of the training labels, above 0 and below 1, added to the full one.  regressor: "ridge" or
-    "svr".  fine_tuning: None leaves encoders as they are."""
+class EvaluationConfig:
+    """Splits, labels, regressor and fine-tuning of an evaluation.
+
+    protocol: one of PROTOCOLS.  splits: number of random 80/20 splits.  label_shares: None for the protocol's own
+    regimes, else shares of the training labels, above 0 and below 1, each of which adds regimes.  regressor: "ridge"
+    or "svr".  fine_tuning: None leaves encoders frozen.
+    """
 
     protocol: str = "random"
     splits: int = REGIMES[0].splits
@@ -37,15 +40,16 @@ class Plan:
             raise InputError(f"evaluate: protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.regressor not in REGRESSORS:
             raise InputError(f"evaluate: regressor must be one of {', '.join(REGRESSORS)}, got {self.regressor!r}")
-        if self.splits < 1:
-            raise InputError(f"evaluate: splits must be >= 1, got {self.splits}")
+        check_int("evaluate", "splits", self.splits, 1)
         shares = self.label_shares or ()
         if not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
             raise InputError(f"evaluate: label_shares must be different and above 0 and below 1, got {list(shares)}")
 
 
-def make_regimes(plan: Plan, tables: Sequence[ScoreTable], seed: int) -> tuple[ScoreTable, dict[str, list[Split]]]:
-    """The table to evaluate on, and the splits of each regime by name.
+def make_regimes(
+    config: EvaluationConfig, tables: Sequence[ScoreTable], seed: int
+) -> tuple[ScoreTable, dict[str, list[Split]]]:
+    """Return the table to evaluate on, and the splits of each regime by name.
 
     random: "all" and "few" (see REGIMES).  official: "official".  cross: train on the first table; a regime "to NAME"
     for each other one.  leave-one-out: train on all tables but one; a regime "to NAME" for each. With label shares:
@@ -53,37 +57,39 @@ def make_regimes(plan: Plan, tables: Sequence[ScoreTable], seed: int) -> tuple[S
     one, each table's MOS scaled to mean 0 and standard deviation 1. Raises InputError for tables or a protocol that do
     not fit each other.
     """
-    pooled = plan.protocol in ("cross", "leave-one-out")
+    pooled = config.protocol in ("cross", "leave-one-out")
     if pooled != (len(tables) > 1):
         need = "at least one other table" if pooled else "cross or leave-one-out for several tables"
-        raise InputError(f"evaluate: protocol {plan.protocol!r} needs {need}, got {len(tables)} table(s)")
+        raise InputError(f"evaluate: protocol {config.protocol!r} needs {need}, got {len(tables)} table(s)")
     if pooled:
         names = [table.name for table in tables]
         if len(set(names)) < len(names):
             raise InputError(f"evaluate: tables must have different names, got {', '.join(names)}")
-        table = pool(tables)
+        table = pool_tables(tables)
         owner = np.repeat(np.arange(len(tables)), [len(part) for part in tables])
         regimes = {}
-        for number in range(1 if plan.protocol == "cross" else 0, len(tables)):
-            train = owner == 0 if plan.protocol == "cross" else owner != number
+        for number in range(1 if config.protocol == "cross" else 0, len(tables)):
+            train = owner == 0 if config.protocol == "cross" else owner != number
             test = np.flatnonzero(owner == number)
-            regimes[f"to {names[number]}"] = [Split(np.flatnonzero(train), test, (seed, number), name=names[number])]
-    elif plan.protocol == "official":
+            regimes[f"to {names[number]}"] = [
+                Split(np.flatnonzero(train), test, name=names[number], seed=(seed, number))
+            ]
+    elif config.protocol == "official":
         table = tables[0]
         regimes = {"official": official_splits(table, seed)}
     else:
         table = tables[0]
-        wanted = (replace(REGIMES[0], splits=plan.splits), *(REGIMES[1:] if plan.label_shares is None else ()))
-        regimes = {regime.name: make_splits(table.mos, table.groups, regime, seed) for regime in wanted}
+        drawn = (replace(REGIMES[0], splits=config.splits), *(REGIMES[1:] if config.label_shares is None else ()))
+        regimes = {regime.name: make_splits(table.mos, table.groups, regime, seed) for regime in drawn}
     full = dict(regimes)
     for name, splits in full.items():
-        for share in sorted(plan.label_shares or ()):
+        for share in sorted(config.label_shares or ()):
             regimes[f"{name}, {share:.6g} of labels"] = label_share(splits, table.mos, table.groups, share)
     return table, regimes
 
 
-def pool(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """One table of several: names get their table's in front, groups stay apart, MOS is standardised in each table."""
+def pool_tables(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Join tables to one: image names get their table's in front, groups stay apart, MOS is standardised per table."""
     first_group = np.cumsum([0] + [int(table.groups.max()) + 1 for table in tables[:-1]])
     kinds = [table.kinds for table in tables]
     levels = [table.levels for table in tables]

@@ -1,18 +1,23 @@
-"""The result of ``qpt.evaluate.run``: the name of its format, and the table that people read.
+"""The result of ``qpt.evaluate.run``: the name of its format, its reader, and its form for a terminal.
 
-Called by ``qpt evaluate``. Relies on rich for the table. Nothing is computed here.
+Called by ``qpt evaluate``, and by what reads a result from a file (``compare``, reports, model cards). Nothing is
+computed here.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from qpt.errors import InputError
 
 #: The format of a result; a reader refuses any other.
 FORMAT = "qpt-evaluation-2"
@@ -25,12 +30,24 @@ _COLUMNS = (
 )
 
 
-def result_table(result: Mapping[str, Any]) -> RenderableType:
-    """The table of a result: a row for each method, coefficients for each regime; below it notes and, where the images
-    have distortion types or levels, SRCC by each.
+def read_evaluation(caller: str, argument: str, path: str | Path) -> dict[str, Any]:
+    """Read a file of ``qpt evaluate --out``, of any version. Raises InputError naming ``argument`` for another file."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{caller}: {argument} must be a JSON file of `qpt evaluate --out`, got {path}: {error}"
+        ) from None
+    if not isinstance(result, dict) or not str(result.get("format")).startswith("qpt-evaluation-"):
+        raise InputError(f"{caller}: {argument} must be a result of `qpt evaluate --out`, got another file: {path}")
+    return result
 
-    Two regimes have four coefficients; of three or more (test sets, shares of labels) SRCC is shown, in the order of
-    the result.
+
+def render_result(result: Mapping[str, Any]) -> RenderableType:
+    """Lay a result out for a terminal: a row for each method, coefficients for each regime, notes below.
+
+    One or two regimes show four coefficients; of three or more (test sets, shares of labels) SRCC alone is shown.
+    Where the images have distortion types or levels, SRCC within each follows.
     """
     data = result["data"]
     methods = result["methods"]
@@ -49,7 +66,7 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
     for method in methods:
         cells = [_cell(method["regimes"][name]["summary"][metric]) for name in regimes for metric, _ in columns]
         table.add_row(Text(method["name"], overflow="ellipsis"), *cells)
-    tables = [table, *(_label_table(methods, regimes[0], *labels) for labels in _LABELS)]
+    tables = [table, *(_by_label(methods, regimes[0], *labels) for labels in _LABELS)]
     shown = [part for part in tables if part is not None]
     return Group(*shown, *(Text(note) for note in _notes(result, regimes)))
 
@@ -57,8 +74,8 @@ def result_table(result: Mapping[str, Any]) -> RenderableType:
 _LABELS = (("by_kind", "distortion"), ("by_level", "level"))
 
 
-def _label_table(methods: Sequence[Mapping[str, Any]], regime: str, key: str, title: str) -> Table | None:
-    """SRCC within each distortion type or level, methods side by side; None where the result has no such labels."""
+def _by_label(methods: Sequence[Mapping[str, Any]], regime: str, key: str, title: str) -> Table | None:
+    """Lay out SRCC within each distortion type or level, methods side by side; None without such labels."""
     found = [method["regimes"][regime]["summary"].get(key) for method in methods]
     if not all(found):
         return None

@@ -1,1 +1,1 @@
-"""Encoders and scorers written in the formats that other programs read."""
+"""Export of encoders and scorers to formats that other programs read, with a model card."""

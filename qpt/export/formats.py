@@ -1,8 +1,7 @@
-"""Files that other programs can use: state dict, safetensors, ONNX, and a model card beside them.
+"""Encoders and scorers as state dict, safetensors and ONNX.
 
-Called by ``qpt export``. Relies on the names of ``qpt.models.resnet``, which are torchvision's, on safetensors for its
-format, and on torch's exporter with onnx, onnxscript and onnxruntime for ONNX (``pip install 'qpt[export]'``), all
-imported when first used. docs/export.md says what the ONNX graph holds and how to feed it.
+Called by ``qpt export``; it writes the files. Packages of ``pip install 'qpt[export]'`` are imported when first used.
+``docs/export.md`` documents the ONNX graph and its inputs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import DEFINITION, FeatureProtocol
-from qpt.evaluate.image_crops import check_pixels, crops, extend, half_scale
+from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, mirror_pad
 from qpt.evaluate.scorer import Scorer
 from qpt.models import ResNet
 
@@ -43,14 +42,14 @@ def export_state_dict(encoder: ResNet, path: Path) -> None:
 
 
 def export_safetensors(encoder: ResNet, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """The same tensors in one safetensors file; its metadata names arch and width."""
+    """Write the same tensors as one safetensors file with arch and width in its metadata."""
     save_file = _need("safetensors.torch").save_file
     about = {"format": "pt", "arch": encoder.arch, "width": str(encoder.width), **(metadata or {})}
     save_file(_weights(encoder), str(path), metadata=about)
 
 
 def export_head(scorer: Scorer, path: Path) -> None:
-    """A scorer's head as safetensors: weight (d,) and bias (1,), float64; all else it takes to score as metadata."""
+    """Write a scorer's head as safetensors: weight (d,) and bias (1,), float64; read-out and scale are metadata."""
     save_file = _need("safetensors.torch").save_file
     about = {
         "read_out": asdict(scorer.read_out),
@@ -68,7 +67,7 @@ def export_head(scorer: Scorer, path: Path) -> None:
 
 
 class ScorerGraph(nn.Module):
-    """What the ONNX file holds: the crops of one photograph at two scales in, its features and its score out.
+    """The module exported to ONNX: the crops of one image at two scales in, its score and features out.
 
     full: (n, h, w, 3) uint8 RGB, the crops at full scale.  half: (m, g, v, 3) uint8, those at half scale; see
     ``crop_inputs``. Returns score (1,) float32 and features (2 scales, 2 statistics, sum(stage_dims)) float32.
@@ -93,16 +92,16 @@ class ScorerGraph(nn.Module):
 
     def forward(self, full: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
         features = torch.stack([self._moments(full), self._moments(half)])
-        seen = features[:, : self.kept, self.first :].double()
-        score = (seen * self.weights).sum().reshape(1) + self.intercept
+        selected = features[:, : self.kept, self.first :].double()
+        score = (selected * self.weights).sum().reshape(1) + self.intercept
         if self.calibration is not None:
             low, high, centre, width = (float(value) for value in asdict(self.calibration).values())
             score = low + (high - low) * torch.sigmoid((score - centre) / width)
         return score.float(), features
 
-    def _moments(self, parts: Tensor) -> Tensor:
-        """Mean and standard deviation over the positions of all crops: (2, sum(stage_dims)) float32."""
-        x = (parts.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
+    def _moments(self, crops: Tensor) -> Tensor:
+        """Return mean and standard deviation over the positions of all crops: (2, sum(stage_dims)) float32."""
+        x = (crops.permute(0, 3, 1, 2).float() / 255.0 - self.mean) / self.std
         means, deviations = [], []
         for stage in self.encoder.stages(x):
             positions = stage.transpose(0, 1).flatten(1)
@@ -113,17 +112,16 @@ class ScorerGraph(nn.Module):
 
 
 def crop_inputs(pixels: NDArray[np.uint8], protocol: FeatureProtocol) -> dict[str, NDArray[np.uint8]]:
-    """The inputs ``full`` and ``half`` of the ONNX graph for one (H, W, 3) uint8 photograph."""
-    check_pixels(pixels)
-    pixels = extend(pixels)
+    """Return the inputs ``full`` and ``half`` of the ONNX graph for one (H, W, 3) uint8 image."""
+    pixels = mirror_pad(check_pixels(pixels))
     both = {"full": pixels, "half": half_scale(pixels)}
-    return {name: crops(picture, side=protocol.crop_px, count=protocol.crops) for name, picture in both.items()}
+    return {name: crop_grid(scaled, side=protocol.crop_px, count=protocol.crops) for name, scaled in both.items()}
 
 
 def export_onnx(scorer: Scorer, path: Path) -> float:
     """Write the scorer as ONNX (opset 18, every extent of both inputs dynamic) and compare it with PyTorch.
 
-    Returns the largest difference of scores over synthetic photographs of several sizes, as a share of the range of the
+    Returns the largest difference of scores over synthetic images of several sizes, as a share of the range of the
     labels. Raises InputError if it is above ``ONNX_TOLERANCE`` (the file is removed), BackendError if a package is
     missing.
     """
@@ -148,7 +146,7 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
         external_data=False,
         verbose=False,
     )
-    difference = compare_onnx(scorer, path, _check_photographs())
+    difference = compare_onnx(scorer, path, _synthetic_images())
     if not difference <= ONNX_TOLERANCE:
         path.unlink()
         raise InputError(f"export: ONNX scores must agree with PyTorch's to {ONNX_TOLERANCE:g}, got {difference:.3g}")
@@ -158,26 +156,26 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
 _EXAMPLE = {"full": (2, 96, 128, 3), "half": (3, 64, 80, 3)}
 
 
-def compare_onnx(scorer: Scorer, path: Path, photographs: Sequence[NDArray[np.uint8]]) -> float:
-    """The largest |ONNX - PyTorch| score over photographs, as a share of the range of the labels."""
+def compare_onnx(scorer: Scorer, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
+    """Return the largest |ONNX - PyTorch| score over images, as a share of the range of the labels."""
     session = _need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     differences = [
         abs(float(session.run(["score"], crop_inputs(pixels, scorer.protocol))[0][0]) - scorer(pixels))
-        for pixels in photographs
+        for pixels in images
     ]
     return max(differences) / (scorer.mos_max - scorer.mos_min)
 
 
-def _check_photographs() -> list[NDArray[np.uint8]]:
-    """Smooth colours under noise of several strengths; one size smaller and one larger than what is seen whole."""
+def _synthetic_images() -> list[NDArray[np.uint8]]:
+    """Return smooth colours under noise of several strengths, some seen whole and one through crops."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for height, width, noise in ((64, 96, 0.0), (33, 40, 20.0), (200, 160, 5.0), (400, 4000, 30.0)):
         y, x = np.mgrid[:height, :width]
         smooth = np.stack([127 + 100 * np.sin(y / 17 + c) * np.cos(x / (11 + 9 * c)) for c in range(3)], axis=2)
         noisy = smooth + rng.normal(0, noise, smooth.shape)
-        pictures.append(np.rint(np.clip(noisy, 0, 255)).astype(np.uint8))
-    return pictures
+        images.append(np.rint(np.clip(noisy, 0, 255)).astype(np.uint8))
+    return images
 
 
 def _weights(encoder: ResNet) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""The model card: a Markdown page written from what a run, a scorer file and an evaluation say of themselves.
+"""The model card: a Markdown page made from the records of a run, a scorer file and an evaluation.
 
-Called by ``qpt export``. Relies on jinja2 and ``qpt/export/model_card.md``. Nothing in it is typed by hand, and no
-path appears in it.
+Called by ``qpt export``, with ``model_card.md`` beside this file as its template. Nothing in it is typed by hand, and
+no path appears in it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ def model_card(
     files: Sequence[tuple[Path, str]] = (),
     onnx_difference: float | None = None,
 ) -> str:
-    """The page as text. pretraining: of ``run_record``.  evaluation: a result of ``qpt evaluate``, methods beside it
-    included.  files: exported files and what they are.  onnx_difference: of ``export_onnx``."""
+    """Return the page as text.
+
+    pretraining: of ``run_record``.  evaluation: a result of ``qpt evaluate``, shown with all its methods.  files:
+    exported files and their descriptions.  onnx_difference: of ``export_onnx``.
+    """
     about = {
         "arch": encoder.arch,
         "width": encoder.width,

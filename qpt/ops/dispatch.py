@@ -1,15 +1,15 @@
-"""Whether a call must go through torch's dispatcher. Used by the ops that are also torch ops (``*_op.py``)."""
+"""The choice between torch's dispatcher and a direct call, for the functions of ``qpt.ops`` that are also torch ops."""
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
-def watched(tensor: object) -> bool:
-    """True where somebody may be watching: a compiler, a dispatch mode, a subclass of Tensor. Otherwise the function
-    behind the op may be called directly: the dispatcher costs a small batch more than its work. False for what is no
-    tensor, which that function refuses."""
+def needs_dispatcher(tensor: object) -> bool:
+    """Return True where a call must go through torch's dispatcher: under a compiler or a dispatch mode, or for a
+    subclass of Tensor. False for an object that is no tensor, which the function itself refuses."""
+    # Elsewhere the function behind the op is called directly: the dispatcher costs a small batch more than its work.
     if not isinstance(tensor, Tensor):
         return False
-    somebody = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    return somebody or type(tensor) not in (Tensor, nn.Parameter)
+    observed = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return observed or type(tensor) not in (Tensor, nn.Parameter)

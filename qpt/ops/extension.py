@@ -1,7 +1,7 @@
 """The compiled CPU module ``qpt._C``: loaded once, at first use, or one explained error.
 
-Used by every op in ``qpt/ops/`` with C++ code and by ``qpt doctor``. Importing this file needs no compiled module.
-Relies on ``qpt.build`` to know whether the module was compiled for this processor.
+Used by every op in ``qpt/ops/`` with C++ code and by ``qpt doctor``. Importing this file needs no compiled module;
+``qpt.build`` says whether the module was compiled for this processor.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _loaded: ModuleType | BackendError | None = None
 
 
 def _import() -> ModuleType:
-    unfit = build.instruction_set_mismatch(build.build_facts())  # loading it would end the process with SIGILL
-    if unfit is not None:
-        raise BackendError(f"the compiled module qpt._C cannot run here: {unfit}")
+    mismatch = build.instruction_set_mismatch(build.build_facts())
+    if mismatch is not None:  # loading it would end the process with SIGILL
+        raise BackendError(f"the compiled module qpt._C cannot run here: {mismatch}")
     try:
         module = importlib.import_module("qpt._C")
     except ImportError as error:
@@ -45,7 +45,7 @@ def _import() -> ModuleType:
 
 
 def load() -> ModuleType:
-    """``qpt._C``, its op names checked against the op table.
+    """Return ``qpt._C``, its op names checked against the op table.
 
     Raises BackendError saying why it is unusable and what fixes it; a failure is remembered, not retried.
     """
@@ -61,7 +61,7 @@ def load() -> ModuleType:
 
 
 def available() -> str | None:
-    """None when ``qpt._C`` works, else the reason it does not."""
+    """Return None when ``qpt._C`` works, else the reason why it does not."""
     try:
         load()
     except BackendError as error:
@@ -70,7 +70,7 @@ def available() -> str | None:
 
 
 def is_forked_worker() -> bool:
-    """True in a process forked from one that may have started threads, where an OpenMP pool hangs or dies."""
+    """Return True in a process forked from one that may have started threads, where an OpenMP pool hangs or dies."""
     if os.getpid() != _HOME_PID:
         return True
     # This file may have been imported first in the child; spawned children have their start method set.

@@ -1,7 +1,8 @@
-"""How many images a second each stage of pre-training can take, and which one holds the others up.
+"""Images per second that each stage of pre-training can process, and which stage limits the run.
 
-The engine puts ``StageClocks.stage("degrade")`` around its work and passes on what the feed measured; ``lap`` gives the
-figures since the last one, ``total`` those of the whole call. On CUDA the times of stages are the stream's own.
+``qpt.pretraining.engine`` puts ``StageTimer.stage("degrade")`` around its work and passes on the loader's times;
+``read`` returns the figures since the last call of it, ``total`` holds those of the whole run. On CUDA the times of
+stages are taken on the stream.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qpt.pretraining.loader import Load
+from qpt.pretraining.loader import LoadTimes
 from qpt.runs.files import DATA_BOUND
 
 
@@ -34,36 +35,37 @@ class Throughput:
     wait: float = 0.0
 
     def add(self, other: Throughput) -> None:
-        """Count the other's steps in."""
+        """Add the other's sums."""
         for name in ("images", "seconds", "decode_cpu", "wait"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for stage, seconds in other.stages.items():
             self.stages[stage] += seconds
 
     def rate(self, stage: str) -> float | None:
-        """Images per second that this process's stage could do on its own; None for one that took no time."""
-        side_by_side = max(1, self.workers) if stage == "decode" else 1
-        taken = self.stages[stage] / side_by_side
+        """Return the images per second of this process's stage on its own; None for one that took no time."""
+        parallel = max(1, self.workers) if stage == "decode" else 1
+        taken = self.stages[stage] / parallel
         return self.images / taken if taken > 0 else None
 
     @property
     def images_per_s(self) -> float:
-        """Of the whole run, all processes together."""
+        """Images per second of the whole run, all processes together."""
         return self.processes * self.images / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def load_share(self) -> float:
+        """Share of the time that the step waited for images."""
         return self.wait / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def slowest(self) -> str:
-        """The stage that the run's pace depends on: decode if the step waits for it, else the slower of the rest."""
+        """The stage that limits the run: if it is data-bound decode or copy, else the slower of degrade and step."""
         if self.load_share >= DATA_BOUND:
             return "decode" if self.stages["decode"] / max(1, self.workers) >= self.stages["copy"] else "copy"
         return max(("degrade", "step"), key=lambda stage: self.stages[stage])
 
-    def row(self) -> dict[str, float]:
-        """For ``log.csv``; a stage that took no time has 0."""
+    def log_row(self) -> dict[str, float]:
+        """Return the columns of ``log.csv``; a stage that took no time has 0."""
         return {
             "images_per_s": self.images_per_s,
             "load_share": self.load_share,
@@ -71,8 +73,8 @@ class Throughput:
             **{f"{stage}_images_per_s": self.rate(stage) or 0.0 for stage in self.stages},
         }
 
-    def record(self) -> dict[str, Any]:
-        """For ``summary.json``."""
+    def summary(self) -> dict[str, Any]:
+        """Return the entry of ``summary.json``."""
         rates = {stage: self.rate(stage) for stage in self.stages}
         return {
             "images_per_s": round(self.images_per_s, 2),
@@ -83,67 +85,68 @@ class Throughput:
         }
 
     def text(self) -> str:
-        """One line for people."""
+        """Return one line that a run prints at its end."""
         parts = [f"{name} {rate:.0f}" for name in self.stages if (rate := self.rate(name)) is not None]
         where = f"{self.workers} loader process{'es' * (self.workers != 1)}" if self.workers else "the main process"
         together = f"together {self.images_per_s:.0f}"
         if self.processes > 1:
             together = f"each of {self.processes} processes; all {together}"
         line = f"images/s by stage: {', '.join(parts)}; {together}. Decoding in {where}"
-        share = f"the step waits for photographs {self.load_share:.0%} of the time"
+        share = f"the step waits for images {self.load_share:.0%} of the time"
         if self.load_share < DATA_BOUND:
             return f"{line} keeps up: {share}, the slowest stage is {self.slowest}"
         if self.slowest == "copy":
-            return f"{line}, but {share}: the copy to the device starves it"
+            return f"{line}: {share}, data-bound by the copy to the device"
+        # Decoding that is mostly off the processor waits: for the disk, or for its turn on a core.
         busy = self.decode_cpu / self.stages["decode"]
-        cause = f"decoding ({busy:.0%} of it on the processor) starves it"
-        cure = "more workers" if busy > 0.7 else "a faster disk, shards, or fewer processes on the same cores"
-        return f"{line}, but {share}: {cause}; try {cure}"
+        remedy = "more workers" if busy > 0.7 else "a faster disk, shards, or fewer processes on the same cores"
+        return f"{line}: {share}, data-bound by decoding ({busy:.0%} of it on the processor); try {remedy}"
 
 
-class StageClocks:
+class StageTimer:
     """Collects the times of a run's stages."""
 
     def __init__(self, device: torch.device, workers: int, processes: int = 1) -> None:
         self._cuda = device if device.type == "cuda" else None
         self._counts = (workers, processes)
-        self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._lap = Throughput(workers, processes)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._current = Throughput(workers, processes)
         self._since = time.monotonic()
         self.total = Throughput(workers, processes)
 
-    def loaded(self, load: Load) -> None:
-        """Count what the feed gave."""
-        lap = self._lap
-        lap.images += load.images
-        lap.stages["decode"] += load.decode_s
-        lap.stages["copy"] += load.copy_s
-        lap.decode_cpu += load.decode_cpu_s
-        lap.wait += load.wait_s
+    def add_load(self, times: LoadTimes) -> None:
+        """Add the cost of one batch."""
+        current = self._current
+        current.images += times.images
+        current.stages["decode"] += times.decode_s
+        current.stages["copy"] += times.copy_s
+        current.decode_cpu += times.decode_cpu_s
+        current.wait += times.wait_s
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what is done inside as ``degrade`` or ``step``."""
+        """Time the block as ``degrade`` or ``step``."""
         if self._cuda is None:
             started = time.perf_counter()
             yield
-            self._lap.stages[name] += time.perf_counter() - started
+            self._current.stages[name] += time.perf_counter() - started
             return
+        # Events are read in ``read``: reading one here would wait for the device at every step.
         stream = torch.cuda.current_stream(self._cuda)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(stream)
         yield
         after.record(stream)
-        self._marks.append((name, before, after))
+        self._events.append((name, before, after))
 
-    def lap(self) -> Throughput:
-        """The figures since the last lap; they are added to ``total``."""
-        for name, before, after in self._marks:
+    def read(self) -> Throughput:
+        """Return the figures since the last call, and add them to ``total``."""
+        for name, before, after in self._events:
             after.synchronize()
-            self._lap.stages[name] += before.elapsed_time(after) / 1000
-        self._marks.clear()
+            self._current.stages[name] += before.elapsed_time(after) / 1000
+        self._events.clear()
         now = time.monotonic()
-        done, self._lap = self._lap, Throughput(*self._counts)
+        done, self._current = self._current, Throughput(*self._counts)
         done.seconds, self._since = now - self._since, now
         self.total.add(done)
         return done

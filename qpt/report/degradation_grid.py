@@ -1,7 +1,7 @@
-"""One picture of what the degradations do: every op at every level, then random compositions with their chains.
+"""The degradation grid: one picture of an image under every op at every level, then under random compositions.
 
-Called by ``qpt degrade`` and by the demo. Relies on ``qpt.degrade`` for the pixels, Pillow for drawing and the DejaVu
-fonts that come with matplotlib for text (they have the arrow of a printed chain).
+Called by ``qpt degrade`` and by the demo. The pixels come from ``qpt.degrade``; Pillow draws, with the DejaVu fonts of
+matplotlib.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qpt.degradations import op_table
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS
 from qpt.degradations.program import Chain, Program, Step
 from qpt.degradations.space import DegradationSpace
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int, describe
 from qpt.ops.degrade.api import degrade
 
 _INK, _FAINT, _PAPER = (28, 30, 36), (112, 116, 126), (252, 252, 251)
@@ -29,8 +29,11 @@ _COLUMNS = LEVELS + 1  # a label column, then the levels; compositions use all o
 
 
 @dataclass(frozen=True)
-class DegradationPicture:
-    """image: the drawing.  levels: one row per op and level, in drawing order.  compositions: the rows drawn below."""
+class DegradationGrid:
+    """The picture and the programs of its cells.
+
+    levels: one row per op and level, in drawing order.  compositions: the rows drawn below them.
+    """
 
     image: Image.Image
     levels: Program
@@ -38,30 +41,21 @@ class DegradationPicture:
 
 
 def draw_degradations(
-    photograph: NDArray[np.uint8], space: DegradationSpace, *, size: int = 160, compositions: int = 12, seed: int = 0
-) -> DegradationPicture:
+    image: NDArray[np.uint8], space: DegradationSpace, *, size: int = 160, compositions: int = 12, seed: int = 0
+) -> DegradationGrid:
     """Draw every op of ``space`` at each level, and ``compositions`` random chains, all different.
 
-    photograph: (H, W, 3) uint8 RGB; its central square is resized to ``size`` pixels first, so that every cell shows
-    degradations pixel for pixel.  size: 128..1024.  compositions: 0..1000.  seed: 0..2^63 - 1; chooses angles, signs,
-    noise and chains.  Raises InputError naming the wrong argument.
+    image: (H, W, 3) uint8 RGB; its central square is resized to ``size`` pixels first, so that every cell shows its
+    degradation pixel for pixel.  size: 128..1024.  compositions: 0..1000.  seed: 0..2^63 - 1, of angles, signs, noise
+    and chains.  Raises InputError that names the wrong argument.
     """
-    good = isinstance(photograph, np.ndarray) and photograph.dtype == np.uint8 and photograph.ndim == 3
-    if not good or photograph.shape[2] != 3 or 0 in photograph.shape:
-        got = (
-            f"{photograph.shape} {photograph.dtype}"
-            if isinstance(photograph, np.ndarray)
-            else type(photograph).__name__
-        )
-        raise InputError(f"draw_degradations: photograph must be (H, W, 3) uint8, got {got}")
-    for name, value, low, high in (
-        ("size", size, 128, 1024),
-        ("compositions", compositions, 0, 1000),
-        ("seed", seed, 0, 2**63 - 1),
-    ):
-        if not low <= value <= high:
-            raise InputError(f"draw_degradations: {name} must be in {low}..{high}, got {value}")
-    square = ImageOps.fit(Image.fromarray(photograph), (size, size), Image.Resampling.LANCZOS)
+    good = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not good or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(f"draw_degradations: image must be (H, W, 3) uint8, got {describe(image)}")
+    size = check_int("draw_degradations", "size", size, 128, 1024)
+    compositions = check_int("draw_degradations", "compositions", compositions, 0, 1000)
+    seed = check_int("draw_degradations", "seed", seed, 0, 2**63 - 1)
+    square = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
     images = torch.from_numpy(np.array(square))[None]
 
     # One seed per op, so that its row shows one sign and one angle at growing strength.
@@ -72,11 +66,11 @@ def draw_degradations(
     page.levels(cells[: len(levels)], levels)
     if compositions:
         page.compositions(cells[len(levels) :], drawn)
-    return DegradationPicture(page.finish(), levels, drawn)
+    return DegradationGrid(page.finish(), levels, drawn)
 
 
 class _Page:
-    """A sheet of _COLUMNS cells across, filled from the top and grown as needed; ``y`` is where the next thing goes."""
+    """A page of _COLUMNS cells across that is filled from the top and grows; ``y`` is the top of the next item."""
 
     def __init__(self, square: Image.Image, space: DegradationSpace, size: int) -> None:
         self.size, self.step = size, size + _GAP
@@ -128,7 +122,7 @@ class _Page:
         self.y += 2 * self.line + _GAP // 2
 
     def levels(self, cells: list[Image.Image], program: Program) -> None:
-        """A row per op: its name and description, then its five levels with their parameters."""
+        """Draw a row per op: its name and description, then its five levels with their parameters."""
         self._section("Each op alone, from level 1 to level 5")
         indent = round(0.85 * self.line)
         for first in range(0, len(cells), LEVELS):
@@ -150,7 +144,7 @@ class _Page:
             self.y += height
 
     def compositions(self, cells: list[Image.Image], program: Program) -> None:
-        """Cells across the whole width, each with its chain below."""
+        """Draw cells across the whole width, each with its chain below."""
         self._section("Random compositions, first step first")
         for first in range(0, len(cells), _COLUMNS):
             chains = [program[i] for i in range(first, min(first + _COLUMNS, len(cells)))]
@@ -177,11 +171,12 @@ class _Page:
         return lines
 
     def finish(self) -> Image.Image:
+        """Return the picture, cut below its last item."""
         return self.sheet.crop((0, 0, self.width, self.y + _MARGIN - _GAP))
 
 
 def _parameters(step: Step) -> list[str]:
-    """``sigma_x 0.8 px,`` and so on, for the caption of one cell."""
+    """Return the words of a cell's caption: ``sigma_x 0.8 px,`` and so on."""
     shown = []
     for p in DEGRADATIONS[op_table.op_id(step.name)].parameters:
         name, _, suffix = p.name.rpartition("_")
@@ -191,6 +186,6 @@ def _parameters(step: Step) -> list[str]:
 
 
 def _printed(chain: Chain) -> list[str]:
-    """A chain as parts that may be put on lines of their own: the printed form, split after each arrow."""
+    """Split the printed form of a chain after each arrow, where a line may be broken."""
     parts = str(chain).split(" → ")
     return [f"{part} →" for part in parts[:-1]] + [parts[-1]]

@@ -1,6 +1,6 @@
-"""What a report reads of a run: its checkpoint, and the records it keeps beside it as far as they are there.
+"""The files of a run that a report reads: its checkpoint, and the records beside it as far as they are there.
 
-Called by ``qpt.report.build``; ``training`` and the other sections take what is read here.
+Called by ``qpt.report.build``; it reads run directories. ``training`` and the other sections get what is read here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from qpt.models.encoder import read_checkpoint
 from qpt.report.canvas import COLOURS
 from qpt.report.measurements import OutOfFold
 from qpt.runs.files import run_name
-from qpt.runs.first_batch import Seen, read_seen
+from qpt.runs.first_batch import FirstBatch, read_first_batch
 from qpt.runs.history import read_history
 from qpt.runs.log import read_log, read_summary
 from qpt.runs.observations import Observation, read_observations
@@ -29,10 +29,10 @@ from qpt.runs.observations import Observation, read_observations
 
 @dataclass
 class RunRecord:
-    """What a report knows of a run.
+    """The records of a run.
 
     log: columns of log.csv, empty without one.  observations: step -> measurements.  history: its starts.  seen: of the
-    first batch.  summary: what a finished run wrote of itself, empty before.  views, predictions, scorer: on the table.
+    first batch.  summary: summary.json of a finished run, empty before.  features, predictions, scorer: on the table.
     """
 
     name: str
@@ -43,19 +43,19 @@ class RunRecord:
     log: dict[str, list[float]]
     observations: dict[int, Observation] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    seen: Seen | None = None
+    seen: FirstBatch | None = None
     summary: dict[str, Any] = field(default_factory=dict)
-    views: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    features: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     predictions: OutOfFold | None = None
     scorer: Scorer | None = None
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings of the run as its checkpoint has them; an older one may lack some."""
+        """Return the settings in the run's checkpoint; an older one may lack some."""
         return dict(self.checkpoint["config"])
 
     def space(self) -> DegradationSpace:
-        """The degradation space of the run: as it was written down, else by the name in its settings, else ``qpt``.
+        """Return the degradation space of the run: from its file, else by the name in its settings, else ``qpt``.
 
         Raises InputError if it is a file that is gone.
         """
@@ -66,7 +66,7 @@ class RunRecord:
 
 
 def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
-    """The records of run directories or checkpoint files. Raises InputError for none, too many or damaged ones."""
+    """Read the records of run directories or checkpoint files. Raises InputError for none, too many or damaged ones."""
     if not 1 <= len(runs) <= len(COLOURS):
         raise InputError(f"report: runs must be 1 to {len(COLOURS)} runs, got {len(runs)}")
     names = [run_name(run) for run in runs]
@@ -76,6 +76,6 @@ def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
         place = Path(run)
         record = RunRecord(name, place, read_checkpoint(run), load_encoder(run), COLOURS[number], read_log(place))
         record.observations, record.history = read_observations(place), read_history(place)
-        record.seen, record.summary = read_seen(place), read_summary(place)
+        record.seen, record.summary = read_first_batch(place), read_summary(place)
         records.append(record)
     return records

@@ -1,4 +1,7 @@
-"""``RUN/history.jsonl``: one line for each time the run was started or resumed."""
+"""``RUN/history.jsonl``: one line for each time the run was started or resumed.
+
+Written by ``qpt.pretraining.engine``, read by reports.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ HISTORY = "history.jsonl"
 
 
 def note_start(run: Path, step: int, device: torch.device) -> None:
-    """Append to the history that the run goes on after ``step`` steps, now, with these versions on this device."""
+    """Append an entry: the run continues now after ``step`` steps, with these versions on this device."""
     entry = {
         "step": step,
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -28,13 +31,14 @@ def note_start(run: Path, step: int, device: torch.device) -> None:
         "threads": torch.get_num_threads(),
     }
     path = run / HISTORY
+    # A crash may have cut the last line short: the new entry must not become its end.
     cut_short = path.is_file() and not path.read_bytes().endswith(b"\n")
     with open(path, "a", encoding="utf-8") as stream:
         stream.write("\n" * cut_short + json.dumps(entry) + "\n")
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The entries of ``note_start``, in order; none without a file. A line cut short by a crash is left out."""
+    """Return the entries in order; none without a file. A line cut short by a crash is left out."""
     entries = []
     for line in whole_lines(run / HISTORY):
         try:

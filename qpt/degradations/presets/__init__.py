@@ -1,7 +1,7 @@
-"""The named degradation spaces: one YAML file each beside this one, in the form that users write their own.
+"""The named degradation spaces: a YAML file for each beside this one, in the form in which users write their own.
 
-Read by ``DegradationSpace.preset`` and ``qpt degrade --presets``. Each file says where its rule and numbers come from
-(``source``) and what is not as there (``differs``).
+Read by ``DegradationSpace.preset`` and ``qpt degrade --presets``. Each file names the source of its rule and values
+(``source``) and says what differs from it (``differs``).
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ NAMES: tuple[str, ...] = ("qpt", "kadid", "arniqa", "reiqa", "realesrgan", "bsrg
 
 
 def path(name: str) -> Path:
-    """The file of a preset."""
+    """Return the file of a preset."""
     return Path(__file__).parent / f"{name}.yaml"

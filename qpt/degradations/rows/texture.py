@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from qpt.degradations.row import BSRGAN, IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter, Values, no_halo
+from qpt.degradations.row import BSRGAN, IMAGENET_C, KADID, REALESRGAN, Degradation, Parameter, Params, no_halo
 
 
-def _jpeg_halo(params: Values) -> int:
+def _jpeg_halo(params: Params) -> int:
     return 16  # a pixel's own 16-px block, and through chroma upsampling the block beside it
 
 

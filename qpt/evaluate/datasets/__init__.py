@@ -1,7 +1,7 @@
-"""Ten IQA data sets in their official layouts: what each is, what it needs, and loading it as a ``ScoreTable``.
+"""Ten IQA data sets in their official layouts: a registry, and loading as a ``ScoreTable``.
 
-Called by ``qpt datasets`` and by every command that takes ``--dataset``. Nothing is downloaded: the sets are to be had
-from their owners. The layouts are read by ``qpt.evaluate.datasets.layouts``; ``docs/datasets.md`` shows the registry.
+Called by ``qpt datasets`` and by every command that takes ``--dataset``. Nothing is downloaded: the owners give the
+sets out. ``layouts`` reads the official layouts; ``docs/datasets.md`` shows the registry.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The root folder of a data set, looked into as its authors' tools would: without regard to letter case.
+"""The root folder of a data set, in which files are found without regard to letter case.
 
-Called by the readers in ``qpt.evaluate.datasets.layouts``. Official archives mix cases ("I01.BMP" beside "i25.bmp",
-".JPG" in the score file and ".jpg" on disk), and those who copy them change more.
+Called by the readers in ``qpt.evaluate.datasets.layouts``; it lists folders. Official archives mix cases ("I01.BMP"
+beside "i25.bmp", ".JPG" in the score file and ".jpg" on disk), and those who copy them change more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qpt.evaluate.table import TableError
 
 
 class Folder:
-    """A data set's root. Listings are read once, so a set of 40,000 images costs a few directory scans."""
+    """A data set's root. Each folder is listed once: a set of 40,000 images costs a few directory scans."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -23,7 +23,7 @@ class Folder:
         self._listings: dict[Path, dict[str, Path]] = {}
 
     def find(self, relative: str) -> Path:
-        """The file or folder of this name, in whatever case; where there is none, the path it should have."""
+        """Return the file or folder of this name in any case; where there is none, the path it should have."""
         path = self.root
         for part in relative.split("/"):
             listing = self._listing(path)
@@ -34,8 +34,10 @@ class Folder:
         return self.find(relative).exists()
 
     def need(self, *files: str | tuple[str, ...]) -> list[Path]:
-        """The score files: a name each, or alternatives of which the first that is there counts. Raises TableError
-        listing all that are missing."""
+        """Return the score files: a name each, or alternatives of which the first that is there counts.
+
+        Raises TableError listing all that are missing.
+        """
         found, problems = [], []
         for file in files:
             names = (file,) if isinstance(file, str) else file
@@ -49,15 +51,15 @@ class Folder:
         return found
 
     def first_folder(self, *names: str) -> str:
-        """The first of these folders that is there, else the first: its files are then reported as missing."""
+        """Return the first of these folders that is there, else the first: its files are then reported missing."""
         return next((name for name in names if name == "" or self.find(name).is_dir()), names[0])
 
     def subfolders(self) -> list[Path]:
-        """The folders right below the root, by name."""
+        """Return the folders right below the root, sorted by name."""
         return sorted(path for path in self.root.iterdir() if path.is_dir())
 
     def _listing(self, folder: Path) -> dict[str, Path]:
-        """Every entry under its lower-case name and, which goes first, its own; nothing for what is no folder."""
+        """Return the entries of a folder by their own names and, after these, in lower case."""
         if folder not in self._listings:
             names = sorted(os.listdir(folder)) if folder.is_dir() else []
             paths = {name: folder / name for name in names}

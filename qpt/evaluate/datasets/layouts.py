@@ -1,8 +1,8 @@
-"""The official layouts of ten IQA data sets: from a root folder to rows, one function for each set.
+"""The official layouts of ten IQA data sets: one function for each set, from a root folder to rows.
 
-Called through the registry in ``qpt.evaluate.datasets``; relies on ``qpt.data.tabular`` for the score files. A function
-reads the score files and names the images; it opens none of them: ``qpt.evaluate.table.assemble`` checks files and
-scores. Rows come in the order of the official score file, which is what published lists of row numbers refer to.
+Called through the registry in ``qpt.evaluate.datasets``. A function reads the score files and names the images, but
+opens none of them: ``qpt.evaluate.table.assemble`` checks files and scores. Rows come in the order of the official
+score file, which published lists of row numbers refer to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qpt.evaluate.datasets.folder import Folder
 from qpt.evaluate.table import Row
 
 LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
-CLIVE_TRAINING = 7
+CLIVE_TRAINING = 7  # entries that are training images of its study
 
 # dst_type in CSIQ's sheet -> (folder in dst_imgs, word in the file name)
 CSIQ_TYPES = {
@@ -50,7 +50,7 @@ KADID10K_TYPES = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader found. rows: in official order; a string is a problem.  notes: choices made, in words."""
+    """The content of a data set. rows: in official order; a string is a problem.  notes: choices made, in words."""
 
     rows: Sequence[Row | str]
     split_names: tuple[str, ...] = ()
@@ -61,8 +61,11 @@ Options = Mapping[str, str]
 
 
 def live(folder: Folder, options: Options) -> Reading:
-    """LIVE release 2: the scores of 982 images by position in five folders; the 203 pristine among them have
-    orgs == 1 and are left out. scores: "realigned" is dmos_realigned.mat, "original" is dmos.mat."""
+    """Read LIVE release 2: the scores of 982 images by position in five folders.
+
+    The 203 pristine among them have orgs == 1 and are left out. Option scores: "realigned" is dmos_realigned.mat,
+    "original" is dmos.mat.
+    """
     file, variable = {
         "realigned": ("dmos_realigned.mat", "dmos_new"),
         "original": ("dmos.mat", "dmos"),
@@ -87,7 +90,7 @@ def live(folder: Folder, options: Options) -> Reading:
 
 
 def csiq(folder: Folder, options: Options) -> Reading:
-    """CSIQ: sheet all_by_image of csiq.DMOS.xlsx, whose header is in row 4, one image of which is called 1600."""
+    """Read CSIQ: sheet all_by_image of csiq.DMOS.xlsx, whose header is in row 4; one image is called 1600."""
     (file,) = folder.need("csiq.DMOS.xlsx")
     rows: list[Row | str] = []
     columns = ("image", "dst_type", "dst_lev", "dmos")
@@ -104,7 +107,7 @@ def csiq(folder: Folder, options: Options) -> Reading:
 
 
 def tid2013(folder: Folder, options: Options) -> Reading:
-    """TID2013: "score name" on each line of mos_with_names.txt, distorted_images/iRR_TT_L.bmp in mixed case."""
+    """Read TID2013: "score name" on each line of mos_with_names.txt, distorted_images/iRR_TT_L.bmp in mixed case."""
     (file,) = folder.need("mos_with_names.txt")
     rows: list[Row | str] = []
     for where, words in _lines(file):
@@ -117,7 +120,7 @@ def tid2013(folder: Folder, options: Options) -> Reading:
 
 
 def kadid10k(folder: Folder, options: Options) -> Reading:
-    """KADID-10k: dmos.csv. Its "dmos" is a mean of ratings in which 5 is "imperceptible": higher is better."""
+    """Read KADID-10k: dmos.csv. Its "dmos" is a mean of ratings in which 5 is "imperceptible": higher is better."""
     (file,) = folder.need("dmos.csv")
     rows: list[Row | str] = []
     for line, fields in read_records(file, ("dist_img", "ref_img", "dmos")):
@@ -129,7 +132,7 @@ def kadid10k(folder: Folder, options: Options) -> Reading:
 
 
 def clive(folder: Folder, options: Options) -> Reading:
-    """LIVE in the Wild: three MATLAB files; the first seven entries are the training images of its study."""
+    """Read LIVE in the Wild: MATLAB files; the first seven entries, training images of its study, are left out."""
     files = [(f"Data/{stem}.mat", f"{stem}.mat") for stem in ("AllImages_release", "AllMOS_release")]
     images_file, scores_file = folder.need(*files)
     (images,) = read_matlab(images_file, "AllImages_release")
@@ -147,7 +150,10 @@ def clive(folder: Folder, options: Options) -> Reading:
 
 
 def koniq10k(folder: Folder, options: Options) -> Reading:
-    """KonIQ-10k at either size. scores: MOS is 1 to 5, MOS_zscore 0 to 100; the official split, where its file is."""
+    """Read KonIQ-10k at either size, with the official split where its file is there.
+
+    Option scores: MOS is 1 to 5, MOS_zscore 0 to 100.
+    """
     (file,) = folder.need("koniq10k_scores_and_distributions.csv")
     inside = options["images"]
     sets: dict[str, str] = {}
@@ -172,7 +178,7 @@ def koniq10k(folder: Folder, options: Options) -> Reading:
 
 
 def spaq(folder: Folder, options: Options) -> Reading:
-    """SPAQ: the sheet of scores and attributes; photographs of phones, up to tens of megapixels."""
+    """Read SPAQ: the sheet of scores and attributes; images of phones, up to tens of megapixels."""
     (file,) = folder.need(
         ("Annotations/MOS and Image attribute scores.xlsx", "MOS and Image attribute scores.xlsx"),
     )
@@ -184,8 +190,12 @@ def spaq(folder: Folder, options: Options) -> Reading:
 
 
 def flive(folder: Folder, options: Options) -> Reading:
-    """FLIVE (PaQ-2-PiQ), whole pictures: the official test part are those over 640 px, listed in labels>640.csv;
-    validation those with is_valid in labels<=640_padded.csv. Some systems drop < and > from the names."""
+    """Read the whole images of FLIVE (PaQ-2-PiQ).
+
+    The official test part are those over 640 px, listed in labels>640.csv; validation are those with is_valid in
+    labels<=640_padded.csv.
+    """
+    # Some systems drop < and > from file names.
     scores_file, padded_file, test_file = folder.need(
         ("labels_image.csv", "database/labels_image.csv"),
         _with_folder("labels<=640_padded.csv", "labels=640_padded.csv", "labels640_padded.csv"),
@@ -206,7 +216,7 @@ def flive(folder: Folder, options: Options) -> Reading:
 
 
 def bid(folder: Folder, options: Options) -> Reading:
-    """BID: DatabaseGrades.xlsx numbers its images; number 7 is DatabaseImage0007.JPG."""
+    """Read BID: DatabaseGrades.xlsx numbers its images; number 7 is DatabaseImage0007.JPG."""
     (file,) = folder.need("DatabaseGrades.xlsx")
     rows: list[Row | str] = []
     inside = folder.first_folder("ImageDatabase", "")
@@ -221,8 +231,10 @@ def bid(folder: Folder, options: Options) -> Reading:
 
 
 def pipal(folder: Folder, options: Options) -> Reading:
-    """PIPAL, the training part, whose labels are public: Train_Label/*.txt with "name,Elo" on each line. Images lie in
-    any folder below the root: the parts are unpacked into several, or merged into one."""
+    """Read the training part of PIPAL, whose labels are public: Train_Label/*.txt with "name,Elo" on each line.
+
+    Images lie in any folder below the root: the parts are unpacked into several, or merged into one.
+    """
     labels = folder.find("Train_Label")
     files = sorted(labels.glob("*.txt")) if labels.is_dir() else []
     if not files:
@@ -243,7 +255,7 @@ def pipal(folder: Folder, options: Options) -> Reading:
 
 
 def _coded_row(folder: Folder, where: str, name: str, score: str, kinds: Sequence[str]) -> Row | str:
-    """The row of an image whose name says reference, type and level: I01_02_3.bmp."""
+    """Return the row of an image whose name holds reference, type and level: I01_02_3.bmp."""
     match = re.fullmatch(r"(i\d+)_(\d+)_(\d+)\.\w+", PurePosixPath(name).name, re.IGNORECASE)
     if match is None or not 1 <= int(match[2]) <= len(kinds):
         return f"{where}: the name must be I, reference, _type_level, got {PurePosixPath(name).name!r}"
@@ -251,7 +263,7 @@ def _coded_row(folder: Folder, where: str, name: str, score: str, kinds: Sequenc
 
 
 def _lines(file: Path, delimiter: str | None = None) -> Iterator[tuple[str, list[str]]]:
-    """(place, fields) of every line that is not empty."""
+    """Yield (place, fields) of every line that is not empty."""
     for line_number, line in enumerate(read_text(file).splitlines(), start=1):
         if line.strip():
             yield f"line {line_number}", [field.strip() for field in line.strip().split(delimiter)]

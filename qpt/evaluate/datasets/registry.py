@@ -1,8 +1,7 @@
 """The registry of data sets: one entry for each, and the functions that use an entry.
 
 Called by ``qpt datasets``, by the commands that take ``--dataset`` and by the test that keeps docs/datasets.md equal to
-``markdown()``. Counts are of scored images as published; facts that the owners may change (where to ask, terms) are
-given by owner and paper, not as links.
+``markdown()``. It reads the folder of a data set. Counts are of scored images as published.
 """
 
 from __future__ import annotations
@@ -21,11 +20,14 @@ from qpt.evaluate.table import ScoreTable, TableError, assemble
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set. name: on the command line.  title: in print.  owner, paper: whom to ask, what to cite.
-    terms: what to know before using it.  needs: files and folders below the root.  scale: of the scores as written.
-    mirror: None where higher is better; else mos = mirror - score.  images: rows in the official file that are used.
-    references: how many originals; None: each photograph is its own, and splits are random.  official: whether the
-    authors published a split.  read: the layout.  options: choices in reading; the first value is the default."""
+    """A data set.
+
+    name: on the command line.  title: in print.  owner, paper: to ask and to cite; owners change links.  terms: to know
+    before using it.  needs: files and folders below the root.  scale: of the scores as written.  mirror: None where
+    higher is better; else mos = mirror - score.  images: rows in the official file that are used.  references: number
+    of originals; None where each image is its own, and splits are random.  official: whether the authors published a
+    split.  read: the layout.  options: choices in reading; the first value is the default.
+    """
 
     name: str
     title: str
@@ -181,10 +183,10 @@ DATASETS = {
 
 
 def dataset(name: str) -> tuple[Dataset, dict[str, str]]:
-    """The entry and the options that a name asks for: "koniq10k", "koniq10k:512x384", "live:original".
+    """Return the entry and the options of a name: "koniq10k", "koniq10k:512x384", "live:original".
 
-    Words after colons are values of the entry's options; what is not said has its default. Raises InputError naming
-    what there is.
+    Words after colons are values of the entry's options; the others have their default. Raises InputError listing the
+    possible names or values.
     """
     first, *words = name.split(":")
     entry = DATASETS.get(first.lower())
@@ -201,15 +203,16 @@ def dataset(name: str) -> tuple[Dataset, dict[str, str]]:
 
 
 def load_dataset(name: str, root: str | Path) -> ScoreTable:
-    """A data set as a table: rows in official order, mos higher-is-better, groups by reference, the official split.
+    """Load a data set as a table: rows in official order, mos higher-is-better, groups by reference, official split.
 
     name: as in ``dataset``.  root: the folder that holds its files as the owners ship them; letter case is ignored.
-    The table's name says what differs from the defaults, its notes what was read and left out and whether the number of
-    rows is the published one. Raises TableError with one list of everything missing or wrong, InputError else.
+    The table's name has the options that differ from the defaults; its notes list what was read and left out, and
+    a number of rows that is not the published one. Raises TableError with one list of everything missing or wrong,
+    InputError else.
     """
     entry, options = dataset(name)
     folder = Folder(root)
-    options = _images_that_are_there(entry, options, folder, said=name)
+    options = _available_image_size(entry, options, folder, name)
     reading = entry.read(folder, options)
     changed = [options[option] for option, values in entry.options.items() if options[option] != values[0]]
     table = assemble(
@@ -227,21 +230,24 @@ def load_dataset(name: str, root: str | Path) -> ScoreTable:
     return table
 
 
-def _images_that_are_there(entry: Dataset, options: dict[str, str], folder: Folder, said: str) -> dict[str, str]:
-    """Where a set comes in two image sizes and none was asked for, the one whose folder is there."""
+def _available_image_size(entry: Dataset, options: dict[str, str], folder: Folder, name: str) -> dict[str, str]:
+    """Choose, of two image sizes of which ``name`` asks for none, the one whose folder is there."""
     sizes = entry.options.get("images")
-    if sizes is None or any(size.lower() in said.lower().split(":") for size in sizes):
+    if sizes is None or any(size.lower() in name.lower().split(":") for size in sizes):
         return options
     return {**options, "images": folder.first_folder(*sizes)}
 
 
 def check_dataset(name: str, root: str | Path, *, leaks: bool = False) -> dict[str, Any]:
-    """What is in a folder, as plain data: complete, images, expected, references, parts of splits, notes, problems and
-    missing files (all of them), warnings of leaks. leaks: also look for near-duplicates, which decodes every image.
-    Raises InputError for an unknown name or no folder."""
+    """Check the folder of a data set.
+
+    leaks: also look for near-duplicates, which decodes every image. Returns plain data: complete, images, expected,
+    references, parts of splits, notes, problems and missing files (all of them), warnings of leaks. Raises InputError
+    for an unknown name or no folder.
+    """
     entry, options = dataset(name)
     Folder(root)
-    report: dict[str, Any] = {
+    found: dict[str, Any] = {
         "name": entry.name,
         "options": options,
         "complete": False,
@@ -254,12 +260,12 @@ def check_dataset(name: str, root: str | Path, *, leaks: bool = False) -> dict[s
     try:
         table = load_dataset(name, root)
     except TableError as error:
-        return {**report, "problems": list(error.problems), "missing": list(error.missing)}
+        return {**found, "problems": list(error.problems), "missing": list(error.missing)}
     except InputError as error:
-        return {**report, "problems": [str(error)]}
+        return {**found, "problems": [str(error)]}
     references = len(set(table.groups.tolist())) if table.grouped else None
     return {
-        **report,
+        **found,
         "complete": len(table) == entry.images and references == entry.references,
         "images": len(table),
         "references": references,
@@ -271,7 +277,7 @@ def check_dataset(name: str, root: str | Path, *, leaks: bool = False) -> dict[s
 
 
 def as_dict(entry: Dataset) -> dict[str, Any]:
-    """An entry as plain data, for ``qpt datasets --json``."""
+    """Return an entry as plain data, for ``qpt datasets --json``."""
     return {
         "name": entry.name,
         "title": entry.title,
@@ -290,7 +296,7 @@ def as_dict(entry: Dataset) -> dict[str, Any]:
 
 
 def markdown() -> str:
-    """The registry as a Markdown table, as in docs/datasets.md."""
+    """Return the registry as a Markdown table, as in docs/datasets.md."""
     lines = [
         "| name | set | scored images | references | scores as written | official split | below the root | choices "
         "| ask, cite | note |",

@@ -1,9 +1,7 @@
-"""The quality-aware contrastive loss: ids instead of masks, many positives, a detached pool, no N x K array.
+"""The contrastive loss's public functions: the loss itself, its module form, and InfoNCE, NT-Xent and SupCon.
 
-``contrastive_loss`` is the public function (``qpt.contrastive_loss``), ``QualityContrastiveLoss`` its module form; the
-pre-training step calls the latter. The argument checks are in ``inputs.py``, the custom op with its fake
-and autograd in ``op.py``, the loss in ``loss.py``, the choice of C++, Triton or torch for
-the work over pairs in ``backends.py``. Formulas: docs/loss.md.
+Public through ``qpt``; the pre-training step calls ``contrastive_loss``. Each function builds a checked ``Problem``
+(``problem.py``) and calls the op (``op.py``). Formulas: docs/loss.md.
 """
 
 import math
@@ -12,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qpt.ops.contrastive.inputs import accumulation_dtype, check_arguments, temperature_tensor
+from qpt.errors import InputError, describe
 from qpt.ops.contrastive.op import contrastive
 from qpt.ops.contrastive.pool import NegativePool
+from qpt.ops.contrastive.problem import make_problem, temperature_tensor
 
 
 class ContrastiveResult(NamedTuple):
-    """What ``contrastive_loss_with_stats`` returns: 0-d tensors on the inputs' device; only ``loss`` has a gradient."""
+    """Results of ``contrastive_loss_with_stats``: 0-d tensors on the inputs' device; only ``loss`` has a gradient."""
 
     loss: Tensor
     valid_rows: Tensor  # int64: queries with at least one positive
@@ -44,7 +43,7 @@ def contrastive_loss(
     backend: str = "auto",
     check_finite: bool = False,
 ) -> Tensor:
-    """Contrastive loss of N queries against M in-batch keys and K pool keys; returns a 0-d tensor.
+    """Return the contrastive loss of N queries against M in-batch keys and K pool keys, a 0-d tensor.
 
     With z_ij = q_i.k_j / temperature, plus log(same_image_weight) where the image ids match and the groups differ:
     L = mean over queries with a positive of -1/|P| sum_{p in P} (z_ip - log sum_{j in E} exp z_ij), where E are the
@@ -70,9 +69,12 @@ def contrastive_loss(
     RuntimeError. Sources: InfoNCE, He et al., CVPR 2020; NT-Xent, Chen et al., ICML 2020; SupCon (L_out), Khosla et
     al., NeurIPS 2020; the same-image negatives of Zhao et al., CVPR 2023.
     """
-    args = (query_groups, key_groups, query_images, key_images, pool, pool_groups, pool_images)
-    options = (temperature, same_image_weight, exclude_self, in_batch_negatives, backend, check_finite)
-    return _call("contrastive_loss", queries, keys, *args, *options, False)[0]
+    problem = make_problem(
+        "contrastive_loss", queries, keys, query_groups, key_groups, query_images, key_images,
+        pool, pool_groups, pool_images, temperature, same_image_weight,
+        exclude_self, in_batch_negatives, backend, check_finite,
+    )  # fmt: skip
+    return contrastive(problem, need_similarity=False)[0]
 
 
 def contrastive_loss_with_stats(
@@ -93,10 +95,16 @@ def contrastive_loss_with_stats(
     backend: str = "auto",
     check_finite: bool = False,
 ) -> ContrastiveResult:
-    """``contrastive_loss`` (same arguments, same errors) with what a training log wants; costs one more pool read."""
-    args = (query_groups, key_groups, query_images, key_images, pool, pool_groups, pool_images)
-    options = (temperature, same_image_weight, exclude_self, in_batch_negatives, backend, check_finite)
-    loss, valid_rows, similarity = _call("contrastive_loss_with_stats", queries, keys, *args, *options, True)
+    """Return ``contrastive_loss`` (same arguments, same errors) with the numbers of a training log.
+
+    Costs one more read of the pool.
+    """
+    problem = make_problem(
+        "contrastive_loss_with_stats", queries, keys, query_groups, key_groups, query_images, key_images,
+        pool, pool_groups, pool_images, temperature, same_image_weight,
+        exclude_self, in_batch_negatives, backend, check_finite,
+    )  # fmt: skip
+    loss, valid_rows, _, _, _, similarity = contrastive(problem, need_similarity=True)
     return ContrastiveResult(loss, valid_rows, similarity[0], similarity[1])
 
 
@@ -137,11 +145,11 @@ class QualityContrastiveLoss(nn.Module):
         return self.log_temperature.exp() if self.log_temperature is not None else self.fixed_temperature  # type: ignore[return-value]
 
     def forward(self, queries: Tensor, keys: Tensor, **tensors: Any) -> Tensor:
-        """The 0-d loss. ``tensors``: query_groups, key_groups, and as wanted images, pool, pool ids."""
+        """Return the 0-d loss. ``tensors``: query_groups, key_groups, and as wanted images, pool, pool ids."""
         return contrastive_loss(queries, keys, temperature=self.temperature, **tensors, **self.options)
 
     def with_stats(self, queries: Tensor, keys: Tensor, **tensors: Any) -> ContrastiveResult:
-        """Loss, valid rows and mean similarities; arguments as in ``forward``."""
+        """Return loss, valid rows and mean similarities; arguments as in ``forward``."""
         return contrastive_loss_with_stats(queries, keys, temperature=self.temperature, **tensors, **self.options)
 
     def extra_repr(self) -> str:
@@ -149,65 +157,108 @@ class QualityContrastiveLoss(nn.Module):
         return f"temperature={temperature}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
 
 
-def _call(
-    function: str,
+def info_nce(
     queries: Tensor,
     keys: Tensor,
-    query_groups: Tensor,
-    key_groups: Tensor,
-    query_images: Tensor | None,
-    key_images: Tensor | None,
-    pool: NegativePool | Tensor | None,
-    pool_groups: Tensor | None,
-    pool_images: Tensor | None,
-    temperature: float | Tensor,
-    same_image_weight: float,
-    exclude_self: bool,
-    in_batch_negatives: bool,
-    backend: str,
-    check_finite: bool,
-    need_similarity: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Checks what can be checked without reading data, and calls the op: (loss, valid_rows, similarity)."""
-    tensors = check_arguments(
-        function,
-        queries=queries,
-        keys=keys,
-        query_groups=query_groups,
-        key_groups=key_groups,
-        query_images=query_images,
-        key_images=key_images,
-        pool=pool,
-        pool_groups=pool_groups,
-        pool_images=pool_images,
-        same_image_weight=same_image_weight,
-        exclude_self=exclude_self,
-        backend=backend,
-    )
-    dtype = accumulation_dtype(queries, keys, tensors.pool)
-    tau = temperature_tensor(function, temperature, queries.device, dtype)
-    # An op cannot see whether its inputs need a gradient. tau's gradient is a product with the queries' one.
-    need_query_gradient = torch.is_grad_enabled() and (queries.requires_grad or tau.requires_grad)
-    # A weight of 1 adds log 1 = 0: the image ids need not be looked at.
-    weighted = same_image_weight != 1.0
-    same_rows = exclude_self and keys is queries and key_groups is query_groups and key_images is query_images
-    loss, valid_rows, _, _, _, similarity = contrastive(
+    pool: NegativePool | Tensor,
+    *,
+    temperature: float | Tensor = 0.2,
+    backend: str = "auto",
+    check_finite: bool = False,
+) -> Tensor:
+    """Return MoCo's loss, 0-d: the positive of queries[i] is keys[i], its negatives are all keys of the pool.
+
+    queries, keys [N, D]: floating point, usually of unit length (not normalised here). pool: a NegativePool, or a
+    tensor [K, D] without gradient; its group and image ids do not matter here, except that a negative group id hides a
+    row. temperature, backend, check_finite: as for ``contrastive_loss``.
+    Raises InputError as ``contrastive_loss`` does. Source: He et al., CVPR 2020, equation 1 and Algorithm 1 (which has
+    temperature 0.07; 0.2 is that of MoCo v2).
+    """
+    _check_pairs("info_nce", {"queries": queries, "keys": keys})
+    ids = torch.arange(1, queries.shape[0] + 1, device=queries.device)
+    # Every pool row is a negative: group 0, which no query has, whatever the ids of earlier batches were.
+    if isinstance(pool, NegativePool):
+        rows, groups, _ = pool.ring if torch.compiler.is_compiling() else (pool.keys, pool.groups, None)
+        pool, groups = rows, groups.clamp(max=0)
+    elif isinstance(pool, Tensor) and pool.ndim == 2:
+        groups = torch.zeros(pool.shape[0], dtype=torch.int64, device=pool.device)
+    else:
+        raise InputError(f"info_nce: pool must be a NegativePool or a (K, D) tensor, got {describe(pool)}")
+    return contrastive_loss(
         queries,
-        None if same_rows else keys,
-        query_groups,
-        None if same_rows else key_groups,
-        query_images if weighted else None,
-        key_images if weighted and not same_rows else None,
-        tensors.pool,
-        tensors.pool_groups,
-        tensors.pool_images if weighted else None,
-        tau,
-        float(same_image_weight),
-        exclude_self,
-        in_batch_negatives,
-        backend,
-        need_query_gradient,
-        need_similarity,
-        check_finite,
+        keys,
+        query_groups=ids,
+        key_groups=ids,
+        pool=pool,
+        pool_groups=groups,
+        temperature=temperature,
+        in_batch_negatives=False,
+        backend=backend,
+        check_finite=check_finite,
     )
-    return loss, valid_rows, similarity
+
+
+def nt_xent(
+    first: Tensor,
+    second: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    backend: str = "auto",
+    check_finite: bool = False,
+) -> Tensor:
+    """Return SimCLR's loss, 0-d: first[i] and second[i] are two views of a sample, all other rows are negatives.
+
+    first, second [N, D]: floating point, usually of unit length (not normalised here). The mean is over the 2N
+    rows. temperature, backend, check_finite: as for ``contrastive_loss``.
+    Raises InputError as ``contrastive_loss`` does. Source: Chen et al., ICML 2020, equation 1 and Algorithm 1.
+    """
+    _check_pairs("nt_xent", {"first": first, "second": second})
+    ids = torch.arange(first.shape[0], device=first.device).repeat(2)
+    return _same_rows_loss(torch.cat((first, second)), ids, temperature, backend, check_finite)
+
+
+def supcon(
+    features: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float | Tensor = 0.1,
+    backend: str = "auto",
+    check_finite: bool = False,
+) -> Tensor:
+    """Return the supervised contrastive loss (L_out), 0-d: rows of one label are positives, all others negatives.
+
+    features [N, D], or [N, V, D] for V views of each sample: floating point, usually of unit length (not normalised
+    here). labels [N]: int64 >= 0; -1 leaves a sample out. The mean is over rows that have a positive (the
+    released code divides by all rows, and multiplies by temperature / 0.07). temperature, backend, check_finite: as
+    for ``contrastive_loss``.
+    Raises InputError as ``contrastive_loss`` does. Source: Khosla et al., NeurIPS 2020, equation 2.
+    """
+    if not isinstance(features, Tensor) or features.ndim not in (2, 3) or features.shape[-1] == 0:
+        raise InputError(f"supcon: features must be (N, D) or (N, V, D) floating point, got {describe(features)}")
+    samples = features.shape[0]
+    if not isinstance(labels, Tensor) or labels.shape != (samples,) or labels.dtype != torch.int64:
+        raise InputError(f"supcon: labels must be ({samples},) int64, got {describe(labels)}")
+    if features.ndim == 3:
+        labels = labels.repeat_interleave(features.shape[1])
+        features = features.flatten(0, 1)
+    return _same_rows_loss(features, labels, temperature, backend, check_finite)
+
+
+def _same_rows_loss(rows: Tensor, ids: Tensor, temperature: float | Tensor, backend: str, finite: bool) -> Tensor:
+    # The very same tensors as queries and keys: the symmetry of their similarities is then used.
+    options: dict[str, Any] = {"temperature": temperature, "backend": backend, "check_finite": finite}
+    return contrastive_loss(rows, rows, query_groups=ids, key_groups=ids, exclude_self=True, **options)
+
+
+def _check_pairs(function: str, pair: dict[str, Tensor]) -> None:
+    """Refuse two tensors whose rows do not belong together."""
+    (one, first), (other, second) = pair.items()
+    for name, value in pair.items():
+        if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
+            raise InputError(f"{function}: {name} must be (N, D) floating point, got {describe(value)}")
+    if first.shape != second.shape:
+        raise InputError(
+            f"{function}: {one} and {other} must have the same shape, got {describe(first)} and {describe(second)}"
+        )
+    if first.device != second.device:
+        raise InputError(f"{function}: {one} and {other} must be on one device, got {first.device}, {second.device}")

@@ -1,159 +1,183 @@
-"""The contrastive loss put together from its passes over pairs: what is common to all backends and to all processes.
+"""The contrastive loss and its gradients, put together from a backend's passes over pairs.
 
-Called by the custom op (``op.py``) and by the distributed form (``distributed.py``). A backend
-(``backends.py``) gives log-sum-exps, softmax-weighted key sums and softmax key gradients; here are the
-positives, the mean over rows and the gradients. The formulas are derived in docs/loss.md. No array exceeds N x D.
+Called by the ops (``op.py``) and by the distributed form (``distributed.py``); chooses the backend. Here are the
+positives, the mean over rows and the gradients; the formulas are derived in docs/loss.md. No array exceeds N x D.
 """
 
+import importlib.util
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qpt.ops.contrastive.backends import Backend, KeySet, LossTerms, Queries
-from qpt.ops.contrastive.ids import Ids
+from qpt.errors import BackendError, InputError
+from qpt.ops import extension
+from qpt.ops.contrastive.backend_cpp import CppBackend
+from qpt.ops.contrastive.backend_torch import (
+    IdIndex,
+    LossTerms,
+    SoftmaxSums,
+    TorchBackend,
+    excluded_positives,
+    group_sums,
+    lookup_parts,
+)
+from qpt.ops.contrastive.backend_triton import TritonBackend
+from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_values
 
-# Rows whose ids are looked up at a time; bounds the gather of positive keys to this many rows of D. A look-up waits for
-# an accelerator, hence few of them there.
-_LOOKUP = 2048
-_LOOKUP_ACCELERATOR = 1 << 18
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all parts of one loss share. temperature: 0-d, in the accumulation dtype, on the embeddings' device."""
-
-    backend: Backend
-    temperature: Tensor
-    same_image_weight: float
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.temperature.dtype
-
-    @property
-    def log_weight(self) -> float:
-        return math.log(self.same_image_weight) if self.same_image_weight > 0 else -math.inf
+BACKENDS: dict[str, TorchBackend] = {"torch": TorchBackend(), "cpp": CppBackend(), "triton": TritonBackend()}
+_DEVICE = {"cpp": "cpu", "triton": "cuda"}
 
 
-def loss_terms(
-    queries: Queries, key_sets: list[KeySet], setting: Setting, *, need_gradient: bool, same: bool
-) -> LossTerms:
-    """The loss of one process against all its key sets, by the backend's own form of it where it has one.
+def choose(problem: Problem) -> TorchBackend:
+    """Return the backend that ``problem.backend`` names.
 
-    The first set is the batch's. same: queries and keys are the same rows; the batch's softmax then waits for the
-    backward, which gives it to both roles.
+    "auto": C++ on the CPU, Triton on CUDA; plain torch for float64, on other devices, and with one warning where the
+    native code cannot be used. Raises InputError for a device or dtype that does not fit, BackendError for what is
+    missing.
     """
-    if setting.backend.forward is not None and not same:
-        return setting.backend.forward(queries, key_sets, setting.temperature, setting.log_weight, need_gradient)
-    terms = Terms(queries, setting, need_gradient)
-    for place, key_set in enumerate(key_sets):
-        terms.add(queries, key_set, setting, weighted=not same or place > 0)
-    rows = terms.finish(queries, setting)
-    valid_rows = (rows.positives > 0).sum()
-    counted = valid_rows.clamp(min=1).to(setting.dtype)
-    gradient = setting.temperature.new_empty((0, queries.vectors.shape[1]))
-    if need_gradient:
-        gradient = terms.query_gradient(rows, setting, valid_rows)
-    similarity = setting.temperature.new_zeros(2)
-    similarity[0] = rows.positive_z.sum() * setting.temperature / counted
-    return LossTerms(rows.loss_sum() / counted, valid_rows, rows.lse, rows.positives, gradient, similarity)
+    name, device = problem.backend, problem.temperature.device
+    double = problem.temperature.dtype == torch.float64
+    if name == "auto":
+        native = next((key for key, kind in _DEVICE.items() if kind == device.type), None)
+        if native is None or double:
+            return BACKENDS["torch"]
+        reason = _reason_unusable(native)
+        if reason is None:
+            return BACKENDS[native]
+        _warn_once(f"contrastive_loss: {reason}; the slower torch form is used (backend='torch' silences this)")
+        return BACKENDS["torch"]
+    if name != "torch":
+        if device.type != _DEVICE[name]:
+            raise InputError(f"contrastive_loss: backend={name!r} needs tensors on {_DEVICE[name]}, got {device}")
+        if double:
+            raise InputError(f"contrastive_loss: backend={name!r} accumulates in float32, got float64 embeddings")
+        reason = _reason_unusable(name)
+        if reason is not None:
+            raise BackendError(f"contrastive_loss: {reason}")
+    return BACKENDS[name]
 
 
-class Terms:
+def _reason_unusable(name: str) -> str | None:
+    if name == "triton":
+        missing = importlib.util.find_spec("triton") is None
+        return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
+    if extension.is_forked_worker():
+        return "called in a forked worker process, where C++ threads hang"
+    return extension.available()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool) -> LossTerms:
+    """Return the loss of one process against its batch and its pool, with the queries' gradient where needed."""
+    backend = choose(problem)
+    check_values(problem, "queries", "keys")
+    queries, key_sets = problem.query_rows(), [problem.batch_keys(), *problem.pool_keys()]
+    terms = backend.loss_forward(queries, key_sets, problem.temperature, problem.log_weight, need_gradient)
+    if terms is None:
+        check_values(problem, "pool")
+        sums = RunningSums(queries, problem, backend, need_gradient)
+        for keys in key_sets:
+            sums.add(queries, keys)
+        terms = _mean_over_rows(sums, queries, need_gradient)
+    return _with_negatives(terms, queries, key_sets) if need_similarity else terms
+
+
+def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool) -> LossTerms:
+    """Return the loss where queries and keys are the same rows; the gradient leaves the batch's softmax out."""
+    backend = choose(problem)
+    check_values(problem, "queries", "pool")
+    queries, batch, pool = problem.query_rows(), problem.batch_keys(), problem.pool_keys()
+    sums = RunningSums(queries, problem, backend, need_gradient)
+    # x_i.x_j is symmetric: the backward gives the batch's softmax to both roles of a row in one pass.
+    sums.add(queries, batch, weighted=False)
+    for keys in pool:
+        sums.add(queries, keys)
+    terms = _mean_over_rows(sums, queries, need_gradient)
+    return _with_negatives(terms, queries, [batch, *pool]) if need_similarity else terms
+
+
+class RunningSums:
     """Running sums of N queries over the key sets added so far; the order of the additions is the order of the sums.
 
-    reference, total [N]: log-sum-exp = reference + log(total), -inf and 0 before any eligible key. mean_sum [N, D] or
-    None: the softmax-weighted key sum relative to the same reference. positive_sum [N, D], positives int64 [N]: sum and
-    number of the keys of the row's group.
+    row_max, row_sum [N]: log-sum-exp = row_max + log(row_sum), -inf and 0 before any eligible key. acc [N, D] or None:
+    the softmax-weighted key sum relative to row_max. positive_sum [N, D], positives int64 [N]: sum and number of the
+    keys of the row's group.
     """
 
-    def __init__(self, queries: Queries, setting: Setting, weighted: bool):
+    def __init__(self, queries: Queries, problem: Problem, backend: TorchBackend, weighted: bool):
         n, dim = queries.vectors.shape
-        real = setting.temperature
-        self.reference = real.new_full((n,), -math.inf)
-        self.total = real.new_zeros(n)
-        self.mean_sum: Tensor | None = None  # until keys with weights are added
-        self.weighted = weighted
+        self.problem, self.backend, self.weighted = problem, backend, weighted
+        real = problem.temperature
+        self.row_max = real.new_full((n,), -math.inf)
+        self.row_sum = real.new_zeros(n)
+        self.acc: Tensor | None = None  # until keys with weights are added
         self.positive_sum = real.new_zeros((n, dim))
         self.positives = queries.groups.new_zeros(n)
         self.empty = True  # of keys
 
-    def add(self, queries: Queries, key_set: KeySet, setting: Setting, *, weighted: bool = True) -> None:
-        """Adds the keys of one origin. weighted=False leaves them out of mean_sum (where there is one)."""
-        if not queries.groups.numel() or not key_set.groups.numel():
+    def add(self, queries: Queries, keys: KeySet, *, weighted: bool = True) -> None:
+        """Add the keys of one origin. weighted=False leaves them out of ``acc`` (where there is one)."""
+        if not queries.groups.numel() or not keys.groups.numel():
             return
-        self._add_positives(queries, key_set, setting)
-        reference, total, mean_sum = setting.backend.attend(
-            *_pairs(queries, key_set, setting),
-            self_offset=key_set.self_offset,
-            negatives=key_set.negatives,
-            weighted=weighted and self.weighted,
-        )
-        self.merge(reference, total, mean_sum)
+        self.backend.add_positives(queries, keys, self.positive_sum, self.positives)
+        temperature, log_weight = self.problem.temperature, self.problem.log_weight
+        weighted = weighted and self.weighted
+        self.merge(self.backend.lse_forward(queries, keys, temperature, log_weight, weighted=weighted))
 
-    def merge(self, reference: Tensor, total: Tensor, mean_sum: Tensor | None) -> None:
-        """Adds sums over other keys, relative to another reference. Takes the tensors over."""
+    def merge(self, sums: SoftmaxSums) -> None:
+        """Add sums over other keys, relative to another maximum. Takes the tensors over."""
+        row_max, row_sum, acc = sums
         if self.empty:
-            self.empty, self.reference, self.total, self.mean_sum = False, reference, total, mean_sum
+            self.empty, self.row_max, self.row_sum, self.acc = False, row_max, row_sum, acc
             return
-        highest = torch.maximum(self.reference, reference)
+        new_max = torch.maximum(self.row_max, row_max)
         # -inf where nothing was eligible on either side: 0 then, so that no exponential is nan.
-        shift = highest.masked_fill(highest == -math.inf, 0)
-        ours, theirs = torch.exp(self.reference - shift), torch.exp(reference - shift)
-        self.total = torch.addcmul(self.total * ours, total, theirs)
-        if self.mean_sum is not None:
-            self.mean_sum.mul_(ours[:, None])
-            if mean_sum is not None:
-                self.mean_sum.addcmul_(mean_sum, theirs[:, None])
-        elif mean_sum is not None:
-            self.mean_sum = mean_sum.mul_(theirs[:, None])
-        self.reference = highest
+        shift = new_max.masked_fill(new_max == -math.inf, 0)
+        rescale, rescale_added = torch.exp(self.row_max - shift), torch.exp(row_max - shift)
+        self.row_sum = torch.addcmul(self.row_sum * rescale, row_sum, rescale_added)
+        if self.acc is not None:
+            self.acc.mul_(rescale[:, None])
+            if acc is not None:
+                self.acc.addcmul_(acc, rescale_added[:, None])
+        elif acc is not None:
+            self.acc = acc.mul_(rescale_added[:, None])
+        self.row_max = new_max
 
-    def _add_positives(self, queries: Queries, key_set: KeySet, setting: Setting) -> None:
-        if setting.backend.add_positives is not None:
-            sums = (self.positive_sum, self.positives)
-            added = (queries.groups, key_set.vectors, key_set.groups, *sums)
-            setting.backend.add_positives(*added, self_offset=key_set.self_offset)
-            return
-        groups = Ids(queries.groups)
-        group_sums, counts = _group_sums(groups, key_set, self.total.dtype)
-        if counts is not None and group_sums is not None:
-            self.positive_sum += group_sums[groups.slots]
-            self.positives += counts[groups.slots]
-        if key_set.self_offset is not None:
-            rows, columns = _own_pairs(queries, key_set)
-            own = _own_positives(queries, key_set)
-            self.positive_sum[rows] -= key_set.vectors[columns].to(self.total.dtype) * own[:, None]
-            self.positives[rows] -= own.long()
-
-    def finish(self, queries: Queries, setting: Setting) -> "RowTerms":
-        """Per row what the mean is taken of. Takes the positives' sums over."""
+    def finish(self, queries: Queries) -> "RowTerms":
+        """Return the terms of each row. Takes the positives' sums over."""
         positives = self.positives.masked_fill(queries.groups < 0, 0)
         valid = positives > 0
         positive_mean = self.positive_sum.div_(positives.clamp(min=1)[:, None])
-        positive_z = row_products(queries.vectors.to(setting.dtype), positive_mean) / setting.temperature
-        lse = self.reference + self.total.log()
+        wide = queries.vectors.to(positive_mean.dtype)
+        positive_z = row_products(wide, positive_mean) / self.problem.temperature
+        lse = self.row_max + self.row_sum.log()
         return RowTerms(torch.where(valid, lse, math.inf), torch.where(valid, positive_z, 0), positives, positive_mean)
 
-    def query_gradient(self, rows: "RowTerms", setting: Setting, valid_rows: Tensor) -> Tensor:
-        """d loss / d queries [N, D] for a mean over ``valid_rows``: (softmax-weighted key mean - positive mean) / tau,
-        the former of the keys that were added with weights."""
-        scale = torch.where(rows.positives > 0, 1 / (valid_rows.clamp(min=1) * setting.temperature), 0)[:, None]
+    def query_gradient(self, rows: "RowTerms", valid_rows: Tensor) -> Tensor:
+        """Return d loss / d queries [N, D] for a mean over ``valid_rows``, of the keys that were added with weights.
+
+        (softmax-weighted key mean - positive mean) / tau, docs/loss.md.
+        """
+        scale = torch.where(rows.positives > 0, 1 / (valid_rows.clamp(min=1) * self.problem.temperature), 0)[:, None]
         gradient = rows.positive_mean * -scale
-        if self.mean_sum is not None:
-            softmax = torch.where(rows.positives > 0, torch.exp(self.reference - rows.lse), 0)
-            gradient.addcmul_(self.mean_sum, softmax[:, None] * scale)
+        if self.acc is not None:
+            softmax = torch.where(rows.positives > 0, torch.exp(self.row_max - rows.lse), 0)
+            gradient.addcmul_(self.acc, softmax[:, None] * scale)
         return gradient
 
 
-@dataclass(frozen=True)
-class RowTerms:
-    """Of every row: lse [N] (+inf where it is left out of the mean, so that its softmax is exactly 0), mean z of its
-    positives [N] (0 there), positives int64 [N] (0 there), mean of its positive keys [N, D]."""
+class RowTerms(NamedTuple):
+    """The terms of each row. lse [N]: +inf where the row is left out of the mean, so that its softmax is exactly 0;
+    positive_z [N]: mean z of its positives (0 there); positives int64 [N] (0 there); positive_mean [N, D]: mean key."""
 
     lse: Tensor
     positive_z: Tensor
@@ -161,137 +185,145 @@ class RowTerms:
     positive_mean: Tensor
 
     def loss_sum(self) -> Tensor:
-        """Sum over the rows with a positive; 0-d."""
+        """Return the sum over the rows with a positive; 0-d."""
         return torch.where(self.positives > 0, self.lse - self.positive_z, 0).sum()
 
 
-def softmax_gradient(
-    queries: Queries, key_set: KeySet, setting: Setting, lse: Tensor, *, both_roles: bool = False
-) -> Tensor:
-    """valid rows x what the log-sum-exps give the keys, [M, D]; ``subtract_positives`` does the rest.
+def _mean_over_rows(sums: RunningSums, queries: Queries, need_gradient: bool) -> LossTerms:
+    temperature = sums.problem.temperature
+    rows = sums.finish(queries)
+    valid_rows = (rows.positives > 0).sum()
+    counted = valid_rows.clamp(min=1).to(temperature.dtype)
+    gradient = temperature.new_empty((0, queries.vectors.shape[1]))
+    if need_gradient:
+        gradient = sums.query_gradient(rows, valid_rows)
+    similarity = temperature.new_zeros(2)
+    similarity[0] = rows.positive_z.sum() * temperature / counted
+    return LossTerms(rows.loss_sum() / counted, valid_rows, rows.lse, rows.positives, gradient, similarity)
 
-    lse [N] as in RowTerms. both_roles: queries and keys are the same rows, and a row gets what it is due as a query too
-    (but for its positives, which ``Terms.query_gradient`` has).
-    """
-    if not queries.groups.numel() or not key_set.groups.numel():
-        return lse.new_zeros(key_set.vectors.shape)
-    return setting.backend.softmax_key_gradient(
-        *_pairs(queries, key_set, setting),
-        lse,
-        self_offset=key_set.self_offset,
-        negatives=key_set.negatives,
-        both_roles=both_roles,
-    )
+
+def loss_backward(
+    problem: Problem,
+    upstream: Tensor,
+    query_gradient: Tensor,
+    lse: Tensor,
+    positives: Tensor,
+    need_queries: bool,
+    need_keys: bool,
+    need_temperature: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return upstream (0-d) times the gradient of queries, keys and temperature; None where it is not needed."""
+    backend, queries = choose(problem), problem.query_rows()
+    for_queries = for_keys = for_temperature = None
+    if need_temperature:
+        # Every z depends on tau through q_i.k_j / tau only: dL/dtau = -(1/tau) sum_i q_i . dL/dq_i.
+        total = row_products(queries.vectors.to(lse.dtype), query_gradient).sum() * upstream
+        for_temperature = (-total / problem.temperature).to(problem.temperature.dtype)
+    if need_keys:
+        scale = upstream / (positives > 0).sum().clamp(min=1)
+        gradient = key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
+        for_keys = gradient.mul_(scale).to(problem.keys.dtype)
+    if need_queries:
+        for_queries = (query_gradient * upstream).to(queries.vectors.dtype)
+    return for_queries, for_keys, for_temperature
+
+
+def self_loss_backward(
+    problem: Problem,
+    upstream: Tensor,
+    query_gradient: Tensor,
+    lse: Tensor,
+    positives: Tensor,
+    need_queries: bool,
+    need_temperature: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return upstream (0-d) times the gradient of the rows, in both roles, and of the temperature."""
+    rows, keys, temperature = problem.query_rows(), problem.batch_keys(), problem.temperature
+    scale = upstream / (positives > 0).sum().clamp(min=1)
+    if lse.numel():
+        both = choose(problem).key_gradient(rows, keys, temperature, problem.log_weight, lse, both_roles=True)
+    else:
+        both = lse.new_zeros(rows.vectors.shape)
+    for_queries = for_temperature = None
+    if need_temperature:
+        wide = rows.vectors.to(lse.dtype)
+        total = row_products(wide, query_gradient).sum() * upstream
+        # Half of it is the queries': sum_i q_i . dL/dq_i and sum_j k_j . dL/dk_j are one sum over pairs.
+        total += row_products(wide, both).sum() * scale / 2
+        for_temperature = (-total / temperature).to(temperature.dtype)
+    if need_queries:
+        subtract_positives(both, rows, keys, temperature, positives)
+        for_queries = both.mul_(scale).addcmul_(query_gradient, upstream).to(rows.vectors.dtype)
+    return for_queries, for_temperature
+
+
+def key_gradient(
+    queries: Queries, keys: KeySet, problem: Problem, backend: TorchBackend, lse: Tensor, positives: Tensor
+) -> Tensor:
+    """Return valid rows x d loss / d keys, [M, D]; lse [N] and positives [N] as in RowTerms."""
+    if not queries.groups.numel() or not keys.groups.numel():
+        return lse.new_zeros(keys.vectors.shape)
+    gradient = backend.key_gradient(queries, keys, problem.temperature, problem.log_weight, lse)
+    return subtract_positives(gradient, queries, keys, problem.temperature, positives)
 
 
 def subtract_positives(
-    gradient: Tensor, queries: Queries, key_set: KeySet, setting: Setting, positives: Tensor
+    gradient: Tensor, queries: Queries, keys: KeySet, temperature: Tensor, positives: Tensor
 ) -> Tensor:
-    """Takes sum_{i: j in P(i)} q_i / (tau |P(i)|) off row j of ``gradient`` [M, D], in place; returns it.
+    """Subtract sum_{i: j in P(i)} q_i / (tau |P(i)|) from row j of ``gradient`` [M, D], in place; return it.
 
     positives int64 [N]: |P(i)|, 0 for rows left out.
     """
-    if not queries.groups.numel() or not key_set.groups.numel():
-        return gradient
-    scale = (positives > 0).to(gradient.dtype) / positives.clamp(min=1) / setting.temperature
-    groups = Ids(queries.groups)
-    # What the queries of one group pull their keys with, in the slot of the group.
+    scale = (positives > 0).to(gradient.dtype) / positives.clamp(min=1) / temperature
+    groups = IdIndex(queries.groups)
+    # The pull of all queries of a group on its keys, in the slot of the group.
     pulls = gradient.new_zeros(queries.vectors.shape)
-    for part in _parts(queries.groups):
+    for part in lookup_parts(queries.groups):
         pulls.index_add_(0, groups.slots[part], queries.vectors[part].to(gradient.dtype) * scale[part, None])
-    for part in _parts(key_set.groups):
-        found, slots = groups.match(key_set.groups[part])
+    for part in lookup_parts(keys.groups):
+        found, slots = groups.match(keys.groups[part])
         gradient[part].index_add_(0, found, pulls[slots], alpha=-1)
-    if key_set.self_offset is not None:
-        rows, columns = _own_pairs(queries, key_set)
-        own = _own_positives(queries, key_set)
-        gradient[columns].addcmul_(queries.vectors[rows].to(gradient.dtype), (scale[rows] * own)[:, None])
+    if keys.self_offset is not None:
+        # Pair (i, i + self_offset) is no pair: its pull went with its group's and comes back here.
+        rows, columns = keys.self_pairs(positives.numel())
+        excluded = excluded_positives(queries, keys)
+        gradient[columns].addcmul_(queries.vectors[rows].to(gradient.dtype), (scale[rows] * excluded)[:, None])
     return gradient
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
-    """sum_d left[i, d] right[i, d], [N], without an N x D array of products."""
+    """Return sum_d left[i, d] right[i, d], [N], without an N x D array of products."""
     return torch.einsum("nd,nd->n", left, right)
 
 
-def _parts(rows: Tensor) -> Iterator[slice]:
-    step = _LOOKUP if rows.device.type == "cpu" else _LOOKUP_ACCELERATOR
-    return (slice(start, start + step) for start in range(0, rows.shape[0], step))
-
-
-def negative_similarity(
-    queries: Queries, key_sets: list[KeySet], valid: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """(sum, number) over the rows ``valid`` [N] of the mean q.k to eligible keys of other groups, whatever their
-    weight; rows without such a key are not counted."""
+def _with_negatives(terms: LossTerms, queries: Queries, key_sets: Sequence[KeySet]) -> LossTerms:
+    """Fill in the similarity of negatives: the mean over rows with a positive of the mean q.k to eligible keys of other
+    groups, whatever their weight; rows without such a key are not counted, nan when no row has one."""
+    dtype = terms.similarity.dtype
     vectors = queries.vectors.to(dtype)
-    groups = Ids(queries.groups)
+    groups = IdIndex(queries.groups)
     sums, counts = torch.zeros_like(vectors), vectors.new_zeros(vectors.shape[0])
-    for key_set in key_sets:
-        if not key_set.negatives or not queries.groups.numel():
+    for keys in key_sets:
+        if not keys.negatives or not queries.groups.numel():
             continue
-        same_sum, same_count = _group_sums(groups, key_set, dtype)
-        eligible = (key_set.groups >= 0).to(dtype)
+        # All eligible keys, less those of the row's group: no pass over pairs is needed.
+        same_sum, same_count = group_sums(groups, keys, dtype)
+        eligible = (keys.groups >= 0).to(dtype)
         everything = vectors.new_zeros(vectors.shape[1])
-        for part in _parts(eligible):
-            everything.addmv_(key_set.vectors[part].to(dtype).T, eligible[part])
+        for part in lookup_parts(eligible):
+            everything.addmv_(keys.vectors[part].to(dtype).T, eligible[part])
         sums += everything
         counts += eligible.sum()
         if same_sum is not None and same_count is not None:
             sums -= same_sum[groups.slots]
             counts -= same_count[groups.slots]
-        if key_set.self_offset is not None:
-            # The own pair is no pair: where its groups are equal it went with same_sum, elsewhere it goes here.
-            rows, columns = _own_pairs(queries, key_set)
-            other = eligible[columns] * (queries.groups[rows] != key_set.groups[columns])
-            sums[rows] -= key_set.vectors[columns].to(dtype) * other[:, None]
+        if keys.self_offset is not None:
+            # The self pair is no pair: where its groups are equal it went with same_sum, elsewhere it goes here.
+            rows, columns = keys.self_pairs(queries.groups.numel())
+            other = eligible[columns] * (queries.groups[rows] != keys.groups[columns])
+            sums[rows] -= keys.vectors[columns].to(dtype) * other[:, None]
             counts[rows] -= other
     row = (vectors * sums).sum(1) / counts.clamp(min=1)
-    counted = valid & (counts > 0)
-    return torch.where(counted, row, 0).sum(), counted.sum()
-
-
-def _group_sums(groups: Ids, key_set: KeySet, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """Per slot of ``groups``: the sum [N, D] and the number [N] of the keys of that group, pair (i, i) included; or
-    (None, None) when no key is of any of the groups."""
-    rows, dim = groups.sorted.numel(), key_set.vectors.shape[1]
-    sums = counts = None
-    for part in _parts(key_set.groups):
-        found, slots = groups.match(key_set.groups[part])
-        if not found.numel():
-            continue
-        if sums is None or counts is None:
-            sums = key_set.vectors.new_zeros((rows, dim), dtype=dtype)
-            counts = key_set.groups.new_zeros(rows)
-        sums.index_add_(0, slots, key_set.vectors[part][found].to(dtype))
-        counts.index_add_(0, slots, torch.ones_like(slots))
-    return sums, counts
-
-
-def _own_pairs(queries: Queries, key_set: KeySet) -> tuple[slice, slice]:
-    """The rows i, and the keys i + self_offset, for which both exist."""
-    offset = key_set.self_offset
-    assert offset is not None
-    first = max(0, -offset)
-    stop = max(first, min(queries.groups.numel(), key_set.groups.numel() - offset))
-    return slice(first, stop), slice(first + offset, stop + offset)
-
-
-def _own_positives(queries: Queries, key_set: KeySet) -> Tensor:
-    """bool, of the pairs of ``_own_pairs``: their groups are equal, although the pair is taken out."""
-    rows, columns = _own_pairs(queries, key_set)
-    return (queries.groups[rows] == key_set.groups[columns]) & (queries.groups[rows] >= 0)
-
-
-def _pairs(queries: Queries, key_set: KeySet, setting: Setting) -> tuple[Any, ...]:
-    """What both passes of a backend take first; see ``backend_torch.py``."""
-    return (
-        queries.vectors,
-        key_set.vectors,
-        queries.groups,
-        key_set.groups,
-        queries.images,
-        key_set.images,
-        setting.temperature,
-        setting.log_weight,
-    )
+    counted = (terms.positives > 0) & (counts > 0)
+    terms.similarity[1] = torch.where(counted, row, 0).sum() / counted.sum()
+    return terms

@@ -1,7 +1,7 @@
-"""NegativePool: a ring of past keys with their ids, the detached negatives of the contrastive loss.
+"""NegativePool: MoCo's queue, a memory bank of past keys with their ids, detached negatives of the contrastive loss.
 
-Pushed by the pre-training step after the optimiser's step, read by ``qpt.contrastive_loss``, saved in the checkpoint.
-Its place in the ring is a Python integer, so neither a push nor a read waits for the device. Relies on torch only.
+The pre-training step pushes to it after the optimiser's step, ``qpt.contrastive_loss`` reads it, and the checkpoint
+saves it. Relies on torch only.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, check_int, describe
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Twice the 16 M that the tests fill past 2^31 elements: a larger number was most likely meant as elements or bytes.
@@ -25,8 +25,8 @@ class NegativePool:
     key costs dim numbers and 16 bytes of ids, so with dim=128 in float16 65,536 keys take 18 MB and 16.8 million 4.6
     GB (float32: 35 MB and 8.9 GB). A push costs what its keys cost, whatever the capacity.
 
-    Group ids must not be those of other compositions still held: a push does not look for that. ``new_groups`` hands
-    out ids that are safe. Raises InputError for bad arguments.
+    Group ids must not be those of other compositions still held: a push does not look for that. ``new_groups`` returns
+    ids that are safe. Raises InputError for bad arguments.
     """
 
     def __init__(
@@ -37,44 +37,43 @@ class NegativePool:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ):
-        for name, value in (("capacity", capacity), ("dim", dim)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"NegativePool: {name} must be an integer >= 1, got {value!r}")
-        if capacity > MAX_CAPACITY:
-            raise InputError(f"NegativePool: capacity must be at most {MAX_CAPACITY} keys, got {capacity}")
+        capacity = check_int("NegativePool", "capacity", capacity, 1, MAX_CAPACITY)
+        dim = check_int("NegativePool", "dim", dim, 1)
         if dtype not in _DTYPES:
             raise InputError(f"NegativePool: dtype must be float32, float16 or bfloat16, got {dtype}")
         self._keys = torch.zeros((capacity, dim), dtype=dtype, device=device)
         self._groups = torch.full((capacity,), -1, dtype=torch.int64, device=device)
         self._images = torch.full((capacity,), -1, dtype=torch.int64, device=device)
-        self._pointer = 0  # the next row to write: the oldest key once the ring is full
+        # Python integers, so that neither a push nor a read waits for the device. The pointer is the next row to write:
+        # the oldest key once the ring is full.
+        self._pointer = 0
         self._count = 0
-        # Above every id pushed or handed out. On the pool's device, so that a push need not wait for it.
+        # Above every id pushed or returned by new_groups. On the pool's device, so that a push need not wait for it.
         self._next_group = torch.zeros((), dtype=torch.int64, device=device)
 
     @property
     def capacity(self) -> int:
-        """The most keys it can hold."""
+        """Largest number of keys it can hold."""
         return self._keys.shape[0]
 
     @property
     def dim(self) -> int:
-        """Length of a key."""
+        """Length D of a key."""
         return self._keys.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the keys are stored in."""
+        """Dtype that the keys are stored in."""
         return self._keys.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the ring lives."""
+        """Device of the ring."""
         return self._keys.device
 
     @property
     def memory_bytes(self) -> int:
-        """What the ring takes on its device, filled or not."""
+        """Memory of the ring on its device, filled or not."""
         return sum(ring.numel() * ring.element_size() for ring in self.ring)
 
     @property
@@ -105,20 +104,19 @@ class NegativePool:
         return f"NegativePool({len(self)}/{self.capacity} keys, dim={self.dim}, {dtype}, {self.device})"
 
     def new_groups(self, count: int) -> Tensor:
-        """[count] int64 group ids, consecutive, above all that were ever pushed or handed out; does not wait for CUDA.
+        """Return [count] int64 group ids, consecutive, above all that were ever pushed or returned; no wait for CUDA.
 
         The counter is a part of the state, so this also holds after loading. It knows this pool only: processes that
-        exchange keys must agree on ids by other means. Raises InputError if count is not an integer >= 0.
+        exchange keys must agree on ids by other means. Raises InputError if count is not an integer of at least 0.
         """
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise InputError(f"NegativePool.new_groups: count must be an integer >= 0, got {count!r}")
+        count = check_int("NegativePool.new_groups", "count", count, 0)
         groups = self._next_group + torch.arange(count, device=self.device)
         self._next_group = self._next_group + count
         return groups
 
     @torch.no_grad()
     def push(self, keys: Tensor, groups: Tensor, images: Tensor | None = None) -> None:
-        """Appends n keys, overwriting the oldest; the same as pushing them one by one. On an error nothing is stored.
+        """Append n keys, overwriting the oldest; the same as pushing them one by one. On an error nothing is stored.
 
         keys [n, dim] floating point, any n (of more than ``capacity`` the last ones stay), stored in the pool's dtype;
         groups [n] int64 below 2^63 - 1; images [n] int64 or None (-1). All on the pool's device. On the CPU a key that
@@ -158,7 +156,7 @@ class NegativePool:
         return stored
 
     def state_dict(self) -> dict[str, Any]:
-        """The ring (not copied) and its place in it; loads with ``torch.load(weights_only=True)``."""
+        """Return the ring (not copied) and the place in it; loads with ``torch.load(weights_only=True)``."""
         return {
             "keys": self._keys,
             "groups": self._groups,
@@ -169,7 +167,7 @@ class NegativePool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copies a ``state_dict`` of a pool of the same capacity, dim and dtype in; InputError if it is not one.
+        """Copy in a ``state_dict`` of a pool of the same capacity, dim and dtype; InputError if it is not one.
 
         A state of an earlier version, without ``next_group``, loads: the counter then starts above the ids it holds.
         """
@@ -196,14 +194,14 @@ class NegativePool:
         self._pointer, self._count = pointer, count
 
     def _is_place(self, pointer: int, count: int) -> bool:
-        """Whether pushes can have led here: until the ring is full, the next row to write is the number held."""
+        """Return True where pushes can have led: until the ring is full, the next row to write is the number held."""
         if count == self.capacity:
             return 0 <= pointer < self.capacity
         return 0 <= count < self.capacity and pointer == count
 
 
 def check_rows_finite(function: str, name: str, values: Tensor) -> None:
-    """Raises InputError naming the first row of ``values`` [R, D] that holds nan or infinity."""
+    """Raise InputError naming the first row of ``values`` [R, D] that holds nan or infinity."""
     step = 8192
     for start in range(0, values.shape[0], step):
         part = values[start : start + step]

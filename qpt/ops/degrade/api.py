@@ -1,7 +1,7 @@
-"""``qpt.degrade`` and ``qpt.degrade_patches``: the arguments are checked, then one engine runs the whole batch.
+"""``qpt.degrade`` and ``qpt.degrade_patches``: check the arguments, then run the whole batch on one engine.
 
-The engine is ``cpu.py`` or ``cuda.py``. Where a compiler or a dispatch mode may be watching, the call goes through the
-torch ops of ``op.py``, which come back here when they run.
+The engine is ``cpu.py`` or ``cuda.py``. Under a compiler or a dispatch mode the call goes through the torch ops of
+``op.py``, which call these functions when they run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qpt.errors import BackendError, InputError
 from qpt.ops.degrade import cpu, cuda
 from qpt.ops.degrade.checks import LAYOUTS, check_images, check_patches, check_program, check_threads
 from qpt.ops.degrade.patches import Patches
-from qpt.ops.dispatch import watched
+from qpt.ops.dispatch import needs_dispatcher
 
 _BACKENDS = ("auto", "cpu", "cuda")
 
@@ -25,15 +25,15 @@ _BACKENDS = ("auto", "cpu", "cuda")
 def degrade(images: Tensor, program: Program, *, threads: int | None = None, backend: str = "auto") -> Tensor:
     """Degrade a batch: row i of the result is ``images[program.source[i]]`` through chain i of the program.
 
-    images: (B, H, W, 3) uint8 RGB on the CPU or a CUDA device; a non-contiguous one is copied; B = 0 is allowed.
-    threads: CPU threads, None for torch's number; it does not change the result.  backend: "cpu", "cuda", or "auto"
-    for the images' own device, falling back to the CPU with one warning where CUDA kernels are unavailable.
+    images: (B, H, W, 3) uint8 RGB on the CPU or a CUDA device; B may be 0, and a non-contiguous tensor is copied.
+    threads: number of CPU threads, None for torch's; it does not change the result.  backend: "cpu", "cuda", or "auto"
+    for the images' own device, which falls back to the CPU with one warning if CUDA kernels are unavailable.
     Returns a new (r, H, W, 3) uint8 tensor on the images' device. A row's bytes depend on its own chain, seed and image
     only: not on the batch, the order of rows or the number of threads.
-    Raises InputError naming the wrong argument; BackendError without a usable backend, or in a forked worker process.
-    Under ``torch.compile`` it is one op, ``qpt::degrade``, without a graph break; there is no gradient.
+    Raises InputError that names the wrong argument; BackendError without a usable backend, or in a forked worker
+    process. Under ``torch.compile`` it is one op, ``qpt::degrade``, without a graph break; there is no gradient.
     """
-    if isinstance(program, Program) and watched(images):
+    if isinstance(program, Program) and needs_dispatcher(images):
         result: Tensor = torch.ops.qpt.degrade(images, *_fields(program), threads, backend)
         return result
     check_images("degrade", images)
@@ -56,21 +56,21 @@ def degrade_patches(
     """Degrade a batch and cut P square patches from every row, normalised for an encoder.
 
     images, program, threads, backend: as for ``degrade``.  boxes: (r, P, 2) int32, the (top, left) corner of each
-    patch in pixels, on the CPU or the images' device.  size: side in pixels, all patches inside the image.
-    Returns (r, P, 3, size, size) in ``dtype``, (value / 255 - mean) / std with ImageNet's mean and std, computed in
-    float32 (float64 for float64); with torch.uint8 the values themselves, for ``qpt.data.normalise`` to take later.
-    ``memory_format`` is that of ``result.flatten(0, 1)``, a view.
-    The values are those of ``degrade`` cut at the boxes. Raises as ``degrade`` does. Under ``torch.compile`` it is one
-    op, ``qpt::degrade_patches``.
+    patch in pixels, on the CPU or the images' device.  size: side of a patch in pixels; all patches lie inside the
+    image.
+    Returns (r, P, 3, size, size) in ``dtype``: (value / 255 - mean) / std with ImageNet's mean and std, computed in
+    float32 (float64 for float64); for torch.uint8 the values themselves, which ``qpt.data.normalise`` takes later.
+    ``memory_format`` is that of ``result.flatten(0, 1)``, a view. The values are those of ``degrade``, then cropped.
+    Raises as ``degrade`` does. Under ``torch.compile`` it is one op, ``qpt::degrade_patches``.
     """
-    if isinstance(program, Program) and memory_format in LAYOUTS and watched(images):
+    if isinstance(program, Program) and memory_format in LAYOUTS and needs_dispatcher(images):
         options = (size, dtype, memory_format == torch.channels_last, threads, backend)
         cut: Tensor = torch.ops.qpt.degrade_patches(images, *_fields(program), boxes, *options)
         return cut
     check_images("degrade_patches", images)
     check_program("degrade_patches", program, images)
     threads = check_threads("degrade_patches", threads)
-    check_patches(images, program, boxes, size, dtype, memory_format)
+    size = check_patches(images, program, boxes, size, dtype, memory_format)
     r, count = boxes.shape[:2]
     if r * count == 0:
         return torch.empty((r, count, 3, size, size), dtype=dtype, device=images.device)
@@ -80,15 +80,16 @@ def degrade_patches(
 
 
 def _fields(program: Program) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, str]:
-    """A program as arguments of the torch ops, which take tensors and no objects."""
+    """Return a program's fields, since the torch ops take tensors and no objects."""
     return program.ops, program.levels, program.params, program.seeds, program.source, program.table
 
 
 def _run(caller: str, images: Tensor, program: Program, patches: Patches | None, threads: int, backend: str) -> Tensor:
+    """Run a checked batch on the engine that the arguments choose."""
     if choose_backend(caller, images.device.type, backend) == "cuda":
         try:
             return cuda.degrade(images.contiguous(), program, patches)
-        except BackendError as error:  # no kernel for this device
+        except BackendError as error:  # there is no kernel for this device
             if backend == "cuda":
                 raise
             _warn_fallback(caller, str(error))
@@ -96,7 +97,7 @@ def _run(caller: str, images: Tensor, program: Program, patches: Patches | None,
 
 
 def choose_backend(caller: str, device: str, backend: str) -> str:
-    """Where to run images that are on ``device`` (a torch device type): "cpu" or "cuda". Raises as ``degrade`` does."""
+    """Return the engine for images on ``device``, a torch device type: "cpu" or "cuda". Raises as ``degrade`` does."""
     if backend not in _BACKENDS:
         raise InputError(f"{caller}: backend must be one of {', '.join(_BACKENDS)}, got {backend!r}")
     if backend == "cuda" and device != "cuda":
@@ -112,6 +113,6 @@ def choose_backend(caller: str, device: str, backend: str) -> str:
     return "cpu"
 
 
-@functools.cache  # one warning a process and reason
+@functools.cache  # warns once per process and reason
 def _warn_fallback(caller: str, reason: str) -> None:
     warnings.warn(f"{caller}: running on the CPU, since the CUDA kernels are unavailable: {reason}", stacklevel=5)

@@ -1,6 +1,6 @@
-"""The argument checks of ``degrade`` and ``degrade_patches``: one InputError that names the argument.
+"""Checks of the arguments of ``degrade`` and ``degrade_patches``; each raises an InputError that names the argument.
 
-Called by ``api.py``. The engines refuse nothing, so whatever could be wrong is refused here or in ``Program.check``.
+Called by ``api.py``. The engines check nothing: a wrong argument is refused here or in ``Program.check``.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from qpt.degradations.program import Program
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, check_int, describe
 
 PATCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
 def check_images(caller: str, images: Tensor) -> None:
+    """Check that images are (B, H, W, 3) uint8 on a device with an engine, and small enough for 32-bit indices."""
     good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == 3
     if not good:
         raise InputError(f"{caller}: images must be (B, H, W, 3) uint8, got {describe(images)}")
@@ -27,10 +28,12 @@ def check_images(caller: str, images: Tensor) -> None:
 
 
 def check_program(caller: str, program: Program, images: Tensor) -> None:
+    """Check a program, and that its rows fit these images."""
     if not isinstance(program, Program):
         raise InputError(f"{caller}: program must be a qpt.Program, got {type(program).__name__}")
     program.check(caller)
     height, width = images.shape[1:3]
+    # The largest working size is 1.5 times the image's (csrc/ops/resize.h), and its samples have 32-bit indices too.
     if program.resizes() and (height + height // 2) * (width + width // 2) * 3 >= 2**31:
         raise InputError(
             f"{caller}: images must have 1.5 H * 1.5 W * 3 < 2^31 where a row holds resize_to, got {height} x {width}"
@@ -40,22 +43,16 @@ def check_program(caller: str, program: Program, images: Tensor) -> None:
 
 
 def check_threads(caller: str, threads: int | None) -> int:
-    if threads is None:
-        return torch.get_num_threads()
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise InputError(f"{caller}: threads must be None or an integer of at least 1, got {threads!r}")
-    return threads
+    """Return the number of threads: torch's if ``threads`` is None."""
+    return torch.get_num_threads() if threads is None else check_int(caller, "threads", threads, 1)
 
 
 def check_patches(
     images: Tensor, program: Program, boxes: Tensor, size: int, dtype: torch.dtype, memory_format: torch.memory_format
-) -> None:
+) -> int:
+    """Check what ``degrade_patches`` takes beyond ``degrade``; return ``size`` as an int."""
     height, width = images.shape[1:3]
-    if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= min(height, width):
-        raise InputError(
-            f"degrade_patches: size must be an integer in 1..{min(height, width)} for {height} x {width} images, "
-            f"got {size!r}"
-        )
+    size = check_int("degrade_patches", "size", size, 1, min(height, width))
     r = len(program)
     good = isinstance(boxes, Tensor) and boxes.dtype == torch.int32 and boxes.ndim == 3
     if not good or boxes.shape[0] != r or boxes.shape[2] != 2:
@@ -80,3 +77,4 @@ def check_patches(
             "degrade_patches: memory_format must be torch.channels_last or torch.contiguous_format, "
             f"got {memory_format}"
         )
+    return size

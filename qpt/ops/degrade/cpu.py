@@ -1,4 +1,4 @@
-"""The CPU route of ``degrade``: checked tensors in, pointers to ``csrc/cpu/degrade.cpp`` out.
+"""The CPU engine of ``degrade``: allocate the output and scratch, and pass pointers to ``csrc/cpu/degrade.cpp``.
 
 Called by ``api.py``, which has checked every argument.
 """
@@ -15,6 +15,7 @@ from qpt.ops.degrade.patches import Patches
 
 
 def degrade(caller: str, images: Tensor, program: Program, patches: Patches | None, threads: int) -> Tensor:
+    """Run every row of a program on contiguous images on the CPU; return the output images or the patches."""
     extension.refuse_forked_worker(caller)
     module = extension.load()
     _, height, width, _ = images.shape
@@ -25,12 +26,12 @@ def degrade(caller: str, images: Tensor, program: Program, patches: Patches | No
     threads = min(threads, rows)
     scratch_bytes = module.scratch_bytes(height, width, program.resizes(), patches is not None)
     scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
-    # The names keep the tensors alive while the engine reads their memory.
+    # Named, so that the tensors live as long as the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
     if threads > 1:
         order = costly_first(program, patches.windows if patches else None, height, width)
-    else:  # a single thread ends when it ends
+    else:  # the order cannot help a single thread
         order = torch.arange(rows, dtype=torch.int32)
     module.degrade(
         images=images.data_ptr(),
@@ -46,10 +47,10 @@ def degrade(caller: str, images: Tensor, program: Program, patches: Patches | No
         order=order.data_ptr(),
         windows=patches.windows.data_ptr() if patches else 0,
         boxes=patches.boxes.data_ptr() if patches else 0,
-        table=patches.table.data_ptr() if patches else 0,
+        lut=patches.lut.data_ptr() if patches else 0,
         patches=patches.boxes.shape[1] if patches else 0,
         size=patches.size if patches else 0,
-        item_bytes=patches.table.itemsize if patches else 0,
+        item_bytes=patches.lut.itemsize if patches else 0,
         channels_last=patches is not None and patches.channels_last,
         scratch=scratch.data_ptr(),
         scratch_bytes=scratch_bytes,

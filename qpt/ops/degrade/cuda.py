@@ -1,9 +1,8 @@
-"""The CUDA route, all of it: find the compiled kernel, launch it through CuPy on torch's stream and in torch's memory.
+"""The CUDA engine of ``degrade``: load the kernel, launch it through CuPy on torch's stream and in torch's memory.
 
-Called by qpt.ops.degrade.api for CUDA tensors. The kernel is csrc/cuda/degrade.cu: from the fat binary that setup.py
-left beside the package, else compiled once per GPU by NVRTC (qpt/ops/degrade/nvrtc.py, which keeps the result). The
-launch plan and the argument list are written here once; tests/test_emulator.py takes both to run the same source on the
-CPU.
+Called by ``api.py``, which has checked every argument. The kernel is csrc/cuda/degrade.cu: from the fat binary that
+setup.py left beside the package, else compiled once per GPU by NVRTC (``nvrtc.py``, which keeps the result).
+tests/test_emulator.py runs the same source on the CPU with this module's launch configuration and arguments.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from qpt.ops.degrade import nvrtc
 from qpt.ops.degrade.order import costly_first
 from qpt.ops.degrade.patches import Patches
 
-BLOCKS_PER_MULTIPROCESSOR = 1  # what the registers allow; it bounds the scratch too
+BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow; it bounds the scratch too
 _SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
 
 
 @dataclass(frozen=True)
-class LaunchPlan:
+class LaunchConfig:
     """Grid and memory of one launch; a block has build.BLOCK_THREADS threads."""
 
     blocks: int
@@ -39,75 +38,79 @@ class LaunchPlan:
     @staticmethod
     def of(
         program: Program, height: int, width: int, windows: Tensor | None, *, multiprocessors: int, shared_limit: int
-    ) -> LaunchPlan:
-        """One block per row, at most a few per multiprocessor; a block then takes every blocks-th row, or so. As much
-        shared memory as the row that takes most of it, so that the rest stays a cache.
+    ) -> LaunchConfig:
+        """Choose one block per row, at most BLOCKS_PER_MULTIPROCESSOR on each of the multiprocessors.
 
-        windows: (r, 5) of Patches; None where the output takes the images.  shared_limit: bytes that a block may have.
+        windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
         """
         blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
-        kept = windows is not None
-        scratch = extension.load().scratch_bytes(height, width, program.resizes(), kept)
-        shared = max(shared_bytes_taken(program, height, width, windows, shared_limit), default=0)
-        return LaunchPlan(blocks, scratch, shared)
+        scratch = extension.load().scratch_bytes(height, width, program.resizes(), windows is not None)
+        # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
+        shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
+        return LaunchConfig(blocks, scratch, shared)
 
 
-def shared_bytes_taken(
+def shared_bytes_used(
     program: Program, height: int, width: int, windows: Tensor | None, shared_limit: int
 ) -> list[int]:
-    """Of each row, for its images between ops: room for both, for one (the other is in global memory) or for none.
-    Arguments as of LaunchPlan.of."""
-    taken = functools.cache(extension.load().fast_bytes_taken)
-    slots, kept = program.ops.shape[1], windows is not None
-    resized = program.resized_rows().tolist()
-    places = windows.tolist() if windows is not None else [(slots, 0, 0, height, width)] * len(program)
+    """Return the shared memory that each row uses for its images between ops.
+
+    Both images are in shared memory, or one (the other is in global memory), or none, as they fit into shared_limit.
+    Arguments as of ``LaunchConfig.of``.
+    """
+    used = functools.cache(extension.load().shared_bytes_used)
+    # The window of a row that works on the whole image is the image.
+    extents = [(height, width)] * len(program) if windows is None else windows[:, 3:].tolist()
     return [
-        taken(height, width, resizes, kept, shared_limit) if first == slots else taken(h, w, False, kept, shared_limit)
-        for resizes, (first, _, _, h, w) in zip(resized, places, strict=True)
+        used(h, w, resizes, windows is not None, shared_limit)
+        for (h, w), resizes in zip(extents, program.resized_rows().tolist(), strict=True)
     ]
 
 
-class Inputs(NamedTuple):
-    """What qpt_degrade reads, on the images' device and contiguous. Without patches the last three are empty."""
+class KernelInputs(NamedTuple):
+    """The tensors qpt_degrade reads, contiguous on the images' device; without patches the last three are empty."""
 
     images: Tensor  # (B, H, W, 3) uint8
     ops: Tensor  # of the program, as are the next three
     params: Tensor
     seeds: Tensor
     source: Tensor
-    order: Tensor  # (r,) int32, costly rows first
+    order: Tensor  # (r,) int32, the rows by falling cost
     windows: Tensor  # of the patches, as are the next two
     boxes: Tensor
-    table: Tensor
+    lut: Tensor
 
     @staticmethod
-    def of(images: Tensor, program: Program, patches: Patches | None) -> Inputs:
+    def of(images: Tensor, program: Program, patches: Patches | None) -> KernelInputs:
+        """Copy a program and its patches to the images' device."""
         none = torch.empty(0, dtype=torch.int32)
         fields = (program.ops, program.params, program.seeds, program.source)
-        cut = (patches.windows, patches.boxes, patches.table) if patches else (none, none, none)
+        cut = (patches.windows, patches.boxes, patches.lut) if patches else (none, none, none)
         order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
-        return Inputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
+        return KernelInputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
 
 
-def kernel_arguments(plan: LaunchPlan, inputs: Inputs, patches: Patches | None, out: Tensor, scratch: Tensor) -> tuple:
-    """Arguments of qpt_degrade, in its order, as NumPy scalars (which fix their C types).
+def kernel_arguments(
+    config: LaunchConfig, inputs: KernelInputs, patches: Patches | None, out: Tensor, scratch: Tensor
+) -> tuple:
+    """Return the arguments of qpt_degrade in order, as NumPy scalars, which fix their C types.
 
-    out: images (r, H, W, 3) uint8 or what ``patches.empty`` gives.
+    out: images (r, H, W, 3) uint8, or the tensor of ``patches.empty``.
     """
     _, height, width, _ = inputs.images.shape
     rows, slots = inputs.ops.shape
     images, *fields = inputs
     pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *fields, scratch)]
     cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
-    extents = (plan.shared_bytes, rows, slots, height, width, *cut)
-    return (*pointers, np.int64(plan.scratch_bytes), *map(np.int32, extents))
+    extents = (config.shared_bytes, rows, slots, height, width, *cut)
+    return (*pointers, np.int64(config.scratch_bytes), *map(np.int32, extents))
 
 
 def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor:
-    """Run every row of `program`, checked by the caller, in one launch.
+    """Run every row of a program in one launch on torch's current stream.
 
-    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns (r, H, W, 3) uint8, or room for the patches filled
-    with them, on the same device, written by torch's current stream.  Raises BackendError if no kernel can be loaded.
+    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns the output images (r, H, W, 3) uint8, or the
+    patches, on the same device.  Raises BackendError if no kernel can be loaded.
     """
     _, height, width, _ = images.shape
     rows = len(program)
@@ -119,7 +122,7 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         return out
     index = images.device.index
     function = _kernel(index)
-    plan = LaunchPlan.of(
+    config = LaunchConfig.of(
         program,
         height,
         width,
@@ -127,20 +130,20 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         multiprocessors=torch.cuda.get_device_properties(index).multi_processor_count,
         shared_limit=function.max_dynamic_shared_size_bytes,
     )
-    scratch = torch.empty(plan.blocks * plan.scratch_bytes, dtype=torch.uint8, device=images.device)
-    inputs = Inputs.of(images, program, patches)
-    arguments = kernel_arguments(plan, inputs, patches, out, scratch)
+    scratch = torch.empty(config.blocks * config.scratch_bytes, dtype=torch.uint8, device=images.device)
+    inputs = KernelInputs.of(images, program, patches)
+    arguments = kernel_arguments(config, inputs, patches, out, scratch)
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
     stream = torch.cuda.current_stream(index).cuda_stream
     with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
-        function((plan.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=plan.shared_bytes)
+        function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
     return out
 
 
 @functools.cache
 def available() -> str | None:
-    """None if CUDA kernels can be launched here, else why not and what to do about it."""
+    """Return None if CUDA kernels can be launched here, else the reason they cannot and what fixes it."""
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         advice = "check the driver with nvidia-smi" if torch.version.cuda else "install a CUDA build of PyTorch"
@@ -164,8 +167,10 @@ def _cupy() -> Any:
 
 @functools.cache
 def _kernel(device: int) -> Any:
-    """qpt_degrade for one device, allowed all of its shared memory: from the fat binary, else from NVRTC. Raises
-    BackendError with both causes."""
+    """Load qpt_degrade for one device, from the fat binary or else from NVRTC, and allow it all shared memory.
+
+    Raises BackendError with both causes.
+    """
     cupy = _cupy()
     causes = []
     for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):

@@ -1,8 +1,7 @@
-"""NVRTC, NVIDIA's run-time compiler, called directly: CUDA source -> machine code for one architecture, cached on disk.
+"""Compiling CUDA source for one architecture with NVRTC, NVIDIA's run-time compiler; the results are cached on disk.
 
-Used by qpt.ops.degrade.cuda where there is no fat binary, by qpt.commands.doctor, and by the offline compile tests: it
-needs no GPU and no driver. Called through ctypes and not through CuPy, which adds -ftz=true to every compilation;
-denormals flushed to zero would break the equality of CPU and GPU bytes.
+Used by ``cuda.py`` if there is no fat binary, by ``qpt doctor`` and by the offline compile tests. It needs neither a
+GPU nor a driver.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qpt.errors import BackendError
+from qpt.io import write_whole
 
 
 def find_library() -> Path | None:
-    """libnvrtc of the nvidia-cuda-nvrtc package (CUDA builds of torch bring it), else of a CUDA toolkit; else None."""
+    """Find libnvrtc in the nvidia-cuda-nvrtc package, which CUDA builds of torch bring, or in a CUDA toolkit."""
     packages = {sysconfig.get_path("purelib"), *sys.path, site.getusersitepackages()}
     patterns = [Path(folder) / "nvidia" for folder in sorted(packages) if folder]
     found = [library for folder in patterns for library in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
@@ -32,6 +32,8 @@ def find_library() -> Path | None:
     return next((library for library in found if library.exists() and "alt" not in library.name), None)
 
 
+# NVRTC is called through ctypes and not through CuPy, which adds -ftz=true to every compilation: denormals flushed to
+# zero would break the equality of CPU and GPU bytes.
 @functools.cache
 def _library() -> ctypes.CDLL:
     path = find_library()
@@ -51,14 +53,14 @@ def _library() -> ctypes.CDLL:
 
 
 def version() -> str:
-    """`"13.0"`. Raises BackendError without libnvrtc."""
+    """Return NVRTC's version, such as ``"13.0"``. Raises BackendError without libnvrtc."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return f"{major.value}.{minor.value}"
 
 
 def architectures() -> list[int]:
-    """What it compiles for: 80 for sm_80. Raises BackendError without libnvrtc."""
+    """Return the architectures that NVRTC compiles for, 80 for sm_80. Raises BackendError without libnvrtc."""
     count = ctypes.c_int()
     _library().nvrtcGetNumSupportedArchs(ctypes.byref(count))
     listed = (ctypes.c_int * count.value)()
@@ -67,7 +69,7 @@ def architectures() -> list[int]:
 
 
 def compile_cubin(source: str, flags: Sequence[str], architecture: int, name: str) -> bytes:
-    """Machine code (cubin) of one translation unit without #includes of files, for sm_`architecture`.
+    """Compile one translation unit, which may not include files, to machine code (cubin) for sm_``architecture``.
 
     Raises BackendError with the compiler's log.
     """
@@ -96,13 +98,14 @@ def _bytes(program: ctypes.c_void_p, size_function: str, get_function: str) -> b
 
 
 def cache_folder() -> Path:
+    """Return the folder that compiled kernels are kept in."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qpt"
 
 
 def cubin_file(source: str, flags: Sequence[str], architecture: int, name: str) -> Path:
-    """A file with the result of compile_cubin, kept in the cache under a hash of everything that determines it.
+    """Return a file that holds the result of ``compile_cubin``, cached under a hash of everything that determines it.
 
-    Where the cache folder cannot be written the file lives as long as the process.
+    If the cache folder cannot be written, the file is deleted when the process ends.
     """
     key = "\0".join([source, *flags, str(architecture), name, version()])
     file_name = f"{name}-sm_{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.cubin"
@@ -111,18 +114,12 @@ def cubin_file(source: str, flags: Sequence[str], architecture: int, name: str) 
         return cached
     cubin = compile_cubin(source, flags, architecture, name)
     try:
-        return _write_whole(cached, cubin)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cached, lambda unfinished: unfinished.write_bytes(cubin))
     except OSError:
-        return _write_whole(Path(_process_folder().name) / file_name, cubin)
-
-
-def _write_whole(path: Path, content: bytes) -> Path:
-    """Write aside and rename, so that another process never reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
-    return path
+        cached = Path(_process_folder().name) / file_name
+        cached.write_bytes(cubin)
+    return cached
 
 
 @functools.cache

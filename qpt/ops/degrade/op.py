@@ -1,9 +1,11 @@
-"""``qpt::degrade`` and ``qpt::degrade_patches``: schema and fake (shapes only) of the two degradations as torch ops.
+"""The torch ops ``qpt::degrade`` and ``qpt::degrade_patches``: their schemas and their fake kernels (shapes only).
 
-Called by ``qpt.ops.degrade.api`` wherever a compiler or a dispatch mode may be watching; what the ops run is that
-file's functions, so values are checked when an op runs, as a compiled graph may not read them. A program travels as its
-fields. Images are integers: there is no gradient, and nothing is registered for autograd.
+Called by ``api.py`` under a compiler or a dispatch mode. The ops run the functions of that file, so values, which a
+compiled graph may not read, are checked when an op runs. A program is passed as its fields. Images are integers: there
+is no gradient, and nothing is registered for autograd.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +32,7 @@ def degrade(
 
 
 @degrade.register_fake
-def _(
-    images: Tensor,
-    ops: Tensor,
-    levels: Tensor,
-    params: Tensor,
-    seeds: Tensor,
-    source: Tensor,
-    table: str,
-    threads: int | None,
-    backend: str,
-) -> Tensor:
+def _(images: Tensor, ops: Tensor, *_: object) -> Tensor:
     return images.new_empty((ops.shape[0], *images.shape[1:]))
 
 
@@ -75,21 +67,8 @@ def degrade_patches(
 
 
 @degrade_patches.register_fake
-def _(
-    images: Tensor,
-    ops: Tensor,
-    levels: Tensor,
-    params: Tensor,
-    seeds: Tensor,
-    source: Tensor,
-    table: str,
-    boxes: Tensor,
-    size: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    threads: int | None,
-    backend: str,
-) -> Tensor:
+def _(images: Tensor, *rest: Any) -> Tensor:
+    boxes, size, dtype, channels_last = rest[6:10]  # after the program's six fields
     rows, patches = boxes.shape[:2]
     shape = (rows * patches, 3, size, size)
     out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=_layout(channels_last))

@@ -1,8 +1,6 @@
-"""What degrade_patches asks of an engine: which patches to cut from the degraded rows, and in what form.
+"""``Patches``: the patches that an engine cuts from the degraded rows, and the windows that suffice to compute them.
 
-Made by ``qpt.ops.degrade.api``, which has checked every argument; read by its CPU route and by
-``qpt.ops.degrade.cuda``. A pixel enters an encoder as one of 256 values a channel, so normalisation is a table, made
-here once: an engine looks values up and never computes them.
+Made by ``api.py``, which has checked every argument; read by ``cpu.py`` and ``cuda.py``.
 """
 
 from __future__ import annotations
@@ -22,15 +20,15 @@ from qpt.degradations.program import Program
 
 @dataclass(frozen=True)
 class Patches:
-    """P square patches of every row of a program; tensors on the CPU, contiguous.
+    """P square patches of every row of a program; the tensors are on the CPU and contiguous.
 
-    boxes: (r, P, 2) int32 (top, left).  windows: (r, 5) int32, as plan_windows gives them.
-    table: (3, 256) of the patches' dtype, ``table[c, v]`` for value v of channel c.
+    boxes: (r, P, 2) int32 (top, left).  windows: (r, 5) int32, as ``row_windows`` gives them.
+    lut: (3, 256) lookup table in the patches' dtype: ``lut[c, v]`` is the normalised value v of channel c.
     """
 
     boxes: Tensor
     windows: Tensor
-    table: Tensor
+    lut: Tensor
     size: int
     memory_format: torch.memory_format
 
@@ -44,31 +42,34 @@ class Patches:
         dtype: torch.dtype,
         memory_format: torch.memory_format,
     ) -> Patches:
-        """The patches of a program on height x width images."""
+        """Make the description of a program's patches on height x width images."""
         boxes = boxes.cpu().contiguous()
-        windows = plan_windows(program, boxes, size, height, width)
-        return Patches(boxes, windows, values_of(dtype), size, memory_format)
+        windows = row_windows(program, boxes, size, height, width)
+        return Patches(boxes, windows, normalisation_lut(dtype), size, memory_format)
 
     @property
     def channels_last(self) -> bool:
         return self.memory_format == torch.channels_last
 
     def empty(self, device: torch.device) -> Tensor:
-        """Room for the patches: (r * P, 3, size, size) in the memory format."""
+        """Allocate the patches: (r * P, 3, size, size) in the memory format."""
         shape = (self.boxes.shape[0] * self.boxes.shape[1], 3, self.size, self.size)
-        return torch.empty(shape, dtype=self.table.dtype, device=device, memory_format=self.memory_format)
+        return torch.empty(shape, dtype=self.lut.dtype, device=device, memory_format=self.memory_format)
 
 
+# A value of a channel is one of 256, so the engines look normalised values up instead of computing them, and give the
+# same bits as ``normalise`` in every dtype.
 @functools.cache
-def values_of(dtype: torch.dtype) -> Tensor:
-    """(3, 256): ``normalise`` of every value of every channel; for uint8 the value itself."""
+def normalisation_lut(dtype: torch.dtype) -> Tensor:
+    """Return (3, 256), ``normalise`` of every value of every channel; for uint8 the value itself."""
     values = torch.arange(256, dtype=torch.uint8).expand(3, 256)
     return values.contiguous() if dtype == torch.uint8 else normalise(values[None, :, :, None], dtype)[0, :, :, 0]
 
 
-def plan_windows(program: Program, boxes: Tensor, size: int, height: int, width: int) -> Tensor:
-    """(r, 5) int32: the slot from which a row works on a window (S: never), and the window's top, left, height, width.
+def row_windows(program: Program, boxes: Tensor, size: int, height: int, width: int) -> Tensor:
+    """Return the window of every row: (r, 5) int32, (first slot, top, left, height, width).
 
+    From its first slot on, a row is computed on the window only; S means never, with the whole image as the window.
     boxes: (r, P, 2) int32 on the CPU, P >= 1, (top, left) of patches of ``size`` px inside height x width.
     """
     slots = program.ops.shape[1]
@@ -77,6 +78,8 @@ def plan_windows(program: Program, boxes: Tensor, size: int, height: int, width:
     last = (boxes.amax(dim=1) + size).tolist()
     rows = []
     for ops, params, low, high in zip(program.ops.tolist(), program.params.tolist(), first, last, strict=True):
+        # Backwards from the last op: the patches need the union of their boxes, and each op before them that takes
+        # windows widens it by its halo. The first op that does not take windows ends the loop.
         slot, halo, grid = slots, 0, 1
         for op, values in zip(reversed(ops), reversed(params), strict=True):
             if op >= 0:
@@ -86,16 +89,17 @@ def plan_windows(program: Program, boxes: Tensor, size: int, height: int, width:
                 halo += entry.halo_px(values) or 0
                 grid = math.lcm(grid, entry.grid_px)
             slot -= 1
-        top, h = _side(low[0], high[0], halo, grid, height)
-        left, w = _side(low[1], high[1], halo, grid, width)
-        # Nothing is saved where no op is left or the window is the image.
+        top, h = _grow(low[0], high[0], halo, grid, height)
+        left, w = _grow(low[1], high[1], halo, grid, width)
+        # A window saves nothing if no op is left for it or if it is the image. A row with resize_to has none: its last
+        # ops may act at another size than that of the boxes.
         if resize in ops or all(op < 0 for op in ops[slot:]) or (h, w) == (height, width):
             slot, top, left, h, w = slots, 0, 0, height, width
         rows.append((slot, top, left, h, w))
     return torch.tensor(rows, dtype=torch.int32).view(-1, 5)
 
 
-def _side(low: int, high: int, halo: int, grid: int, size: int) -> tuple[int, int]:
-    """[low, high) grown by halo, then to the grid, inside [0, size): (start, length)."""
+def _grow(low: int, high: int, halo: int, grid: int, size: int) -> tuple[int, int]:
+    """Grow [low, high) by halo, then to the grid, inside [0, size); return (start, length)."""
     start = max(low - halo, 0) // grid * grid
     return start, min(-(-(high + halo) // grid) * grid, size) - start

@@ -1,7 +1,7 @@
-"""The named recipes of pre-training: one YAML file each beside this one, in the form of a run's ``config.yaml``.
+"""The named recipes of pre-training: one YAML file each beside this module, in the form of a run's ``config.yaml``.
 
-Read by ``qpt pretrain --recipe``. The first line of a file, a comment, says what it is for; the comments after it say
-where each value comes from.
+Read by ``qpt pretrain --recipe``. The first line of a file, a comment, says what the recipe is for; the comments after
+it give the source of each value.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ NAMES: tuple[str, ...] = ("qpt-resnet50-imagenet", "laptop", "single-24gb", "eig
 
 
 def path(name: str) -> Path:
-    """The file of a recipe."""
+    """Return the file of a recipe."""
     return Path(__file__).parent / f"{name}.yaml"
 
 
 def summary(name: str) -> str:
-    """What a recipe is for, in a line."""
+    """Return the first line of a recipe's file, which says what it is for."""
     return path(name).read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")

@@ -1,4 +1,4 @@
-"""Spaces in YAML: read, written, refused with the key's name."""
+"""Spaces in YAML: reading, writing, and errors that name the key."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt.degradations.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
+from qpt.degradations.space import ByLevel, DegradationSpace, Group, OpSpec, Rule, UniformRange
 from qpt.errors import InputError
 
 
@@ -47,13 +47,13 @@ then:
   - ops: [{op: gaussian_noise, levels: {std: {uniform: [1, 9]}}}, {op: impulse_noise, levels: {density: 0.01}}]
     max_ops: 2
 """
-BLUR = Choice("gaussian_blur", 3, {"sigma_px": [0.5, (1, 2), Uniform(3, 4), 5, 6]})
+BLUR = OpSpec("gaussian_blur", 3, {"sigma_px": [0.5, (1, 2), UniformRange(3, 4), 5, 6]})
 SAME = DegradationSpace(
     (
         "hue",
-        Choice("gamma", 2),
+        OpSpec("gamma", 2),
         Group(("motion_blur", BLUR), "blur", 0.5, 0.8),
-        Choice("jpeg", levels={"quality": ByLevel(95, 30)}),
+        OpSpec("jpeg", levels={"quality": ByLevel(95, 30)}),
     ),
     min_ops=1,
     max_ops=3,
@@ -65,8 +65,8 @@ SAME = DegradationSpace(
     then=(
         Rule(
             (
-                Choice("gaussian_noise", levels={"std": Uniform(1, 9)}),
-                Choice("impulse_noise", levels={"density": 0.01}),
+                OpSpec("gaussian_noise", levels={"std": UniformRange(1, 9)}),
+                OpSpec("impulse_noise", levels={"density": 0.01}),
             ),
             max_ops=2,
         ),
@@ -96,16 +96,18 @@ def test_writing_and_reading_are_inverse(tmp_path):
 def test_any_numbers_survive_the_text(tmp_path_factory, data):
     value = st.floats(0.1, 8).map(float)
     pair = st.tuples(value, value).filter(lambda ends: ends[0] < ends[1])
-    one = st.one_of(value, st.lists(value, min_size=2, max_size=3).map(tuple), pair.map(lambda ends: Uniform(*ends)))
+    one = st.one_of(
+        value, st.lists(value, min_size=2, max_size=3).map(tuple), pair.map(lambda ends: UniformRange(*ends))
+    )
     levels = data.draw(st.one_of(value, pair.map(lambda ends: ByLevel(*ends)), st.lists(one, min_size=5, max_size=5)))
-    space = DegradationSpace((Choice("gaussian_blur", data.draw(st.floats(0.1, 9)), {"sigma_px": levels}),))
+    space = DegradationSpace((OpSpec("gaussian_blur", data.draw(st.floats(0.1, 9)), {"sigma_px": levels}),))
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     space.to_yaml(path)
     assert DegradationSpace.from_yaml(path) == space
 
 
 def test_defaults_are_not_written():
-    assert yaml.safe_load(DegradationSpace(("jpeg", Choice("hue"))).to_yaml()) == {"ops": ["jpeg", "hue"]}
+    assert yaml.safe_load(DegradationSpace(("jpeg", OpSpec("hue"))).to_yaml()) == {"ops": ["jpeg", "hue"]}
 
 
 def test_fingerprints_follow_rules_and_numbers_only(tmp_path):
@@ -146,11 +148,14 @@ def test_a_space_is_named_by_preset_or_file(tmp_path):
         ("ops: [jpg]", "mine.yaml: op must be a name of the op table, got 'jpg'; did you mean jpeg"),
         ("ops: [jpeg, 3]", r"ops\[1\] must be the name of an op, or a mapping with op or ops, got 3"),
         ("ops: [{levels: {}}]", r"ops\[0\]: op must be given, got only levels"),
-        ("ops: [{op: jpeg, level: {}}]", r"ops\[0\]: level must be a key of a choice .* did you mean levels"),
+        (
+            "ops: [{op: jpeg, level: {}}]",
+            r"ops\[0\]: level must be a key of an op, .* did you mean levels",
+        ),
         ("ops: [{op: jpeg, levels: 3}]", r"ops\[0\]: levels of jpeg must be a mapping of parameters, got 3"),
         (
             "ops: [{op: jpeg, levels: {quality: 0}}]",
-            r"ops\[0\]: levels of jpeg, quality must be a whole number in \[1, 100",
+            r"ops\[0\]: levels of jpeg, quality must be an integer in \[1, 100",
         ),
         (
             "ops: [{op: jpeg, levels: {quality: {range: [1, 2]}}}]",
@@ -165,7 +170,7 @@ def test_a_space_is_named_by_preset_or_file(tmp_path):
             "ops: [{ops: [jpeg], probability: 2}]",
             r"ops\[0\]: probability of group jpeg must be above 0 and at most 1, got 2",
         ),
-        ("ops: [{ops: [{ops: [jpeg]}]}]", r"ops\[0\]: ops\[0\]: ops must be a key of a choice"),
+        ("ops: [{ops: [{ops: [jpeg]}]}]", r"ops\[0\]: ops\[0\]: ops must be a key of an op,"),
         ("ops: [jpeg]\nthen: jpeg", "then must be a list of passes, got 'jpeg'"),
         (
             "ops: [jpeg]\nthen: [{ops: [jpeg], max_ops: -1}]",

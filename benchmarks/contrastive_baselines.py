@@ -1,6 +1,6 @@
-"""What the contrastive loss is measured against: plain torch forms, published libraries, and bare matrix products.
+"""Forms of the contrastive loss: plain torch, published libraries, bare matrix products, and qpt itself.
 
-``bench_contrastive.py`` times and compares the entries of ``CONTENDERS``; ``memory.py`` runs one of them in a fresh
+``bench_contrastive.py`` times and compares the entries of ``FORMS``; ``memory.py`` runs one of them in a fresh
 process, by name. An entry makes, from the same ``Inputs``, a call without arguments that returns (loss, gradient).
 A library that is not installed or cannot be imported raises ``Unavailable`` with the reason.
 """
@@ -29,15 +29,15 @@ Call = Callable[[], Answer]
 
 
 class Unavailable(Exception):
-    """A rival cannot run here; the message says why."""
+    """A form cannot run on this machine; the message says why."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One size of one loss. Plain values, so that a fresh process can be told which.
+    """One size of one loss, in plain values that a fresh process can be given.
 
     kind "moco": N queries, their N own keys and K pool keys, gradient of the queries. kind "ntxent": N rows (two views
-    of N / 2 pictures) against each other, gradient of the rows in both roles; k is 0.
+    of N / 2 images) against each other, gradient of the rows in both roles; k is 0.
     """
 
     kind: str
@@ -64,16 +64,16 @@ class Inputs:
 
 
 def make_inputs(setting: Setting) -> Inputs:
-    """Random directions; a query's own key (the other view of a row) is at a cosine of about 0.9."""
+    """Draw random directions; a query and its own key (the other view of a row) have a cosine of about 0.9."""
     generator = torch.Generator().manual_seed(0)
     n, dim = setting.n, setting.dim
-    pictures = n if setting.kind == "moco" else n // 2
-    first = F.normalize(torch.randn((pictures, dim), generator=generator), dim=1)
-    second = F.normalize(first + 0.5 / dim**0.5 * torch.randn((pictures, dim), generator=generator), dim=1)
+    images = n if setting.kind == "moco" else n // 2
+    first = F.normalize(torch.randn((images, dim), generator=generator), dim=1)
+    second = F.normalize(first + 0.5 / dim**0.5 * torch.randn((images, dim), generator=generator), dim=1)
     pool = torch.randn((setting.k, dim), generator=generator)
     pool /= pool.norm(dim=1, keepdim=True)
-    groups = torch.arange(pictures)
-    pool_groups = torch.arange(setting.k) + pictures
+    groups = torch.arange(images)
+    pool_groups = torch.arange(setting.k) + images
     if setting.kind == "moco":
         return Inputs(setting, first.requires_grad_(setting.gradient), second, groups, pool, pool_groups)
     rows = torch.cat([first, second]).requires_grad_(setting.gradient)
@@ -237,7 +237,7 @@ def _attention(inputs: Inputs) -> Call:
 
 @cache
 def _lightly_loss() -> Any:
-    """lightly's NTXentLoss. Its package imports torchvision, which the loss itself never calls."""
+    """Return lightly's NTXentLoss, without torchvision, which its package imports and the loss never calls."""
     found = importlib.util.find_spec("lightly")
     if found is None or found.origin is None:
         raise Unavailable("lightly is not installed; run: pip install --no-deps lightly")
@@ -289,7 +289,7 @@ def _cut_cross_entropy(inputs: Inputs) -> Call:
 
 
 def _products(inputs: Inputs) -> Call:
-    """The floor: queries times keys, block after block into one buffer; with a gradient, each block times keys too."""
+    """Return the floor: queries times keys in blocks, into one buffer; with a gradient, each block times keys too."""
     queries = inputs.queries.detach()
     keys = inputs.pool if inputs.setting.kind == "moco" else queries
     buffer, total = torch.ones(len(queries) * BLOCK_KEYS), torch.ones_like(queries)  # ones: its pages exist
@@ -306,8 +306,8 @@ def _products(inputs: Inputs) -> Call:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A contender. ``make`` builds its call (and any copy of the inputs it needs) from the inputs.
+class Form:
+    """A form of the loss.  make: returns its call, with any copy of the inputs that it needs.
 
     gives: which loss it computes. "loss": that of the setting. "projected": the same, of normalised queries, whose
     gradient has no part along the query. "all keys": in-batch keys of other rows are negatives too. A dtype: the pool
@@ -321,26 +321,26 @@ class Rival:
 
 
 FLOOR = "bare products"
-CONTENDERS: dict[str, Rival] = {
-    "full logits": Rival(_full_logits),
-    "full logits compiled": Rival(_compiled, note="torch.compile", compiles=True),
-    "lightly": Rival(_lightly, "projected", "normalises again: projected gradient"),
-    "cut-cross-entropy": Rival(
+FORMS: dict[str, Form] = {
+    "full logits": Form(_full_logits),
+    "full logits compiled": Form(_compiled, note="torch.compile", compiles=True),
+    "lightly": Form(_lightly, "projected", "normalises again: projected gradient"),
+    "cut-cross-entropy": Form(
         _cut_cross_entropy, "all keys", "torch_compile path; own keys of other rows are negatives too", compiles=True
     ),
-    "pytorch-metric-learning": Rival(_metric_learning, "projected", "normalises again: projected gradient"),
-    "chunked recompute": Rival(_chunked, note="logits computed again for the gradient"),
-    "qpt torch": Rival(partial(_qpt, backend="torch")),
-    "attention": Rival(_attention, note="scaled_dot_product_attention, values = keys; gradient by hand"),
-    "qpt bfloat16 pool": Rival(partial(_qpt, backend="auto", pool_dtype=torch.bfloat16), "bfloat16", "half the pool"),
-    "qpt float16 pool": Rival(partial(_qpt, backend="auto", pool_dtype=torch.float16), "float16", "half the pool"),
-    "qpt": Rival(partial(_qpt, backend="auto")),
-    FLOOR: Rival(_products, "", "floor, not a loss"),
+    "pytorch-metric-learning": Form(_metric_learning, "projected", "normalises again: projected gradient"),
+    "chunked recompute": Form(_chunked, note="logits computed again for the gradient"),
+    "qpt torch": Form(partial(_qpt, backend="torch")),
+    "attention": Form(_attention, note="scaled_dot_product_attention, values = keys; gradient by hand"),
+    "qpt bfloat16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.bfloat16), "bfloat16", "half the pool"),
+    "qpt float16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.float16), "float16", "half the pool"),
+    "qpt": Form(partial(_qpt, backend="auto")),
+    FLOOR: Form(_products, "", "floor, not a loss"),
 }
 
 
 def expected(inputs: Inputs, gives: str) -> Answer:
-    """What a contender that ``gives`` this must return, by the full logits (their exact in-batch form: qpt torch)."""
+    """Return what a form that ``gives`` this must return, from full logits (in their in-batch form: qpt torch)."""
     if gives == "all keys":
         return _qpt(inputs, "torch", negatives=True)()
     if gives in ("bfloat16", "float16"):

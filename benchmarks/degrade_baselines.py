@@ -1,7 +1,7 @@
-"""How OpenCV, Pillow and NumPy do the ops of the table, an image at a time.
+"""The ops of the table in OpenCV, Pillow and NumPy, an image at a time: baselines of ``bench_degrade``.
 
-Used by ``benchmarks/bench_degrade.py``. A rival gets what it likes best: kernels and lookup tables built beforehand
-(they are cached by parameter), a pool over images with its own threading off. Other libraries: ``degrade_libraries``.
+Kernels and lookup tables are cached by parameter, so that they are built before anything is timed. Other libraries are
+in ``degrade_libraries``.
 """
 
 import functools
@@ -15,17 +15,17 @@ import scipy.special
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-Picture = np.ndarray  # uint8 [H, W, 3]
+Pixels = np.ndarray  # uint8 [H, W, 3]
 Values = Sequence[float]
-Call = Callable[[Picture, Values], Picture]
+Call = Callable[[Pixels, Values], Pixels]
 BatchCall = Callable[[Tensor, Tensor], Tensor]  # float32 [n, 3, H, W] in 0..1, parameters [n, 4] -> the same
 
 
 @dataclass(frozen=True)
-class Rival:
-    """One library's way. call: of an image, or of a batch if ``batch``.  allowed: the largest difference that still
-    counts as the same: mean absolute in grey levels, or, if ``spread``, of the size of the change, relatively (other
-    random numbers; another definition of the same thing, which ``note`` then says)."""
+class Baseline:
+    """An op in another library.  call: takes an image, or a batch if ``batch``.  allowed: the largest difference that
+    counts as equal: the mean absolute one in grey levels or, if ``spread`` (other random numbers, another definition,
+    which ``note`` then says), the relative one of the size of the change."""
 
     library: str
     call: Call | BatchCall
@@ -35,11 +35,8 @@ class Rival:
     note: str = ""
 
 
-# --- OpenCV, Pillow, NumPy --------------------------------------------------------------------------------------------
-
-
 def _gaussian(x: np.ndarray, p: Values) -> np.ndarray:
-    """Of a picture or of floats, p[0] = sigma."""
+    """Blur uint8 or floats with sigma p[0]."""
     side = 2 * int(np.ceil(3 * p[0])) + 1
     return cv2.GaussianBlur(x, (side, side), p[0], borderType=cv2.BORDER_REFLECT_101)
 
@@ -55,7 +52,7 @@ def aniso_kernel(sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
 
 
 def _squared_sigmas(radius: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
-    """The squared distance from the centre in sigmas, sigma_x along the angle."""
+    """Return the squared distance from the centre in sigmas, sigma_x along the angle."""
     right, up = _offsets(radius)
     turn = np.deg2rad(angle)
     along, across = right * np.cos(turn) + up * np.sin(turn), up * np.cos(turn) - right * np.sin(turn)
@@ -64,7 +61,7 @@ def _squared_sigmas(radius: int, sigma_x: float, sigma_y: float, angle: float) -
 
 @functools.lru_cache(maxsize=4096)
 def motion_kernel(length: float, angle: float) -> np.ndarray:
-    """Points along the segment, each spread over its four neighbours."""
+    """Return points along the segment, each spread over its four neighbours."""
     steps = np.linspace(-length / 2, length / 2, 2 * int(np.ceil(length)) + 1)[:, None]
     at = np.arange(-int(np.ceil(length / 2)), int(np.ceil(length / 2)) + 1)
     columns, rows = (np.clip(1 - np.abs(at - steps * turn), 0, None) for turn in _turns(angle))
@@ -72,7 +69,7 @@ def motion_kernel(length: float, angle: float) -> np.ndarray:
 
 
 def _turns(angle: float) -> tuple[float, float]:
-    """To the right and down along the angle, which is counter-clockwise as seen."""
+    """Return the parts to the right and down of the direction at an angle, counter-clockwise as seen."""
     return np.cos(np.deg2rad(angle)), -np.sin(np.deg2rad(angle))
 
 
@@ -89,12 +86,13 @@ def _filter(kernel: Callable[..., np.ndarray], parameters: int) -> Call:
     return lambda x, p: cv2.filter2D(x, -1, kernel(*p[:parameters]), borderType=cv2.BORDER_REFLECT_101)
 
 
-def _draws(x: Picture) -> np.random.Generator:
-    """Numbers that are the same whenever the picture is: whether a rival agrees must not depend on luck."""
+def _draws(x: Pixels) -> np.random.Generator:
+    """Return a generator seeded by the image."""
+    # Whether a baseline agrees must not depend on chance.
     return np.random.default_rng(x[0, :4].ravel())
 
 
-def _glass(x: Picture, p: Values) -> Picture:
+def _glass(x: Pixels, p: Values) -> Pixels:
     height, width = x.shape[:2]
     delta = int(p[0])
     moves = _draws(x).integers(-delta, delta + 1, (2, height, width)).astype(np.float32)
@@ -103,7 +101,7 @@ def _glass(x: Picture, p: Values) -> Picture:
     return _gaussian(moved, p[1:])
 
 
-def _zoom(x: Picture, p: Values) -> Picture:
+def _zoom(x: Pixels, p: Values) -> Pixels:
     total = np.zeros(x.shape, np.float32)
     for zoom in np.linspace(1, p[0], 16):
         total += _magnified(x, zoom)
@@ -116,13 +114,13 @@ def _magnified(x: np.ndarray, ratio: float) -> np.ndarray:
     return cv2.warpAffine(x, about, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _unsharp(x: Picture, p: Values) -> Picture:
+def _unsharp(x: Pixels, p: Values) -> Pixels:
     pixels = x.astype(np.float32)
     return _rounded(cv2.addWeighted(pixels, 1 + p[0], _gaussian(pixels, p[1:]), -p[0], 0))
 
 
-def _rounded(x: np.ndarray) -> Picture:
-    """Rounded half to even and saturated, as OpenCV converts."""
+def _rounded(x: np.ndarray) -> Pixels:
+    """Round half to even and saturate, as OpenCV converts."""
     return cv2.add(x, np.zeros(4), dtype=cv2.CV_8U)
 
 
@@ -132,37 +130,37 @@ def _normal(shape: tuple[int, ...], std: float) -> np.ndarray:
     return noise
 
 
-def _noise(x: Picture, p: Values) -> Picture:
+def _noise(x: Pixels, p: Values) -> Pixels:
     return cv2.add(x, _normal(x.shape, p[0]), dtype=cv2.CV_8U)
 
 
-def _noise_grey(x: Picture, p: Values) -> Picture:
+def _noise_grey(x: Pixels, p: Values) -> Pixels:
     return cv2.add(x, cv2.merge([_normal(x.shape[:2], p[0])] * 3), dtype=cv2.CV_8U)
 
 
 _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])  # ITU-T T.871
 
 
-def _noise_ycbcr(x: Picture, p: Values) -> Picture:
+def _noise_ycbcr(x: Pixels, p: Values) -> Pixels:
     return cv2.add(x, cv2.transform(_normal(x.shape, p[0]), _TO_RGB.astype(np.float32)), dtype=cv2.CV_8U)
 
 
-def _speckle(x: Picture, p: Values) -> Picture:
+def _speckle(x: Pixels, p: Values) -> Pixels:
     pixels = x.astype(np.float32)
     return _rounded(cv2.add(pixels, cv2.multiply(pixels, _normal(x.shape, p[0]))))
 
 
-def _impulse(x: Picture, p: Values) -> Picture:
+def _impulse(x: Pixels, p: Values) -> Pixels:
     draw = _draws(x).random(x.shape, np.float32)
     return np.where(draw < p[0] / 2, np.uint8(0), np.where(draw < p[0], np.uint8(255), x))
 
 
-def _poisson(x: Picture, p: Values) -> Picture:
+def _poisson(x: Pixels, p: Values) -> Pixels:
     counts = _draws(x).poisson(x * (p[0] / 255))
     return np.rint(np.minimum(counts * (255 / p[0]), 255)).astype(np.uint8)
 
 
-def _jpeg(x: Picture, p: Values) -> Picture:
+def _jpeg(x: Pixels, p: Values) -> Pixels:
     settings = [cv2.IMWRITE_JPEG_QUALITY, int(p[0]), cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x221111]
     bgr = cv2.cvtColor(x, cv2.COLOR_RGB2BGR)
     decoded = cv2.imdecode(cv2.imencode(".jpg", bgr, settings)[1], cv2.IMREAD_COLOR)
@@ -170,14 +168,14 @@ def _jpeg(x: Picture, p: Values) -> Picture:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def _jpeg_pillow(x: Picture, p: Values) -> Picture:
+def _jpeg_pillow(x: Pixels, p: Values) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(x).save(file, format="JPEG", quality=int(p[0]))
     return np.asarray(Image.open(file))
 
 
 def _rescale(method: Image.Resampling) -> Call:
-    def resize(x: Picture, p: Values) -> Picture:
+    def resize(x: Pixels, p: Values) -> Pixels:
         height, width = x.shape[:2]
         small = Image.fromarray(x).resize((round(width / p[0]), round(height / p[0])), method)
         return np.asarray(small.resize((width, height), method))
@@ -185,8 +183,8 @@ def _rescale(method: Image.Resampling) -> Call:
     return resize
 
 
-def _rescale_opencv(down: int, up: int) -> Call:
-    def resize(x: Picture, p: Values) -> Picture:
+def _resize(down: int, up: int) -> Call:
+    def resize(x: Pixels, p: Values) -> Pixels:
         height, width = x.shape[:2]
         small = cv2.resize(x, (round(width / p[0]), round(height / p[0])), interpolation=down)
         return cv2.resize(small, (width, height), interpolation=up)
@@ -195,7 +193,7 @@ def _rescale_opencv(down: int, up: int) -> Call:
 
 
 def _table(curve: Callable[[np.ndarray, Values], np.ndarray], parameters: int = 1) -> Call:
-    """A lookup in the rounded curve of 0..255, by OpenCV."""
+    """Return a lookup in the rounded curve of 0..255, by OpenCV."""
 
     @functools.lru_cache(maxsize=4096)
     def entries(*p: float) -> np.ndarray:
@@ -209,32 +207,32 @@ def _sigmoid(x: np.ndarray, p: Values) -> np.ndarray:
     return (curve - curve[0]) / (curve[-1] - curve[0]) * 255
 
 
-def _contrast(x: Picture, p: Values) -> Picture:
+def _contrast(x: Pixels, p: Values) -> Pixels:
     grey = round(cv2.mean(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY))[0])
     return cv2.LUT(x, np.rint(np.clip(grey + p[0] * (np.arange(256.0) - grey), 0, 255)).astype(np.uint8))
 
 
-def _saturate(x: Picture, p: Values) -> Picture:
+def _saturate(x: Pixels, p: Values) -> Pixels:
     hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)
     stronger = np.rint(np.clip(np.arange(256) * p[0], 0, 255)).astype(np.uint8)
     hsv[..., 1] = cv2.LUT(hsv[..., 1], stronger)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _turn(x: Picture, p: Values) -> Picture:
+def _turn(x: Pixels, p: Values) -> Pixels:
     hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)  # hue in steps of 2 degrees
     hsv[..., 0] = cv2.LUT(hsv[..., 0], ((np.arange(256) + round(p[0] / 2)) % 180).astype(np.uint8))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _colour_diffusion(x: Picture, p: Values) -> Picture:
+def _colour_diffusion(x: Pixels, p: Values) -> Pixels:
     pixels = x.astype(np.float32)
     blurred = _gaussian(pixels, p)
     luma = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (pixels, blurred)]
     return _rounded(cv2.add(cv2.multiply(blurred, np.full(4, p[1])), cv2.merge([luma[0] - p[1] * luma[1]] * 3)))
 
 
-def _colour_shift(x: Picture, p: Values) -> Picture:
+def _colour_shift(x: Pixels, p: Values) -> Pixels:
     right, up = (np.rint(p[0] * turn(np.deg2rad(p[1]))) for turn in (np.cos, np.sin))
     move = np.array([[1, 0, right], [0, 1, -up]])
     out = x.copy()
@@ -249,7 +247,7 @@ def _colour_shift(x: Picture, p: Values) -> Picture:
 
 
 def _shaped(weight: Callable[[np.ndarray, float], np.ndarray]) -> Call:
-    """A 21 x 21 kernel of a squared distance in sigmas and an exponent."""
+    """Return a filter with a 21 x 21 kernel of a squared distance in sigmas and an exponent."""
 
     @functools.lru_cache(maxsize=4096)
     def kernel(sigma_x: float, sigma_y: float, angle: float, beta: float) -> np.ndarray:
@@ -264,30 +262,34 @@ def sinc_kernel(cutoff: float, radius: float) -> np.ndarray:
     return _unit(scipy.special.j1(cutoff * distance) / distance)
 
 
-def _high_sharpen(x: Picture, p: Values) -> Picture:
+def _high_sharpen(x: Pixels, p: Values) -> Pixels:
     luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY).astype(np.float32)
     side = 2 * int(p[1]) + 1
     detail = p[0] * (luma - cv2.GaussianBlur(luma, (side, side), p[1], borderType=cv2.BORDER_REFLECT_101))
     return cv2.add(x, cv2.merge([detail] * 3), dtype=cv2.CV_8U)
 
 
-def _bilateral(x: Picture, p: Values) -> Picture:
+def _bilateral(x: Pixels, p: Values) -> Pixels:
     return cv2.bilateralFilter(x, -1, p[0], p[1], borderType=cv2.BORDER_REFLECT_101)
 
 
-def _denoise(x: Picture, p: Values) -> Picture:
+def _denoise(x: Pixels, p: Values) -> Pixels:
     return _bilateral(_noise(x, p), p[1:])
 
 
-def openjpeg(x: Picture, ratio: float) -> Picture:
-    """Pillow's JPEG 2000 with the colour transform, which it leaves out unless told, and the 9/7 wavelet."""
+def openjpeg(x: Pixels, ratio: float) -> Pixels:
+    """Encode and decode by Pillow's JPEG 2000, with the colour transform (off by default) and the 9/7 wavelet."""
     file = io.BytesIO()
     options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True, "mct": 1}
     Image.fromarray(x).save(file, format="JPEG2000", **options)
     return np.asarray(Image.open(file))
 
 
-def _jitter(x: Picture, p: Values) -> Picture:
+def _openjpeg(x: Pixels, p: Values) -> Pixels:
+    return openjpeg(x, p[0])
+
+
+def _jitter(x: Pixels, p: Values) -> Pixels:
     height, width = x.shape[:2]
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     moves = [_normal((height, width), 5**0.5 * p[0]) for _ in range(2)]
@@ -295,32 +297,32 @@ def _jitter(x: Picture, p: Values) -> Picture:
     return cv2.remap(x, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _poisson_grey(x: Picture, p: Values) -> Picture:
+def _poisson_grey(x: Pixels, p: Values) -> Pixels:
     luma = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
     noise = _draws(x).poisson(luma * (p[0] / 255)) * (255 / p[0]) - luma
     return cv2.add(x, cv2.merge([noise] * 3), dtype=cv2.CV_8U)
 
 
-def _chroma(x: Picture, p: Values) -> Picture:
+def _chroma(x: Pixels, p: Values) -> Pixels:
     lab = cv2.cvtColor(x.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
     lab[..., 1:] *= p[0]
     return cv2.convertScaleAbs(np.maximum(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0), alpha=255)
 
 
-def _value(x: Picture, p: Values) -> Picture:
+def _value(x: Pixels, p: Values) -> Pixels:
     hsv = cv2.cvtColor(x, cv2.COLOR_RGB2HSV)
     hsv[..., 2] = cv2.LUT(hsv[..., 2], np.rint(np.clip(np.arange(256) + 255 * p[0], 0, 255)).astype(np.uint8))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def _aberration(x: Picture, p: Values) -> Picture:
+def _aberration(x: Pixels, p: Values) -> Pixels:
     out = x.copy()
     for channel, ratio in ((0, 1 + p[0]), (2, 1 - p[0])):
         out[..., channel] = _magnified(np.ascontiguousarray(x[..., channel]), ratio)
     return out
 
 
-def _blocks(x: Picture, p: Values) -> Picture:
+def _blocks(x: Pixels, p: Values) -> Pixels:
     height, width = x.shape[:2]
     draws = _draws(x)
     out = x.copy()
@@ -333,69 +335,65 @@ def _blocks(x: Picture, p: Values) -> Picture:
 
 _HALF = "hue in steps of 2 degrees, as 8-bit HSV has it"
 
-PER_IMAGE: dict[str, list[Rival]] = {
-    "gaussian_blur": [Rival("opencv", _gaussian, 0.5)],
-    "gaussian_blur_aniso": [Rival("opencv", _filter(aniso_kernel, 3), 0.5)],
-    "motion_blur": [Rival("opencv", _filter(motion_kernel, 2), 0.5)],
-    "defocus_blur": [Rival("opencv", _filter(disk_kernel, 1), 0.5)],
-    "median_blur": [Rival("opencv", lambda x, p: cv2.medianBlur(x, 2 * int(p[0]) + 1), 0.0)],
-    "glass_blur": [Rival("opencv", _glass, 0.1, spread=True)],
-    "zoom_blur": [Rival("opencv", _zoom, 1.0)],
-    "unsharp_mask": [Rival("opencv", _unsharp, 0.5)],
-    "gaussian_noise": [Rival("opencv", _noise, 0.05, spread=True)],
-    "gaussian_noise_grey": [Rival("opencv", _noise_grey, 0.05, spread=True)],
-    "gaussian_noise_ycbcr": [Rival("opencv", _noise_ycbcr, 0.05, spread=True)],
-    "speckle_noise": [Rival("opencv", _speckle, 0.05, spread=True)],
-    "impulse_noise": [Rival("numpy", _impulse, 0.1, spread=True)],
-    "poisson_noise": [Rival("numpy", _poisson, 0.05, spread=True)],
-    "jpeg": [Rival("opencv", _jpeg, 1.0), Rival("pillow", _jpeg_pillow, 1.0)],
-    "rescale_nearest": [Rival("pillow", _rescale(Image.Resampling.NEAREST), 0.0)],
+PER_IMAGE: dict[str, list[Baseline]] = {
+    "gaussian_blur": [Baseline("opencv", _gaussian, 0.5)],
+    "gaussian_blur_aniso": [Baseline("opencv", _filter(aniso_kernel, 3), 0.5)],
+    "motion_blur": [Baseline("opencv", _filter(motion_kernel, 2), 0.5)],
+    "defocus_blur": [Baseline("opencv", _filter(disk_kernel, 1), 0.5)],
+    "median_blur": [Baseline("opencv", lambda x, p: cv2.medianBlur(x, 2 * int(p[0]) + 1), 0.0)],
+    "glass_blur": [Baseline("opencv", _glass, 0.1, spread=True)],
+    "zoom_blur": [Baseline("opencv", _zoom, 1.0)],
+    "unsharp_mask": [Baseline("opencv", _unsharp, 0.5)],
+    "gaussian_noise": [Baseline("opencv", _noise, 0.05, spread=True)],
+    "gaussian_noise_grey": [Baseline("opencv", _noise_grey, 0.05, spread=True)],
+    "gaussian_noise_ycbcr": [Baseline("opencv", _noise_ycbcr, 0.05, spread=True)],
+    "speckle_noise": [Baseline("opencv", _speckle, 0.05, spread=True)],
+    "impulse_noise": [Baseline("numpy", _impulse, 0.1, spread=True)],
+    "poisson_noise": [Baseline("numpy", _poisson, 0.05, spread=True)],
+    "jpeg": [Baseline("opencv", _jpeg, 1.0), Baseline("pillow", _jpeg_pillow, 1.0)],
+    "rescale_nearest": [Baseline("pillow", _rescale(Image.Resampling.NEAREST), 0.0)],
     "rescale_bilinear": [
-        Rival("pillow", _rescale(Image.Resampling.BILINEAR), 0.0),
-        Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 3.0, note="INTER_AREA, then INTER_LINEAR"),
+        Baseline("pillow", _rescale(Image.Resampling.BILINEAR), 0.0),
+        Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_LINEAR), 3.0, note="INTER_AREA, then INTER_LINEAR"),
     ],
-    "rescale_bicubic": [Rival("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
+    "rescale_bicubic": [Baseline("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
     "pixelate": [
-        Rival("pillow", _rescale(Image.Resampling.BOX), 0.0),
-        Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_NEAREST), 5.0, note="INTER_AREA, INTER_NEAREST"),
+        Baseline("pillow", _rescale(Image.Resampling.BOX), 0.0),
+        Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_NEAREST), 5.0, note="INTER_AREA, INTER_NEAREST"),
     ],
     "brightness": [
-        Rival("opencv", lambda x, p: cv2.convertScaleAbs(x, alpha=p[0]), 0.1),
-        Rival("pillow", lambda x, p: np.asarray(ImageEnhance.Brightness(Image.fromarray(x)).enhance(p[0])), 1.0),
+        Baseline("opencv", lambda x, p: cv2.convertScaleAbs(x, alpha=p[0]), 0.1),
+        Baseline("pillow", lambda x, p: np.asarray(ImageEnhance.Brightness(Image.fromarray(x)).enhance(p[0])), 1.0),
     ],
-    "mean_shift": [Rival("opencv", lambda x, p: cv2.add(x, np.full(4, p[0])), 0.0)],
-    "gamma": [Rival("opencv", _table(lambda x, p: 255 * (x / 255) ** p[0]), 0.0)],
+    "mean_shift": [Baseline("opencv", lambda x, p: cv2.add(x, np.full(4, p[0])), 0.0)],
+    "gamma": [Baseline("opencv", _table(lambda x, p: 255 * (x / 255) ** p[0]), 0.0)],
     "contrast": [
-        Rival("opencv", _contrast, 0.1),
-        Rival("pillow", lambda x, p: np.asarray(ImageEnhance.Contrast(Image.fromarray(x)).enhance(p[0])), 1.0),
+        Baseline("opencv", _contrast, 0.1),
+        Baseline("pillow", lambda x, p: np.asarray(ImageEnhance.Contrast(Image.fromarray(x)).enhance(p[0])), 1.0),
     ],
-    "contrast_curve": [Rival("opencv", _table(_sigmoid), 0.1)],
-    "saturation": [Rival("opencv", _saturate, 2.0, note="8-bit HSV")],
-    "hue": [Rival("opencv", _turn, 3.0, note=_HALF)],
-    "quantise": [
-        Rival("opencv", _table(lambda x, p: np.rint(x / 255 * (p[0] - 1)) * 255 / (p[0] - 1)), 0.1),
-    ],
-    "colour_diffusion": [Rival("opencv", _colour_diffusion, 0.5)],
-    "colour_shift": [Rival("opencv", _colour_shift, 0.0)],
+    "contrast_curve": [Baseline("opencv", _table(_sigmoid), 0.1)],
+    "saturation": [Baseline("opencv", _saturate, 2.0, note="8-bit HSV")],
+    "hue": [Baseline("opencv", _turn, 3.0, note=_HALF)],
+    "quantise": [Baseline("opencv", _table(lambda x, p: np.rint(x / 255 * (p[0] - 1)) * 255 / (p[0] - 1)), 0.1)],
+    "colour_diffusion": [Baseline("opencv", _colour_diffusion, 0.5)],
+    "colour_shift": [Baseline("opencv", _colour_shift, 0.0)],
     "box_blur": [
-        Rival("opencv", lambda x, p: cv2.blur(x, (2 * int(p[0]) + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), 0.0)
+        Baseline("opencv", lambda x, p: cv2.blur(x, (2 * int(p[0]) + 1,) * 2, borderType=cv2.BORDER_REFLECT_101), 0.0)
     ],
-    "generalised_blur": [Rival("opencv", _shaped(lambda square, beta: np.exp(-0.5 * square**beta)), 0.5)],
-    "plateau_blur": [Rival("opencv", _shaped(lambda square, beta: 1 / (1 + square**beta)), 0.5)],
-    "sinc_filter": [Rival("opencv", _filter(sinc_kernel, 2), 0.5)],
-    "high_sharpen": [Rival("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
-    "bilateral": [Rival("opencv", _bilateral, 0.1)],
-    "denoise": [Rival("opencv", _denoise, 0.05, spread=True)],
-    "jpeg2000": [
-        Rival("pillow", lambda x, p: openjpeg(x, p[0]), 12.0, note="OpenJPEG at the same ratio, with its entropy coder")
-    ],
-    "rescale_area": [Rival("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
-    "rescale_lanczos": [Rival("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
-    "spatial_jitter": [Rival("opencv", _jitter, 0.1, spread=True)],
-    "poisson_noise_grey": [Rival("numpy", _poisson_grey, 0.05, spread=True)],
-    "chroma": [Rival("opencv", _chroma, 1.5, note="float32 Lab")],
-    "value_shift": [Rival("opencv", _value, 2.0, note="8-bit HSV")],
-    "posterise": [Rival("opencv", _table(lambda x, p: x - x % 2 ** (8 - int(p[0]))), 0.0)],
-    "chromatic_aberration": [Rival("opencv", _aberration, 0.5)],
-    "colour_block": [Rival("opencv", _blocks, 0.2, spread=True)],
+    "generalised_blur": [Baseline("opencv", _shaped(lambda square, beta: np.exp(-0.5 * square**beta)), 0.5)],
+    "plateau_blur": [Baseline("opencv", _shaped(lambda square, beta: 1 / (1 + square**beta)), 0.5)],
+    "sinc_filter": [Baseline("opencv", _filter(sinc_kernel, 2), 0.5)],
+    "high_sharpen": [Baseline("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
+    "bilateral": [Baseline("opencv", _bilateral, 0.1)],
+    "denoise": [Baseline("opencv", _denoise, 0.05, spread=True)],
+    "jpeg2000": [Baseline("pillow", _openjpeg, 12.0, note="OpenJPEG at the same ratio, with its entropy coder")],
+    "rescale_area": [Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
+    "rescale_lanczos": [Baseline("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
+    "spatial_jitter": [Baseline("opencv", _jitter, 0.1, spread=True)],
+    "poisson_noise_grey": [Baseline("numpy", _poisson_grey, 0.05, spread=True)],
+    "chroma": [Baseline("opencv", _chroma, 1.5, note="float32 Lab")],
+    "value_shift": [Baseline("opencv", _value, 2.0, note="8-bit HSV")],
+    "posterise": [Baseline("opencv", _table(lambda x, p: x - x % 2 ** (8 - int(p[0]))), 0.0)],
+    "chromatic_aberration": [Baseline("opencv", _aberration, 0.5)],
+    "colour_block": [Baseline("opencv", _blocks, 0.2, spread=True)],
 }

@@ -1,7 +1,7 @@
-"""Every rule of composition: sizes against enumeration, draws against the stated probabilities, own numbers.
+"""Rules of composition: sizes compared with an enumeration, draws with the stated probabilities, own levels.
 
-``walk`` performs a rule literally (draw so many members, drop some, choose an op of each, a level of each, put them in
-order) along every path there is; it shares nothing with the counting or the drawing.
+``enumerate_pass`` performs a rule step by step (draw members, drop some, choose an op and a level of each, order them)
+along every path; it shares no code with the counting or the drawing.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from scipy.stats import chisquare, kstest
 from qpt.degradations import op_table
 from qpt.degradations import space as space_module
 from qpt.degradations.op_table import LEVELS
-from qpt.degradations.space import ByLevel, Choice, DegradationSpace, Group, Rule, Uniform
+from qpt.degradations.space import ByLevel, DegradationSpace, Group, OpSpec, Rule, UniformRange
 from qpt.errors import InputError
 
-CHOICES = (Choice("hue"), Choice("jpeg"), Choice("jpeg", levels={"quality": 50}), Choice("gamma"), Choice("contrast"))
+SPECS = (OpSpec("hue"), OpSpec("jpeg"), OpSpec("jpeg", levels={"quality": 50}), OpSpec("gamma"), OpSpec("contrast"))
 
 
-def labels(choice: Choice, weighted: list[int], levels: bool) -> list[int]:
+def labels(spec: OpSpec, weighted: list[int], levels: bool) -> list[int]:
     if not levels:
         return [0]
-    return [1] if choice.levels == {"quality": (50.0,) * LEVELS} else weighted
+    return [1] if spec.levels == {"quality": (50.0,) * LEVELS} else weighted
 
 
-def walk(rule: Rule, levels: bool) -> set[tuple]:
-    """Every list of types, or of (type, level) pairs, that one pass can make."""
+def enumerate_pass(rule: Rule, levels: bool) -> set[tuple]:
+    """Return every list of types, or of (type, level) pairs, that one pass can draw."""
     weighted = [v for v, weight in zip(range(1, LEVELS + 1), rule.level_weights, strict=True) if weight]
     counts = range(rule.min_ops, rule.max_ops + 1)
     weights = rule.number_weights or [1] * len(counts)
@@ -45,18 +45,18 @@ def walk(rule: Rule, levels: bool) -> set[tuple]:
             for kept in itertools.product(*acting):
                 act = [m for m, keep in zip(drawn, kept, strict=True) if keep]
                 steps = [
-                    [(m, k, v) for k, c in enumerate(rule.groups[m].choices) for v in labels(c, weighted, levels)]
+                    [(m, k, v) for k, c in enumerate(rule.groups[m].specs) for v in labels(c, weighted, levels)]
                     for m in act
                 ]
                 for way in itertools.product(*steps):
                     ordered = way if rule.shuffle else sorted(way)
-                    named = [(rule.groups[m].choices[k].type, v) for m, k, v in ordered]
+                    named = [(rule.groups[m].specs[k].type, v) for m, k, v in ordered]
                     found.add(tuple(named))
     return found
 
 
 def enumerate_space(space: DegradationSpace, levels: bool) -> set[tuple]:
-    passes = [walk(rule, levels) for rule in space.passes]
+    passes = [enumerate_pass(rule, levels) for rule in space.passes]
     found = {sum(parts, ()) for parts in itertools.product(*passes)}
     return found | {()} if space.pristine else found
 
@@ -65,10 +65,10 @@ def enumerate_space(space: DegradationSpace, levels: bool) -> set[tuple]:
 def rules(draw, kind=Rule, most_members=3, most_ops=2):
     members = []
     for k in range(draw(st.integers(1, most_members))):
-        choices = draw(st.lists(st.sampled_from(CHOICES), min_size=1, max_size=3))
-        weights = draw(st.lists(st.sampled_from([0.5, 1, 2]), min_size=len(choices), max_size=len(choices)))
+        specs = draw(st.lists(st.sampled_from(SPECS), min_size=1, max_size=3))
+        weights = draw(st.lists(st.sampled_from([0.5, 1, 2]), min_size=len(specs), max_size=len(specs)))
         group = Group(
-            tuple(replace(choice, weight=weight) for choice, weight in zip(choices, weights, strict=True)),
+            tuple(replace(spec, weight=weight) for spec, weight in zip(specs, weights, strict=True)),
             name=f"g{k}",
             weight=draw(st.sampled_from([1, 3])),
             probability=draw(st.sampled_from([1, 1, 0.4])),
@@ -115,7 +115,7 @@ def drawn(space: DegradationSpace, n: int = 30_000, seed: int = 0) -> list[tuple
 
 
 def follows(counts: Counter, shares: dict) -> bool:
-    """Chi-square test of counts against shares of 1; seeded, so one part in a million is never met on a later run."""
+    """Test counts against shares of 1 by chi-square; draws are seeded, so the p-value does not change between runs."""
     assert math.isclose(sum(shares.values()), 1)
     assert set(counts) <= set(shares)
     total = sum(counts.values())
@@ -134,7 +134,7 @@ def test_one_op_of_each_group_in_any_order():
 
 
 def test_weights_of_ops_numbers_levels_and_members():
-    members = (Group((Choice("hue", 3), "gamma")), Choice("jpeg", 2.5), "contrast")
+    members = (Group((OpSpec("hue", 3), "gamma")), OpSpec("jpeg", 2.5), "contrast")
     space = DegradationSpace(
         members, min_ops=1, max_ops=3, number_weights=(2, 0, 1), level_weights=(4, 3, 2, 1, 0), repeat=True
     )
@@ -151,7 +151,7 @@ def test_weights_of_ops_numbers_levels_and_members():
 
 def test_weights_without_repetition_are_drawn_one_after_another():
     weights = {"hue": 5.0, "jpeg": 2.0, "gamma": 1.0}
-    space = DegradationSpace(tuple(map(Choice, weights, weights.values())), max_ops=2, min_ops=2, repeat=False)
+    space = DegradationSpace(tuple(map(OpSpec, weights, weights.values())), max_ops=2, min_ops=2, repeat=False)
     shares = {(a, b): weights[a] / 8 * weights[b] / (8 - weights[a]) for a, b in itertools.permutations(weights, 2)}
     assert follows(Counter(tuple(op for op, _ in chain) for chain in drawn(space)), shares)
 
@@ -178,10 +178,10 @@ def test_pristine_has_its_probability_beside_an_empty_draw():
 
 def test_a_second_pass_has_its_own_rule_and_numbers():
     first = {"quality": ByLevel(95, 60)}
-    second = Rule((Choice("jpeg", levels={"quality": Uniform(10, 20)}), "hue"), min_ops=1, max_ops=1)
-    space = DegradationSpace((Choice("jpeg", levels=first),), min_ops=1, max_ops=1, then=(second,))
+    second = Rule((OpSpec("jpeg", levels={"quality": UniformRange(10, 20)}), "hue"), min_ops=1, max_ops=1)
+    space = DegradationSpace((OpSpec("jpeg", levels=first),), min_ops=1, max_ops=1, then=(second,))
     assert (space.names, space.size(), space.size(levels=True)) == (("jpeg", "hue"), 2, LEVELS * (1 + LEVELS))
-    assert [choice.op for choice in space.types] == ["jpeg", "jpeg", "hue"]
+    assert [spec.op for spec in space.types] == ["jpeg", "jpeg", "hue"]
     assert len(space.every_level(2, seed=0)) == 2 * 3 * LEVELS
     program = space.sample(4000, generator=torch.Generator().manual_seed(1))
     qualities = [[step.params["quality"] for step in chain.steps if step.name == "jpeg"] for chain in program]
@@ -191,8 +191,8 @@ def test_a_second_pass_has_its_own_rule_and_numbers():
 
 
 def test_own_levels_are_values_alternatives_ranges_and_parts_of_a_range():
-    own = {"sigma_px": [0.5, (1.0, 2.0), Uniform(3, 4), 5, 6]}
-    space = DegradationSpace((Choice("gaussian_blur", levels=own),), min_ops=1, max_ops=1)
+    own = {"sigma_px": [0.5, (1.0, 2.0), UniformRange(3, 4), 5, 6]}
+    space = DegradationSpace((OpSpec("gaussian_blur", levels=own),), min_ops=1, max_ops=1)
     sigma = {v: set() for v in range(1, LEVELS + 1)}
     for chain in space.sample(3000, generator=torch.Generator().manual_seed(2)):
         sigma[chain.steps[0].level].add(chain.steps[0].params["sigma_px"])
@@ -203,7 +203,7 @@ def test_own_levels_are_values_alternatives_ranges_and_parts_of_a_range():
 
 
 def test_parameters_not_named_keep_the_op_tables_levels():
-    space = DegradationSpace((Choice("motion_blur", levels={"angle_deg": 90}),), min_ops=1, max_ops=1)
+    space = DegradationSpace((OpSpec("motion_blur", levels={"angle_deg": 90}),), min_ops=1, max_ops=1)
     program = space.every_level(1, seed=0)
     table = op_table.DEGRADATIONS[op_table.op_id("motion_blur")]
     assert program.params[:, 0, 0].tolist() == list(table.parameters[0].levels)
@@ -211,7 +211,7 @@ def test_parameters_not_named_keep_the_op_tables_levels():
 
 
 def test_a_range_by_level_is_uniform_over_the_whole_and_monotone_in_the_level():
-    space = DegradationSpace((Choice("gaussian_noise", levels={"std": ByLevel(1, 30)}),), min_ops=1, max_ops=1)
+    space = DegradationSpace((OpSpec("gaussian_noise", levels={"std": ByLevel(1, 30)}),), min_ops=1, max_ops=1)
     program = space.sample(5000, generator=torch.Generator().manual_seed(3))
     std = program.params[:, 0, 0].numpy()
     assert kstest((std - 1) / 29, "uniform").pvalue > 1e-4
@@ -221,7 +221,7 @@ def test_a_range_by_level_is_uniform_over_the_whole_and_monotone_in_the_level():
 
 
 def test_an_op_without_levels_of_its_own_is_labelled_one():
-    flat = Choice("gaussian_noise", levels={"std": Uniform(1, 30)})
+    flat = OpSpec("gaussian_noise", levels={"std": UniformRange(1, 30)})
     space = DegradationSpace((flat, "gaussian_blur"), min_ops=1, max_ops=1)
     assert (space.size(), space.size(levels=True)) == (2, 1 + LEVELS)
     shares = {(("gaussian_noise", 1),): 0.5} | {(("gaussian_blur", v),): 0.1 for v in range(1, LEVELS + 1)}
@@ -232,8 +232,8 @@ def test_a_range_by_level_ends_where_it_was_said_to():
     assert ByLevel(0.6612529357664265, 8.0).parts(integer=False)[-1].high == 8.0
 
 
-def test_whole_numbers_by_level_are_all_drawn_and_only_they():
-    space = DegradationSpace((Choice("jpeg", levels={"quality": ByLevel(95, 30)}),), min_ops=1, max_ops=1)
+def test_integers_by_level_are_all_drawn_and_no_others():
+    space = DegradationSpace((OpSpec("jpeg", levels={"quality": ByLevel(95, 30)}),), min_ops=1, max_ops=1)
     program = space.sample(20_000, generator=torch.Generator().manual_seed(4))
     quality, level = program.params[:, 0, 0].numpy(), program.levels[:, 0].numpy()
     assert set(quality) == set(range(30, 96))
@@ -244,11 +244,11 @@ def test_whole_numbers_by_level_are_all_drawn_and_only_they():
         (55, 43),
         (42, 30),
     ]
-    assert ByLevel(1, 5).parts(integer=True) == tuple(Uniform(v, v) for v in range(1, 6))
+    assert ByLevel(1, 5).parts(integer=True) == tuple(UniformRange(v, v) for v in range(1, 6))
 
 
 def test_an_image_rows_depend_on_its_seed_alone_under_every_rule():
-    blur = Group(("gaussian_blur", Choice("motion_blur", 2)), probability=0.6)
+    blur = Group(("gaussian_blur", OpSpec("motion_blur", 2)), probability=0.6)
     space = DegradationSpace(
         (blur, "jpeg"), min_ops=1, max_ops=2, repeat=False, then=(Rule(("hue", "jpeg"), max_ops=2),), pristine=0.1
     )
@@ -261,22 +261,22 @@ def test_an_image_rows_depend_on_its_seed_alone_under_every_rule():
 
 
 def test_views_that_cannot_differ_in_practice_are_refused(monkeypatch):
-    monkeypatch.setattr(space_module, "_MOST_ATTEMPTS", 100)
+    monkeypatch.setattr(space_module, "_MAX_ATTEMPTS", 100)
     space = DegradationSpace(("jpeg",), min_ops=1, max_ops=1, level_weights=(1, 1e-12, 0, 0, 0))
     assert space.size(levels=True) == 2
     with pytest.raises(InputError, match="100 redraws of one view found no other composition"):
         space.sample_seeded(torch.arange(2), views=2)
 
 
-def test_views_differ_where_only_the_numbers_do():
-    kinds = (Choice("jpeg", levels={"quality": 20}), Choice("jpeg", levels={"quality": 80}))
+def test_views_of_one_op_may_differ_in_its_values():
+    kinds = (OpSpec("jpeg", levels={"quality": 20}), OpSpec("jpeg", levels={"quality": 80}))
     space = DegradationSpace((Group(kinds),), min_ops=1, max_ops=1)
     assert space.size(levels=True) == 2
     program = space.sample_seeded(torch.arange(20), views=2)
     assert [sorted(pair) for pair in program.params[:, 0, 0].view(20, 2).tolist()] == [[20.0, 80.0]] * 20
 
 
-def test_rules_say_themselves_in_words():
+def test_rules_are_described_in_words():
     space = DegradationSpace(
         (Group(("hue", "jpeg"), probability=0.5), "gamma"),
         min_ops=2,
@@ -292,29 +292,29 @@ def test_rules_say_themselves_in_words():
 
 
 def blur(**levels):
-    return Choice("gaussian_blur", levels=levels)
+    return OpSpec("gaussian_blur", levels=levels)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DegradationSpace((3,)), "ops must be op names, Choices or Groups, got 3"),
+        (lambda: DegradationSpace((3,)), "ops must be op names, OpSpecs or Groups, got 3"),
         (lambda: blur(sigma=1), r"levels of gaussian_blur must name its parameters \(sigma_px\), got 'sigma'"),
         (lambda: blur(sigma_px=9), r"levels of gaussian_blur, sigma_px must be in \[0.1, 8\] px, got 9"),
         (lambda: blur(sigma_px=[1, 2, 3]), r"must be a number, a range or 5 values, got \[1, 2, 3\]"),
         (lambda: blur(sigma_px=[1, 2, 3, 4, float("nan")]), "sigma_px must be in .* got nan"),
-        (lambda: blur(sigma_px=Uniform(2, 1)), "must be a range from low to high"),
-        (lambda: blur(sigma_px=Uniform(0.1, 20)), "sigma_px must be in .* got 20"),
+        (lambda: blur(sigma_px=UniformRange(2, 1)), "must be a range from low to high"),
+        (lambda: blur(sigma_px=UniformRange(0.1, 20)), "sigma_px must be in .* got 20"),
         (lambda: blur(sigma_px=["a"] * 5), "sigma_px must be in .* got 'a'"),
-        (lambda: Choice("jpeg", levels={"quality": 50.5}), "quality must be a whole number in"),
-        (lambda: Choice("jpg"), "did you mean jpeg"),
-        (lambda: Choice("jpeg", weight=0), "weight of jpeg must be a number above 0, got 0"),
-        (lambda: Choice("jpeg", levels=[1]), "levels of jpeg must be a mapping"),
-        (lambda: Choice("jpeg", levels={"quality": ByLevel(30, 32)}), "two ends that leave 5 parts"),
-        (lambda: Choice("jpeg", levels={"quality": [(), 1, 2, 3, 4]}), "must be a value or several, got none"),
+        (lambda: OpSpec("jpeg", levels={"quality": 50.5}), "quality must be an integer in"),
+        (lambda: OpSpec("jpg"), "did you mean jpeg"),
+        (lambda: OpSpec("jpeg", weight=0), "weight of jpeg must be a number above 0, got 0"),
+        (lambda: OpSpec("jpeg", levels=[1]), "levels of jpeg must be a mapping"),
+        (lambda: OpSpec("jpeg", levels={"quality": ByLevel(30, 32)}), "two ends that leave 5 parts"),
+        (lambda: OpSpec("jpeg", levels={"quality": [(), 1, 2, 3, 4]}), "must be a value or several, got none"),
         (lambda: Group(()), "ops of a group must be a list of ops, at least one"),
         (lambda: Group("jpeg"), "ops of a group must be a list of ops"),
-        (lambda: Group((3,)), "ops of a group must be op names or Choices, got 3"),
+        (lambda: Group((3,)), "ops of a group must be op names or OpSpecs, got 3"),
         (lambda: Group(("jpeg",), probability=0), r"probability of group jpeg must be above 0 and at most 1, got 0"),
         (lambda: Group(("jpeg",), name=3), "name of a group must be text"),
         (lambda: Rule(("jpeg",), repeat=1), "repeat must be true or false, got 1"),

@@ -1,4 +1,4 @@
-"""The counter-based draws behind sampling: SplitMix64's published outputs, independence of keys, ranges."""
+"""The counter-based random words: SplitMix64's published outputs, independence of keys, ranges."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from qpt.degradations import random_bits
 
 
 def test_splitmix64_known_answers():
-    """Outputs of the reference C program (Vigna, prng.di.unimi.it/splitmix64.c) from state 1234567."""
+    """The outputs of the reference C program (Vigna, prng.di.unimi.it/splitmix64.c) from state 1234567."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert random_bits.words(np.array([1234567], np.uint64), 4)[0].tolist() == expected
 
