@@ -157,9 +157,8 @@ class BuildNative(build_ext):
         self.folder.mkdir(parents=True, exist_ok=True)
         # ninja rebuilds what was made by another command. What the command does not show is in this file, on which
         # every object depends: -march=native means another instruction set on another processor.
-        write_if_changed(
-            self.folder / "toolchain.txt", "\n".join([compiler_version, " ".join(features), sys.version, ""])
-        )
+        toolchain = (compiler_version, " ".join(features), sys.version)
+        write_if_changed(self.folder / "toolchain.txt", "\n".join(toolchain))
         self.module = self.folder / Path(self.get_ext_filename("qpt._C")).name
         self.fat_binary = self.folder / Path(qpt_build.FATBIN_FILE).name if cuda["nvcc"] else None
         self.ninja = [os.path.join(BIN_DIR, "ninja"), "-f", str(self.folder / "build.ninja"), f"-j{jobs}"]
@@ -171,13 +170,8 @@ class BuildNative(build_ext):
         problem = self.run_ninja()
         if problem is not None:
             cuda = without_fat_binary(problem, cuda["architectures"])
-        facts = {
-            "compiler": compiler_version.splitlines()[0],
-            "flags": flags,
-            "cpu_features": features,
-            "cuda": cuda,
-        }
-        self.place(facts)
+        version = compiler_version.splitlines()[0]
+        self.place({"compiler": version, "flags": flags, "cpu_features": features, "cuda": cuda})
 
     def build_folder(self) -> Path:
         """Return the folder of objects: one for all ways to build, so that each finds what another has compiled.
