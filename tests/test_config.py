@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt import InputError, PretrainConfig
-from qpt.pretraining.config import RENAMED
 
 
 @given(
