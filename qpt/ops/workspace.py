@@ -1,6 +1,6 @@
-"""Bytes of device memory that the custom ops take while they run, beyond their inputs and outputs.
+"""Bytes of torch's memory that the custom ops take while they run, beyond their inputs and outputs.
 
-A trace with fake tensors sees an op's outputs only; ``qpt.planning`` adds the numbers of this file. They follow the
+A trace with fake tensors sees an op's outputs only; ``qpt/planning/trace.py`` adds the numbers of this file. They follow the
 allocations of ``qpt/ops/degrade`` and ``qpt/ops/contrastive``; tests/test_plan.py compares. Tensors of a few numbers
 are left out.
 """
@@ -32,7 +32,7 @@ def contrastive_forward_bytes(queries: int, pool: int, dim: int, *, native: bool
     native: the C++ form on the CPU; else Triton on a GPU. The backward takes nothing beyond its output.
     """
     if native:
-        return 0  # one call that allocates nothing
+        return 0  # the C++ form has its partial sums (at most 4 MiB) from malloc
     row = queries * dim * _FLOAT
     sums = (2 if pool else 1) * row + row  # of positives, softmax means of the batch and of the pool
     ids = queries * 8 * _ID

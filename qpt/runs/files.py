@@ -1,4 +1,4 @@
-"""Names and settings of a run directory that pre-training, evaluation and reports share."""
+"""Facts that pre-training, evaluation and reports share about a run: its name, and which settings are free."""
 
 from __future__ import annotations
 

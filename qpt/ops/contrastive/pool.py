@@ -1,4 +1,4 @@
-"""NegativePool: MoCo's queue, a memory bank of past keys with their ids, detached negatives of the contrastive loss.
+"""NegativePool: MoCo's queue (older work says memory bank): past keys with their ids, negatives without a gradient.
 
 The pre-training step pushes to it after the optimiser's step, ``qpt.contrastive_loss`` reads it, and the checkpoint
 saves it. Relies on torch only.
