@@ -1,8 +1,8 @@
 """Bytes of torch's memory that the custom ops take while they run, beyond their inputs and outputs.
 
-A trace with fake tensors sees an op's outputs only; ``qpt/planning/trace.py`` adds the numbers of this file. They follow the
-allocations of ``qpt/ops/degrade`` and ``qpt/ops/contrastive``; tests/test_plan.py compares. Tensors of a few numbers
-are left out.
+A trace with fake tensors sees an op's outputs only; ``qpt/planning/trace.py`` adds the numbers of this file. They
+follow the allocations of ``qpt/ops/degrade`` and ``qpt/ops/contrastive``; tests/test_plan.py compares. Tensors of a
+few numbers are left out.
 """
 
 from __future__ import annotations
