@@ -1,0 +1,468 @@
+"""Lower a parsed module to what the machine of tests/ptx/native executes: numbered registers, constants and opcodes.
+
+Called by tests.ptx.kernel. Instruction and Operand mirror the structs of native/machine.h. An opcode that the machine
+does not have is an UnknownOpcode that names it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tests.ptx import flow, native
+from tests.ptx.parse import TYPE_BYTES, Function, Instruction, Module, Variable, number
+
+LANES = 32
+OPERAND = np.dtype([("at", "u4"), ("slot", "u4"), ("width", "u1"), ("constant", "u1"), ("unused", "u2")])
+INSTRUCTION = np.dtype(
+    [
+        ("handler", "i4"), ("guard", "u1"), ("count", "u1"), ("unused", "u2"), ("predicate", OPERAND), ("flags", "u4"),
+        ("target", "i4"), ("join", "i4"), ("unused2", "i4"), ("imm", "i8"), ("op", OPERAND, 16),
+    ],
+    align=True,
+)  # fmt: skip
+assert INSTRUCTION.itemsize == native.INSTRUCTION_BYTES
+SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
+SPECIALS += ["%laneid", "%warpid", "%nwarpid", *[f"%lanemask_{kind}" for kind in ("lt", "le", "eq", "gt", "ge")]]
+SHARED_WINDOW, LOCAL_WINDOW = 1 << 60, 1 << 61
+CONSTANT_BASE, PARAMETER_BASE = 0x0100_0000_0000, 0x0200_0000_0000  # of .const and .global variables, of arguments
+SHARED_GAP = 64  # between variables of shared memory; an access there is out of bounds
+
+# Flags of memory instructions: native/memory.h.
+_SPACES = {"": 0, "global": 1, "shared": 2, "local": 3, "const": 1, "param": 1}
+_SIGNED, _STRONG, _ACQUIRE, _RELEASE, _COUNT_SHIFT, _NO_RESULT, _TRANSPOSE, _ZERO_FILL = (
+    32, 512, 1024, 2048, 12, 1 << 16, 1 << 17, 1 << 18,
+)  # fmt: skip
+# Modifiers that change neither what is read nor what is written: caches, scopes, coherence beyond fences.
+_HINTS = re.compile(r"\.(nc|ca|cg|cs|lu|cv|wb|wt|cta|cluster|gpu|sys|weak|L1::\w+|L2::\w+|level::\w+|unified|x[124]\b)")
+
+
+class UnknownOpcode(NotImplementedError):
+    """An opcode, or a form of one, that this machine does not have."""
+
+
+@dataclass
+class Program:
+    """A kernel ready to run, with everything it calls."""
+
+    code: np.ndarray
+    instructions: list[Instruction]
+    constants: bytes
+    specials: np.ndarray
+    register_bytes: int
+    slots: int
+    local_bytes: int
+    static_shared: np.ndarray  # uint8 per byte: 0 allocated, 2 not
+    dynamic_shared: bool
+    entry: int
+    parameters: list[tuple[int, int]]  # (offset, bytes) of every argument
+    parameter_bytes: int
+    globals: list[tuple[int, Variable]]  # (address, variable) in the order of the module
+    threads: tuple[int, ...] | None
+    symbols: dict[str, int] = field(default_factory=dict)
+
+
+def assemble(module: Module, kernel: str) -> Program:
+    """Return the program of one kernel. Raises KeyError without it, UnknownOpcode for what cannot be executed."""
+    return _Assembler(module, kernel).program
+
+
+def _aligned(size: int, align: int) -> int:
+    return -(-size // align) * align
+
+
+class _Assembler:
+    def __init__(self, module: Module, kernel: str) -> None:
+        self.module = module
+        self.pool = bytearray(64)
+        self.pooled: dict[tuple[int, int], int] = {}
+        self.register_bytes = 0
+        self.slots = 1  # slot 0 is never poisoned
+        self.local_bytes = 0
+        self.specials = np.zeros(len(SPECIALS), OPERAND)
+        for place in range(len(SPECIALS)):
+            self.specials[place] = self._allocate("b32")
+        self.sinks = {width: self._allocate(f"b{8 * width}") for width in (2, 4, 8)} | {0: self._allocate("pred")}
+        self.symbols: dict[str, tuple[int, str]] = {}  # name -> (address within its space, space)
+        functions = self._reached(kernel)
+        self._place_variables(functions)
+        self.registers = {
+            function.name: {name: self._allocate(kind) for name, kind in function.registers.items()}
+            for function in functions
+        }
+        starts, instructions = {}, []
+        for function in functions:
+            starts[function.name] = len(instructions)
+            instructions += function.code
+            instructions.append(Instruction("ret", (), line=function.code[-1].line))
+        if len(instructions) >= 1 << 20:
+            raise UnknownOpcode("a program of more than a million instructions")
+        self.starts = starts
+        self.code = np.zeros(len(instructions), INSTRUCTION)
+        for function in functions:
+            self._lower(function)
+        entry = module.functions[kernel]
+        self.program = Program(
+            self.code,
+            instructions,
+            bytes(self.pool),
+            self.specials,
+            self.register_bytes,
+            self.slots,
+            self.local_bytes,
+            self.static_shared,
+            any(v.space == "shared" and v.external for v in module.variables.values()),
+            starts[kernel],
+            self.parameters,
+            self.parameter_bytes,
+            self.globals,
+            entry.threads,
+            {name: address for name, (address, _) in self.symbols.items()},
+        )
+
+    def _reached(self, kernel: str) -> list[Function]:
+        found = [self.module.functions[kernel]]
+        for function in found:
+            for instruction in function.code:
+                if instruction.opcode.startswith("call"):
+                    callee = self._callee(instruction)
+                    if callee not in self.module.functions:
+                        raise UnknownOpcode(f"a call of {callee}, which is not in the module")
+                    if self.module.functions[callee] not in found:
+                        found.append(self.module.functions[callee])
+        return found
+
+    @staticmethod
+    def _callee(instruction: Instruction) -> str:
+        return next(operand for operand in instruction.operands if not operand.startswith("("))
+
+    def _place_variables(self, functions: list[Function]) -> None:
+        """Addresses: shared and local from 0, global and constant from CONSTANT_BASE, kernel arguments in one buffer."""
+        shared = 0
+        allowed: list[tuple[int, int]] = []
+        self.globals: list[tuple[int, Variable]] = []
+        address = CONSTANT_BASE
+        names = list(self.module.variables.values()) + [v for f in functions for v in f.variables]
+        for variable in sorted(names, key=lambda v: v.external):  # what is sized at launch comes last
+            if variable.space == "shared":
+                shared = _aligned(shared + (SHARED_GAP if allowed else 0), max(variable.align, 16 if variable.external else 1))
+                self.symbols[variable.name] = shared, "shared"
+                if variable.size:
+                    allowed.append((shared, variable.size))
+                shared += variable.size
+            elif variable.space in ("global", "const"):
+                self.symbols[variable.name] = address, "global"
+                self.globals.append((address, variable))
+                address += 1 << 33
+        self.static_shared = np.full(shared, 2, np.uint8)
+        for start, size in allowed:
+            self.static_shared[start : start + size] = 0
+        kernel = functions[0]
+        offset = 0
+        self.parameters = []
+        for parameter in kernel.parameters:
+            offset = _aligned(offset, parameter.align)
+            self.symbols[parameter.name] = PARAMETER_BASE + offset, "param"
+            self.parameters.append((offset, parameter.size))
+            offset += parameter.size
+        self.parameter_bytes = offset
+        # Local memory: .local variables, and the parameters of calls, which nothing recursive needs twice.
+        for function in functions:
+            own = [v for v in function.variables if v.space in ("local", "param")]
+            for variable in own + ([] if function is kernel else function.parameters + function.returns):
+                self.local_bytes = _aligned(self.local_bytes, max(16, variable.align))
+                self.symbols[variable.name] = self.local_bytes, "local"
+                self.local_bytes += _aligned(variable.size, 16) + 16
+        for function in functions:
+            for instruction in function.code:
+                if instruction.opcode.startswith("call"):
+                    self._join_parameters(instruction)
+
+    def _join_parameters(self, instruction: Instruction) -> None:
+        """Give the .param variables of a call the places of the callee's parameters."""
+        callee = self.module.functions[self._callee(instruction)]
+        groups = [operand for operand in instruction.operands if operand.startswith("(")]
+        given = (groups[-1] if callee.parameters else "", groups[0] if callee.returns else "")
+        for texts, formal in zip(given, (callee.parameters, callee.returns), strict=True):
+            names = [part.strip() for part in texts.strip("()").split(",") if part.strip()]
+            for name, variable in zip(names, formal, strict=True):
+                self.symbols[name] = self.symbols[variable.name]
+
+    def _allocate(self, kind: str) -> tuple[int, int, int, int, int]:
+        width = TYPE_BYTES[kind]
+        operand = (self.register_bytes, self.slots, width, 0, 0)
+        self.register_bytes += LANES * width if width else 8
+        self.slots += 1
+        return operand
+
+    def _constant(self, value: int, width: int) -> tuple[int, int, int, int, int]:
+        """A lane-wide constant; width 0: a predicate."""
+        key = (value, width)
+        if key not in self.pooled:
+            self.pooled[key] = len(self.pool)
+            content = value.to_bytes(width, "little") * LANES if width else struct.pack("<Q", 0xFFFFFFFF * value)
+            self.pool += content
+        return self.pooled[key], 0, width, 1, 0
+
+    def _operand(self, function: Function, text: str, width: int | None) -> tuple[int, int, int, int, int]:
+        """A register, a special register, a variable's address or a number; width None: any."""
+        registers = self.registers[function.name]
+        if text in registers:
+            operand = registers[text]
+        elif text in SPECIALS:
+            operand = tuple(self.specials[SPECIALS.index(text)].tolist())
+        elif text == "_":
+            return self.sinks[4 if width is None else width]
+        elif text.split("+")[0].strip() in self.symbols:
+            name, _, more = text.partition("+")
+            address, _ = self.symbols[name.strip()]
+            return self._constant(address + int(more or 0), width or 8)
+        elif text == "WARP_SZ":
+            return self._constant(LANES, width or 4)
+        elif re.match(r"[-\d]", text):
+            return self._constant(number(text, width or 8), width or 8)
+        else:
+            raise UnknownOpcode(f"the operand {text}")
+        if width is not None and operand[2] != width:
+            raise UnknownOpcode(f"the register {text} of {operand[2]} bytes where {width} are needed")
+        return operand
+
+    def _lower(self, function: Function) -> None:
+        start = self.starts[function.name]
+        meeting = flow.joins(function)
+        for index, instruction in enumerate(function.code):
+            record = self.code[start + index]
+            try:
+                self._instruction(function, instruction, record, start)
+            except (UnknownOpcode, KeyError, ValueError, OverflowError, StopIteration) as error:
+                raise UnknownOpcode(f"{instruction} ({instruction.line}): {error}") from error
+            if index in meeting:
+                record["join"] = start + meeting[index] if meeting[index] >= 0 else -1
+            if instruction.guard:
+                negated = instruction.guard.startswith("!")
+                record["guard"] = 2 if negated else 1
+                record["predicate"] = self._operand(function, instruction.guard.lstrip("!"), 0)
+        record = self.code[start + len(function.code)]
+        record["handler"], _, record["flags"] = _find("ret")
+
+    def _instruction(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        head = instruction.opcode.split(".")[0]
+        lower = getattr(self, f"_lower_{head}", None)
+        if head == "cp" and ".async" not in instruction.opcode:
+            raise UnknownOpcode(instruction.opcode)
+        if lower is not None and lower(function, instruction, record, start) is not False:
+            return
+        self._plain(function, instruction.opcode, list(instruction.operands), record)
+
+    def _emit(self, record: np.void, opcode: str, operands: list[tuple[int, int, int, int, int]], flags: int = 0, imm: int = 0) -> None:
+        handler, _, own = _find(opcode)
+        record["handler"], record["flags"], record["imm"] = handler, own | flags, imm
+        record["count"] = len(operands)
+        for place, operand in enumerate(operands):
+            record["op"][place] = operand
+
+    def _plain(self, function: Function, opcode: str, operands: list[str], record: np.void) -> None:
+        """An instruction whose operands are as its signature in the opcode table says."""
+        if operands and "|" in operands[0]:
+            operands = [*operands[0].split("|"), *operands[1:]]
+            opcode += "|"
+        flat: list[str] = []
+        for operand in operands:
+            flat += [part.strip() for part in operand.strip("{}").split(",")]
+        handler, signature, flags = _find(opcode)
+        kinds = re.findall(r".\??", signature)
+        needed = [kind for kind in kinds if not kind.endswith("?")]
+        if not len(needed) <= len(flat) <= len(kinds):
+            raise UnknownOpcode(f"{len(flat)} operands")
+        record["handler"], record["flags"] = handler, flags
+        place = 0
+        for text, kind in zip(flat, kinds, strict=False):
+            if kind == "i":
+                record["imm"] = number(text, 8)
+                continue
+            negated = kind == "p" and text.startswith("!")
+            if negated:
+                raise UnknownOpcode("a negated predicate operand")
+            width = {"p": 0, "*": None}.get(kind[0], int(kind[0]) if kind[0].isdigit() else None)
+            if kind == "*" and not re.match(r"[%_]", text) and place == 1:
+                width = TYPE_BYTES[opcode.rsplit(".", 1)[1]]
+            record["op"][place] = self._operand(function, text.strip(), width)
+            place += 1
+        record["count"] = place
+
+    # Memory -----------------------------------------------------------------------------------------------------------
+
+    def _address(self, function: Function, text: str) -> tuple[tuple[int, int, int, int, int], int, str]:
+        """[register + offset], [variable + offset] -> base, offset, space of the variable."""
+        inner = text.strip()[1:-1].strip()
+        found = re.match(r"([%\w$.]+?)\s*(?:([+-])\s*(-?\w+))?$", inner)
+        if not found:
+            raise UnknownOpcode(f"the address {text}")
+        base, sign, more = found.groups()
+        offset = int(more, 0) * (-1 if sign == "-" else 1) if more else 0
+        if base in self.registers[function.name]:
+            return self.registers[function.name][base], offset, ""
+        if re.match(r"\d", base):
+            return self._constant(int(base, 0), 8), offset, ""
+        address, space = self.symbols[base]
+        return self._constant(address, 8), offset, space
+
+    def _memory(self, opcode: str) -> tuple[str, str, int, int, list[str]]:
+        """head, type, flags of space and order, vector length, what is left of the modifiers."""
+        name = _HINTS.sub("", opcode)
+        parts = name.split(".")
+        flags, length, space, rest = 0, 1, "", []
+        for part in parts[1:-1]:
+            if part in _SPACES or part.startswith(("shared::", "param::")):
+                space = part.split("::")[0]
+            elif re.fullmatch(r"v[248]", part):
+                length = int(part[1:])
+            elif part in ("volatile", "relaxed", "mmio"):
+                flags |= _STRONG
+            elif part == "acquire":
+                flags |= _STRONG | _ACQUIRE
+            elif part == "release":
+                flags |= _STRONG | _RELEASE
+            elif part == "acq_rel":
+                flags |= _STRONG | _ACQUIRE | _RELEASE
+            else:
+                rest.append(part)
+        return parts[0], parts[-1], flags | _SPACES[space] << 6, length, rest
+
+    def _values(self, function: Function, text: str, size: int) -> list[tuple[int, int, int, int, int]]:
+        parts = [part.strip() for part in text.strip("{}").split(",")]
+        return [self._operand(function, part, size if re.match(r"[-\d]", part) else None) for part in parts]
+
+    def _load_or_store(self, function: Function, instruction: Instruction, record: np.void, store: bool) -> None:
+        head, kind, flags, length, rest = self._memory(instruction.opcode)
+        if rest:
+            raise UnknownOpcode(instruction.opcode)
+        size = TYPE_BYTES[kind]
+        address, values = instruction.operands[:2] if store else instruction.operands[1::-1]
+        base, offset, space = self._address(function, address)
+        if space == "local":
+            flags = flags & ~(7 << 6) | _SPACES["local"] << 6
+        operands = self._values(function, values, size)
+        if len(operands) != length or size > 8:
+            raise UnknownOpcode(instruction.opcode)
+        operands = [base, *operands] if store else [*operands, base]
+        self._emit(record, f"{head}.{kind}", operands, flags | length << _COUNT_SHIFT, offset)
+
+    def _lower_ld(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._load_or_store(function, instruction, record, store=False)
+
+    def _lower_st(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._load_or_store(function, instruction, record, store=True)
+
+    def _lower_ldu(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._load_or_store(function, Instruction(instruction.opcode.replace("ldu", "ld"), instruction.operands), record, False)
+
+    def _lower_atom(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        head, kind, flags, length, rest = self._memory(instruction.opcode)
+        if length != 1:
+            raise UnknownOpcode(instruction.opcode)
+        result = head == "atom"
+        place = 1 if result else 0
+        base, offset, _ = self._address(function, instruction.operands[place])
+        size = TYPE_BYTES[kind]
+        values = [self._operand(function, text, size) for text in instruction.operands[place + 1 :]]
+        operands = [self._operand(function, instruction.operands[0], size)] if result else []
+        operands += [base, *values]
+        if len(values) == 1:
+            operands.append(values[0])  # what cas compares with is not looked at
+        self._emit(record, ".".join([head, *rest, kind]), operands, flags & ~(31 << 12) | _STRONG, offset)
+
+    _lower_red = _lower_atom
+
+    def _lower_cp(self, function: Function, instruction: Instruction, record: np.void, start: int) -> bool | None:
+        name = _HINTS.sub("", instruction.opcode)
+        if name != "cp.async.shared.global" and name != "cp.async.shared::cta.global":
+            return False
+        operands = [text for text in instruction.operands]
+        size = int(operands[2], 0)
+        to, offset, _ = self._address(function, operands[0])
+        source, source_offset, _ = self._address(function, operands[1])
+        lowered = [to, source, self._constant(source_offset & (1 << 64) - 1, 8)]
+        flags = size
+        if len(operands) > 3:
+            lowered.append(self._operand(function, operands[3], 4))
+            flags |= _ZERO_FILL
+        self._emit(record, "cp.async", lowered, flags, offset)
+        return None
+
+    def _lower_ldmatrix(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        parts = instruction.opcode.split(".")
+        known = {"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta", "b16"}
+        if not set(parts[1:]) <= known:
+            raise UnknownOpcode(instruction.opcode)
+        store = parts[0] == "stmatrix"
+        address, values = instruction.operands if store else instruction.operands[::-1]
+        base, offset, _ = self._address(function, address)
+        registers = self._values(function, values, 4)
+        flags = len(registers) << _COUNT_SHIFT | (_TRANSPOSE if "trans" in parts else 0)
+        self._emit(record, parts[0], [base, *registers] if store else [*registers, base], flags, offset)
+
+    _lower_stmatrix = _lower_ldmatrix
+
+    def _lower_fence(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._emit(record, "fence", [])
+
+    _lower_membar = _lower_fence
+
+    def _lower_prefetch(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._emit(record, "prefetch", [])
+
+    _lower_prefetchu = _lower_nanosleep = _lower_prefetch
+
+    def _lower_cvta(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        parts = instruction.opcode.split(".")
+        space = next(part for part in parts if part.split("::")[0] in _SPACES).split("::")[0]
+        window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space, 0)
+        width = TYPE_BYTES[parts[-1]]
+        operands = [self._operand(function, text, width) for text in instruction.operands]
+        self._emit(record, f"cvta.to.{parts[-1]}" if "to" in parts else f"cvta.{parts[-1]}", operands, imm=window)
+
+    def _lower_mov(self, function: Function, instruction: Instruction, record: np.void, start: int) -> bool | None:
+        to, source = instruction.operands
+        width = TYPE_BYTES[instruction.opcode.rsplit(".", 1)[1]]
+        if to.startswith("{") or source.startswith("{"):
+            parts = [part.strip() for part in (to if to.startswith("{") else source).strip("{}").split(",")]
+            whole = self._operand(function, source if to.startswith("{") else to, width)
+            pieces = [self._operand(function, part, width // len(parts)) for part in parts]
+            unpack = to.startswith("{")
+            self._emit(record, "mov.unpack" if unpack else "mov.pack", [*pieces, whole] if unpack else [whole, *pieces])
+            return None
+        return False
+
+    # Control ----------------------------------------------------------------------------------------------------------
+
+    def _lower_bra(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._emit(record, instruction.opcode, [])
+        record["target"] = start + function.labels[instruction.operands[0]]
+
+    def _lower_brx(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        labels = function.tables[instruction.operands[1]]
+        at = len(self.pool)
+        self.pool += b"".join(struct.pack("<i", start + function.labels[label]) for label in labels)
+        self.pool += bytes(-len(self.pool) % 8)
+        index = self._operand(function, instruction.operands[0], 4)
+        self._emit(record, "brx.idx", [index, (at, 0, 4, 1, 0)], imm=len(labels))
+
+    def _lower_call(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+        self._emit(record, "call", [])
+        record["target"] = self.starts[self._callee(instruction)]
+
+
+_found: dict[str, tuple[int, str, int]] = {}
+
+
+def _find(opcode: str) -> tuple[int, str, int]:
+    if opcode not in _found:
+        found = native.find(opcode)
+        if found is None:
+            raise UnknownOpcode(f"no opcode {opcode}")
+        _found[opcode] = found
+    return _found[opcode]
