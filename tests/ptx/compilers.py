@@ -89,6 +89,12 @@ class TritonDevice:
     `patch`: applied to the PTX before it is loaded. Launches are listed in `launches` as (kernel, counts).
     """
 
+    _current: TritonDevice
+
+    @staticmethod
+    def _current_launch(compiled: Any, *arguments: Any) -> None:
+        TritonDevice._current._launch(compiled, *arguments)
+
     def __init__(
         self,
         architecture: int = 80,
@@ -96,9 +102,10 @@ class TritonDevice:
         schedule: Schedule | None = None,
         arithmetic: Arithmetic | None = None,
         count: bool = False,
+        strict: bool = False,
         patch: Callable[[str], str] = lambda text: text,
     ) -> None:
-        self.architecture, self.patch, self.count = architecture, patch, count
+        self.architecture, self.patch, self.count, self.strict = architecture, patch, count, strict
         self.schedule, self.arithmetic = schedule or Schedule(), arithmetic or Arithmetic()
         self.launches: list[tuple[Kernel, np.ndarray]] = []
         self.buffers: dict[int, tuple[Buffer, Any]] = {}  # by address of a tensor's storage; which is kept alive
@@ -113,10 +120,9 @@ class TritonDevice:
         plain, plain_new = torch.empty, torch.Tensor.new_empty
 
         def handles(kernel: Any) -> None:
-            """In place of loading machine code and making a launcher."""
-            if kernel.module is None:
-                kernel.module, kernel.function = "ptx", None
-                kernel._run = functools.partial(device._launch, kernel)
+            """In place of loading machine code and making a launcher. Triton keeps compiled kernels; devices come and go."""
+            kernel.module, kernel.function = "ptx", None
+            kernel._run = functools.partial(TritonDevice._current_launch, kernel)
 
         def empty(*args: Any, **options: Any) -> Any:
             return device._poison(plain(*args, **options))
@@ -124,7 +130,8 @@ class TritonDevice:
         def new_empty(tensor: Any, *args: Any, **options: Any) -> Any:
             return device._poison(plain_new(tensor, *args, **options))
 
-        before = triton.runtime.driver._active if hasattr(triton.runtime.driver, "_active") else None
+        before = triton.runtime.driver._active
+        TritonDevice._current = self
         triton.runtime.driver.set_active(_Driver(self.architecture))
         try:
             with (
@@ -183,7 +190,7 @@ class TritonDevice:
         block = compiled.metadata.num_warps * 32
         counts = kernel.launch(
             (x, y, z), block, given, shared_bytes=compiled.metadata.shared, more_buffers=buffers,
-            schedule=self.schedule, arithmetic=self.arithmetic, count=self.count,
+            schedule=self.schedule, arithmetic=self.arithmetic, count=self.count, strict=self.strict,
         )  # fmt: skip
         self.launches.append((kernel, counts))
 

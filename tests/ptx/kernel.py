@@ -119,6 +119,7 @@ class Kernel:
         schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
         arithmetic: Arithmetic = Arithmetic(),  # noqa: B008
         races: bool = True,
+        strict: bool = False,
         count: bool = False,
         limit: int = 400_000_000,
         more_buffers: Sequence[Buffer] = (),
@@ -160,7 +161,7 @@ class Kernel:
         quantum = schedule.quantum or (1000 if schedule.resident > 1 else 0)
         given.options = native.Options(
             ORDERS[schedule.order], schedule.seed, schedule.resident, quantum, races, count,
-            APPROXIMATIONS[arithmetic.approximation], arithmetic.tensor_core == "truncated", limit,
+            APPROXIMATIONS[arithmetic.approximation], arithmetic.tensor_core == "truncated", strict, 0, limit,
         )  # fmt: skip
         if int(np.prod(extent)) and native.library().ptx_launch(ctypes.byref(given)):
             raise self._fault(given)

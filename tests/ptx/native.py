@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 
 SOURCES = Path(__file__).with_name("native")
 # Contraction and fast-math stay off: results are to the bit. Nobody looks at the host's floating-point exceptions.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC")
+FLAGS = ("-std=c++17", "-O2", "-fvect-cost-model=dynamic", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC")
 INSTRUCTION_BYTES = 240
 _P, _I64, _U32, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_int32
 
@@ -29,7 +28,7 @@ class Options(ctypes.Structure):
 
     _fields_ = (
         *((name, _I32) for name in ("order", "seed", "resident", "quantum", "races", "count", "approximation")),
-        ("truncate", _I32),
+        ("truncate", _I32), ("strict", _I32), ("unused", _I32),
         ("limit", _I64),
     )
 
@@ -59,34 +58,37 @@ COUNTS = np.dtype([(name, "u8") for name in ("runs", "lanes", "bytes", "requests
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """Return the machine, compiled if its sources or this processor are new."""
-    sources = sorted(SOURCES.glob("*.cpp"))
-    key = hashlib.sha256(repr(FLAGS).encode())
-    for path in [*sources, *sorted(SOURCES.glob("*.h"))]:
-        key.update(path.read_bytes())
-    # -march=native: code of one processor may not run on another that shares the folder.
-    key.update(subprocess.run(["g++", "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout)
+    """Return the machine. Only what is new since the last time, for this processor, is compiled."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ptx-machine"
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"machine-{key.hexdigest()[:16]}.so"
+    # -march=native: code of one processor may not run on another that shares the folder.
+    macros = subprocess.run(["g++", "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
+    common = repr(FLAGS).encode() + macros + b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.h")))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one test run build it once
+        with ThreadPoolExecutor(os.cpu_count()) as workers:
+            objects = list(workers.map(lambda source: _object(source, common, folder), sorted(SOURCES.glob("*.cpp"))))
+        key = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()
+        target = folder / f"machine-{key[:16]}.so"
         if not target.exists():
-            _build(sources, target)
+            _compile(["-shared", *map(str, objects)], target)
     found = ctypes.CDLL(str(target))
     found.ptx_find.argtypes = [ctypes.c_char_p, ctypes.POINTER(ctypes.c_char_p), ctypes.POINTER(ctypes.c_uint)]
     return found
 
 
-def _build(sources: list[Path], target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        objects = [Path(folder, f"{source.stem}.o") for source in sources]
-        commands = [["g++", *FLAGS, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
-        with ThreadPoolExecutor(os.cpu_count()) as workers:
-            list(workers.map(_run, commands))
-        whole = Path(folder, target.name)
-        _run(["g++", "-shared", *map(str, objects), "-o", str(whole)])
-        whole.replace(target)
+def _object(source: Path, common: bytes, folder: Path) -> Path:
+    key = hashlib.sha256(common + source.read_bytes()).hexdigest()
+    target = folder / f"{source.stem}-{key[:16]}.o"
+    if not target.exists():
+        _compile([*FLAGS, "-c", str(source)], target)
+    return target
+
+
+def _compile(arguments: list[str], target: Path) -> None:
+    whole = target.with_suffix(".part")  # renamed when it is complete
+    _run(["g++", *arguments, "-o", str(whole)])
+    whole.replace(target)
 
 
 def _run(command: list[str]) -> None:

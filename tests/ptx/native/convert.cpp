@@ -5,26 +5,22 @@
 namespace ptx {
 namespace {
 
-constexpr u32 kFlush = 8, kSaturate = 16, kIntegral = 32, kFinite = 64, kRelu = 128;
+constexpr u32 kFlush = 8, kSaturate = 16, kIntegral = 32, kFinite = 64, kRelu = 128, kFromFloat = 256;
+constexpr u32 kToShift = 12, kFromShift = 16;
 
-// Operands may be wider than their type: read the low bytes, write zero- or sign-extended.
-template <class T>
-inline T low(Warp& w, const Operand& o, int l) {
-  T value;
-  std::memcpy(&value, w.lane(o, l), sizeof value);
-  return value;
-}
-template <class T>
-inline void extend(Warp& w, const Operand& o, int l, T value) {
-  if (o.width == sizeof(T)) {
-    std::memcpy(w.lane(o, l), &value, sizeof value);
-  } else if constexpr (std::is_integral_v<T>) {
-    w.write(o, l, u64(i64(value)));
-  } else {
-    u64 bits = 0;
-    std::memcpy(&bits, &value, sizeof value);
-    w.write(o, l, bits);
-  }
+// The value of an operand: as a number, exactly, and of an integer also its bits, sign- or zero-extended.
+struct Value {
+  long double number;
+  u64 bits;
+};
+// Operands may be wider than their type: the low bytes are read, and written zero- or sign-extended.
+template <class S>
+Value read(const u8* p) {
+  S s;
+  std::memcpy(&s, p, sizeof s);
+  if constexpr (std::is_integral_v<S>) return {(long double)s, u64(i64(s))};
+  else if constexpr (std::is_same_v<S, double>) return {s, 0};
+  else return {float(s), 0};
 }
 
 template <class D>
@@ -34,61 +30,74 @@ D saturated(long double x) {
   return x >= top ? std::numeric_limits<D>::max() : x <= bottom ? std::numeric_limits<D>::min() : D(x);
 }
 
-template <class D, class S>
-D convert_one(S s, u32 flags) {
+// The number in format D, as bits to write.
+template <class D>
+u64 write(Value v, u32 flags) {
   const u32 mode = flags & 7;
-  if constexpr (std::is_integral_v<S> && std::is_integral_v<D>) {
-    return flags & kSaturate ? saturated<D>(s) : D(s);
+  if constexpr (std::is_integral_v<D>) {
+    if (!(flags & kFromFloat)) return u64(i64(flags & kSaturate ? saturated<D>(v.number) : D(v.bits)));
+    return u64(i64(saturated<D>(round_integral(v.number, mode))));  // floats always saturate
   } else {
-    long double x;
-    if constexpr (std::is_integral_v<S>) x = s;
-    else if constexpr (std::is_same_v<S, float>) x = flags & kFlush ? flush(s) : s;
-    else if constexpr (std::is_same_v<S, double>) x = s;
-    else x = float(s);
-    if constexpr (std::is_integral_v<D>) {
-      return saturated<D>(round_integral(x, mode));  // floats always saturate
+    long double x = flags & kIntegral ? round_integral(v.number, mode) : v.number;
+    const u32 rounding = flags & kIntegral ? u32(kNearest) : mode;
+    if (flags & kRelu) x = x < 0 ? 0.0L : x;
+    if (flags & kSaturate) x = x > 0 ? std::min(x, 1.0L) : 0.0L;
+    if constexpr (std::is_same_v<D, float>) {
+      const float r = to_float(x, rounding);
+      return bit_cast<u32>(flags & kFlush ? flush(r) : r);
+    } else if constexpr (std::is_same_v<D, double>) {
+      return bit_cast<u64>(to_double(x, rounding));
     } else {
-      if (flags & kIntegral) x = round_integral(x, mode);
-      const u32 rounding = flags & kIntegral ? u32(kNearest) : mode;
-      if (flags & kRelu) x = x < 0 ? 0.0L : x;
-      if (flags & kSaturate) x = x > 0 ? std::min(x, 1.0L) : 0.0L;
-      if constexpr (std::is_same_v<D, float>) {
-        const float r = to_float(x, rounding);
-        return flags & kFlush ? flush(r) : r;
-      } else if constexpr (std::is_same_v<D, double>) {
-        return to_double(x, rounding);
-      } else {
-        return D(x, rounding);
-      }
+      return D(x, rounding).bits;
     }
   }
 }
 
-template <class D, class S>
+using Reader = Value (*)(const u8*);
+using Writer = u64 (*)(Value, u32);
+struct Type {
+  const char* name;
+  Reader read;
+  Writer write;
+  bool integer;
+};
+const Type kTypes[] = {{"u8", read<u8>, write<u8>, true},      {"s8", read<i8>, write<i8>, true},
+                       {"u16", read<u16>, write<u16>, true},   {"s16", read<i16>, write<i16>, true},
+                       {"u32", read<u32>, write<u32>, true},   {"s32", read<i32>, write<i32>, true},
+                       {"u64", read<u64>, write<u64>, true},   {"s64", read<i64>, write<i64>, true},
+                       {"f16", read<Half>, write<Half>, false}, {"bf16", read<BFloat>, write<BFloat>, false},
+                       {"f32", read<float>, write<float>, false}, {"f64", read<double>, write<double>, false}};
+
+// Any conversion; the types' numbers are in the flags.
 void convert(Warp& w, const Instr& i, Mask m) {
   const Operand &to = i.op[0], &from = i.op[1];
-  const u32 flags = i.flags;
-  // The common conversions, a loop each that the compiler can vectorise.
-  constexpr bool numbers = std::is_arithmetic_v<D> && std::is_arithmetic_v<S>;
-  if constexpr (numbers && !(std::is_floating_point_v<S> && std::is_integral_v<D>)) {
-    if (flags == 0 && to.width == sizeof(D) && from.width == sizeof(S)) {
-      return map<D, S>(w, i, m, [](S s) {
-        const D d = D(s);
-        if constexpr (std::is_same_v<D, float>) return d == d ? d : nan32();
-        return d;
-      });
-    }
-  }
-  if constexpr (std::is_floating_point_v<S> && std::is_same_v<D, i32>) {
-    if (flags == kToZero && to.width == 4 && from.width == sizeof(S)) {
-      return map<D, S>(w, i, m, [](S s) {
-        if (!(s == s)) return 0;
-        return s >= S(2147483648.0) ? INT32_MAX : s <= S(-2147483648.0) ? INT32_MIN : i32(s);
-      });
-    }
-  }
-  each_lane(m, [&](int l) { extend<D>(w, to, l, convert_one<D, S>(low<S>(w, from, l), flags)); });
+  const Type &target = kTypes[i.flags >> kToShift & 15], &source = kTypes[i.flags >> kFromShift & 15];
+  each_lane(m, [&](int l) {
+    Value v = source.read(w.lane(from, l));
+    if (i.flags & kFlush && source.read == read<float>) v.number = flush(float(v.number));
+    w.write(to, l, target.write(v, i.flags));
+  });
   w.set_poison(to, m, w.poisoned(from));
+}
+
+// The common ones, of operands as wide as their types: a loop that the compiler can vectorise.
+template <class D, class S>
+void convert_quickly(Warp& w, const Instr& i, Mask m) {
+  if (i.op[0].width != sizeof(D) || i.op[1].width != sizeof(S)) return convert(w, i, m);
+  map<D, S>(w, i, m, [](S s) {
+    if constexpr (std::is_floating_point_v<S> && std::is_same_v<D, i32>) {
+      if (!(s == s)) return 0;
+      return s >= S(2147483648.0) ? INT32_MAX : s <= S(-2147483648.0) ? INT32_MIN : i32(s);
+    } else {
+      const D d = D(s);
+      if constexpr (std::is_same_v<D, float>) return d == d ? d : nan32();
+      else return d;
+    }
+  });
+}
+template <class D, class S>
+void add_quick(const std::string& name) {
+  add("cvt." + name, "**", convert_quickly<D, S>, 0);
 }
 
 // Two numbers, the first in the upper half, into a pair.
@@ -96,7 +105,8 @@ template <class H>
 void convert_pair(Warp& w, const Instr& i, Mask m) {
   const u32 flags = i.flags;
   map<u32, float, float>(w, i, m, [flags](float a, float b) {
-    H high = convert_one<H, float>(a, flags), low = convert_one<H, float>(b, flags);
+    const auto small = [flags](float x) { return H(flags & kRelu && x < 0 ? 0.0L : (long double)x, flags & 7); };
+    H high = small(a), low = small(b);
     if (flags & kFinite) {
       const auto clamp = [](H h) {
         return std::isinf(float(h)) ? H(std::copysign(H::kLargest, (long double)float(h))) : h;
@@ -115,54 +125,34 @@ void convert_tf32(Warp& w, const Instr& i, Mask m) {
   });
 }
 
-template <class D, class S>
-void add_convert_pair(const std::string& d, const std::string& s) {
-  constexpr bool from_int = std::is_integral_v<S>, to_int = std::is_integral_v<D>;
-  const std::string tail = "." + d + "." + s;
+void add_pair(u32 to, u32 from) {
+  const Type &d = kTypes[to], &s = kTypes[from];
+  const u32 types = to << kToShift | from << kFromShift | (s.integer ? 0 : kFromFloat);
   const auto with_tails = [&](const std::string& head, u32 flags) {
     for (u32 k = 0; k < 4; ++k)
-      add(head + (k & 1 ? ".ftz" : "") + (k & 2 ? ".sat" : "") + tail, "**", convert<D, S>,
-          flags | (k & 1 ? kFlush : 0) | (k & 2 ? kSaturate : 0));
+      add(head + (k & 1 ? ".ftz" : "") + (k & 2 ? ".sat" : "") + "." + d.name + "." + s.name, "**", convert,
+          types | flags | (k & 1 ? kFlush : 0) | (k & 2 ? kSaturate : 0));
   };
   with_tails("cvt", 0);
-  if (from_int && to_int) return;
+  if (s.integer && d.integer) return;
   const char *plain[] = {".rn", ".rz", ".rm", ".rp"}, *integral[] = {".rni", ".rzi", ".rmi", ".rpi"};
   for (u32 mode = 0; mode < 4; ++mode) {
-    if (to_int || !from_int) with_tails(std::string("cvt") + integral[mode], mode | (to_int ? 0 : kIntegral));
-    if (!to_int) with_tails(std::string("cvt") + plain[mode], mode);
+    if (!s.integer) with_tails(std::string("cvt") + integral[mode], mode | (d.integer ? 0 : kIntegral));
+    if (!d.integer) with_tails(std::string("cvt") + plain[mode], mode);
   }
-}
-template <class S>
-void add_from(const std::string& s) {
-  add_convert_pair<u8, S>("u8", s);
-  add_convert_pair<i8, S>("s8", s);
-  add_convert_pair<u16, S>("u16", s);
-  add_convert_pair<i16, S>("s16", s);
-  add_convert_pair<u32, S>("u32", s);
-  add_convert_pair<i32, S>("s32", s);
-  add_convert_pair<u64, S>("u64", s);
-  add_convert_pair<i64, S>("s64", s);
-  add_convert_pair<Half, S>("f16", s);
-  add_convert_pair<BFloat, S>("bf16", s);
-  add_convert_pair<float, S>("f32", s);
-  add_convert_pair<double, S>("f64", s);
 }
 
 }  // namespace
 
 void add_convert() {
-  add_from<u8>("u8");
-  add_from<i8>("s8");
-  add_from<u16>("u16");
-  add_from<i16>("s16");
-  add_from<u32>("u32");
-  add_from<i32>("s32");
-  add_from<u64>("u64");
-  add_from<i64>("s64");
-  add_from<Half>("f16");
-  add_from<BFloat>("bf16");
-  add_from<float>("f32");
-  add_from<double>("f64");
+  // An opcode keeps its first entry: the quick ones come first.
+  add_quick<float, i32>("rn.f32.s32"), add_quick<float, u32>("rn.f32.u32"), add_quick<float, u16>("rn.f32.u16");
+  add_quick<float, i64>("rn.f32.s64"), add_quick<double, i32>("rn.f64.s32"), add_quick<double, float>("f64.f32");
+  add_quick<float, double>("rn.f32.f64"), add_quick<i32, float>("rzi.s32.f32"), add_quick<i32, double>("rzi.s32.f64");
+  add_quick<i64, i32>("s64.s32"), add_quick<u64, u32>("u64.u32"), add_quick<u32, u64>("u32.u64");
+  add_quick<u32, u16>("u32.u16"), add_quick<u16, u32>("u16.u32"), add_quick<i32, i16>("s32.s16");
+  for (u32 to = 0; to < 12; ++to)
+    for (u32 from = 0; from < 12; ++from) add_pair(to, from);
   for (u32 k = 0; k < 4; ++k) {
     const std::string relu = k & 1 ? ".relu" : "";
     const u32 flags = (k & 1 ? kRelu : 0) | (k & 2 ? u32(kToZero) : u32(kNearest)), finite = flags | kFinite;

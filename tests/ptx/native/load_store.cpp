@@ -17,6 +17,14 @@ void count_spans(Warp& w, const Span* spans, Mask m, u32 bytes) {
   count_request(w, spans[__builtin_ctz(m)].space, addresses, m, bytes);
 }
 
+void loaded(Warp& w, const Operand& to, Mask m, Mask bad, const u64* addresses) {
+  if (bad && w.machine->options.strict) {
+    const int lane = __builtin_ctz(bad);
+    w.fault("poison", lane, "a load of what was never defined, at " + std::to_string(addresses[lane]));
+  }
+  w.set_poison(to, m, bad);
+}
+
 // op[0 .. n) = n numbers at op[n]
 void load(Warp& w, const Instr& i, Mask m) {
   const u32 size = i.flags & kSizeBits, n = i.flags >> kCountShift & 15, bytes = size * n;
@@ -40,7 +48,7 @@ void load(Warp& w, const Instr& i, Mask m) {
   });
   for (u32 k = 0; k < n; ++k) {
     each_lane(m, [&](int l) { w.write(i.op[k], l, values[k][l]); });
-    w.set_poison(i.op[k], m, bad[k]);
+    loaded(w, i.op[k], m, bad[k], addresses);
   }
   count_spans(w, spans, m, bytes);
 }
@@ -244,7 +252,7 @@ void matrix(Warp& w, const Instr& i, Mask m) {
   if (!store_them)
     for (int j = 0; j < n; ++j) {
       std::memcpy(w.lanes<u32>(i.op[j]), values[j], sizeof values[j]);
-      w.set_poison(i.op[j], kAll, bad[j]);
+      loaded(w, i.op[j], kAll, bad[j], addresses);
     }
   count_request(w, kShared, addresses, n == 4 ? kAll : (Mask(1) << (8 * n)) - 1, 16);
 }

@@ -113,6 +113,7 @@ struct Options {
   i32 races, count;
   i32 approximation;  // error of approximate instructions: 0 none, 1 upwards, 2 downwards, 3 by a hash
   i32 truncate;       // tensor cores: 1 aligned and truncated sums, 0 one rounding
+  i32 strict, unused;  // strict: loading poison is a fault, not only using it
   i64 limit;          // warp instructions of the launch
 };
 
