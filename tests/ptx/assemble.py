@@ -37,7 +37,7 @@ _SIGNED, _STRONG, _ACQUIRE, _RELEASE, _COUNT_SHIFT, _NO_RESULT, _TRANSPOSE, _ZER
     32, 512, 1024, 2048, 12, 1 << 16, 1 << 17, 1 << 18,
 )  # fmt: skip
 # Modifiers that change neither what is read nor what is written: caches, scopes, coherence beyond fences.
-_HINTS = re.compile(r"\.(nc|ca|cg|cs|lu|cv|wb|wt|cta|cluster|gpu|sys|weak|L1::\w+|L2::\w+|level::\w+|unified|x[124]\b)")
+_HINTS = re.compile(r"\.(nc|ca|cg|cs|lu|cv|wb|wt|cta|cluster|gpu|sys|weak|L1::\w+|L2::\w+|level::\w+|unified)(?=\.|$)")
 
 
 class UnknownOpcode(NotImplementedError):

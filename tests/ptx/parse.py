@@ -140,7 +140,7 @@ class _Parser:
         return spelled
 
     def _take(self, token: str) -> None:
-        if token.startswith(".loc"):
+        if re.match(r"\.loc\s", token):
             self._loc(token)
         elif token.startswith(".target"):
             self.module.target = token.split()[1].rstrip(",")

@@ -206,6 +206,36 @@ void mul24(Warp& w, const Instr& i, Mask m) {
   map<T, T, T>(w, i, m, [](T a, T b) { return T(u32((T(a << 8) >> 8)) * u32((T(b << 8) >> 8))); });
 }
 
+// add.cc, addc and their like. flags: 1 the carry comes in, 2 it goes out. kind: 0 add, 1 sub, 2 mad.lo, 3 mad.hi.
+template <class T, int kind>
+void extended(Warp& w, const Instr& i, Mask m) {
+  using W = unsigned __int128;
+  const bool in = i.flags & 1, out = i.flags & 2, mad = kind > 1;
+  Mask bad = w.poisoned(i.op[1]) | w.poisoned(i.op[2]) | (mad ? w.poisoned(i.op[3]) : 0) | (in ? w.carry_poison : 0);
+  each_lane(m, [&](int l) {
+    const T a = w.lanes<T>(i.op[1])[l], b = w.lanes<T>(i.op[2])[l];
+    const W c = in ? w.carry >> l & 1 : 0, product = W(a) * b;
+    const W left = !mad ? W(a) : kind == 2 ? W(T(product)) : product >> kBits<T>;
+    const W right = mad ? W(w.lanes<T>(i.op[3])[l]) : W(b);
+    const W r = kind == 1 ? left - right - c : left + right + c;
+    w.lanes<T>(i.op[0])[l] = T(r);
+    if (out) w.carry = (w.carry & ~(Mask(1) << l)) | Mask(r >> kBits<T> & 1) << l;  // of sub: the borrow
+  });
+  w.set_poison(i.op[0], m, bad);
+  if (out) w.carry_poison = (w.carry_poison & ~m) | (bad & m);
+}
+template <class T>
+void add_extended(const std::string& t) {
+  const std::string n = std::to_string(sizeof(T)), three = n + n + n;
+  for (u32 flags = 1; flags < 4; ++flags) {
+    const std::string c = flags & 1 ? "c" : "", cc = flags & 2 ? ".cc." : ".";
+    add("add" + c + cc + t, three, extended<T, 0>, flags);
+    add("sub" + c + cc + t, three, extended<T, 1>, flags);
+    add("mad" + c + ".lo" + cc + t, three + n, extended<T, 2>, flags);
+    add("mad" + c + ".hi" + cc + t, three + n, extended<T, 3>, flags);
+  }
+}
+
 // mov.b64 {a, b}, c and its opposite; op[0..n) and op[n].
 template <bool unpack>
 void regroup(Warp& w, const Instr& i, Mask m) {
@@ -418,6 +448,7 @@ void add_integer() {
   add_float_compare<double>("f64");
   add_float_compare<Half>("f16");
   add_float_compare<BFloat>("bf16");
+  add_extended<u32>("u32"), add_extended<u32>("s32"), add_extended<u32>("b32"), add_extended<u64>("u64");
   add("add.sat.s32", "444", add_saturated);
   add("sub.sat.s32", "444", sub_saturated);
   add("mul24.lo.s32", "444", mul24<i32>);

@@ -149,6 +149,7 @@ struct Warp {
   std::vector<Copy> open[kLanes];
   std::deque<std::vector<Copy>> groups[kLanes];
   i32 pc = 0;  // of the instruction that runs
+  Mask carry = 0, carry_poison = kAll;  // CC.CF
   Machine* machine;
 
   template <class T>
