@@ -90,7 +90,7 @@ void atomic(Warp& w, const Instr& i, Mask m) {
   T olds[kLanes];
   each_lane(m, [&](int l) {
     const Span at = spans[l] = locate(w, l, space_of(i.flags), addresses[l], sizeof(T), true);
-    note_read(w, l, at, sizeof(T), true);
+    note_read(w, l, at, sizeof(T), true, true);
     note_write(w, l, at, sizeof(T), true, nullptr);
     T old;
     std::memcpy(&old, at.data, sizeof old);

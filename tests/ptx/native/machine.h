@@ -92,7 +92,8 @@ void add_control();
 // One access, as race detection remembers it: block (16 bits), thread (10), clock (17), strong (1), pc (20). 0: none.
 using Access = u64;
 struct Cell {
-  Access write, read, other_read;  // the last two readers that are different threads
+  Access write, strong_write;  // the last of each kind; strong: atomic, volatile, relaxed, acquire, release
+  Access read, other_read;     // of the last two readers that are different threads
 };
 using Clock = std::vector<u32>;                 // of each warp of a block
 using Clocks = std::unordered_map<u32, Clock>;  // of each block

@@ -87,12 +87,14 @@ Access access_of(const Warp& w, int lane, bool strong) {
          (strong ? kStrongBit : 0) | u64(w.pc);
 }
 
-void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong) {
+void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool then_written) {
   if (!at.cells) return;
   const Access mine = access_of(w, lane, strong);
   for (u32 b = 0; b < bytes; ++b) {
     Cell& c = at.cells[b];
     if (conflicts(w, mine, c.write)) report(w, lane, at, b, "read of what another thread writes", c.write);
+    if (conflicts(w, mine, c.strong_write)) report(w, lane, at, b, "read of what another thread writes", c.strong_write);
+    if (then_written) continue;  // an atomic: its write says it all
     if ((mine ^ c.read) >> kThreadShift) c.other_read = c.read;
     c.read = mine;
   }
@@ -105,10 +107,11 @@ void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const
     const bool same = values && at.valid[b] == 1 && at.data[b] == values[b];
     if (!same) {
       if (conflicts(w, mine, c.write)) report(w, lane, at, b, "write over what another thread writes", c.write);
+      if (conflicts(w, mine, c.strong_write)) report(w, lane, at, b, "write over what another thread writes", c.strong_write);
       if (conflicts(w, mine, c.read)) report(w, lane, at, b, "write over what another thread reads", c.read);
       if (conflicts(w, mine, c.other_read)) report(w, lane, at, b, "write over what another thread reads", c.other_read);
     }
-    c.write = mine;
+    (strong ? c.strong_write : c.write) = mine;
   }
 }
 

@@ -24,7 +24,7 @@ Span locate(Warp& w, int lane, Space space, u64 address, u32 bytes, bool write);
 Access access_of(const Warp& w, int lane, bool strong);
 // Throws if another thread's access is not ordered before this one. `bytes` as for the write itself: a thread that writes
 // what is there already does no harm.
-void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong);
+void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool then_written = false);
 void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const u8* values);
 // Sectors of 32 bytes of one request to global memory, or passes of one to the banks of shared memory.
 void count_request(Warp& w, Space space, const u64* addresses, Mask mask, u32 bytes);
