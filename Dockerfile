@@ -19,6 +19,7 @@ RUN pip install --no-cache-dir --requirement requirements/torch.txt
 COPY . .
 ARG QPT_CUDA_ARCHS="80;90"
 RUN QPT_CUDA=1 QPT_PORTABLE=1 QPT_CUDA_ARCHS="$QPT_CUDA_ARCHS" \
-    pip install --no-cache-dir --constraint requirements/torch.txt --editable ".[demo,cuda,test]"
+    pip install --no-cache-dir --constraint requirements/torch.txt --editable ".[demo,cuda,test]" \
+    && rm -rf build
 
 CMD ["qpt", "doctor"]

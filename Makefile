@@ -1,7 +1,4 @@
-# The commands of a newcomer. Each sets up .venv first if it is absent or older than what it is made from:
-#   make demo [DATA=folder]   the main job, end to end, into runs/demo     make test     the quick tests (a few minutes)
-#   make verify               the long form, with a summary in docs/verify  make lint     ruff, mypy, clang-format
-#   make format               rewrite the sources in house style            make clean    remove what was built
+# Each target first brings .venv up to date: it is made anew if absent, and built again where a source has changed.
 PYTHON ?= python3
 DATA ?=
 BIN = .venv/bin
@@ -10,29 +7,36 @@ PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 NATIVE = $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.hpp')
 
-.PHONY: demo test verify lint format clean setup
+.PHONY: help demo test verify lint format setup clean
 
-demo: .venv/installed
-	$(BIN)/python -m qpt.demo --out runs/demo $(if $(DATA),--data "$(DATA)")
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: .venv/installed
+demo: .venv/built ## run the main job, end to end, into runs/demo; on your own photographs with DATA=folder
+	$(BIN)/python -m qpt demo --out runs/demo $(if $(DATA),--data "$(DATA)")
+
+test: .venv/built ## run the quick tests (a few minutes)
 	$(BIN)/python -m pytest $(PARALLEL)
 
-verify: .venv/installed
+verify: .venv/built ## run the long form of the tests; its summary goes to docs/verify
 	QPT_LONG=1 $(BIN)/python -m pytest $(PARALLEL) --timeout 3600 --summary docs/verify/$$(date +%F).md
 
-lint: .venv/installed
+lint: .venv/built ## check style and types with ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: .venv/installed
+format: .venv/built ## rewrite the sources in house style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-setup: .venv/installed
+setup: .venv/built ## only set up .venv and build
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist runs/demo qpt/_cuda qpt/_build.json qpt.egg-info compile_commands.json
+	rm -f qpt/_C*.so .venv/installed .venv/built
 
 # torch first, from its own pinned file: nothing installed later may choose another one.
 .venv/torch: requirements/torch.txt
@@ -40,10 +44,11 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --requirement requirements/torch.txt
 	touch $@
 
-.venv/installed: .venv/torch pyproject.toml setup.py qpt/build.py $(NATIVE)
+.venv/installed: .venv/torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint requirements/torch.txt --editable ".[demo,jpeg,test,dev]"
 	touch $@
 
-clean:
-	rm -rf build dist runs/demo qpt/_cuda qpt/_build.json qpt.egg-info
-	rm -f qpt/_C*.so .venv/installed
+# pip has built too, in the same folder: right after it nothing is left to do here.
+.venv/built: .venv/installed setup.py qpt/build.py $(NATIVE)
+	$(BIN)/python setup.py -q build_ext --inplace
+	touch $@

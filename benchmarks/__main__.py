@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME [--out JSON]``: runs one benchmark, prints its table, writes its JSON.
+"""``python -m benchmarks NAME [--out JSON]``: run one benchmark, print its table, write its record.
 
 A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here. One
 that has options of its own adds them in ``add_arguments(parser)``, and its ``run`` takes the parsed ones as well.
@@ -26,12 +26,8 @@ NAMES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (2 for an error of the user's, 1 if contenders disagree)."""
+    """Run a command line; return the exit status: 2 for an error of the user's, 1 if contenders disagree."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["study"]:  # hours of runs rather than timed rounds: a command line of its own
-        from benchmarks import study
-
-        return study.main(arguments[1:])
     modules = {name: importlib.import_module(module) for name, module in NAMES.items()}
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",

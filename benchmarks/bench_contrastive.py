@@ -1,29 +1,29 @@
-"""The contrastive loss, forward and with its gradient, beside every form of it that runs here: time and peak memory.
+"""The contrastive loss, forward and with its gradient, beside its baselines: time and peak memory.
 
-Run by ``python -m benchmarks contrastive``. The contenders are in ``contrastive_rivals.py``. Each gets the same rows
-and must agree with the full logits before anything is timed; the rounds of a case are interleaved. The floor is the
-matrix products alone, one for the forward and two with the gradient. Peaks are of fresh processes (``memory.py``).
+Run by ``python -m benchmarks contrastive``. The forms of the loss are in ``contrastive_baselines.py``. Each gets
+the same rows and must agree with the full logits before anything is timed. The floor is the matrix products alone, one
+for the forward and two with the gradient. Peaks are of fresh processes (``memory.py``).
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 
-from benchmarks import contrastive_rivals as rivals
+from benchmarks import contrastive_baselines as baselines
 from benchmarks import memory, resources, roofline
-from benchmarks.contrastive_rivals import FLOOR, Answer, Call, Inputs, Setting, Unavailable
+from benchmarks.contrastive_baselines import FLOOR, Answer, Call, Inputs, Setting, Unavailable
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 
 HELP = "the loss, forward and gradient: time and peak memory beside torch forms, libraries and bare products"
-SWEEP = "sweep over K, forward + gradient"  # these rows make the plot, see benchmarks/tables.py
+SWEEP = "sweep over K, forward + gradient"  # drawn by benchmarks/tables.py
 # float32 sums over up to 1,048,577 keys in different orders.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
-# The forms that keep logits leave gigabytes of freed memory and a cold cache to whoever comes next: they come first,
-# and those that are held against the floor follow one another.
+# The forms that keep logits leave gigabytes of freed memory and a cold cache to the next one: they come first, and the
+# forms that are compared with the floor follow one another.
 _MOCO = (
     "full logits",
     "full logits compiled",
@@ -41,7 +41,7 @@ _TORCH_FORMS = ("full logits", "full logits compiled", "lightly", "chunked recom
 _METRIC_LEARNING = ("pytorch-metric-learning", "lightly", "full logits", "qpt")  # its pairs of pairs grow with N^3
 _SWEEP = ("full logits", "chunked recompute", "attention", "qpt", FLOOR)
 _PEERS = ("lightly", "cut-cross-entropy")
-# With gigabytes of logits a case takes minutes: there only what the loss is held against takes part.
+# With gigabytes of logits a case takes minutes: only the closest baselines take part.
 _AT_LARGE_SIZES = ("full logits", "attention", "qpt", FLOOR)
 _WITH_PEAK = ("full logits", "chunked recompute", "attention", "qpt")
 SIZES = ((256, 65536), (1024, 65536), (4096, 65536), (256, 1048576))
@@ -51,27 +51,19 @@ SWEEP_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """One case: a setting, who takes part, and how. repeat: calls in one timed call, for those of microseconds."""
+    """One case: a setting and the forms that are measured.  repeat: number of calls that are timed as one."""
 
     op: str
     setting: Setting
     contenders: Sequence[str]
     repeat: int = 1
-    rounds: int | None = None  # at most so many
+    rounds: int | None = None  # upper limit
     with_peak: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class ContrastiveReport(Report):
-    """A report that also has the ratios of medians: of every row to its case's floor, and to qpt in the same case."""
-
-    ratios: list[dict[str, Any]] = field(default_factory=list)
-
-
-def run(settings: Settings) -> ContrastiveReport:
-    """Measures every plan, then peak memory, and predicts the same for two GPUs."""
+def run(settings: Settings) -> Report:
+    """Measure every plan, then peak memory, and predict the same sizes for two GPUs."""
     rows: list[Row] = []
-    ratios: list[dict[str, Any]] = []
     remarks: dict[str, None] = {}  # in order, each once
     for plan in plans(settings.quick):
         print(f"contrastive: {plan.op}, {plan.setting.shape}", file=sys.stderr)
@@ -84,12 +76,8 @@ def run(settings: Settings) -> ContrastiveReport:
                     measured[position] = replace(row, peak_mib=peak)
                 except RuntimeError as error:
                     remarks[f"No peak: {error}"] = None
-        entries = ratios_of(measured)
-        rows += [_with_ratio(row, entry) for row, entry in zip(measured, entries, strict=True)]
-        ratios += entries
-    return ContrastiveReport(
-        "contrastive", rows, predictions(settings.quick), remarks=[*_REMARKS, *remarks], ratios=ratios
-    )
+        rows += with_ratios(measured)
+    return Report("contrastive", rows, predictions(settings.quick), remarks=[*_REMARKS, *remarks])
 
 
 _REMARKS = (
@@ -99,26 +87,25 @@ _REMARKS = (
     "with the gradient. Ratios are of medians in one case, whose rounds are interleaved.",
     "Peak: high-water mark of a fresh process beyond inputs and gradients, after a small call. Inputs include "
     "lightly's bank and cut-cross-entropy's concatenated keys; compiled forms are measured at their second call.",
-    roofline.published_table(),
 )
 
 
 def plans(quick: bool) -> list[Plan]:
-    """Every case in the order it is run; ``quick``: the same kinds at tiny sizes."""
+    """Return every case in the order it is run; ``quick``: the same kinds at tiny sizes."""
     found: list[Plan] = []
     modes = ((False, "forward"), (True, "forward + gradient"))
     for n, k in ((32, 2500),) if quick else SIZES:
         for gradient, mode in modes:
-            taking_part = _MOCO if n * k < 2**28 else _AT_LARGE_SIZES
+            included = _MOCO if n * k < 2**28 else _AT_LARGE_SIZES
             peaks = (("qpt",) if quick else _WITH_PEAK) if gradient else ()
             setting = Setting("moco", n, k, gradient)
-            peaks = [name for name in peaks if name in taking_part]
-            found.append(Plan(f"own keys and pool, {mode}", setting, taking_part, with_peak=peaks))
+            peaks = [name for name in peaks if name in included]
+            found.append(Plan(f"own keys and pool, {mode}", setting, included, with_peak=peaks))
     for gradient, mode in modes:
         rows = Setting("ntxent", 300 if quick else 8192, 0, gradient)
         peaks = _WITH_PEAK if gradient and not quick else ()
-        taking_part = [name for name in _NTXENT if quick or name not in _PEERS]
-        found.append(Plan(f"NT-Xent, {mode}", rows, taking_part, with_peak=[p for p in peaks if p in taking_part]))
+        included = [name for name in _NTXENT if quick or name not in _PEERS]
+        found.append(Plan(f"NT-Xent, {mode}", rows, included, with_peak=[p for p in peaks if p in included]))
     for n, k in ((32, 2500),) if quick else ((1024, 65536), (256, 1048576)):
         for gradient, mode in modes:
             found.append(Plan(f"dtype of the pool, {mode}", Setting("moco", n, k, gradient), _DTYPES))
@@ -136,21 +123,21 @@ def plans(quick: bool) -> list[Plan]:
 
 
 def _without_compiled(plan: Plan) -> Plan:
-    return replace(plan, contenders=[name for name in plan.contenders if not rivals.CONTENDERS[name].compiles])
+    return replace(plan, contenders=[name for name in plan.contenders if not baselines.FORMS[name].compiles])
 
 
 def _measure(plan: Plan, rounds: int) -> tuple[list[Row], list[str]]:
-    """The rows of one plan, times of one call; and a remark for each contender that cannot run here."""
-    inputs = rivals.make_inputs(plan.setting)
+    """Return the rows of one plan, times of one call, and a remark for each form that cannot run here."""
+    inputs = baselines.make_inputs(plan.setting)
     contenders, missing = [], []
     for name in plan.contenders:
-        rival = rivals.CONTENDERS[name]
+        form = baselines.FORMS[name]
         try:
-            call = rival.make(inputs)
+            call = form.make(inputs)
         except Unavailable as reason:
             missing.append(f"Not measured: {name}: {reason}.")
             continue
-        contenders.append(Contender(name, _repeated(call, plan.repeat), rival.note))
+        contenders.append(Contender(name, _repeated(call, plan.repeat), form.note))
     case = Case(
         op=plan.op,
         shape=plan.setting.shape,
@@ -182,56 +169,48 @@ def _per_call(row: Row, calls: int) -> Row:
     )
 
 
-def compare(inputs: Inputs, answers: dict[str, Answer]) -> dict[str, float]:
-    """Relative differences of each contender's loss and gradient from the full logits; Disagreement if one is large."""
+def compare(inputs: Inputs, answers: dict[str, Answer]) -> dict[str, dict[str, float]]:
+    """Return, by contender, the relative differences of loss and gradient from the full logits.
+
+    Raises Disagreement if one is larger than its tolerance.
+    """
     truths: dict[str, Answer] = {}
     differences = {}
     for name, (loss, gradient) in answers.items():
-        gives = rivals.CONTENDERS[name].gives
+        gives = baselines.FORMS[name].gives
         if not gives:
             continue
         if gives not in truths:
-            truths[gives] = rivals.expected(inputs, gives)
+            truths[gives] = baselines.expected(inputs, gives)
         true_loss, true_gradient = truths[gives]
-        found = {f"{name}: loss": (abs(loss - true_loss) / abs(true_loss)).item()}
-        wrong = not found[f"{name}: loss"] <= LOSS_TOLERANCE
+        found = {"loss": (abs(loss - true_loss) / abs(true_loss)).item()}
+        wrong = not found["loss"] <= LOSS_TOLERANCE
         if gradient is not None and true_gradient is not None:
             difference = ((gradient - true_gradient).norm() / true_gradient.norm()).item()
-            found[f"{name}: gradient"] = difference
+            found["gradient"] = difference
             wrong |= not difference <= GRADIENT_TOLERANCE
         elif inputs.setting.gradient:
             wrong = True
         if wrong:
             raise Disagreement(f"contrastive: {name} differs at {inputs.setting.shape}: {found}")
-        differences |= found
+        differences[name] = found
     return differences
 
 
-def ratios_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each row of one case: its median over the floor's and over that of qpt, None where the case has none."""
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """Put the ratios of a row's median to the floor's and to that of qpt in the same case before its note."""
     medians = {row.backend: row.median_ms for row in rows}
-    return [
-        {
-            "op": row.op,
-            "shape": row.shape,
-            "backend": row.backend,
-            "to_floor": row.median_ms / medians[FLOOR] if FLOOR in medians else None,
-            "to_qpt": row.median_ms / medians["qpt"] if "qpt" in medians else None,
-        }
-        for row in rows
-    ]
-
-
-def _with_ratio(row: Row, entry: dict[str, Any]) -> Row:
-    """The row with its ratio in front of its note, where a reader of the table looks."""
-    shown = {"floor": entry["to_floor"], "qpt": entry["to_qpt"]}
-    text = ", ".join(f"{value:.2f} x {name}" for name, value in shown.items() if value is not None)
-    return replace(row, note="; ".join(part for part in (text, row.note) if part))
+    found = []
+    for row in rows:
+        shown = {"floor": medians.get(FLOOR), "qpt": medians.get("qpt")}
+        ratios = ", ".join(f"{row.median_ms / ms:.2f} x {name}" for name, ms in shown.items() if ms is not None)
+        found.append(replace(row, note="; ".join(part for part in (ratios, row.note) if part)))
+    return found
 
 
 @cache
 def _residency(architecture: int) -> tuple[int, int]:
-    """(rows of a block, blocks on a multiprocessor) of the bfloat16 kernel as it compiles for a GPU."""
+    """Return (rows of a block, blocks on a multiprocessor) of the bfloat16 kernel as it compiles for a GPU."""
     from qpt.kernels.contrastive_launch import launch_for
 
     launch = launch_for(architecture, True, 128)
@@ -241,7 +220,7 @@ def _residency(architecture: int) -> tuple[int, int]:
 
 
 def compiled_launch(n: int, k: int, gpu: roofline.Gpu) -> roofline.Launch:
-    """How the Triton kernel would be launched on ``gpu`` for N queries and K bfloat16 keys of 128."""
+    """Return the launch of the Triton kernel on ``gpu`` for N queries and K bfloat16 keys of 128."""
     from qpt.kernels.contrastive_launch import launch_for, splits_for
 
     rows, blocks = _residency(gpu.architecture)
@@ -250,7 +229,7 @@ def compiled_launch(n: int, k: int, gpu: roofline.Gpu) -> roofline.Launch:
 
 
 def predictions(quick: bool) -> list[dict[str, Any]]:
-    """The same sizes on two GPUs, bfloat16 queries and pool, from the compiled kernel's residency and split."""
+    """Predict the same sizes on two GPUs, bfloat16 queries and pool, from the compiled kernel's residency and split."""
     found = []
     for n, k in SIZES[:1] if quick else SIZES:
         for gradient, mode in ((False, "forward"), (True, "forward + gradient")):

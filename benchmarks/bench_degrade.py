@@ -1,8 +1,8 @@
 """Degradations beside OpenCV, Pillow, NumPy, Albumentations and Kornia: each op, chains of five, threads and sizes.
 
-Run by ``python -m benchmarks degrade``. Every photograph of a batch has its own parameters, the same for all. Libraries
+Run by ``python -m benchmarks degrade``. Every image of a batch has its own parameters, the same for all. Libraries
 that work on an image get a pool over images of as many threads (their own threading off), batched ones as many of
-torch's; ours gets them too. Results are compared before anything is timed (``Rival`` says how closely).
+torch's; ours gets them too. Results are compared before anything is timed (``Baseline`` says how closely).
 """
 
 import statistics
@@ -18,18 +18,18 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks import degrade_libraries
-from benchmarks.degrade_rivals import Picture, Rival
+from benchmarks.degrade_baselines import Baseline, Pixels
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.demo import wheel_photographs
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.windows import plan_windows
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.data.sample_images import sample_images
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.patches import row_windows
 
 HELP = "milliseconds per op, per chain of five, by threads and by size, beside five libraries"
 CHAIN = 5
@@ -57,22 +57,22 @@ Chains = list[list[tuple[str, tuple[float, ...]]]]
 
 @dataclass(frozen=True)
 class DegradeReport(Report):
-    """A report with figures from its rows: ratios of each op's fastest rival to ours and of chains by library; and of
-    their own: the ratio of one thread to several, beside that of matrix products in cache, the slope of log time over
-    log pixels of an image by op, and the fixed cost of a call, in microseconds."""
+    """A report with figures: the ratio of each op's fastest baseline to qpt, and of chains by library; the speed-up by
+    threads, beside that of matrix products in cache; the slope of log time over log pixels of an image by op; and the
+    fixed cost of a call in microseconds."""
 
     figures: dict[str, Any] = field(default_factory=dict)
 
 
 def run(settings: Settings) -> DegradeReport:
-    """Every op of the table and chains, all in interleaved rounds; then threads and sizes."""
-    images = photographs(8 if settings.quick else 32, 48 if settings.quick else 256)
+    """Time every op of the table and chains in interleaved rounds, then threads and sizes."""
+    images = sample_crops(8 if settings.quick else 32, 48 if settings.quick else 256)
     threads = torch.get_num_threads()
     cv2.setNumThreads(1)
-    rivals = degrade_libraries.all_rivals()
+    baselines = degrade_libraries.all_baselines()
     with ThreadPoolExecutor(threads) as pool:
-        cases = [_case(op, rivals.get(op, []), images, pool, threads) for op in NAMES]
-        cases.append(_chain_case(rivals, images, pool, threads))
+        cases = [_case(op, baselines.get(op, []), images, pool, threads) for op in NAMES]
+        cases.append(_chain_case(baselines, images, pool, threads))
         cases.append(_preset_case(images, threads))
         cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads))
         rows = measure(cases, settings.rounds)
@@ -83,21 +83,21 @@ def run(settings: Settings) -> DegradeReport:
     count, side = images.shape[:2]
     remarks = [
         f"Batches of {count} crops of photographs, {side} x {side}, each with its own parameters (levels 1 to 5 in "
-        f"turn), {threads} threads. Differences are in the JSON: mean absolute, grey levels (noise: relative size).",
-        "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all rivals "
-        "are built before they are timed.",
+        f"turn), {threads} threads. Differences from qpt are in the record.",
+        "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all "
+        "baselines are built before they are timed.",
         _summary(ratios),
     ]
     return DegradeReport("degrade", rows, remarks=remarks, figures=ratios)
 
 
-def photographs(count: int, side: int) -> torch.Tensor:
-    """uint8 [count, side, side, 3]: crops of the photographs in the wheels of scikit-image and scikit-learn."""
-    return torch.from_numpy(cut_crops([load_rgb(path) for path in wheel_photographs()], count, size=side, seed=0))
+def sample_crops(count: int, side: int) -> torch.Tensor:
+    """Return uint8 [count, side, side, 3]: crops of the images in the wheels of scikit-image and scikit-learn."""
+    return torch.from_numpy(cut_crops([load_rgb(path) for path in sample_images()], count, size=side, seed=0))
 
 
 def ratios_of(rows: list[Row]) -> dict[str, Any]:
-    """By op: the fastest rival, its time / ours; the median over ops that have a rival; by library for chains."""
+    """Return, by op, the fastest baseline and its time over qpt's; the median over ops; by library for chains."""
     by_op: dict[str, dict[str, float]] = {}
     for row in rows:
         if row.op in NAMES or row.op == CHAIN_OP:
@@ -108,11 +108,13 @@ def ratios_of(rows: list[Row]) -> dict[str, Any]:
         if len(times) > 1
     }
     chains = by_op.get(CHAIN_OP, {})
-    ops = {op: {"rival": name, "ratio": ms / by_op[op]["qpt"]} for op, (ms, name) in fastest.items() if op != CHAIN_OP}
+    ops = {
+        op: {"baseline": name, "ratio": ms / by_op[op]["qpt"]} for op, (ms, name) in fastest.items() if op != CHAIN_OP
+    }
     return {
         "ops": ops,
         "median_over_ops": statistics.median(entry["ratio"] for entry in ops.values()),
-        "without_rival": [op for op, times in by_op.items() if len(times) == 1],
+        "without_baseline": [op for op, times in by_op.items() if len(times) == 1],
         "chains": {name: ms / chains["qpt"] for name, ms in chains.items() if name != "qpt"},
     }
 
@@ -123,9 +125,9 @@ def _summary(ratios: dict[str, Any]) -> str:
     slopes = sorted((value, op) for op, value in ratios["slopes"].items())
     threads = ratios["threads"]
     return (
-        f"Fastest rival / qpt, median over {len(ratios['ops'])} ops: {ratios['median_over_ops']:.1f}; the least: "
+        f"Fastest baseline / qpt, median over {len(ratios['ops'])} ops: {ratios['median_over_ops']:.1f}; the least: "
         + ", ".join(f"{op} {ratio:.2f}" for ratio, op in slowest)
-        + f". Chains of 5, rival / qpt: {chains}. From 1 to {threads['threads']} threads the chains gain "
+        + f". Chains of 5, baseline / qpt: {chains}. From 1 to {threads['threads']} threads the chains gain "
         f"{threads['qpt']:.2f}x, matrix products in cache {threads['products']:.2f}x. Slope of log time over log "
         f"pixels of an image, {slopes[0][0]:.2f} ({slopes[0][1]}) to {slopes[-1][0]:.2f} ({slopes[-1][1]}), in batches "
         f"of equally many pixels; a call costs {ratios['call_us']:.0f} us whatever it does."
@@ -133,22 +135,25 @@ def _summary(ratios: dict[str, Any]) -> str:
 
 
 def parameters_of(op: str, count: int) -> list[tuple[float, ...]]:
-    """The first ``count`` images' parameters: levels 1 to 5 in turn, drawn as the preset draws them."""
+    """Return the parameters of ``count`` images: levels 1 to 5 in turn, drawn as the preset draws them."""
     chains = [[(op, 1 + i % LEVELS)] for i in range(count)]
     program = Program.from_chains(chains, seeds=range(count), source=range(count))
     return [tuple(values) for values in program.params[:, 0].tolist()]
 
 
-def _case(op: str, rivals: list[Rival], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
+def _case(op: str, baselines: list[Baseline], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
     parameters = parameters_of(op, len(images))
     names = len(DEGRADATIONS[NAMES.index(op)].parameters)
     chains: Chains = [[(op, values[:names])] for values in parameters]
     contenders = [_ours(chains, images, threads)]
-    contenders += [_theirs({op: rival}, rival.library, chains, images, pool) for rival in rivals]
+    contenders += [_theirs({op: baseline}, baseline.library, chains, images, pool) for baseline in baselines]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
-        pictures = images.numpy()
-        return {rival.library: compare(op, rival, answers["qpt"], answers[rival.library], pictures) for rival in rivals}
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
+        pixels, found = images.numpy(), {}
+        for way in baselines:
+            measure_name = "relative_size" if way.spread else "mean_levels"
+            found[way.library] = {measure_name: compare(op, way, answers["qpt"], answers[way.library], pixels)}
+        return found
 
     return Case(op, "x".join(map(str, images.shape)), len(images), contenders, agree)
 
@@ -160,24 +165,24 @@ def _ours(chains: Chains, images: torch.Tensor, threads: int) -> Contender:
 
 
 def _theirs(
-    ways: dict[str, Rival], library: str, chains: Chains, images: torch.Tensor, pool: ThreadPoolExecutor
+    ways: dict[str, Baseline], library: str, chains: Chains, images: torch.Tensor, pool: ThreadPoolExecutor
 ) -> Contender:
-    note = "; ".join(dict.fromkeys(rival.note for rival in ways.values() if rival.note))
-    if any(rival.batch for rival in ways.values()):
+    note = "; ".join(dict.fromkeys(baseline.note for baseline in ways.values() if baseline.note))
+    if any(baseline.batch for baseline in ways.values()):
         return Contender(library, _batched(ways, chains, images), note)
-    pictures = list(images.numpy())
+    every_image = list(images.numpy())
 
-    def one(job: tuple[Picture, list[tuple[str, tuple[float, ...]]]]) -> Picture:
-        picture, chain = job
+    def one(job: tuple[Pixels, list[tuple[str, tuple[float, ...]]]]) -> Pixels:
+        image, chain = job
         for op, values in chain:
-            picture = ways[op].call(picture, values)
-        return picture
+            image = ways[op].call(image, values)
+        return image
 
-    return Contender(library, lambda: np.stack(list(pool.map(one, zip(pictures, chains, strict=True)))), note)
+    return Contender(library, lambda: np.stack(list(pool.map(one, zip(every_image, chains, strict=True)))), note)
 
 
-def _batched(ways: dict[str, Rival], chains: Chains, images: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Position by position of the chains, the images that have the same op there as one batch."""
+def _batched(ways: dict[str, Baseline], chains: Chains, images: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Return a call that goes through the positions of the chains, images with the same op there as one batch."""
     pixels = images.permute(0, 3, 1, 2).float().div_(255).contiguous()
     steps = []
     for position in range(max(map(len, chains))):
@@ -202,30 +207,30 @@ def _batched(ways: dict[str, Rival], chains: Chains, images: torch.Tensor) -> Ca
 
 
 def _levels(answer: Any) -> np.ndarray:
-    """An answer as float64 grey levels [n, H, W, 3]."""
+    """Convert an answer to float64 grey levels [n, H, W, 3]."""
     if isinstance(answer, torch.Tensor):
         answer = answer.mul(255).clamp(0, 255).permute(0, 2, 3, 1).numpy()
     return np.asarray(answer, np.float64)
 
 
-def compare(op: str, rival: Rival, ours: np.ndarray, theirs: Any, images: np.ndarray) -> float:
-    """The recorded difference of two results; raises Disagreement where it is larger than the rival is allowed."""
+def compare(op: str, baseline: Baseline, ours: np.ndarray, theirs: Any, images: np.ndarray) -> float:
+    """Return the difference of two results; raises Disagreement if it is larger than the baseline is allowed."""
     first, second = _levels(ours), _levels(theirs)
-    if rival.spread:  # away from black and white, where clipping shortens a change
+    if baseline.spread:  # away from black and white, where clipping shortens a change
         middle = (images > 100) & (images < 155)
         sizes = [float(np.sqrt(np.mean((result - images)[middle] ** 2))) for result in (first, second)]
         difference = abs(sizes[0] / sizes[1] - 1)
     else:
         difference = float(np.abs(first - second).mean())
-    if not difference <= rival.allowed:
+    if not difference <= baseline.allowed:
         raise Disagreement(
-            f"degrade: {op}: {rival.library}'s result differs by {difference:.3g}, allowed {rival.allowed:g}"
+            f"degrade: {op}: {baseline.library}'s result differs by {difference:.3g}, allowed {baseline.allowed:g}"
         )
     return difference
 
 
 def draw_chains(count: int, seed: int = 0) -> Chains:
-    """``count`` chains of exactly five different ops of CHAIN_OPS, any order, parameters uniform in their ranges."""
+    """Draw ``count`` chains of five different ops of CHAIN_OPS, in any order, parameters uniform in their ranges."""
     generator = np.random.default_rng(seed)
     chains: Chains = []
     for _ in range(count):
@@ -242,25 +247,26 @@ def draw_chains(count: int, seed: int = 0) -> Chains:
     return chains
 
 
-def _chain_case(rivals: dict[str, list[Rival]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
+def _chain_case(
+    baselines: dict[str, list[Baseline]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int
+) -> Case:
     chains = draw_chains(len(images))
     used = [op for op in (*CHAIN_OPS, *COLOURS) if op != "colour"]
     # A library takes part if it has all of the ops; the last of its ways to do one (the one meant for speed) is taken.
-    of_library: dict[str, dict[str, Rival]] = {}
+    of_library: dict[str, dict[str, Baseline]] = {}
     for op in used:
-        for rival in rivals.get(op, []):
-            of_library.setdefault(rival.library, {})[op] = rival
+        for baseline in baselines.get(op, []):
+            of_library.setdefault(baseline.library, {})[op] = baseline
     complete = {library: ways for library, ways in of_library.items() if len(ways) == len(used)}
     quiet = [i for i, chain in enumerate(chains) if all(op != "gaussian_noise" for op, _ in chain)]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         found = {}
         for library in complete:
-            found[library] = float(np.abs(_levels(answers["qpt"])[quiet] - _levels(answers[library])[quiet]).mean())
-            if not found[library] <= CHAIN_ALLOWED:
-                raise Disagreement(
-                    f"degrade: chains: {library} differs by {found[library]:.3g}, allowed {CHAIN_ALLOWED}"
-                )
+            difference = float(np.abs(_levels(answers["qpt"])[quiet] - _levels(answers[library])[quiet]).mean())
+            if not difference <= CHAIN_ALLOWED:
+                raise Disagreement(f"degrade: chains: {library} differs by {difference:.3g}, allowed {CHAIN_ALLOWED}")
+            found[library] = {"mean_levels": difference}
         return found
 
     contenders = [_ours(chains, images, threads)]
@@ -274,14 +280,14 @@ def _preset_case(images: torch.Tensor, threads: int) -> Case:
         op="random chains of the preset qpt",
         shape="x".join(map(str, images.shape)),
         items=len(images),
-        contenders=[Contender("qpt", lambda: degrade(images, program, threads=threads), "0 to 5 ops a picture")],
+        contenders=[Contender("qpt", lambda: degrade(images, program, threads=threads), "0 to 5 ops an image")],
         agree=lambda answers: {},
     )
 
 
 def _patches(count: int, side: int, size: int, threads: int) -> Case:
-    """Pairs of patches as pre-training cuts them: the chains on windows, beside whole images cropped afterwards."""
-    images = photographs(count, side)
+    """Return the case of pairs of patches, as in pre-training: chains on windows, and on whole images cropped after."""
+    images = sample_crops(count, side)
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     boxes = torch.tensor([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)], dtype=torch.int32)
@@ -294,10 +300,10 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
         normalised = crops.float().div_(255).sub_(mean).div_(std)
         return normalised.permute(0, 3, 1, 2).unflatten(0, (count, 2))
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if not torch.equal(answers["qpt"], answers["whole, then crop"]):
             raise Disagreement("degrade: patches of windows differ from those of whole images")
-        return {"whole, then crop": 0.0}
+        return {"whole, then crop": {"mean_levels": 0.0}}
 
     share = pixel_share(program, boxes, size, side)
     return Case(
@@ -317,15 +323,15 @@ def _patches(count: int, side: int, size: int, threads: int) -> Case:
 
 
 def pixel_share(program: Program, boxes: torch.Tensor, size: int, side: int) -> float:
-    """Pixels that the ops of a program compute for these patches of side x side images, as a share of all of theirs."""
-    windows = plan_windows(program, boxes, size, side, side)
+    """Return the share of the pixels of side x side images that the ops of a program compute for these patches."""
+    windows = row_windows(program, boxes, size, side, side)
     used, slot = program.ops >= 0, torch.arange(program.ops.shape[1])
     area = (windows[:, 3] * windows[:, 4]).double() / side**2
     return float((torch.where(slot < windows[:, :1], 1.0, area[:, None]) * used).sum() / used.sum())
 
 
 def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
-    """The median seconds of each call, interleaved, after one call that does not count."""
+    """Return the median seconds of each call, in interleaved rounds, after one call that does not count."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):
         for place, call in enumerate(calls):
@@ -337,7 +343,7 @@ def _median_seconds(calls: list[Callable[[], Any]], rounds: int) -> list[float]:
 
 
 def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str, float]:
-    """Time with one thread / time with ``threads``: of the chains, and of products of matrices that stay in cache."""
+    """Return the speed-up from one thread to ``threads`` of the chains, and of matrix products in cache."""
     chains = draw_chains(len(images))
     program = Program.from_chains(chains, seeds=range(len(images)), source=range(len(images)))
     square = np.full((96, 96), 0.5, np.float32)
@@ -362,10 +368,10 @@ def _scaling(images: torch.Tensor, threads: int, settings: Settings) -> dict[str
 
 
 def _slopes(settings: Settings) -> dict[str, float]:
-    """By op: the least-squares slope of log time of an image over log pixels, level 3 and a seed, one thread. Of every
-    side there are as many images in a call as have the pixels of one of the largest."""
+    """Return, by op, the least-squares slope of log time of an image over log pixels, at level 3, one thread."""
+    # Calls of all sides have equally many pixels, so that the cost of a call weighs the same in each.
     sides = SIDES[:2] if settings.quick else SIDES
-    batches = [photographs((sides[-1] // side) ** 2, side) for side in sides]
+    batches = [sample_crops((sides[-1] // side) ** 2, side) for side in sides]
     found = {}
     for row in DEGRADATIONS:
         calls = []
@@ -380,6 +386,6 @@ def _slopes(settings: Settings) -> dict[str, float]:
 
 
 def _call_us() -> float:
-    """Microseconds of a call with next to nothing to do, an image of 1 x 1: checks, allocation, the engine's entry."""
+    """Return the microseconds of a call on an image of 1 x 1: checks, allocation, the engine's entry."""
     image, program = torch.zeros((1, 1, 1, 3), dtype=torch.uint8), Program.from_chains([[("posterise", 3)]], seeds=[0])
     return 1e6 * _median_seconds([lambda: degrade(image, program, threads=1)], 1000)[0]

@@ -1,6 +1,6 @@
-"""The pre-training loader beside what decoding alone allows, and beside a plain torch ``DataLoader`` over Pillow.
+"""The pre-training loader, decoding alone, and a plain torch ``DataLoader`` over Pillow: images per second.
 
-Run by ``python -m benchmarks loader [--photographs FOLDER]``. All decode the same photographs in the same order: the
+Run by ``python -m benchmarks loader [--photographs FOLDER]``. All decode the same images in the same order: the
 bare loops open and decode each file and keep nothing, in as many processes as the loaders have, one with Pillow and one
 with the loader's decoder; both loaders also cut a region from each and make batches of them. Starting the processes is
 part of each time. Before timing, both loaders must give the same regions. A last case decodes JPEGs that are to be
@@ -20,11 +20,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
-from qpt.data.images import Picture, load_rgb, open_image
+from qpt.data.images import DecodedImage, load_rgb, open_image
 from qpt.data.regions import RegionDataset, StepSampler, cut_region, sample_rng
+from qpt.data.sample_images import sample_images
 from qpt.data.sources import FolderSource
-from qpt.demo import wheel_photographs
-from qpt.pretraining.feed import Feed
+from qpt.pretraining.loader import BatchLoader
 
 HELP = "images per second of the pre-training loader beside decoding alone and a plain torch DataLoader"
 WORKERS = (0, 1, 2)
@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> Report:
-    """Times all three with each number of loader processes."""
+    """Time all of them with each number of loader processes."""
     torch.set_num_threads(1)  # no contender computes anything on tensors
     folder: Path | None = options.photographs
-    files = wheel_photographs() if folder is None else FolderSource(folder).files
+    files = sample_images() if folder is None else FolderSource(folder).files
     batches = 2 if settings.quick else BATCHES
     dataset = _dataset(files, folder or Path("/"))
     per_epoch = len(files) // BATCH * BATCH
-    if not per_epoch:  # a few files: each counts as several photographs
+    if not per_epoch:  # a few files: each counts as several images
         dataset = _dataset(files * (BATCH // len(files) + 1), folder or Path("/"))
     sampler = StepSampler(len(dataset), BATCH, seed=0, first_step=0, steps=batches)
     cases = [_case(dataset, sampler, workers, batches) for workers in WORKERS]
@@ -62,7 +62,7 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
         *(_sentence(rows, workers) for workers in WORKERS),
         *(
             f"Reduced decoding is off by {row.differences['mean_levels']:.2f} of 255 levels on average, "
-            f"{row.differences['worst_photograph_levels']:.2f} on the worst photograph."
+            f"{row.differences['worst_image_levels']:.2f} on the worst photograph."
             for row in rows
             if row.backend == "reduced"
         ),
@@ -100,7 +100,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
         return []
 
     def ours() -> list[int]:
-        with Feed(
+        with BatchLoader(
             dataset,
             batch_images=BATCH,
             seed=sampler.seed,
@@ -117,7 +117,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
         loader = DataLoader(_Plain(dataset), batch_sampler=sampler, num_workers=workers)
         return [_lattice(batch) for batch in loader]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if len(answers[OURS]) != batches or answers[OURS] != answers[PLAIN]:
             raise Disagreement(f"loader: {workers} processes: the loaders' regions differ")
         return {}
@@ -139,12 +139,12 @@ def _resized_case(files: list[Path]) -> Case:
     def whole() -> list[NDArray[np.uint8]]:
         return [_resize(load_rgb(file)) for file in files]
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         pairs = zip(answers["reduced"], answers["whole"], strict=True)
         off = [float(np.abs(a.astype(np.int16) - b).mean()) for a, b in pairs]
         if not np.mean(off) < FAR:
             raise Disagreement(f"loader: reduced decoding is off by {np.mean(off):.2f} levels")
-        return {"mean_levels": float(np.mean(off)), "worst_photograph_levels": max(off)}
+        return {"reduced": {"mean_levels": float(np.mean(off)), "worst_image_levels": max(off)}}
 
     return Case(
         op="decode JPEG, resize",
@@ -171,11 +171,11 @@ def _decode(paths: list[Path]) -> None:
 def _decode_as_qpt(paths: list[Path]) -> None:
     for path in paths:
         with open_image(path) as image:
-            Picture(image)
+            DecodedImage(image)
 
 
 class _Plain(Dataset[NDArray[np.uint8]]):
-    """What one writes first: open, convert, crop; the crop is the one ``RegionDataset`` draws."""
+    """A plain data set: open, convert and crop, with the crop that ``RegionDataset`` draws."""
 
     def __init__(self, dataset: RegionDataset) -> None:
         self._open, self._seed = dataset.source.open, dataset.seed
@@ -187,7 +187,8 @@ class _Plain(Dataset[NDArray[np.uint8]]):
 
 
 def _lattice(regions: torch.Tensor) -> int:
-    """A checksum of few places: what it reads is in no cache, and the time is to be the loader's."""
+    """Return a checksum of a few pixels."""
+    # What it reads is in no cache: reading more would add to the time of the loader.
     return int(regions[:, ::79, ::83].sum())
 
 

@@ -1,4 +1,4 @@
-"""Scoring photographs beside BRISQUE (Mittal et al., IEEE TIP 2012; the PyPI package): images per second, and SRCC.
+"""Scoring images beside BRISQUE (Mittal et al., IEEE TIP 2012; the PyPI package): images per second, and SRCC.
 
 Run by ``python -m benchmarks score [--table CSV ...] [--encoder RUN]``. Both decode the same files in the same way, and
 get as many threads: torch's for ours, a pool over files for BRISQUE, whose code runs on one. Without a table the
@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
-from qpt.demo import wheel_photographs
-from qpt.evaluate.features import FeatureProtocol, ReadOut
+from qpt.data.sample_images import sample_images
+from qpt.evaluate.features import FeatureProtocol, ReadOut, feature_cache, read_out_features
+from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.metrics import measure as agreement
-from qpt.evaluate.photograph import load_photograph
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
-from qpt.evaluate.run import encoder_views, feature_cache, run_name, untrained_encoder
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import untrained_encoder
+from qpt.runs.files import run_name
 
 HELP = "images per second of a scorer beside BRISQUE, and the SRCC of both on tables of scores"
 TIMED = 8  # files of a set; both take seconds for a photograph of 8 megapixels
@@ -36,7 +37,7 @@ SAME = 1e-5  # of the range of the labels
 
 @dataclass(frozen=True)
 class ScoreReport(Report):
-    """A report that also has the SRCC of both with the labels of each table: a record of ``_agreement`` for each."""
+    """A report with the SRCC of both scorers on each table, as ``_agreement`` returns it."""
 
     agreement: list[dict[str, Any]] = field(default_factory=list)
 
@@ -47,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def brisque() -> Any:
-    """The package's metric. Its version 0.2.0 leaves some features as arrays of one element, which NumPy 2.4 no longer
-    takes for numbers; they are unpacked here, and nothing else is changed."""
+    """Return the metric of the package ``brisque``."""
+    # Version 0.2.0 leaves some features as arrays of one element, which NumPy 2.4 does not convert to numbers.
     from brisque import BRISQUE
 
     class Unpacked(BRISQUE):
@@ -59,7 +60,7 @@ def brisque() -> Any:
 
 
 def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
-    """Times both on every set; compares both with the labels of every table."""
+    """Time both on every set, and compare both with the labels of every table."""
     cv2.setNumThreads(1)
     threads = torch.get_num_threads()
     if options.encoder is None:
@@ -84,7 +85,7 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
             weights = np.full(2 * encoder.feature_dim, 1.0)
             plain = ReadOut("last", "mean")
             scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
-            cases.append(_case("scikit-image", wheel_photographs(), scorer, peer, pool, settings))
+            cases.append(_case("scikit-image", sample_images(), scorer, peer, pool, settings))
         rows = measure(cases, settings.rounds, warmup=1)
     return ScoreReport("score", rows, remarks=[*remarks, *map(_sentence, found)], agreement=found)
 
@@ -99,14 +100,14 @@ def _case(
         return [scorer(file) for file in files]
 
     def theirs() -> list[float]:
-        return list(pool.map(lambda file: float(peer.score(load_photograph(file))), files))
+        return list(pool.map(lambda file: float(peer.score(load_image(file))), files))
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         turned = [scorer(file) for file in reversed(files)][::-1]
         difference = float(np.abs(np.subtract(answers["qpt"], turned)).max()) / (scorer.mos_max - scorer.mos_min)
         if not difference <= SAME:
             raise Disagreement(f"score: {name}: another order moves scores by {difference:.3g} of the range")
-        return {"another_order_share_of_range": difference}
+        return {"qpt": {"another_order_share_of_range": difference}}
 
     return Case(
         op=f"score {name}",
@@ -118,13 +119,13 @@ def _case(
 
 
 def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
-    """SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE (lower is better) as it comes."""
+    """Return the SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE negated."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
-    views = encoder_views(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
-    scores = -np.array(list(pool.map(lambda file: float(peer.score(load_photograph(file))), table.paths)))
+    views = read_out_features(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)
+    scores = -np.array(list(pool.map(lambda file: float(peer.score(load_image(file))), table.paths)))
     return {
         "table": table.name,
-        "photographs": len(table),
+        "images": len(table),
         "sha256": table.fingerprint,
         "split": f"{len(splits)} splits that train on {REGIMES[0].train_share:.0%} of the groups",
         "srcc": {
@@ -137,7 +138,7 @@ def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolEx
 
 def _sentence(found: dict[str, Any]) -> str:
     return (
-        f"{found['table']} ({found['photographs']} photographs): SRCC, median over the test parts of {found['split']}: "
+        f"{found['table']} ({found['images']} photographs): SRCC, median over the test parts of {found['split']}: "
         f"qpt, its ridge fitted on the training part, {_median(found['srcc']['qpt'])}; "
         f"brisque {_median(found['srcc']['brisque'])} ({found['srcc_brisque_on_all']:.3f} on all)."
     )

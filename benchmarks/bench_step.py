@@ -1,4 +1,4 @@
-"""One pre-training step: what degradations and loss take of it, and what its ways of saving memory cost.
+"""One pre-training step: the share of degradations and loss, and the cost of gradient caching and checkpointing.
 
 Run by ``python -m benchmarks step``: ResNet-18 at 160 px, 64 photographs x 2 compositions x 2 patches, a full pool of
 65,536 keys. The step is the one ``qpt pretrain`` runs (``Learner.step``); degradations and loss are also timed alone,
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bench_degrade import photographs
+from benchmarks.bench_degrade import sample_crops
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.degrade import degrade_patches
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.space import DegradationSpace
 
 HELP = "milliseconds of a pre-training step and of its parts, and what gradient caching and checkpointing cost"
 STEP = "step without degradations"
@@ -35,10 +35,10 @@ class StepReport(Report):
 
 
 def run(settings: Settings) -> StepReport:
-    """Times the parts and the step in interleaved rounds."""
+    """Time the parts and the step in interleaved rounds."""
     small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
     config = _config(**small)
-    regions = photographs(config.batch_images, config.region)
+    regions = sample_crops(config.batch_images, config.region)
     patches = _degraded(config, regions)
     cases = [
         _degrade_case(config, regions),
@@ -51,7 +51,7 @@ def run(settings: Settings) -> StepReport:
 
 
 def shares(rows: list[Row]) -> dict[str, float]:
-    """Degradations, loss and both over the whole step, degradations included."""
+    """Return the shares of degradations, loss and both in the whole step."""
     times = {row.op: row.median_ms for row in rows if row.backend == "qpt"}
     whole = times["degradations"] + times[STEP]
     parts = {name: times[name] / whole for name in ("degradations", "loss")}
@@ -78,7 +78,7 @@ def _degraded(config: PretrainConfig, regions: torch.Tensor) -> torch.Tensor:
 
 
 def _degrade_case(config: PretrainConfig, regions: torch.Tensor) -> Case:
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if not torch.equal(answers["qpt"], _degraded(config, regions)):
             raise Disagreement("step: degradations must be the same bytes every time")
         return {}
@@ -108,13 +108,13 @@ def _loss_case(config: PretrainConfig) -> Case:
         value.backward()
         return value.detach()
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         logits = queries @ torch.cat([keys, pool]).T / config.temperature
         wanted = torch.nn.functional.cross_entropy(logits, groups)
         difference = float((answers["qpt"] - wanted).abs() / wanted)
         if not difference <= LOSS_ALLOWED:
             raise Disagreement(f"step: the loss is {difference:.2g} from cross-entropy over all logits")
-        return {"relative_to_cross_entropy": difference}
+        return {"qpt": {"relative_to_cross_entropy": difference}}
 
     shape = f"N={rows} K={rows}+{config.pool_size} D={config.projection_dim}, forward + gradient"
     return Case("loss", shape, config.batch_images, [Contender("qpt", loss)], agree)
@@ -134,10 +134,11 @@ def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, A
         assert learner.pool is not None
         return learner.step(patches, learner.pool.new_groups(len(images)), images, 1e-6).loss
 
-    def agree(answers: dict[str, Any]) -> dict[str, float]:
+    def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if not np.isfinite(list(answers.values())).all():
             raise Disagreement(f"step: losses must be finite, got {answers}")
-        return {"loss_of_checkpointing_minus_plain": answers["qpt, activation checkpointing"] - answers["qpt"]}
+        plain, name = answers["qpt"], "qpt, activation checkpointing"
+        return {name: {"loss_minus_plain": answers[name] - plain}}
 
     shape = f"{config.arch}, width {config.width}, {len(images)} queries and keys of {config.patch_size} px"
     contenders = [Contender(name, lambda learner=learner: step(learner)) for name, learner in learners.items()]
@@ -145,7 +146,7 @@ def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, A
 
 
 def _filled(learner: Learner) -> Learner:
-    """With a full pool, as all but the first steps of a run have it."""
+    """Fill the pool, as it is in all but the first steps of a run."""
     pool = learner.pool
     assert pool is not None
     pool.push(_unit(pool.capacity, pool.dim, 9), pool.new_groups(pool.capacity), torch.arange(pool.capacity))

@@ -1,7 +1,7 @@
-"""How Albumentations (an image at a time) and Kornia (a batch) do the ops of the table.
+"""The ops of the table in Albumentations (an image at a time) and Kornia (a batch): baselines of ``bench_degrade``.
 
-Used by ``benchmarks/bench_degrade.py``, which measures them beside ``degrade_rivals``. Libraries that are not installed
-(extra ``bench``) leave their rows out. Kornia gets its own dtype and layout, and a parameter for each image.
+A library that is not installed (extra ``bench``) has no rows. Kornia gets its own dtype and layout, and a parameter for
+each image.
 """
 
 import functools
@@ -14,41 +14,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.degrade_rivals import PER_IMAGE, BatchCall, Rival, aniso_kernel, disk_kernel, motion_kernel
+from benchmarks.degrade_baselines import PER_IMAGE, Baseline, BatchCall, aniso_kernel, disk_kernel, motion_kernel
 
 # --- Albumentations ---------------------------------------------------------------------------------------------------
 
 
-def albumentations_calls() -> dict[str, list[Rival]]:
+def albumentations_calls() -> dict[str, list[Baseline]]:
     """Its transforms of the same meaning, their ranges closed to one value and cached by it; {} if not installed."""
     if importlib.util.find_spec("albumentations") is None:
         return {}
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for newer versions when imported
     library = importlib.import_module("albumentations")
 
-    def rival(make: Callable[..., object], parameters: int, allowed: float, spread: bool = False) -> Rival:
+    def baseline(make: Callable[..., object], parameters: int, allowed: float, spread: bool = False) -> Baseline:
         made = functools.lru_cache(maxsize=4096)(make)
-        return Rival("albumentations", lambda x, p: made(*p[:parameters])(image=x)["image"], allowed, spread)
+        return Baseline("albumentations", lambda x, p: made(*p[:parameters])(image=x)["image"], allowed, spread)
 
     def side(radius: float) -> int:
         return 2 * int(radius) + 1
 
     return {
-        "gaussian_blur": [rival(lambda s: library.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1), 1, 0.5)],
-        "median_blur": [rival(lambda r: library.MedianBlur(blur_limit=(side(r), side(r)), p=1), 1, 0.0)],
+        "gaussian_blur": [baseline(lambda s: library.GaussianBlur(blur_limit=0, sigma_limit=(s, s), p=1), 1, 0.5)],
+        "median_blur": [baseline(lambda r: library.MedianBlur(blur_limit=(side(r), side(r)), p=1), 1, 0.0)],
         "zoom_blur": [
-            rival(lambda z: library.ZoomBlur(max_factor=(z, z), step_factor=((z - 1) / 15,) * 2, p=1), 1, 0.5, True)
+            baseline(lambda z: library.ZoomBlur(max_factor=(z, z), step_factor=((z - 1) / 15,) * 2, p=1), 1, 0.5, True)
         ],
-        "gaussian_noise": [rival(lambda s: library.GaussNoise(std_range=(s / 255, s / 255), p=1), 1, 0.05, True)],
-        "jpeg": [rival(lambda q: library.ImageCompression(quality_range=(int(q), int(q)), p=1), 1, 4.0)],
-        "gamma": [rival(lambda g: library.RandomGamma(gamma_limit=(100 * g, 100 * g), p=1), 1, 1.0)],
+        "gaussian_noise": [baseline(lambda s: library.GaussNoise(std_range=(s / 255, s / 255), p=1), 1, 0.05, True)],
+        "jpeg": [baseline(lambda q: library.ImageCompression(quality_range=(int(q), int(q)), p=1), 1, 4.0)],
+        "gamma": [baseline(lambda g: library.RandomGamma(gamma_limit=(100 * g, 100 * g), p=1), 1, 1.0)],
     }
 
 
 # --- Kornia -----------------------------------------------------------------------------------------------------------
 
 
-def kornia_calls() -> dict[str, list[Rival]]:
+def kornia_calls() -> dict[str, list[Baseline]]:
     """Its batched functions, which take a parameter for each image of the batch; {} if not installed."""
     if importlib.util.find_spec("kornia") is None:
         return {}
@@ -86,8 +86,8 @@ def kornia_calls() -> dict[str, list[Rival]]:
             out.append(torch.nn.functional.interpolate(down, tuple(size), mode="bilinear"))
         return torch.cat(out)
 
-    def batch(call: BatchCall, allowed: float, spread: bool = False) -> list[Rival]:
-        return [Rival("kornia", call, allowed, spread, batch=True)]
+    def batch(call: BatchCall, allowed: float, spread: bool = False) -> list[Baseline]:
+        return [Baseline("kornia", call, allowed, spread, batch=True)]
 
     return {
         "gaussian_blur": batch(gaussian, 0.5),
@@ -106,10 +106,10 @@ def kornia_calls() -> dict[str, list[Rival]]:
     }
 
 
-def all_rivals() -> dict[str, list[Rival]]:
-    """op -> every rival that is installed."""
-    found: dict[str, list[Rival]] = {op: list(rivals) for op, rivals in PER_IMAGE.items()}
+def all_baselines() -> dict[str, list[Baseline]]:
+    """op -> every baseline that is installed."""
+    found: dict[str, list[Baseline]] = {op: list(baselines) for op, baselines in PER_IMAGE.items()}
     for more in (albumentations_calls(), kornia_calls()):
-        for op, rivals in more.items():
-            found.setdefault(op, []).extend(rivals)
+        for op, baselines in more.items():
+            found.setdefault(op, []).extend(baselines)
     return found

@@ -1,4 +1,4 @@
-"""What a non-zero coefficient costs in OpenJPEG's files: the three constants of csrc/ops/jpeg2000.h.
+"""The fit of the three constants of csrc/ops/jpeg2000.h: the bits of a coefficient in OpenJPEG's files.
 
 ``python -m benchmarks.fit_jpeg2000 FOLDER [--photos N] [--out JSON]``: on N photographs of the folder it seeks, per
 ratio, the step at which the op's error is OpenJPEG's, counts the coefficients left, and fits the file's bits to
@@ -16,10 +16,10 @@ import PIL
 import torch
 from PIL import features
 
-from benchmarks.degrade_rivals import Picture, openjpeg
+from benchmarks.degrade_baselines import Pixels, openjpeg
 from qpt.data.images import load_rgb
-from qpt.ops.degrade import degrade
-from qpt.program import Program
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade
 from tests.reference import jpeg2000
 
 FIT_RATIOS = (8, 16, 24, 32, 45, 64, 90, 120, 170, 240)
@@ -28,12 +28,12 @@ SIDE = 256
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Decibels of 255 over the root mean square difference."""
+    """Return the decibels of 255 over the root mean square difference."""
     return float(10 * np.log10(255**2 / max(np.square(a.astype(np.float64) - b).mean(), 1e-3)))
 
 
-def crops(paths: list[Path]) -> list[Picture]:
-    """The middle SIDE x SIDE pixels of every photograph that has as many."""
+def crops(paths: list[Path]) -> list[Pixels]:
+    """Return the middle SIDE x SIDE pixels of every image that is as large."""
     found = []
     for path in paths:
         image = load_rgb(path)
@@ -43,8 +43,8 @@ def crops(paths: list[Path]) -> list[Picture]:
     return found
 
 
-def paid(image: Picture, ratio: float) -> int:
-    """Coefficients that the op has left when its error is OpenJPEG's at this ratio; 0 if no step has that error."""
+def paid(image: Pixels, ratio: float) -> int:
+    """Return the number of coefficients left when the op's error is OpenJPEG's at this ratio; 0 if it never is."""
     planes, goal = jpeg2000.coefficients(image), psnr(image, openjpeg(image, ratio))
 
     def error(log_step: float) -> float:
@@ -59,8 +59,8 @@ def paid(image: Picture, ratio: float) -> int:
     return int((np.abs(planes) >= 2**low).sum())
 
 
-def fit(images: list[Picture]) -> dict[str, float]:
-    """header, value and place bits: least squares of relative errors, reweighted towards least absolute ones."""
+def fit(images: list[Pixels]) -> dict[str, float]:
+    """Fit header, value and place bits: least squares of relative errors, reweighted towards least absolute ones."""
     counted = [(8.0 * image.size / ratio, paid(image, ratio)) for image in images for ratio in FIT_RATIOS]
     bits, n = np.array([pair for pair in counted if pair[1] > 0]).T
     every = 3.0 * SIDE * SIDE
@@ -72,8 +72,8 @@ def fit(images: list[Picture]) -> dict[str, float]:
     return {**dict(zip(("header", "value", "place"), cost.tolist(), strict=True)), "pairs": len(n)}
 
 
-def check(images: list[Picture]) -> dict[str, Any]:
-    """PSNR to the original, the op's minus OpenJPEG's: median and spread in decibels, all and per ratio."""
+def check(images: list[Pixels]) -> dict[str, Any]:
+    """Compare PSNR to the original, the op's minus OpenJPEG's: median and spread in decibels, all and per ratio."""
     off = np.empty((len(images), len(CHECK_RATIOS)))
     for column, ratio in enumerate(CHECK_RATIOS):
         rows = range(len(images))

@@ -1,8 +1,7 @@
-"""Timing for all benchmarks: equality first, interleaved rounds, median and spread, JSON with its circumstances.
+"""Timing for all benchmarks: equality before time, interleaved rounds, median and spread, and records in JSON.
 
 A benchmark module makes ``Case`` objects and calls ``measure``; ``python -m benchmarks`` writes the ``Report`` and
-prints its table. Results are compared only within one run: the rounds of all contenders are interleaved, so that a busy
-machine slows all of them alike.
+prints its table. ``experiments`` uses the records, the description of the environment and the Markdown tables.
 """
 
 import json
@@ -20,9 +19,12 @@ from typing import Any
 
 import torch
 
-SCHEMA = 1
+from qpt.io import write_whole
+
+SCHEMA = 2
+LINE_LIMIT = 320  # characters
 RESULTS = Path(__file__).parent / "results"
-# Packages whose versions a result names, when they are installed.
+# Packages whose versions a record names, if they are installed.
 _PACKAGES = (
     *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "cupy-cuda13x", "brisque"),
     "qpt",
@@ -30,12 +32,12 @@ _PACKAGES = (
 
 
 class Disagreement(AssertionError):
-    """Contenders that should give the same answer do not; nothing was timed."""
+    """Contenders that should give the same answer do not; raised before anything is timed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a benchmark is to run: timed rounds, and ``quick`` for sizes that only show that it runs."""
+    """Settings of a benchmark: the number of timed rounds, and ``quick`` for sizes that only show that it runs."""
 
     rounds: int = 9
     quick: bool = False
@@ -43,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do a case's job. ``call`` returns its answer; ``note`` says what a reader must know about it."""
+    """One implementation of what a case computes. ``call`` returns its answer; ``note`` is printed beside its times."""
 
     backend: str
     call: Callable[[], Any]
@@ -52,23 +54,23 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One row group of the table: an op at a shape, done by several contenders.
+    """An op at a shape, computed by several contenders.
 
-    items: how many images (queries, ...) one call handles. agree: given each contender's answer by backend, returns
-    named differences to record, or raises ``Disagreement``. peak: also measure the peak of tensor memory.
+    items: number of images (queries, ...) that one call handles.  agree: takes the answers by backend; returns, by
+    backend, named differences to record, or raises ``Disagreement``.  peak: also measure the peak of tensor memory.
     """
 
     op: str
     shape: str
     items: int
     contenders: Sequence[Contender]
-    agree: Callable[[dict[str, Any]], dict[str, float]]
+    agree: Callable[[dict[str, Any]], dict[str, dict[str, float]]]
     peak: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result. Times are milliseconds of one call; iqr_ms is the third minus the first quartile."""
+    """One line of a record. Times are milliseconds of one call; iqr_ms is the third minus the first quartile."""
 
     op: str
     backend: str
@@ -85,7 +87,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark gives: rows, figures computed rather than measured (labelled so), and free remarks."""
+    """Result of a benchmark: measured rows, predictions (computed, not measured), compile reports and remarks."""
 
     name: str
     rows: list[Row] = field(default_factory=list)
@@ -95,9 +97,9 @@ class Report:
 
 
 def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row]:
-    """Checks that contenders agree, then times them: ``rounds`` rounds over all cases, each starting elsewhere.
+    """Check that contenders agree, then time them in ``rounds`` rounds, >= 1, over all cases.
 
-    Raises Disagreement before anything is timed. At least one round; the first ``warmup`` calls are not counted.
+    Each contender is first called ``warmup`` times without being timed. Raises Disagreement before anything is timed.
     """
     if rounds < 1:
         raise ValueError(f"measure: rounds must be >= 1, got {rounds}")
@@ -116,6 +118,8 @@ def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row
         if case.peak:
             peaks[id(case), contender.backend] = tensor_peak(contender.call) / 2**20
     times: list[list[float]] = [[] for _ in jobs]
+    # Rounds are interleaved, so that a busy machine slows all contenders alike, and each starts with another contender,
+    # so that none always follows the same one. Times of different runs are not comparable.
     for turn in range(rounds):
         for place in range(len(jobs)):
             job = (place + turn) % len(jobs)
@@ -135,7 +139,7 @@ def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row
                 items_per_s=case.items / median * 1000,
                 peak_mib=peaks.get((id(case), contender.backend)),
                 rounds=rounds,
-                differences=differences[cases.index(case)],
+                differences=differences[cases.index(case)].get(contender.backend, {}),
                 note=contender.note,
             )
         )
@@ -165,10 +169,10 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def tensor_peak(call: Callable[[], Any]) -> int:
-    """Bytes of tensor memory that ``call`` held at its highest, beyond what was held before it; its result included.
+    """Return the peak of tensor memory of ``call`` in bytes, its result included, beyond what was held before it.
 
-    On the CPU a replay of every allocation and release the allocator reports to the profiler (so memory that NumPy or
-    a C++ library takes by itself is not seen); on CUDA the allocator's own high-water mark.
+    On the CPU this replays every allocation and release that the allocator reports to the profiler: memory that NumPy
+    or a C++ library allocates by itself is not counted. On CUDA it is the allocator's own peak.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -188,8 +192,8 @@ def tensor_peak(call: Callable[[], Any]) -> int:
     return highest
 
 
-def circumstances() -> dict[str, Any]:
-    """Commit, machine, versions, threads and time of a run; no host name, no paths."""
+def environment() -> dict[str, Any]:
+    """Describe the environment of a run: time, commit, machine, versions and threads; no host name, no paths."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -232,18 +236,46 @@ def _cpu_name() -> str:
 
 
 def write_json(report: Report, settings: Settings, path: Path) -> dict[str, Any]:
-    """Writes a report with its circumstances, whole or not at all, and returns it. NaN and infinity are refused."""
-    content = {"schema": SCHEMA, "settings": asdict(settings), "circumstances": circumstances(), **asdict(report)}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    """Write a report with its environment as a record, and return it."""
+    content = {"schema": SCHEMA, "settings": asdict(settings), "environment": environment(), **asdict(report)}
+    return write_record(content, path)
+
+
+def write_record(content: Any, path: Path) -> Any:
+    """Write a record whole or not at all, floats with six significant digits, and return it as it is written.
+
+    Raises ValueError for NaN and infinity.
+    """
+    content = rounded(content)
+    text = _encoded(content, "\n") + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_whole(path, lambda unfinished: unfinished.write_text(text))
     return content
 
 
+def rounded(value: Any) -> Any:
+    """Return a JSON value with its floats rounded to six significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _encoded(value: Any, newline: str) -> str:
+    """Encode as JSON; whatever fits stands on one line, so that a measurement is one line of a diff."""
+    line = json.dumps(value, allow_nan=False)
+    if len(line) <= LINE_LIMIT or not isinstance(value, (dict, list)):
+        return line
+    deeper = newline + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {_encoded(item, deeper)}" for key, item in value.items()]
+        return "{" + deeper + f",{deeper}".join(items) + newline + "}"
+    return "[" + deeper + f",{deeper}".join(_encoded(item, deeper) for item in value) + newline + "]"
+
+
 def markdown(report: Report) -> str:
-    """The rows as a Markdown table, in the order measured, followed by predictions, compile report and remarks."""
+    """Return the rows as a Markdown table, followed by predictions, compile reports and remarks."""
     parts = []
     if report.rows:
         header = ["op", "backend", "shape", "median_ms", "iqr_ms", "per_s", "peak_mib", "note"]
@@ -260,7 +292,8 @@ def markdown(report: Report) -> str:
             ]
             for row in report.rows
         ]
-        parts.append(table(header, lines))
+        shown = [place for place in range(len(header)) if any(line[place] for line in lines)]
+        parts.append(table([header[place] for place in shown], [[line[place] for place in shown] for line in lines]))
     for title, entries in (("Predictions, not measurements", report.predictions), ("Compiled", report.compiled)):
         if entries:
             header = list(entries[0])
@@ -270,6 +303,6 @@ def markdown(report: Report) -> str:
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]], *, first: str = "---", others: str = "---") -> str:
-    """A Markdown table of cells that are text. first, others: how the first column and the others are aligned."""
+    """Return a Markdown table of text cells.  first, others: alignment of the first column and of the others."""
     rule = [first, *[others] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])

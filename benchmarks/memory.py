@@ -1,4 +1,4 @@
-"""Peak memory of one contender of the contrastive benchmark in a fresh process, as the operating system counts it.
+"""Peak memory of one form of the contrastive loss in a fresh process, as the operating system counts it.
 
 ``peak_mib`` is called by ``bench_contrastive.py``; it starts ``python -m benchmarks.memory``, which prints a JSON line.
 Relies on Linux: VmRSS and VmHWM of /proc/self/status, and 5 written to /proc/self/clear_refs, which resets the latter.
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.contrastive_rivals import CONTENDERS, Inputs, Setting, make_inputs
+from benchmarks.contrastive_baselines import FORMS, Inputs, Setting, make_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 Answer = TypeVar("Answer")
@@ -28,7 +28,7 @@ _WARM_UP = (64, 4096)
 
 
 def peak_mib(setting: Setting, name: str, threads: int) -> float:
-    """MiB that contender ``name`` needs at its highest beyond its inputs and the returned gradient.
+    """Return the peak MiB of the form ``name`` beyond its inputs and the returned gradient.
 
     RuntimeError with the process's last line if it fails, as one that runs out of memory does.
     """
@@ -43,13 +43,13 @@ def peak_mib(setting: Setting, name: str, threads: int) -> float:
 
 
 def measure_peak(setting: Setting, name: str) -> float:
-    """The same, in this process: to be called once, before anything else has used memory."""
-    rival = CONTENDERS[name]
+    """Return the same for this process; to be called once, before anything else has used memory."""
+    form = FORMS[name]
     rows, keys = min(setting.n, _WARM_UP[0]), min(setting.k, _WARM_UP[1])
-    rival.make(make_inputs(replace(setting, n=rows, k=keys)))()
+    form.make(make_inputs(replace(setting, n=rows, k=keys)))()
     inputs: Inputs = make_inputs(setting)
-    call = rival.make(inputs)
-    if rival.compiles:
+    call = form.make(inputs)
+    if form.compiles:
         call()  # the compiler's own memory is not the loss's
     answer, peak = peak_of(call)
     held = sum(tensor.nbytes for tensor in answer if tensor is not None)
@@ -57,7 +57,7 @@ def measure_peak(setting: Setting, name: str) -> float:
 
 
 def peak_of(call: Callable[[], Answer]) -> tuple[Answer, int]:
-    """What ``call`` returns, and how many bytes more than before it the process held at its highest."""
+    """Return the result of ``call``, and the process's peak in bytes beyond what it held before."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     _CLEAR.write_text("5")
@@ -67,16 +67,16 @@ def peak_of(call: Callable[[], Answer]) -> tuple[Answer, int]:
 
 
 def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
+    """Return a field of /proc/self/status in bytes."""
     lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) * 1024
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line of the fresh process."""
+    """Run the command line of the fresh process."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
-    parser.add_argument("setting", help="JSON of benchmarks.contrastive_rivals.Setting")
-    parser.add_argument("name", choices=CONTENDERS)
+    parser.add_argument("setting", help="JSON of benchmarks.contrastive_baselines.Setting")
+    parser.add_argument("name", choices=FORMS)
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -1,4 +1,4 @@
-"""Compile report: what every GPU kernel needs, read from its machine code on a machine without a GPU.
+"""Compile report: registers, memory and tensor-core use of every GPU kernel, without a GPU.
 
 ``python -m benchmarks resources`` compiles the kernels for sm_80 and sm_90 and lists registers, stack, local and shared
 memory, spills and tensor-core instructions; the offline compile tests put limits on the same numbers. Relies on nvcc or
@@ -35,8 +35,8 @@ _TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA)\b"
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one kernel: per thread, but shared_bytes per block, without what is asked for at launch. For sm_90 cuobjdump
-    counts the system's 1 KiB in wherever shared memory is used.
+    """Resources of one kernel, per thread; shared_bytes per block, without what is asked for at launch. For sm_90
+    cuobjdump counts the system's 1 KiB in wherever shared memory is used.
 
     local_accesses counts LDL and STL instructions (spills and local arrays), tensor_core those of MMA and GMMA.
     """
@@ -50,7 +50,7 @@ class Resources:
 
 
 def read(cubin: bytes) -> dict[str, Resources]:
-    """Resources of every kernel in a cubin, by (mangled) name. BackendError without cuobjdump, or if it lists none."""
+    """Read the resources of the kernels in a cubin, by mangled name. BackendError without cuobjdump or a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -62,7 +62,7 @@ def read(cubin: bytes) -> dict[str, Resources]:
 
 
 def parse(usage: str, assembly: str) -> dict[str, Resources]:
-    """The same from cuobjdump's two texts, ``-res-usage`` and ``-sass``."""
+    """Read the same from the output of cuobjdump ``-res-usage`` and ``-sass``."""
     bodies = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function : |\Z)", assembly, flags=re.DOTALL))
     found = {}
     for name, line in re.findall(r"Function (\S+):\s*\n(.*)", usage):
@@ -80,7 +80,7 @@ def parse(usage: str, assembly: str) -> dict[str, Resources]:
 
 
 def blocks_per_multiprocessor(found: Resources, threads: int, architecture: int, shared_bytes: int = 0) -> int:
-    """How many blocks of ``threads`` can be resident on a multiprocessor; ``shared_bytes`` is asked for at launch."""
+    """Return the number of blocks resident on a multiprocessor.  shared_bytes: what is asked for at launch."""
     warps = -(-threads // 32)
     per_warp = -(-found.registers * 32 // _REGISTER_UNIT) * _REGISTER_UNIT
     system = 0 if architecture >= 90 and found.shared_bytes else 1024  # counted in found already, or not
@@ -90,12 +90,12 @@ def blocks_per_multiprocessor(found: Resources, threads: int, architecture: int,
 
 
 def occupancy(blocks: int, threads: int) -> float:
-    """The share of a multiprocessor's threads that so many resident blocks are."""
+    """Return the share of a multiprocessor's threads that these resident blocks have."""
     return blocks * threads / (32 * _WARPS)
 
 
 def cuobjdump(flag: str, path: Path) -> str:
-    """What cuobjdump says about a cubin or a fat binary. BackendError if it is missing or fails."""
+    """Return the output of cuobjdump for a cubin or a fat binary. BackendError if it is missing or fails."""
     triton = importlib.util.find_spec("triton")
     bundled = [] if triton is None or triton.origin is None else [Path(triton.origin).parent / "backends/nvidia/bin"]
     search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin", *map(str, bundled)])
@@ -108,7 +108,7 @@ def cuobjdump(flag: str, path: Path) -> str:
 
 
 def run_tool(command: list[str], environment: dict[str, str] | None = None) -> str:
-    """Output of a command that must succeed; BackendError with what it printed if it does not."""
+    """Return the output of a command; BackendError with what it printed if it fails."""
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode != 0:
         raise BackendError(f"resources: {' '.join(command)} failed:\n{result.stdout}{result.stderr}")
@@ -116,12 +116,11 @@ def run_tool(command: list[str], environment: dict[str, str] | None = None) -> s
 
 
 def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
-    """Machine code of csrc/SOURCE for sm_``architecture``, by nvcc where there is one, else by NVRTC; and the most
-    shared memory asked for at launch."""
+    """Compile csrc/SOURCE for sm_``architecture``, by nvcc or else by NVRTC: (cubin, most shared bytes at launch)."""
     shared = SHARED_LIMIT[architecture]
     nvcc, path = build.find_nvcc(), build.PACKAGE / "csrc" / source
     if nvcc is None:
-        from qpt.ops import nvrtc
+        from qpt.ops.degrade import nvrtc
 
         return nvrtc.compile_cubin(build.device_source(path), build.CUDA_FLAGS, architecture, path.stem), shared
     with tempfile.TemporaryDirectory() as folder:
@@ -131,23 +130,25 @@ def cuda_cubin(source: str, architecture: int) -> tuple[bytes, int]:
 
 
 def rows_in_shared_memory(patch: int, region: int = 320, rows: int = 4096) -> dict[int, tuple[float, float]]:
-    """By architecture, shares of rows of preset qpt, with two overlapping patches of a region as in pre-training, whose
-    images between ops are in shared memory: at least one of the two, both."""
+    """Return, by architecture, the shares of rows whose images between ops are in shared memory: at least one, both.
+
+    Rows are of preset qpt, with two overlapping patches of a region as in pre-training.
+    """
     import torch
 
     from qpt.data.boxes import draw_boxes
-    from qpt.ops.cuda import shared_bytes_taken
-    from qpt.ops.windows import plan_windows
-    from qpt.space import DegradationSpace
+    from qpt.degradations.space import DegradationSpace
+    from qpt.ops.degrade.cuda import shared_bytes_used
+    from qpt.ops.degrade.patches import row_windows
 
     program = DegradationSpace.preset("qpt").sample(rows, generator=torch.Generator().manual_seed(0))
     rng = random.Random(0)
     boxes = torch.tensor([draw_boxes(rng, 2, patch, region, 0.1, 0.3) for _ in range(rows)], dtype=torch.int32)
-    windows = plan_windows(program, boxes, patch, region, region)
-    both = shared_bytes_taken(program, region, region, windows, 1 << 40)  # as much as any row can use
+    windows = row_windows(program, boxes, patch, region, region)
+    both = shared_bytes_used(program, region, region, windows, 1 << 40)  # as much as any row can use
     found = {}
     for architecture in ARCHITECTURES:
-        taken = shared_bytes_taken(program, region, region, windows, SHARED_LIMIT[architecture])
+        taken = shared_bytes_used(program, region, region, windows, SHARED_LIMIT[architecture])
         one = sum(here > 0 for here in taken) / rows
         found[architecture] = one, sum(here == most for here, most in zip(taken, both, strict=True)) / rows
     return found
@@ -164,7 +165,7 @@ def triton_cubin(
     divisible: Sequence[str] = (),
     fp_fusion: bool = False,
 ) -> tuple[bytes, int]:
-    """Compiles a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch).
+    """Compile a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch).
 
     signature: Triton's type of every argument, ``"constexpr"`` for those in ``constants``. divisible: arguments that
     are multiples of 16, as Triton finds out at a launch; it then copies in vectors.
@@ -184,7 +185,7 @@ def triton_cubin(
 def contrastive_pass(
     dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "ieee", both_roles: bool = False
 ) -> tuple[bytes, int]:
-    """The loss's pass over pairs with sums, for embeddings of one dtype ("fp32", "fp16", "bf16") and length.
+    """Compile the loss's pass over pairs with sums, for embeddings of one dtype ("fp32", "fp16", "bf16") and length.
 
     running: the log-sum-exp pass, else the key gradient. Strides and pointers as of contiguous tensors.
     """
@@ -194,7 +195,7 @@ def contrastive_pass(
     launch = contrastive.launch_for(architecture, dtype != "fp32", dim)
     types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
     types |= dict.fromkeys(("rows", "stream"), f"*{dtype}")
-    types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "reference", "total", "weighted_sum"), "*fp32")
+    types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "row_max_out", "row_sum_out", "acc_out"), "*fp32")
     lengths = ("dim", "row_stride", "stream_stride", "split_length")
     types |= dict.fromkeys((*lengths, "n_rows", "n_stream", "self_offset"), "i32") | {"image_bias": "fp32"}
     pointers = [name for name, kind in types.items() if kind.startswith("*")]
@@ -224,7 +225,7 @@ def contrastive_pass(
 
 
 def contrastive_merge(architecture: int) -> tuple[bytes, int]:
-    """The merge of partial sums, at 128 columns."""
+    """Compile the merge of partial sums, at 128 columns."""
     from qpt.kernels import contrastive
 
     kernel = contrastive._merge_kernel
@@ -242,7 +243,7 @@ def contrastive_merge(architecture: int) -> tuple[bytes, int]:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One source file's kernel(s): a label, architecture -> threads of a block, -> (cubin, shared bytes at launch)."""
+    """Kernels of one source file.  threads: architecture -> threads of a block.  compile: -> (cubin, shared bytes)."""
 
     label: str
     threads: Callable[[int], int]
@@ -250,7 +251,7 @@ class Kernel:
 
 
 def kernels() -> list[Kernel]:
-    """Every GPU kernel of the project."""
+    """Return every GPU kernel of the project."""
     from qpt.kernels import contrastive
 
     cuda = [
@@ -291,7 +292,7 @@ def _contrastive_kernel(variant: tuple[str, int, bool, str]) -> Kernel:
 
 
 def run(settings: Settings) -> Report:
-    """The report over all kernels and architectures (``quick``: the first architecture). Nothing is timed."""
+    """Report on all kernels and architectures (``quick``: the first architecture). Nothing is timed."""
     compiled = []
     for kernel in kernels():
         for architecture in ARCHITECTURES[:1] if settings.quick else ARCHITECTURES:
@@ -307,7 +308,7 @@ def run(settings: Settings) -> Report:
 
 
 def _remarks() -> list[str]:
-    found = ["launch_shared_bytes of csrc/cuda/degrade.cu is its most: a launch asks for what its rows can use."]
+    found = ["launch_shared_bytes of csrc/cuda/degrade.cu is an upper limit: a launch asks for what its rows can use."]
     for patch in (64, 96, 160, 224):
         shares = [
             f"sm_{architecture}: {one:.0%} at least one, {two:.0%} both"

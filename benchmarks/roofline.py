@@ -1,15 +1,12 @@
 """Roofline predictions for GPUs that were not at hand: the least time that arithmetic and traffic allow.
 
-Used by the benchmarks to put a labelled prediction beside CPU measurements; never mixed with them. A prediction is
+Benchmarks put them, labelled as predictions, beside measurements on the CPU. A prediction is
 max(arithmetic, special functions, memory traffic) at the published peaks, divided by a stated efficiency and, where a
-kernel's launch is given, stretched by the multiprocessors that its last wave of blocks leaves idle. The figures that
-peers have published stand in ``PUBLISHED``.
+kernel's launch is given, stretched by the multiprocessors that its last wave of blocks leaves idle.
 """
 
 from dataclasses import dataclass
 from typing import Any
-
-from benchmarks.harness import table
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class Gpu:
 
     @property
     def clock(self) -> float:
-        """Boost clock in Hz, which ``special`` counts with."""
+        """Return the boost clock in Hz that ``special`` implies."""
         return self.special / (SPECIAL_PER_CLOCK * self.multiprocessors)
 
 
@@ -61,7 +58,7 @@ EFFICIENCY = 0.6
 
 @dataclass(frozen=True)
 class Work:
-    """What a computation must do at least: matrix operations, special functions, bytes of device memory moved."""
+    """The least work of a computation: matrix operations, special functions, bytes of device memory moved."""
 
     matrix_ops: float
     special_ops: float
@@ -89,21 +86,21 @@ class Launch:
             raise ValueError(f"Launch: splits must be >= 1 or None, got {self.splits}")
 
     def parts(self, rows: int, gpu: Gpu) -> int:
-        """Into how many parts the pool is split for ``rows`` queries."""
+        """Return the number of parts that the pool is split into for ``rows`` queries."""
         if self.splits is not None:
             return self.splits
         return max(1, gpu.multiprocessors * self.blocks_per_multiprocessor // -(-rows // self.block_rows))
 
     def blocks(self, rows: int, gpu: Gpu) -> int:
-        """Blocks in all: row blocks times parts of the pool."""
+        """Return the number of blocks: row blocks times parts of the pool."""
         return -(-rows // self.block_rows) * self.parts(rows, gpu)
 
     def waves(self, rows: int, gpu: Gpu) -> float:
-        """How often the resident blocks fill the GPU; 2.1 means that a third wave is nearly empty."""
+        """Return how often the resident blocks fill the GPU; 2.1 means that a third wave is nearly empty."""
         return self.blocks(rows, gpu) / (gpu.multiprocessors * self.blocks_per_multiprocessor)
 
     def stretch(self, rows: int, gpu: Gpu) -> float:
-        """Time over that of perfectly even multiprocessors, which are shared by the blocks resident on them; >= 1."""
+        """Return the time over that of evenly used multiprocessors, which their resident blocks share; >= 1."""
         blocks = self.blocks(rows, gpu)
         whole, rest = divmod(blocks, gpu.multiprocessors * self.blocks_per_multiprocessor)
         busiest = whole * self.blocks_per_multiprocessor + -(-rest // gpu.multiprocessors)
@@ -113,7 +110,7 @@ class Launch:
 def predict(
     work: Work, gpu: Gpu, dtype: str, efficiency: float = EFFICIENCY, launch: Launch | None = None, rows: int = 0
 ) -> dict[str, Any]:
-    """Predicted milliseconds and what bounds them; ``launch`` and its ``rows`` count idle multiprocessors too.
+    """Predict milliseconds and what bounds them; ``launch`` and its ``rows`` count idle multiprocessors too.
 
     ValueError if the GPU has no published peak for ``dtype``, for an efficiency outside (0, 1], and for a launch
     without rows.
@@ -144,7 +141,7 @@ def predict(
 
 
 def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1) -> Work:
-    """The loss of N queries and K pool keys without stored logits: one product, two with the query gradient.
+    """Return the work of the loss of N queries and K pool keys without stored logits: one product, two with gradient.
 
     Assumes row blocks that run together share their reads of the pool through the L2 cache: keys are moved once.
     parts: into how many the pool is split; each writes its partial results (float32), which are read once to merge.
@@ -161,7 +158,7 @@ def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, pa
 
 
 def full_logits_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool) -> Work:
-    """The loss that writes its N x K float32 logits out, as MoCo's published code does, run without fusion.
+    """Return the work of the loss that stores its N x K float32 logits, as MoCo's published code does, without fusion.
 
     Passes over the logits: product writes 1, concatenation 2, division 2, log-softmax 3; backward: softmax gradient 3,
     division 2, the slice of the concatenation 2, product reads 1. Held at once: three N x K arrays.
@@ -173,47 +170,3 @@ def full_logits_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bo
         bytes_moved=float(k * d * key_bytes * (2 if gradient else 1) + passes * n * k * 4),
         peak_bytes=float(copies * n * k * 4),
     )
-
-
-# What peers report of their own kernels, on their hardware and their problems: for scale, not for comparison.
-PUBLISHED = (
-    {
-        "who": "CCE (Cut Cross-Entropy)",
-        "what": "forward + backward, Gemma 2 2B vocabulary, A100",
-        "time": "134.8 ms",
-        "memory": "1,164 MB",
-        "full_logits": "208.8 ms, 28,000 MB; torch.compile 144.0 ms, 16,000 MB",
-        "source": "README of apple/ml-cross-entropy",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 65,536",
-        "time": "49.4 s an iteration",
-        "memory": "0.36 GB",
-        "full_logits": "OpenCLIP 48.9 s, 8.63 GB; CLIP 66.11 GB",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 131,072",
-        "time": "",
-        "memory": "0.72 GB",
-        "full_logits": "OpenCLIP 33.64 GB; CLIP out of memory",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-    {
-        "who": "Inf-CL (Inf-CLIP)",
-        "what": "loss memory per GPU, 8 x A800, batch 262,144",
-        "time": "",
-        "memory": "1.45 GB",
-        "full_logits": "OpenCLIP and CLIP out of memory",
-        "source": "README of DAMO-NLP-SG/Inf-CLIP",
-    },
-)
-
-
-def published_table() -> str:
-    """``PUBLISHED`` as a Markdown table under a line that says what it is."""
-    header = list(PUBLISHED[0])
-    lines = table(header, ([entry[name] for name in header] for entry in PUBLISHED))
-    return f"Published by peers about their own kernels, problems and hardware; not measured here:\n\n{lines}"

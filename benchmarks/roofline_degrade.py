@@ -22,14 +22,14 @@ from benchmarks import resources
 from benchmarks.bench_degrade import parameters_of
 from benchmarks.harness import Report, Settings
 from benchmarks.roofline import GPUS, Gpu
-from qpt.degradations import DEGRADATIONS, LEVELS, op_id
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, op_id
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import BackendError
-from qpt.space import DegradationSpace
 
 HELP = "predicted milliseconds of the CUDA engine on A100 and H100, from counted instructions"
 ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels
 BATCHES = (16, 32, 64, 128, 256, 512, 1024, 4096)  # rows whose utilisation is stated
-COUNTED = 96  # side of the picture whose instructions are counted
+COUNTED = 96  # side of the image whose instructions are counted
 IPC = 0.5  # instructions per clock of each of a multiprocessor's four schedulers
 SCHEDULERS, WARP = 4, 32
 BYTES = 6  # of a pixel and op: read once and written once as uint8; temporaries are taken to stay in L2
@@ -40,12 +40,12 @@ ASSUMPTIONS = (
     f"Each of a multiprocessor's {SCHEDULERS} schedulers issues {IPC} instructions a clock at boost clocks: few warps "
     "are resident, so latencies show. Work is divided evenly among a block's threads.",
     f"Device memory gives {BANDWIDTH_SHARE:.0%} of its peak; {BYTES} bytes a pixel and op. The greater of the two "
-    "times counts. Rows are dealt to blocks as they fall, heavy ones first.",
+    "times counts. Rows are assigned to blocks heavy ones first.",
 )
 
 
 def run(settings: Settings) -> Report:
-    """Counts every op at level 3 (all levels unless ``quick``), then predicts."""
+    """Count every op at all levels (``quick``: level 3), then predict."""
     side = 32 if settings.quick else COUNTED
     names = [row.name for row in DEGRADATIONS][:2] if settings.quick else [row.name for row in DEGRADATIONS]
     levels = (3,) if settings.quick else range(1, LEVELS + 1)
@@ -66,7 +66,7 @@ def run(settings: Settings) -> Report:
 
 
 def build_counter(folder: Path) -> Path:
-    """instructions.cpp as a program in ``folder``. BackendError without the tools."""
+    """Compile instructions.cpp in ``folder``. BackendError without the tools."""
     for tool in ("g++", "valgrind"):
         if shutil.which(tool) is None:
             raise BackendError(f"roofline_degrade: {tool} not found on $PATH; run: apt-get install {tool}")
@@ -78,7 +78,7 @@ def build_counter(folder: Path) -> Path:
 
 
 def count_instructions(program: Path, op: str, side: int, levels: Iterable[int]) -> list[float]:
-    """Instructions per pixel of ``op`` at each level, on a picture of side x side."""
+    """Count the instructions per pixel of ``op`` at each level, on an image of side x side."""
     found = []
     every_level = parameters_of(op, LEVELS)
     for level in levels:
@@ -93,7 +93,7 @@ def count_instructions(program: Path, op: str, side: int, levels: Iterable[int])
 
 
 def _resident_blocks(gpu: Gpu) -> int:
-    """Blocks of the degradation kernel on one multiprocessor of this GPU."""
+    """Return the number of blocks of the degradation kernel on one multiprocessor of this GPU."""
     kernel = next(kernel for kernel in resources.kernels() if "degrade" in kernel.label)
     cubin, shared = kernel.compile(gpu.architecture)
     (found,) = resources.read(cubin).values()
@@ -101,14 +101,14 @@ def _resident_blocks(gpu: Gpu) -> int:
 
 
 def _chains(counted: dict[str, list[float]]) -> tuple[list[float], float]:
-    """Instructions per pixel of each row of a program of preset qpt, and the mean number of ops of a row."""
+    """Return the instructions per pixel of each row of a program of preset qpt, and the mean number of ops of a row."""
     program = DegradationSpace.preset("qpt").sample(ROWS, generator=torch.Generator().manual_seed(0))
     rows = [sum(counted[step.name][step.level - 1] for step in chain.steps) for chain in program]
     return rows, sum(map(len, program)) / ROWS
 
 
-def _deal(rows: Iterable[float], places: int) -> np.ndarray:
-    """Instructions that each resident block has to do, where the heavy rows are dealt first, to who has least."""
+def _assign(rows: Iterable[float], places: int) -> np.ndarray:
+    """Assign rows, heavy ones first, each to the block with the least work; return the instructions of each block."""
     found = np.zeros(places)
     for work in sorted(rows, reverse=True):
         found[found.argmin()] += work
@@ -116,22 +116,23 @@ def _deal(rows: Iterable[float], places: int) -> np.ndarray:
 
 
 def _utilisation(rows: list[float], gpu: Gpu, blocks: int) -> str:
-    """A row is the work of one block: few rows leave multiprocessors idle, and unequal ones some of the others."""
+    """Describe the share of the multiprocessors at work by the number of rows."""
+    # A row is the work of one block: few rows leave multiprocessors idle, and unequal rows leave some idle at the end.
     places = gpu.multiprocessors * blocks
     shares = []
     for count in BATCHES:
-        dealt = _deal(np.resize(rows, count), places)
-        shares.append(f"{count} rows {dealt.mean() / dealt.max():.0%}")
+        work = _assign(np.resize(rows, count), places)
+        shares.append(f"{count} rows {work.mean() / work.max():.0%}")
     return f"Share of {gpu.name}'s {gpu.multiprocessors} multiprocessors at work, chains of preset qpt: " + ", ".join(
         shares
     )
 
 
 def _predict(op: str, rows: list[float], ops: float, blocks: dict[str, int]) -> list[dict[str, Any]]:
-    """One entry for each GPU. rows: instructions per pixel of each row of the batch, repeated to ROWS."""
+    """Predict for each GPU.  rows: instructions per pixel of each row of the batch, repeated to ROWS."""
     found = []
     for gpu in GPUS:
-        places = _deal(np.resize(rows, ROWS) * SIDE**2, gpu.multiprocessors * blocks[gpu.name])
+        places = _assign(np.resize(rows, ROWS) * SIDE**2, gpu.multiprocessors * blocks[gpu.name])
         # The blocks of a multiprocessor share its schedulers.
         issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * gpu.clock
         arithmetic = places.max() / issue

@@ -1,4 +1,4 @@
-"""A model of what a pre-training step costs on 1, 8 and 64 A100s: stage by stage, from measured and published figures.
+"""A model of the time of a pre-training step on 1, 8 and 64 A100s, stage by stage, from measured and published figures.
 
 Run by ``python -m benchmarks scaling``; docs/scaling.py writes the page from its JSON. Measured here is decoding, on
 one core. Read from other results are the predicted degradation kernel (roofline_degrade.json) and loss
@@ -19,15 +19,15 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
-from qpt.data.images import Picture, load_rgb, open_image
-from qpt.demo import wheel_photographs
+from qpt.data.images import DecodedImage, load_rgb, open_image
+from qpt.data.sample_images import sample_images
 from qpt.models import build_encoder, projection_head
 
 HELP = "predicted photographs per second on 1, 8 and 64 GPUs, from measured decoding and published GPU figures"
 GPU = "A100-SXM4-80GB"
 GPUS = (1, 8, 64)
 STAGES = ("copy", "degrade", "encode", "loss", "communicate")
-PHOTOGRAPHS = 256  # a step and GPU, in one chunk
+IMAGES = 256  # a step and GPU, in one chunk
 COMPOSITIONS, PATCH, REGION, POOL, DIM = 2, 160, 320, 65536, 128
 SIZES = ((500, 375), (1280, 960), (4000, 3000))  # of photographs: about ImageNet's mean, a web photograph, a camera's
 QUALITY = 90
@@ -64,32 +64,33 @@ NOT_MEASURED = (
     "Decoding in several processes at once on a many-core machine: one core's rate is multiplied.",
     "The optimiser, the EMA update and kernel launches; overlap of the gradients' message with the backward pass, "
     "which the engine does not do.",
-    "Pictures that are not JPEG, and reduced-size decoding.",
+    "Images that are not JPEG, and reduced-size decoding.",
 )
 
 
 def run(settings: Settings) -> Report:
-    """Times decoding, then predicts."""
+    """Time decoding, then predict."""
     sizes = SIZES[:1] if settings.quick else SIZES
     rows = [_decoding(width, height, settings.rounds) for width, height in sizes]
     return Report("scaling", rows, predictions=_predictions(rows), remarks=list(NOT_MEASURED))
 
 
 def _decoding(width: int, height: int, rounds: int) -> Row:
-    """Processor time, which a busy machine does not change, of decoding a photograph of that size as the loader does:
-    a JPEG in memory, of a picture repeated in mirror images so that its detail stays that of a photograph."""
-    tile = load_rgb(wheel_photographs()[0])
+    """Measure decoding an image of that size as the loader does, from a JPEG in memory, in processor time."""
+    # An image repeated in mirror images has the detail of a photograph at any size, and a busy machine does not change
+    # the processor time.
+    tile = load_rgb(sample_images()[0])
     tile = np.concatenate([tile, tile[::-1]])
     tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
     times = (-(-height // tile.shape[0]), -(-width // tile.shape[1]), 1)
-    picture = Image.fromarray(np.tile(tile, times)[:height, :width])
+    image = Image.fromarray(np.tile(tile, times)[:height, :width])
     encoded = io.BytesIO()
-    picture.save(encoded, "JPEG", quality=QUALITY)
+    image.save(encoded, "JPEG", quality=QUALITY)
     spent = []
     for _ in range(rounds + 1):
         start = time.process_time()
-        with open_image(io.BytesIO(encoded.getvalue())) as image:
-            Picture(image)
+        with open_image(io.BytesIO(encoded.getvalue())) as opened:
+            DecodedImage(opened)
         spent.append((time.process_time() - start) * 1e3)
     first, median, third = np.percentile(spent[1:], (25, 50, 75))
     size = len(encoded.getvalue()) / 2**10
@@ -102,7 +103,7 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
 
 
 def counted() -> dict[str, float]:
-    """Of ResNet-50 and its head: parameters, batch-norm layers, and multiplications at PATCH over those at 224 px."""
+    """Count ResNet-50 and its head: parameters, batch norms, and multiplications at PATCH over those at 224 px."""
     flops = {}
     with torch.device("meta"):
         encoder = build_encoder("resnet50").eval()
@@ -119,15 +120,15 @@ def counted() -> dict[str, float]:
 
 
 def step_ms(gpus: int, *, caching: bool) -> dict[str, float]:
-    """Milliseconds of one step on one of ``gpus`` A100s, stage by stage; ``copy`` runs beside the others."""
+    """Predict the milliseconds of a step on one of ``gpus`` A100s by stage; ``copy`` runs beside the others."""
     facts = counted()
-    rows = PHOTOGRAPHS * COMPOSITIONS
+    rows = IMAGES * COMPOSITIONS
     forward_per_s = PUBLISHED["ResNet-50 training, 224 px, mixed precision"].value * 3 / facts["patch_share"]
     passes = 5 if caching else 4  # query forward (again with caching) and backward, key forward
     reached = ASSUMED["share of the network and of PCI Express that is reached"].value
     pairs = rows * (rows * gpus + POOL)
     return {
-        "copy": PHOTOGRAPHS * REGION**2 * 3 / (PUBLISHED["PCI Express 4.0 x16"].value * 1e9 * reached) * 1e3,
+        "copy": IMAGES * REGION**2 * 3 / (PUBLISHED["PCI Express 4.0 x16"].value * 1e9 * reached) * 1e3,
         "degrade": _degrade_ms_per_row() * rows,
         "encode": rows * passes / forward_per_s * 1e3,
         "loss": _loss_ms_per_pair() * pairs,
@@ -136,8 +137,7 @@ def step_ms(gpus: int, *, caching: bool) -> dict[str, float]:
 
 
 def _communication_s(gpus: int, facts: dict[str, float], rows: int) -> float:
-    """One message of all gradients, keys gathered, and of every batch norm three messages: two forward passes, one
-    backward."""
+    """Predict the seconds of one message of all gradients, the gathered keys, and three messages of each batch norm."""
     if gpus == 1:
         return 0.0
     bandwidth, small = PUBLISHED["all-reduce in a node, bus bandwidth"].value * 1e9, "a small all-reduce in a node"
@@ -152,7 +152,7 @@ def _communication_s(gpus: int, facts: dict[str, float], rows: int) -> float:
 
 
 def _degrade_ms_per_row() -> float:
-    """Whole regions, though patches need a part of them: an upper bound within the prediction."""
+    """Return the predicted milliseconds of a whole region; patches need a part of it."""
     predictions = _result("roofline_degrade")["predictions"]
     found = next(p for p in predictions if p["op"] == "chains of preset qpt" and p["gpu"] == GPU)
     return float(found["predicted_ms"]) / 256  # rows of that prediction, of 320 x 320
@@ -170,13 +170,13 @@ def _result(name: str) -> dict[str, Any]:
 
 
 def _predictions(rows: list[Row]) -> list[dict[str, Any]]:
-    """Photographs per second of each number of GPUs and size of photograph: the slower of GPUs and processors."""
+    """Predict images per second by number of GPUs and image size: the slower of GPUs and processors limits them."""
     cores = PUBLISHED["processor cores of a node of 8"].value / 8
     found = []
     for gpus in GPUS:
         stages = step_ms(gpus, caching=False)
         busy = sum(stages.values()) - stages["copy"]
-        device = PHOTOGRAPHS / max(busy, stages["copy"]) * 1e3
+        device = IMAGES / max(busy, stages["copy"]) * 1e3
         for row in rows:
             host = cores * 1e3 / row.median_ms
             rate = min(device, host)
@@ -184,7 +184,7 @@ def _predictions(rows: list[Row]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "gpus": gpus,
-                    "photograph": row.shape,
+                    "image_size": row.shape,
                     "images_per_s": round(gpus * rate),
                     "gpu_limit_images_per_s": round(gpus * device),
                     "decode_limit_images_per_s": round(gpus * host),

@@ -1,4 +1,4 @@
-"""The README's table of speeds: one line for each part, beside what one would use without it. Called by ``tables``."""
+"""The table of speeds in the README: qpt beside what one would use without it. Called by ``docs/results.py``."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,53 +11,56 @@ SIZE = "N=256 K=65536 D=128"
 
 
 def markdown(load: Callable[[str], Content]) -> str:
-    """A line about the machine and the table. load: gives a file of benchmarks/results by name."""
+    """Return a line about the machine, and the table.  load: reads a record of benchmarks/results by name."""
     degrade, contrastive, loader, step = (load(name) for name in ("degrade", "contrastive", "loader", "step"))
     ratios = sorted(op["ratio"] for op in degrade["figures"]["ops"].values())
     median = degrade["figures"]["median_over_ops"]
     lines = [
         [
-            f"one op, 32 photographs of 256² ({len(ratios)} ops with a rival)",
+            f"one op, 32 photographs of 256² ({len(ratios)} ops with a baseline)",
             "",
             "the fastest of OpenCV, Pillow, albumentations, Kornia and NumPy",
             f"{median:.1f}× at the median, {ratios[0]:.2f}× to {ratios[-1]:.0f}×",
         ],
     ]
     chains = _figures(degrade, "chains of 5 different ops", "")
-    for rival, name in (("opencv", "OpenCV"), ("kornia", "Kornia")):
-        beside = f"{name}: {chains[rival]:.0f} ms"
-        ratio = f"{chains[rival] / chains['qpt']:.1f}×"
+    for baseline, name in (("opencv", "OpenCV"), ("kornia", "Kornia")):
+        beside = f"{name}: {chains[baseline]:.0f} ms"
+        ratio = f"{chains[baseline] / chains['qpt']:.1f}×"
         lines.append(["chains of five ops, the same photographs", f"{chains['qpt']:.0f} ms", beside, ratio])
     times, peaks = _figures(contrastive, POOL, SIZE), _figures(contrastive, POOL, SIZE, "peak_mib")
-    for rival, name in (("full logits", "full logits"), ("full logits compiled", "full logits, `torch.compile`")):
-        peak = f", {peaks[rival]:.0f} MiB" if rival in peaks else ""
+    for baseline, name in (("full logits", "full logits"), ("full logits compiled", "full logits, `torch.compile`")):
+        peak = f", {peaks[baseline]:.0f} MiB" if baseline in peaks else ""
         lines.append(
             [
                 "loss and gradient, 256 queries against a pool of 65,536",
                 f"{times['qpt']:.0f} ms, {peaks['qpt']:.0f} MiB",
-                f"{name}: {times[rival]:.0f} ms{peak}",
-                f"{times[rival] / times['qpt']:.1f}×",
+                f"{name}: {times[baseline]:.0f} ms{peak}",
+                f"{times[baseline] / times['qpt']:.1f}×",
             ]
         )
     loads = _figures(loader, "load", "2 loader processes", "items_per_s")
-    for rival, name in (("torch DataLoader", "`DataLoader` over Pillow"), ("decoding alone", "Pillow, decoding alone")):
+    for baseline, name in (
+        ("torch DataLoader", "`DataLoader` over Pillow"),
+        ("decoding alone", "Pillow, decoding alone"),
+    ):
         lines.append(
             [
                 "loader, 2 processes, 320 px of ImageNet photographs",
                 f"{loads['qpt']:.0f} a second",
-                f"{name}: {loads[rival]:.0f}",
-                f"{loads['qpt'] / loads[rival]:.2f}×",
+                f"{name}: {loads[baseline]:.0f}",
+                f"{loads['qpt'] / loads[baseline]:.2f}×",
             ]
         )
     share = step["figures"]["both"]
     lines.append(["degradations and loss in a ResNet-18 step", f"{share:.1%} of the step", "", ""])
-    where = degrade["circumstances"]
+    where = degrade["environment"]
     machine = f"{where['machine']['cpu']}, {where['threads']} threads, no GPU, {where['time'][:10]}"
-    return f"{machine}; medians.\n\n" + table(["what", "qpt", "beside it", "ratio"], lines)
+    return f"{machine}; medians.\n\n" + table(["what", "qpt", "baseline", "ratio"], lines)
 
 
 def _figures(content: Content, op: str, shape: str, field: str = "median_ms") -> dict[str, float]:
-    """A figure of each backend that has it, of the rows of one op and shape ("": any)."""
+    """Return, by backend, a figure of the rows of one op and shape ("": any)."""
     rows: Sequence[dict[str, Any]] = content["rows"]
     chosen = [row for row in rows if row["op"] == op and shape in ("", row["shape"]) and row[field] is not None]
     if not chosen:

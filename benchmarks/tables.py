@@ -1,86 +1,178 @@
-"""The measured tables of the README and of docs/results.md, rendered from the JSON files in benchmarks/results.
+"""Tables and the plot of docs/results.md, rendered from the records in ``benchmarks/results``.
 
-``python -m benchmarks.tables`` rewrites both between their markers; a test fails when they have drifted apart. It also
-draws docs/images/contrastive.png. Nothing is computed here beyond choosing figures and rounding them.
+Called by ``docs/results.py``. Figures are chosen, arranged and rounded here, and nothing is computed beyond that.
 """
 
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_table, study_tables
 from benchmarks.bench_contrastive import SWEEP
+from benchmarks.bench_degrade import CHAIN_OP
+from benchmarks.contrastive_baselines import FORMS
 from benchmarks.harness import RESULTS, Report, Row, markdown, table
-from benchmarks.study_tables import REGIMES
 
-ROOT = Path(__file__).resolve().parent.parent
-PLOT = ROOT / "docs" / "images" / "contrastive.png"
-SETS = ("pcuid", "sr4k")
-TABLES = ("score", "step", "loader", "degrade", "roofline_degrade", "contrastive", "resources")  # of results.md
-METRICS = {"srcc": "SRCC", "plcc_raw": "PLCC raw", "plcc_logistic": "PLCC logistic", "krcc": "KRCC"}
-START, END = "<!-- begin measured: {} -->", "<!-- end measured: {} -->"
+Content = dict[str, Any]
+LOSS_GROUPS = (("own keys and pool", "small batch"), ("NT-Xent",), ("dtype of the pool",))
 
 
-def load(name: str) -> dict[str, Any]:
-    """One JSON file of benchmarks/results, by name."""
-    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return result
+def load(name: str) -> Content:
+    """Read a record of ``benchmarks/results`` by name."""
+    content: Content = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
 
 
-def evaluation_table(metrics: tuple[str, ...]) -> str:
-    """Markdown: a row for each method; median over splits (inter-quartile range) by set, regime and metric."""
-    results = {name: load(f"evaluation-{name}") for name in SETS}
-    names = [[method["name"] for method in results[name]["methods"]] for name in SETS]
-    if names[0] != names[1]:
-        raise ValueError(f"evaluation-{SETS[1]}.json: methods must be those of {SETS[0]}, got {names[1]}")
-    header = ["encoder"] + [
-        f"{name}, {label}" + (f", {METRICS[metric]}" if len(metrics) > 1 else "")
-        for name in SETS
-        for label in REGIMES.values()
-        for metric in metrics
-    ]
-    lines = []
-    for position, method in enumerate(results[SETS[0]]["methods"]):
-        cells = [method["name"]]
-        for name in SETS:
-            other = results[name]["methods"][position]
-            for regime in REGIMES:
-                for metric in metrics:
-                    value = other["regimes"][regime]["summary"][metric]
-                    cells.append(f"{value['median']:.3f} ({value['iqr']:.3f})")
-        lines.append(cells)
-    return table(header, lines, others="---:")
+def where(content: Content) -> str:
+    """Return the machine, the day, torch's version and the number of rounds of a record."""
+    found = content["environment"]
+    machine = f"{found['machine']['cpu']}, {found['threads']} threads"
+    rounds = content["settings"]["rounds"]
+    return f"{machine}, {found['time'][:10]}, torch {found['versions']['torch']}, {rounds} rounds"
 
 
-def paired_lines(runs: tuple[str, ...]) -> str:
-    """Pre-trained minus untrained SRCC over the same splits: the median over pairs of `runs` and initialisations."""
-    lines = []
-    for name in SETS:
-        for record in load(f"evaluation-{name}")["paired"]:
-            rows = [record["per_pair"][record["pretrained"].index(run)] for run in runs]
-            values = sorted(value for row in rows for value in row)
-            middle = len(values) // 2
-            median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
-            lines.append(
-                f"- {name}, {REGIMES[record['regime']]}: {median:+.3f} ({values[0]:+.3f} to {values[-1]:+.3f} over "
-                f"{len(rows)} seeds × {len(rows[0])} initialisations)"
-            )
-    return "\n".join(lines)
+def step() -> str:
+    """Return the rows and remarks of the step as its benchmark printed them."""
+    content = load("step")
+    rows = markdown(Report("step", [Row(**row) for row in content["rows"]]))
+    return "\n\n".join([f"{where(content)}.", rows, bullets(content["remarks"])])
 
 
-def benchmark_table(name: str) -> str:
-    """The table of a benchmark as its run printed it, after a line about where it was run; a sweep has its plot."""
+def rates(name: str) -> str:
+    """Return a table for each kind of case of a record: images per second by case and contender."""
     content = load(name)
-    where = content["circumstances"]
-    machine = f"{where['machine']['cpu']}, {where['threads']} threads, {content['settings']['rounds']} rounds"
-    rows = [Row(**row) for row in content["rows"] if row["op"] != SWEEP]
-    report = Report(name, rows, content["predictions"], content["compiled"], content["remarks"])
-    return f"{machine}, {where['time'][:10]}, torch {where['versions']['torch']}.\n\n{markdown(report)}"
+    groups: dict[tuple[str, ...], list[Content]] = {}
+    for case, rows in by_case(content["rows"]).items():
+        groups.setdefault(tuple(rows), []).extend(row for row in content["rows"] if (row["op"], row["shape"]) == case)
+    parts = [pivot(rows, lambda row: _digits(row["items_per_s"])) for rows in groups.values()]
+    return "\n\n".join([f"{where(content)}. Images per second:", *parts, bullets(content["remarks"])])
 
 
-def sweep_lines(content: dict[str, Any]) -> dict[str, list[tuple[int, Row]]]:
-    """Rows of the sweep in a contrastive.json by contender, each with its number of keys, in increasing order."""
+def by_case(rows: Iterable[Content]) -> dict[tuple[str, str], dict[str, Content]]:
+    """Return the rows by (op, shape), then by contender."""
+    found: dict[tuple[str, str], dict[str, Content]] = {}
+    for row in rows:
+        found.setdefault((row["op"], row["shape"]), {})[row["backend"]] = row
+    return found
+
+
+def pivot(rows: Sequence[Content], cell: Callable[[Content], str]) -> str:
+    """Return a table with a line for each case and a column for each contender."""
+    backends = dict.fromkeys(row["backend"] for row in rows)
+    lines = [
+        [*case, *(cell(found[backend]) if backend in found else "" for backend in backends)]
+        for case, found in by_case(rows).items()
+    ]
+    return table(["case", "shape", *backends], lines)
+
+
+def bullets(remarks: Iterable[str]) -> str:
+    """Return remarks as a list."""
+    return "\n".join(f"- {remark}" for remark in remarks)
+
+
+def degrade() -> str:
+    """Return a table with a line for each op: qpt, its baselines, and the predicted milliseconds on each GPU."""
+    content, predicted = load("degrade"), load("roofline_degrade")
+    gpus = dict.fromkeys(entry["gpu"] for entry in predicted["predictions"])
+    on_gpu = {(entry["op"], entry["gpu"]): entry["predicted_ms"] for entry in predicted["predictions"]}
+    lines, alone = [], []
+    for (op, _), rows in by_case(content["rows"]).items():
+        qpt = rows["qpt"]["median_ms"]
+        others = sorted((row["median_ms"], name) for name, row in rows.items() if name != "qpt")
+        if not others:
+            alone.append(f"{op} {qpt:.2f}")
+            continue
+        baselines = ", ".join(f"{name} {ms:.1f}" for ms, name in others)
+        predictions = (f"{on_gpu.get((op, gpu), '')}" for gpu in gpus)
+        lines.append([op, f"{qpt:.2f}", baselines, f"{others[0][0] / qpt:.2f}×", *predictions])
+    header = [
+        "op",
+        "qpt, ms",
+        "baselines, ms",
+        "fastest / qpt",
+        *(f"{gpu.split('-')[0]}, predicted ms" for gpu in gpus),
+    ]
+    notes = dict.fromkeys(
+        f"{row['op']}, {row['backend']}: {row['note']}"
+        for row in content["rows"]
+        if row["note"] and row["op"] != CHAIN_OP and row["backend"] != "qpt"
+    )
+    chains = ", ".join(f"{gpu.split('-')[0]} {on_gpu['chains of preset qpt', gpu]}" for gpu in gpus)
+    remarks = [
+        f"Without a baseline, milliseconds: {', '.join(alone)}.",
+        f"Definitions that differ: {'; '.join(notes)}.",
+        *content["remarks"],
+        f"Predicted for chains of preset qpt, milliseconds: {chains}.",
+        *predicted["remarks"],
+    ]
+    return "\n\n".join([f"{where(content)}.", table(header, lines), bullets(remarks)])
+
+
+def loss() -> str:
+    """Return a table for each group of cases of the loss: milliseconds (and peak MiB) by shape and form."""
+    content = load("contrastive")
+    parts = [f"{where(content)}. Milliseconds (peak MiB):"]
+    for group in LOSS_GROUPS:
+        rows = [row for row in content["rows"] if row["op"].startswith(group)]
+        parts.append(pivot(rows, _time_and_peak))
+    notes = "; ".join(f"{name}: {form.note}" for name, form in FORMS.items() if form.note)
+    return "\n\n".join([*parts, bullets([f"{notes}.", *content["remarks"]])])
+
+
+def _time_and_peak(row: Content) -> str:
+    peak = row["peak_mib"]
+    return _digits(row["median_ms"]) + ("" if peak is None else f" ({_digits(peak)})")
+
+
+def _digits(value: float) -> str:
+    """Return three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def loss_predicted() -> str:
+    """Return the predicted milliseconds of the fused loss and of full logits on each GPU."""
+    predictions = load("contrastive")["predictions"]
+    columns = dict.fromkeys((entry["gpu"], entry["form"]) for entry in predictions)
+    cases: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for entry in predictions:
+        found = cases.setdefault((entry["mode"], entry["shape"]), {})
+        found[entry["gpu"], entry["form"]] = entry["predicted_ms"]
+    lines = [[*case, *(_digits(found[column]) for column in columns)] for case, found in cases.items()]
+    return table(["mode", "shape", *(f"{gpu.split('-')[0]}, {form}" for gpu, form in columns)], lines)
+
+
+def resources() -> str:
+    """Return the compile report: a line for each kernel and dtype, architectures and passes side by side."""
+    content = load("resources")
+    kernels: dict[str, list[Content]] = {}
+    for entry in content["compiled"]:
+        kernels.setdefault(re.sub(" (log-sum-exp|key gradient),", ",", entry["source"]), []).append(entry)
+    header = {
+        "registers": lambda entry: entry["registers"],
+        "stack + local bytes": lambda entry: entry["stack_bytes"] + entry["local_bytes"],
+        "shared bytes at launch": lambda entry: entry["launch_shared_bytes"],
+        "blocks per multiprocessor": lambda entry: entry["blocks_per_multiprocessor"],
+        "tensor-core instructions": lambda entry: entry["tensor_core"],
+    }
+    architectures = list(dict.fromkeys(entry["architecture"] for entry in content["compiled"]))
+    lines = [
+        [source, *(_side_by_side(list(map(value, entries)), len(architectures)) for value in header.values())]
+        for source, entries in kernels.items()
+    ]
+    about = f"{' / '.join(architectures)}; of the loss, the log-sum-exp pass, then the key gradient:"
+    return "\n\n".join([about, table(["kernel", *header], lines), bullets(content["remarks"])])
+
+
+def _side_by_side(values: Sequence[int], count: int) -> str:
+    """Return ``count`` values joined by a slash for each pass; passes with the same values once."""
+    passes = [values[start : start + count] for start in range(0, len(values), count)]
+    return ", ".join(dict.fromkeys(" / ".join(f"{value:,}" for value in one) for one in passes))
+
+
+def sweep_lines(content: Content) -> dict[str, list[tuple[int, Row]]]:
+    """Return the rows of the sweep by contender, each with its number of keys, in increasing order."""
     lines: dict[str, list[tuple[int, Row]]] = {}
     for row in content["rows"]:
         if row["op"] == SWEEP:
@@ -91,8 +183,8 @@ def sweep_lines(content: dict[str, Any]) -> dict[str, list[tuple[int, Row]]]:
     return {backend: sorted(points, key=lambda point: point[0]) for backend, points in lines.items()}
 
 
-def plot_sweep(content: dict[str, Any], path: Path) -> None:
-    """Draws time and peak memory over the number of pool keys into a PNG. ValueError if there is no sweep."""
+def plot_sweep(content: Content, path: Path) -> None:
+    """Draw time and peak memory over the number of pool keys into a PNG. ValueError if there is no sweep."""
     lines = sweep_lines(content)
     if not lines:
         raise ValueError(
@@ -117,11 +209,11 @@ def plot_sweep(content: dict[str, Any], path: Path) -> None:
         panel.set_xscale("log", base=2)
         panel.set(yscale="log", xlabel="keys in the pool", ylabel=label)
         panel.grid(alpha=0.3)
-    where, (_, first) = content["circumstances"], next(iter(lines.values()))[0]
+    found, (_, first) = content["environment"], next(iter(lines.values()))[0]
     queries, dim = (re.search(rf"\b{name}=(\d+)", first.shape) for name in "ND")
     size = " ".join(match[0] for match in (queries, dim) if match)
     figure.suptitle(
-        f"Contrastive loss, forward + gradient: {size} float32, {where['threads']} threads, {where['machine']['cpu']}",
+        f"Contrastive loss, forward + gradient: {size} float32, {found['threads']} threads, {found['machine']['cpu']}",
         fontsize=10,
     )
     panels[0].legend(fontsize=8)
@@ -129,53 +221,3 @@ def plot_sweep(content: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     pyplot.close(figure)
-
-
-def replace_block(text: str, name: str, content: str) -> str:
-    """`text` with what stands between the markers of `name` replaced by `content`."""
-    start, end = START.format(name), END.format(name)
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"the markers of {name!r} must stand once each")
-    before, rest = text.split(start)
-    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
-
-
-def render() -> dict[Path, str]:
-    """Every file with measured blocks, as it should be."""
-    seeds = tuple(
-        method["name"]
-        for method in load("evaluation-pcuid")["methods"]
-        if method["kind"] == "pretrained" and "seed" in method["name"]
-    )
-    blocks = {
-        ROOT / "README.md": {
-            "evaluation": evaluation_table(("srcc",)),
-            "paired": paired_lines(seeds),
-            "speed": speed_table.markdown(load),
-        },
-        ROOT / "docs" / "results.md": {
-            "evaluation": evaluation_table(("srcc",)),
-            "coefficients": evaluation_table(("plcc_raw", "plcc_logistic", "krcc")),
-            "paired": paired_lines(seeds),
-            **{name: benchmark_table(name) for name in TABLES},
-            **({"study": study_tables.markdown(load("study"))} if (RESULTS / "study.json").is_file() else {}),
-        },
-    }
-    files = {}
-    for path, named in blocks.items():
-        text = path.read_text()
-        for name, content in named.items():
-            text = replace_block(text, name, content)
-        files[path] = text
-    return files
-
-
-if __name__ == "__main__":
-    for path, text in render().items():
-        path.write_text(text)
-        print(f"written: {path.relative_to(ROOT)}")
-    try:
-        plot_sweep(load("contrastive"), PLOT)
-        print(f"written: {PLOT.relative_to(ROOT)}")
-    except ValueError as error:  # recorded without the sweep
-        print(f"no plot: {error}")

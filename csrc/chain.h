@@ -1,6 +1,7 @@
-// One row of a program on one image: the ops one after another, uint8 in between, alternating between two images, one
-// of which may be the output; then the patches that are cut from the last one, if any. The only entry of the device
-// headers: called by cpu/degrade.cpp with Solo, by csrc/cuda with a thread block, by tests/cpp with std::threads.
+// Runs one row of a program on one image: the ops in order, with uint8 images between them that alternate between two
+// buffers, of which the output may be one; then cuts the row's patches from the last image, if there are any.
+// run_batch_row is the only entry of the device headers: csrc/cpu/degrade.cpp calls it with Solo, csrc/cuda/degrade.cu
+// with a thread block, tests/cpp with std::threads.
 #pragma once
 #include "ops/table.h"
 
@@ -21,7 +22,7 @@ constexpr const char* kOpNames[] = {
 };
 #endif
 
-// Scratch of the most demanding op.
+// Scratch of the op that needs most.
 QPT_FN i64 op_scratch_bytes(i32 h, i32 w) {
   i64 most = 0;
 #define QPT_BYTES(name, bytes) most = maximum(most, bytes(h, w));
@@ -30,41 +31,42 @@ QPT_FN i64 op_scratch_bytes(i32 h, i32 w) {
   return most;
 }
 
-// Of one image between ops; resized: the row may hold resize_to, and its images have the largest working size.
-QPT_INLINE i64 image_bytes(i32 h, i32 w, bool resized) {
-  const i64 most_h = resized ? largest_working_size(h) : h, most_w = resized ? largest_working_size(w) : w;
+// Bytes of one image between ops. If the row resizes (it may hold resize_to), an image has the largest working size.
+QPT_INLINE i64 image_bytes(i32 h, i32 w, bool resizes) {
+  const i64 most_h = resizes ? largest_working_size(h) : h, most_w = resizes ? largest_working_size(w) : w;
   return taken_bytes<u8>(most_h * most_w * 3);
 }
 
-// Scratch of a row, 64-byte aligned: the images between ops and the ops' own. kept: no output takes every second image,
-// so there are two.
-QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resized, bool kept) {
-  const i64 images = (resized || kept ? 2 : 1) * image_bytes(h, w, resized);
-  if (resized) {
+// Scratch of a row, 64-byte aligned: the images between ops, then the scratch of an op. Every second image goes to the
+// output, unless patches are wanted or the row resizes; then there are two images.
+QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resizes, bool for_patches) {
+  const i64 images = (resizes || for_patches ? 2 : 1) * image_bytes(h, w, resizes);
+  if (resizes) {
     h = largest_working_size(h);
     w = largest_working_size(w);
   }
   return images + op_scratch_bytes(h, w);
 }
 
-// What a team works in. fast: a thread block's shared memory, where a row's images are kept as far as they fit; none on
-// the CPU, whose caches do the same.
+// The memory that a team works in. The images between ops are kept in shared memory as far as they fit. On the CPU
+// there is none: its caches have the same effect.
 struct Memory {
   void* scratch;  // scratch_bytes
-  u8* fast = nullptr;
-  i64 fast_bytes = 0;
+  u8* shared = nullptr;
+  i64 shared_bytes = 0;
 };
 
-// How many of the two images between ops are in fast memory: the odd one first. two: no output is the even one.
-QPT_INLINE i32 fast_images(i64 image_bytes, bool two, i64 fast_bytes) {
-  return image_bytes > fast_bytes ? 0 : two && 2 * image_bytes <= fast_bytes ? 2 : 1;
+// How many of the images between ops are in shared memory: the odd one first, then the even one, which exists only if
+// `two`.
+QPT_INLINE i32 shared_images(i64 image_bytes, bool two, i64 shared_bytes) {
+  return image_bytes > shared_bytes ? 0 : two && 2 * image_bytes <= shared_bytes ? 2 : 1;
 }
 
-// Fast memory that a row takes of fast_bytes. h, w, resized: of the images between its ops; if it ends in a window,
-// those of the window.
-QPT_FN i64 fast_bytes_taken(i32 h, i32 w, bool resized, bool kept, i64 fast_bytes) {
-  const i64 bytes = image_bytes(h, w, resized);
-  return bytes * fast_images(bytes, resized || kept, fast_bytes);
+// Bytes of shared memory that a row uses, of shared_bytes. h, w: extents of its images or, if it ends in a window, of
+// the window.
+QPT_FN i64 shared_bytes_used(i32 h, i32 w, bool resizes, bool for_patches, i64 shared_bytes) {
+  const i64 bytes = image_bytes(h, w, resizes);
+  return bytes * shared_images(bytes, resizes || for_patches, shared_bytes);
 }
 
 template <class Team>
@@ -89,21 +91,22 @@ struct Window {
   i32 top, left, h, w;
 };
 
-// The patches of one row, as an encoder takes them: value v of channel c becomes table[256 c + v], an element of 2, 4
-// or 8 bytes. What an element means is the business of the table's maker (qpt/ops/patches.py).
+// The patches of one row in the form that an encoder takes: value v of channel c becomes lut[256 c + v], an element of
+// 1, 2, 4 or 8 bytes. The caller, who makes the lookup table (qpt/ops/degrade/patches.py), gives elements their
+// meaning.
 struct Patches {
-  const i32* boxes;   // [count, 2]: top, left in the image; inside the picture that they are cut from
-  i32 count, size;    // size: side in pixels
-  const void* table;  // [3, 256]
-  void* out;          // [count, size, size, 3] if channels_last, else [count, 3, size, size]
+  const i32* boxes;  // [count, 2]: top, left in the image; inside the window of the row
+  i32 count, size;   // size: side in pixels
+  const void* lut;   // [3, 256]
+  void* out;         // [count, size, size, 3] if channels_last, else [count, 3, size, size]
   i32 item_bytes;
   bool channels_last;
 };
 
-// What degrade and degrade_patches are given.
+// The arguments of degrade and degrade_patches.
 struct Batch {
   const u8* images;  // [., h, w, 3]
-  void* out;         // images [rows, h, w, 3] or, with boxes, what Patches::out says, row after row
+  void* out;         // images [rows, h, w, 3] or, with boxes, the Patches::out of every row
   i32 h, w, rows, slots;
   const i16* ops;       // [rows, slots]
   const float* params;  // [rows, slots, 4]
@@ -116,13 +119,14 @@ struct Batch {
 
 struct Row {
   const u8* src;  // [h, w, 3]
-  u8* dst;        // [h, w, 3], or null where patches are wanted
+  u8* dst;        // [h, w, 3], or null if patches are wanted
   i32 h, w;
   const i16* ops;       // [slots], -1: none
   const float* params;  // [slots, 4]
   i32 slots;
   u64 seed;
-  // Ops from slot `windowed` on see this window of the image only; `slots`: none do, as must be if ops hold resize_to.
+  // Ops from slot `windowed` on are given this window of the image only. `slots` means that no op is, as it must be if
+  // the ops hold resize_to.
   i32 windowed;
   Window window;
 };
@@ -148,33 +152,34 @@ QPT_INLINE Row row_of(const Batch& batch, i32 index) {
   return row;
 }
 
-// Where a row keeps its images between ops, and the scratch of ops after them.
-struct Places {
+// The two buffers of a row's images between ops, and the scratch of ops after them.
+struct Buffers {
   u8 *odd, *even;
-  void* rest;
+  void* op_scratch;
 };
 
-// Of a slot of a row; resized: it holds resize_to. A row that ends in a window keeps whole images out of fast memory,
-// which so begins to be used when nothing in it is read.
-QPT_INLINE Places places_of(const Memory& memory, const Row& row, bool resized, i32 slot) {
-  const bool two = resized || row.dst == nullptr, cut = row.windowed < row.slots;
-  const i64 whole = image_bytes(row.h, row.w, resized);
+// Returns the buffers that a row has at a slot. resizes: the row holds resize_to. Of a row that ends in a window, the
+// whole images stay out of shared memory, so that nothing in it is read when the images of the window come to use it.
+QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, bool resizes, i32 slot) {
+  const bool two = resizes || row.dst == nullptr, ends_in_window = row.windowed < row.slots;
+  const i64 whole = image_bytes(row.h, row.w, resizes);
   u8* const scratch = static_cast<u8*>(memory.scratch);
-  Places places{scratch, two ? scratch + whole : row.dst, scratch + (two ? 2 : 1) * whole};
-  if (cut && slot < row.windowed) return places;
-  const i64 bytes = cut ? image_bytes(row.window.h, row.window.w, false) : whole;
-  const i32 fast = fast_images(bytes, two, memory.fast_bytes);
-  if (fast > 0) places.odd = memory.fast;
-  if (fast > 1) places.even = memory.fast + bytes;
-  return places;
+  Buffers buffers{scratch, two ? scratch + whole : row.dst, scratch + (two ? 2 : 1) * whole};
+  if (ends_in_window && slot < row.windowed) return buffers;
+  const i64 bytes = ends_in_window ? image_bytes(row.window.h, row.window.w, false) : whole;
+  const i32 shared = shared_images(bytes, two, memory.shared_bytes);
+  if (shared > 0) buffers.odd = memory.shared;
+  if (shared > 1) buffers.even = memory.shared + bytes;
+  return buffers;
 }
 
-struct Picture {
+// The last image of a row, or the window of it that was computed.
+struct RowResult {
   const u8* pixels;  // [window.h, window.w, 3]
   Window window;
 };
 
-// Bytes of a window, of src whose rows have `width` pixels, one row after another.
+// Copies the pixels of a window of src, whose rows have `width` pixels, to dst [window.h, window.w, 3].
 template <class Team>
 QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window window, u8* dst) {
   each(team, window.h, 3 * window.w, [&](i32 y, i32 i) {
@@ -182,40 +187,41 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
   });
 }
 
-// Runs row `index` and says where its last image is: in dst or, if that is null, in memory (or src, without ops).
-// Ops act at the working size, which resize_to sets and a last resize restores.
+// Runs row `index` and returns its last image, which is in Row::dst or, if that is null, in memory (in src for a row
+// without ops). Ops act at the working size, which resize_to sets and a last resize restores.
 template <class Team>
-QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
-  // 1. How many images are to be made, and the size at the end.
+QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
+  // 1. The number of images to be made, and the working size at the end.
   const Row row = row_of(batch, index);
   u8* const dst = row.dst;
-  i32 left = 0;
+  i32 remaining = 0;
   Window now{0, 0, row.h, row.w};
-  bool resized = false;
+  bool resizes = false;
   for (i32 slot = 0; slot < row.slots; ++slot) {
-    left += is_op(row.ops[slot]) ? 1 : 0;
+    remaining += is_op(row.ops[slot]) ? 1 : 0;
     if (row.ops[slot] != k_resize_to) continue;
-    resized = true;
+    resizes = true;
     now.h = working_size(row.h, row.params + 4 * slot);
     now.w = working_size(row.w, row.params + 4 * slot);
   }
-  const bool restored = now.h != row.h || now.w != row.w, cut = row.windowed < row.slots;
-  left += (restored ? 1 : 0) + (cut ? 1 : 0);
+  const bool restores = now.h != row.h || now.w != row.w, ends_in_window = row.windowed < row.slots;
+  remaining += (restores ? 1 : 0) + (ends_in_window ? 1 : 0);
   now = {0, 0, row.h, row.w};
-  if (left == 0) {
+  if (remaining == 0) {
     if (dst == nullptr) return {row.src, now};
     copy_window(team, row.src, row.w, now, dst);
     return {dst, now};
   }
-  // 2. The ops; in slot `slots` what restores the size.
+  // 2. The ops. Slot `slots` is the resize that restores the size.
   const u8* from = row.src;
-  for (i32 slot = 0; slot < batch.slots + (restored ? 1 : 0); ++slot) {
-    // Made anew for every slot: what need not live through an op leaves it a GPU register.
-    const Row row = row_of(batch, unknown(index));
-    const Places places = places_of(memory, row, unknown(resized) != 0, slot);
+  for (i32 slot = 0; slot < batch.slots + (restores ? 1 : 0); ++slot) {
+    // Computed again for every slot: a value that need not live through an op leaves it a GPU register.
+    const Row row = row_of(batch, opaque(index));
+    const Buffers buffers = buffers_of(memory, row, opaque(resizes) != 0, slot);
+    // Buffers alternate backwards from the last image, which is even, so that it falls to the output if there is one.
     const auto next_image = [&] {
-      --left;
-      return left == 0 && row.dst != nullptr ? row.dst : (left & 1) ? places.odd : places.even;
+      --remaining;
+      return remaining == 0 && row.dst != nullptr ? row.dst : (remaining & 1) ? buffers.odd : buffers.even;
     };
     if (slot == row.windowed && slot < row.slots) {
       u8* const to = next_image();
@@ -233,30 +239,30 @@ QPT_ENTRY Picture run_row(Team& team, const Batch& batch, i32 index, const Memor
     u8* const to = next_image();
     const OpArgs args{from,
                       to,
-                      unknown(now.h),
-                      unknown(now.w),
-                      unknown(to_h),
-                      unknown(to_w),
-                      unknown(now.top),
-                      unknown(now.left),
-                      unknown(windowed ? row.h : now.h),
-                      unknown(windowed ? row.w : now.w),
+                      opaque(now.h),
+                      opaque(now.w),
+                      opaque(to_h),
+                      opaque(to_w),
+                      opaque(now.top),
+                      opaque(now.left),
+                      opaque(windowed ? row.h : now.h),
+                      opaque(windowed ? row.w : now.w),
                       params,
                       row.seed,
                       static_cast<u32>(slot),
-                      places.rest};
+                      buffers.op_scratch};
     from = to;
     now.h = to_h;
     now.w = to_w;
     run_op(team, op, args);
-    team.sync();  // the op's image is the next op's input, and its scratch is reused
+    team.sync();  // the op's image, written by all, is the next op's input; its scratch, which all have read, is reused
   }
   return {from, now};
 }
 
 template <class Item, class Team>
-QPT_FN void write_items(const Team& team, Picture from, Patches to) {
-  const Item* table = static_cast<const Item*>(to.table);
+QPT_FN void write_items(const Team& team, RowResult from, Patches to) {
+  const Item* lut = static_cast<const Item*>(to.lut);
   const i32 size = to.size;
   const i64 area = static_cast<i64>(size) * size;
   const i64 pixel = to.channels_last ? 3 : 1, channel = to.channels_last ? 1 : area;
@@ -266,15 +272,15 @@ QPT_FN void write_items(const Team& team, Picture from, Patches to) {
     each(team, size, size, [&](i32 y, i32 x) {
       const u8* p = from.pixels + (static_cast<i64>(top + y) * from.window.w + left + x) * 3;
       Item* q = out + (static_cast<i64>(y) * size + x) * pixel;
-      q[0] = table[p[0]];
-      q[channel] = table[256 + p[1]];
-      q[2 * channel] = table[512 + p[2]];
+      q[0] = lut[p[0]];
+      q[channel] = lut[256 + p[1]];
+      q[2 * channel] = lut[512 + p[2]];
     });
   }
 }
 
 template <class Team>
-QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
+QPT_ENTRY void write_patches(Team& team, RowResult from, Patches to) {
   if (to.item_bytes == 1)
     write_items<u8>(team, from, to);
   else if (to.item_bytes == 2)
@@ -285,16 +291,17 @@ QPT_ENTRY void write_patches(Team& team, Picture from, Patches to) {
     write_items<u64>(team, from, to);
 }
 
+// Runs the row at `place` of the batch's order, and writes its image or its patches.
 template <class Team>
 QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Memory& memory) {
-  const Picture picture = run_row(team, batch, batch.order[place], memory);
+  const RowResult result = run_row(team, batch, batch.order[place], memory);
   if (batch.patches.boxes == nullptr) return;
-  const i32 index = batch.order[unknown(place)];  // read anew: kept, it costs ops a register
+  const i32 index = batch.order[opaque(place)];  // read again: kept through the ops, it would cost them a register
   Patches patches = batch.patches;
   const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
   patches.boxes += static_cast<i64>(index) * patches.count * 2;
   patches.out = static_cast<u8*>(batch.out) + index * values * patches.item_bytes;
-  write_patches(team, picture, patches);
+  write_patches(team, result, patches);
 }
 
 }  // namespace qpt

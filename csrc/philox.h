@@ -1,6 +1,7 @@
 // Philox 4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC
 // 2011), and normal variates from it. A draw is a pure function of (seed, slot, op, element), so no result depends on
-// the order or the number of threads. Used by the noise ops; exposed to Python for its published known answers.
+// the order or the number of threads. Used by every op that draws; exposed to Python, where tests compare it with the
+// published known answers.
 #pragma once
 #include "scalar_math.h"
 
@@ -10,7 +11,7 @@ struct Philox4 {
   u32 x, y, z, w;
 };
 
-// One block of four random words for a counter and a two-word key.
+// Returns the four random words of a counter under a two-word key.
 QPT_INLINE Philox4 philox4x32_10(Philox4 counter, u32 key0, u32 key1) {
   QPT_UNROLL(10)
   for (i32 round = 0; round < 10; ++round) {
@@ -28,7 +29,8 @@ struct Normal2 {
   float first, second;
 };
 
-// Box-Muller: two words to two N(0, 1) variates. Each uses 24 bits, so |n| <= sqrt(48 ln 2) = 5.77.
+// Turns two words into two N(0, 1) variates by Box and Muller's method. It uses 24 bits of each, so |n| <= sqrt(48 ln
+// 2) = 5.77.
 QPT_INLINE Normal2 normal_pair(u32 radius_word, u32 angle_word) {
   const float u = static_cast<float>(static_cast<i32>((radius_word >> 8) + 1u)) * 0x1p-24f;  // (0, 1]
   const float radius = square_root(-2.0f * natural_log(u));

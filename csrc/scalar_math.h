@@ -1,6 +1,6 @@
-// Scalar mathematics of the degradation ops: the same bits on CPU and GPU. Only IEEE + - * / sqrt and an explicit
-// fma(); exp, log, sin and cos are Taylor series on a reduced range, never libm's or the GPU's (those differ in the
-// last bit). Errors against double are bounded in tests/cpp/scalar_math.cpp. Branch-free, so that loops vectorise.
+// Scalar mathematics of the degradation ops, with the same bits on CPU and GPU: only IEEE + - * / sqrt and an explicit
+// fma(). exp, log, sin and cos are Taylor series on a reduced range; libm's and the GPU's own differ in the last bit.
+// Functions are branch-free, so that loops vectorise. tests/cpp/scalar_math.cpp measures the errors.
 #pragma once
 #include "team.h"
 
@@ -51,23 +51,23 @@ QPT_INLINE T clamp(T x, T low, T high) {
   return minimum(maximum(x, low), high);
 }
 
-// Nearest integer, half to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for fraction bits.
+// Returns the nearest integer, halves to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for fraction bits.
 QPT_INLINE float nearest(float x) {
   return (x + 12582912.0f) - 12582912.0f;
 }
 
-// Clamp to [0, 255] and round half to even. After adding 2^23 the low mantissa bits are the integer.
+// Clamps to [0, 255] and rounds halves to even. After adding 2^23 the low mantissa bits are the integer.
 QPT_INLINE u8 to_u8(float x) {
   return static_cast<u8>(float_bits(clamp(x, 0.0f, 255.0f) + 8388608.0f));
 }
 
-// Smallest integer >= x, for 0 <= x < 2^31.
+// Returns the smallest integer >= x, for 0 <= x < 2^31.
 QPT_INLINE i32 ceil_to_int(float x) {
   const i32 whole = static_cast<i32>(x);
   return whole + (static_cast<float>(whole) < x ? 1 : 0);
 }
 
-// e^x for x <= 0; 0 below -87. x = n ln 2 + r, |r| <= 0.35, Taylor to r^8.
+// Returns e^x for x <= 0, and 0 below -87: x = n ln 2 + r with |r| <= 0.35, and the Taylor series of e^r to r^8.
 QPT_INLINE float exponential(float x) {
   const float bounded = maximum(x, -87.0f);
   const float n = nearest(bounded * 1.44269504f);
@@ -86,8 +86,8 @@ QPT_INLINE float exponential(float x) {
   return x < -87.0f ? 0.0f : power;
 }
 
-// 2^x for -126 < x < 126, to a relative 3e-6: for weights, of which there are many. A minimax quartic on [-1/2, 1/2]
-// whose exponent is raised by x's whole part, which the sum with 1.5 * 2^23 has in its low bits.
+// Returns 2^x for -126 < x < 126 with a relative error of 3e-6, for the many weights of a filter: a minimax quartic on
+// [-1/2, 1/2], to whose exponent x's integer part is added, which is in the low bits of the sum with 1.5 * 2^23.
 QPT_INLINE float quick_power_of_two(float x) {
   const float shifted = x + 12582912.0f;
   const float r = x - (shifted - 12582912.0f);
@@ -99,8 +99,8 @@ QPT_INLINE float quick_power_of_two(float x) {
   return bits_float(float_bits(p) + (float_bits(shifted) << 23));
 }
 
-// ln x for normal x > 0. x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1)/(m + 1), |s| <=
-// 0.172.
+// Returns ln x for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)), and ln m = 2 artanh(s) for s = (m - 1)/(m +
+// 1), |s| <= 0.172.
 QPT_INLINE float natural_log(float x) {
   const u32 bits = float_bits(x);
   const i32 exponent = static_cast<i32>(bits - 0x3F3504F3u) >> 23;  // arithmetic shift: floor
@@ -120,7 +120,8 @@ struct SinCos {
   float sin, cos;
 };
 
-// sine and cosine of an angle in turns, |turns| < 2^20: the quadrant is exact, the rest is Taylor on [-pi/4, pi/4].
+// Returns the sine and cosine of an angle in turns, |turns| < 2^20: the quadrant is exact, and the rest is a Taylor
+// series on [-pi/4, pi/4].
 QPT_INLINE SinCos sin_cos_turns(float turns) {
   const float quarters = turns * 4.0f;
   const float n = nearest(quarters);

@@ -1,37 +1,65 @@
-// A Team is the set of threads that work on one row of a program: one CPU thread (Solo, here), one thread block on a
-// GPU (csrc/cuda), or a few std::threads behind a barrier (tests/cpp). Every op is written once against this concept:
-//   i32 rank(), i32 size(), void sync() (barrier + memory fence), once(f) (f on one member).
-// Elements of a loop are shared out by each(); nothing may depend on which member computes an element.
-// Included by every device header, so it defines the integer names too: g++, nvcc and NVRTC compile it without system
-// headers.
+// A Team is the set of threads that work on one row of a program. Every op is a template over this concept:
+//   i32 rank(), i32 size()   the calling member's number and the number of members
+//   void sync()              a barrier of all members that also makes their writes visible to each other
+//   void once(body)          body() on one member; no sync() follows
+//   bool kSolo               true for a team of one
+// A team is one CPU thread (Solo, below), one thread block on a GPU (csrc/cuda/degrade.cu), or several std::threads
+// behind a barrier (tests/cpp/thread_team.h). each() divides the elements of a loop among the members; no result may
+// depend on which member computes an element.
+//
+// This header is included by every device header and compiled by g++, clang, nvcc and NVRTC. It includes nothing, not
+// even <cstdint>, which NVRTC does not have, and defines the integer names itself.
+//
+// clang-format off
+// Macros. A team of one and a thread team are compiled by g++ or clang, with the same values unless the table says so.
+//
+//   macro             on the host                  under nvcc and NVRTC         why
+//   ---------------------------------------------------------------------------------------------------------------
+//   QPT_FN            flatten, noinline            __device__                   A function of an op. On the host, all
+//                                                                               calls in it are inlined: a lambda that
+//                                                                               is given to each() must be part of
+//                                                                               the loop for the loop to vectorise.
+//                                                                               noinline keeps compilation short.
+//   QPT_INLINE        always_inline                __device__ __forceinline__   A small function, part of its caller.
+//   QPT_BODY          always_inline                (empty)                      Stands after the parameters of a lambda
+//                                                                               so large that g++ does not inline it.
+//   QPT_ENTRY         inline                       __device__                   A function that runs whole ops: flatten
+//                                                                               would inline all of them into it.
+//   QPT_CALLED        inline                       __device__ __noinline__      On a GPU a call, so that the callee's
+//                                                                               registers do not add to the caller's.
+//   QPT_TEAM(Team)    Team&                        Team                         The team parameter of a QPT_CALLED
+//                                                                               function. A GPU's team is empty and
+//                                                                               passed by value: its address would
+//                                                                               need a stack.
+//   QPT_CONSTANT      static constexpr             static __constant__ const    An array of constants.
+//   QPT_UNROLL(n)     #pragma GCC unroll n         #pragma unroll n             Stands before a loop; n = 1 keeps it
+//                     (clang: unroll n)                                         rolled, which saves registers.
+//   QPT_INDEPENDENT   #pragma GCC ivdep            (empty)                      Stands before a loop whose iterations
+//                     (clang: empty)                                            are independent, so that it vectorises.
+//   QPT_SIMD_ROWS     team of one: 1 with AVX2     0                            1 where the vector forms of cpu/simd.h
+//                     or AVX-512, else 0;                                       are used. Set there and in ops/op.h.
+//                     thread team: not used
+// clang-format on
 #pragma once
 
-// QPT_FN: a function of an op. On the host everything it calls is inlined into it, since a lambda given to each() must
-// be part of the loop for the loop to vectorise; it is not inlined itself, which keeps compilation short. QPT_INLINE: a
-// small function, part of its caller. QPT_BODY: after the parameters of a lambda so large that the compiler needs
-// telling. QPT_ENTRY: none of these. QPT_CALLED: on a GPU a function of its own, so that its caller takes no registers
-// from it; its team is a QPT_TEAM, there a value: it is empty, and the address of one would take stack. QPT_CONSTANT: a
-// table.
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define QPT_FN __device__ inline
-#define QPT_ENTRY __device__ inline
 #define QPT_INLINE __device__ __forceinline__
 #define QPT_BODY
+#define QPT_ENTRY __device__ inline
 #define QPT_CALLED __device__ __noinline__
 #define QPT_TEAM(Team) Team
 #define QPT_CONSTANT static __constant__ const
 #else
 #define QPT_FN inline __attribute__((flatten, noinline))
-#define QPT_ENTRY inline
 #define QPT_INLINE inline __attribute__((always_inline))
 #define QPT_BODY __attribute__((always_inline))
+#define QPT_ENTRY inline
 #define QPT_CALLED inline
 #define QPT_TEAM(Team) Team&
 #define QPT_CONSTANT static constexpr
 #endif
 
-// QPT_UNROLL(n) before a loop to unroll n times (1: not at all); QPT_INDEPENDENT before a loop whose rounds do not
-// depend on each other.
 #define QPT_PRAGMA(text) _Pragma(#text)
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__) || defined(__clang__)
 #define QPT_UNROLL(n) QPT_PRAGMA(unroll n)
@@ -51,16 +79,16 @@ using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
 
-// x, but the compiler is not to know. Otherwise what ops compute from the image's size is moved out of the loop over
-// slots, where it takes GPU registers from every op: with 29 ops the kernel spilled.
-QPT_INLINE i32 unknown(i32 x) {
+// Returns x, whose value the GPU compiler then does not know. It would otherwise move what ops compute from the image's
+// size out of the loop over slots, where it takes registers from every op: with 29 ops the kernel spilled.
+QPT_INLINE i32 opaque(i32 x) {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
   asm volatile("" : "+r"(x));
 #endif
   return x;
 }
 
-// One thread owning a whole row. rank and size are compile-time constants, so each() is a plain loop nest.
+// A team of one CPU thread. rank and size are compile-time constants, so each() is a plain loop nest.
 struct Solo {
   static constexpr bool kSolo = true;
   QPT_INLINE static constexpr i32 rank() { return 0; }
@@ -72,8 +100,8 @@ struct Solo {
   }
 };
 
-// body(row, column) for every element of a rows x columns grid, shared among the members. Elements must be independent:
-// Solo tells the compiler so (ivdep), and that is what lets it vectorise the inner loop.
+// Calls body(row, column) for every element of a rows x columns grid, divided among the members. The elements must be
+// independent: for Solo the compiler is told so (ivdep), and that is what lets it vectorise the inner loop.
 template <class Team, class Body>
 QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
   if constexpr (Team::kSolo) {
@@ -98,7 +126,7 @@ QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
   }
 }
 
-// body(i) for i in [0, count), shared among the members.
+// Calls body(i) for every i in [0, count), divided among the members.
 template <class Team, class Body>
 QPT_INLINE void each(const Team& team, i32 count, Body body) {
   QPT_INDEPENDENT

@@ -1,8 +1,7 @@
 """Write docs/degradations.md and its pictures from the op table: ``python docs/degradations.py``.
 
-The text is ``render()``, which tests/test_degradations_page.py compares with the committed page; pictures are made anew
-only by the command. Relies on the op table, the presets, docs/degradation_peers.yaml and a photograph of the
-scikit-image wheel.
+tests/test_degradations_page.py compares the text of ``render()`` with the committed page; only the command makes the
+pictures. Relies on the op table, the presets, docs/degradation_peers.yaml and a photograph of the scikit-image wheel.
 """
 
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 import yaml
 from PIL import Image
 
-from qpt import degradations, presets
 from qpt.data.images import load_rgb
-from qpt.degradations import DEGRADATIONS, LEVELS, Degradation, Parameter
-from qpt.demo import wheel_photographs
-from qpt.ops.degrade import degrade
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.data.sample_images import sample_images
+from qpt.degradations import op_table, presets
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Degradation, Parameter
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
+from qpt.ops.degrade.api import degrade
 
 FOLDER = Path(__file__).parent
 PAGE, PICTURES, PEERS = (
@@ -26,19 +25,20 @@ PAGE, PICTURES, PEERS = (
     FOLDER / "images" / "degradations",
     FOLDER / "degradation_peers.yaml",
 )
-CELL, GAP, LEFT = 160, 4, 70  # pixels: side of a picture, space between, left edge of the cut in the halved photograph
-SEED = 6  # of signs, angles and noise; one for an op's five levels, so that only the strength changes
+CELL, GAP, LEFT = 160, 4, 70  # pixels: side of a cell, space between cells, left edge of the crop of the halved image
+SEED = 6  # of signs, angles and noise; the same at an op's five levels, so that only the strength changes
 
 HEAD = """\
 # Degradations
 
-Every op of the table at its five levels: the picture as it is, then levels 1 to 5, pixel for pixel. One draw of sign,
-angle and noise serves a row. The photograph is NASA's portrait of Eileen Collins (public domain) from the scikit-image
-wheel, at half size; the strips are stored as JPEG of quality 88.
+Every op of the op table at its five levels: the photograph as it is, then levels 1 to 5, pixel for pixel. The five
+levels have the same draw of sign, angle and noise. The photograph is NASA's portrait of Eileen Collins (public domain)
+from the scikit-image wheel, at half size; the strips are stored as JPEG of quality 88.
 
-Written by `python docs/degradations.py` from the op table (`qpt/optable/`), the presets (`qpt/presets/`) and
-`docs/degradation_peers.yaml`; `qpt degrade --list` prints the same levels. A *halo* is how many pixels around a pixel
-an op looks at. An *oracle* is the library call that tests compare it with.
+Written by `python docs/degradations.py` from the op table (`qpt/degradations/rows/`), the presets
+(`qpt/degradations/presets/`) and `docs/degradation_peers.yaml`; `qpt degrade --list` prints the same levels. A *halo*
+is the number of pixels around an output pixel that an op reads. An *oracle* is the library call that tests compare the
+op with.
 
 {table}
 
@@ -64,7 +64,7 @@ SECTION = """
 
 
 def render() -> str:
-    """The page's text."""
+    """Return the page's text."""
     peers = yaml.safe_load(PEERS.read_text(encoding="utf-8"))
     spaces = {name: set(DegradationSpace.preset(name).names) for name in presets.NAMES}
     short = peers["peers"]
@@ -93,8 +93,7 @@ def _section(op: Degradation, spaces: dict[str, set[str]], peers: list[str]) -> 
         name=op.name,
         doc=op.doc,
         parameters="\n".join(
-            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {degradations.levels_in_words(p)} |"
-            for p in op.parameters
+            f"| {p.name} | {p.unit} | {p.low:g} to {p.high:g} | {op_table.describe_levels(p)} |" for p in op.parameters
         ),
         source=op.source.removesuffix("."),
         oracle=op.oracle,
@@ -116,8 +115,8 @@ def _widest(p: Parameter, level: int) -> float:
 
 
 def draw() -> None:
-    """One strip per op: the picture, then its five levels."""
-    (astronaut,) = (path for path in wheel_photographs() if path.stem == "astronaut")
+    """Write one strip per op: the photograph, then its five levels."""
+    (astronaut,) = (path for path in sample_images() if path.stem == "astronaut")
     picture = np.array(Image.fromarray(load_rgb(astronaut)).reduce(2))[:CELL, LEFT : LEFT + CELL]
     PICTURES.mkdir(parents=True, exist_ok=True)
     for old in PICTURES.glob("*.jpg"):

@@ -1,8 +1,8 @@
-"""Something to try a report on, made from the photographs inside the scikit-image wheel: crops and a labelled set.
+"""Data for an example report, made from the images inside the scikit-image wheel: crops and a labelled set.
 
 ``python docs/report_example.py FOLDER`` writes FOLDER/crops to pre-train on, FOLDER/images and FOLDER/scores.csv. No
-person rated these pictures: the score is a made-up one that falls with the level of the degradation, with some noise.
-Used by docs/report.md.
+person rated these images: the score is made up and falls with the level of the degradation, with some noise. Used by
+docs/report.md.
 """
 
 import csv
@@ -16,8 +16,8 @@ from PIL import Image
 from qpt import DegradationSpace, degrade
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
-from qpt.demo import wheel_photographs
-from qpt.program import Program
+from qpt.data.sample_images import sample_images
+from qpt.degradations.program import Program
 
 SIZE, SEED = 224, 0
 CROPS, SCALES = 360, (1.0, 0.75, 0.5)
@@ -26,11 +26,11 @@ CROPS, SCALES = 360, (1.0, 0.75, 0.5)
 def main(folder: Path) -> None:
     for name in ("images", "crops"):
         (folder / name).mkdir(parents=True)
-    files = [path for path in wheel_photographs() if "skimage" in path.parts]
-    photographs = [load_rgb(path) for path in files]
-    for index, crop in enumerate(cut_crops(photographs, CROPS, size=SIZE, seed=SEED, scales=SCALES)):
+    files = [path for path in sample_images() if "skimage" in path.parts]
+    images = [load_rgb(path) for path in files]
+    for index, crop in enumerate(cut_crops(images, CROPS, size=SIZE, seed=SEED, scales=SCALES)):
         Image.fromarray(crop).save(folder / "crops" / f"{index:03d}.png")
-    crops = torch.from_numpy(cut_crops(photographs, len(files), size=SIZE, seed=SEED))
+    crops = torch.from_numpy(cut_crops(images, len(files), size=SIZE, seed=SEED))
     rng = np.random.default_rng(SEED)
     ops = DegradationSpace.preset("qpt").ops
     rows = []

@@ -1,6 +1,6 @@
 """Write docs/scaling.md from benchmarks/results/scaling.json: ``python docs/scaling.py``.
 
-The text is ``render()``, which tests/test_scaling_page.py compares with the committed page. The model is
+The text is ``render()``, which tests/test_measured_pages.py compares with the committed page. The model is
 benchmarks/scaling.py; ``python -m benchmarks scaling`` writes the JSON.
 """
 
@@ -86,7 +86,7 @@ What saturates first: {saturates}
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page. result: content of scaling.json."""
+    """Return the page.  result: content of scaling.json."""
     rows, predictions = result["rows"], result["predictions"]
     facts = scaling.counted()
     stages = {line["gpus"]: {name: line[f"{name}_ms"] for name in scaling.STAGES} for line in predictions}
@@ -98,8 +98,8 @@ def render(result: dict[str, Any]) -> str:
         compositions=scaling.COMPOSITIONS,
         patch=scaling.PATCH,
         pool=scaling.POOL,
-        photographs=scaling.PHOTOGRAPHS,
-        rows=scaling.PHOTOGRAPHS * scaling.COMPOSITIONS,
+        photographs=scaling.IMAGES,
+        rows=scaling.IMAGES * scaling.COMPOSITIONS,
         region=scaling.REGION,
         region_kb=scaling.REGION**2 * 3 / 1e3,
         share=facts["patch_share"],
@@ -112,8 +112,8 @@ def render(result: dict[str, Any]) -> str:
         / scaling.PUBLISHED["ResNet-50 training, 224 px, mixed precision"].value,
         weak=8 * busy[1] / busy[8],
         cores=scaling.PUBLISHED["processor cores of a node of 8"].value / 8,
-        machine=f"{result['circumstances']['machine']['cpu']}, {result['circumstances']['time'][:10]}",
-        decoder=_decoder(result["circumstances"]["versions"]),
+        machine=f"{result['environment']['machine']['cpu']}, {result['environment']['time'][:10]}",
+        decoder=_decoder(result["environment"]["versions"]),
         stages=_table(
             ["GPUs", *one, "step"],
             [[str(n), *(f"{ms:.2f}" for ms in parts.values()), f"{busy[n]:.0f}"] for n, parts in stages.items()],
@@ -138,7 +138,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _decoder(versions: dict[str, str]) -> str:
-    """What decoded: simplejpeg, where the run had it, and Pillow."""
+    """Return the decoders of the run: simplejpeg, if it had it, and Pillow."""
     return ", ".join(f"{name} {versions[name]}" for name in ("simplejpeg", "pillow") if name in versions)
 
 
@@ -146,7 +146,7 @@ def _prediction(line: dict[str, Any]) -> list[str]:
     rates = ("images_per_s", "gpu_limit_images_per_s", "decode_limit_images_per_s", "cores_per_gpu_needed")
     hours = (line[f"hours_per_epoch, {name}"] for name in scaling.SETS)
     times = (f"{value:.1f} h" if value >= 1 else f"{value * 60:.1f} min" for value in hours)
-    return [str(line["gpus"]), line["photograph"], *(f"{line[name]:,}" for name in rates), _limit(line), *times]
+    return [str(line["gpus"]), line["image_size"], *(f"{line[name]:,}" for name in rates), _limit(line), *times]
 
 
 def _limit(line: dict[str, Any]) -> str:
@@ -154,10 +154,10 @@ def _limit(line: dict[str, Any]) -> str:
 
 
 def _saturates(predictions: list[dict[str, Any]]) -> str:
-    sizes = dict.fromkeys(line["photograph"] for line in predictions)
+    sizes = dict.fromkeys(line["image_size"] for line in predictions)
     words = []
     for size in sizes:
-        limits = dict.fromkeys(_limit(line) for line in predictions if line["photograph"] == size)
+        limits = dict.fromkeys(_limit(line) for line in predictions if line["image_size"] == size)
         words.append(f"{' or '.join(limits)} with photographs of {size}")
     return "; ".join(words) + "."
 

@@ -1,17 +1,20 @@
 """The contrastive loss's two passes over pairs on a GPU; the N x K logits exist only in registers, tile by tile.
 
-Called by qpt.ops.contrastive_terms through qpt.ops.contrastive_backends, for validated CUDA tensors; what ``attend``
-and ``softmax_key_gradient`` compute is written in qpt/ops/contrastive_torch.py. One kernel does both: rows own their
-results, a stream is walked past them.
+Called by qpt/ops/contrastive/backend_triton.py for validated CUDA tensors; what ``lse_forward`` and ``key_gradient``
+compute is written in qpt/ops/contrastive/backend_torch.py. One kernel does both: rows own their results, a stream is
+walked past them.
 
-    attend:        rows are queries, the stream is keys;  p = exp(z - running maximum);  total = sum p, sum = sum p k_j
-    key gradient:  rows are keys, the stream is queries;  p = exp(z - lse_i);                          sum = sum p q_i
+    lse_forward:   rows are queries, the stream is keys;  p = exp(z - row_max);  row_sum = sum p,  acc = sum p k_j
+    key_gradient:  rows are keys, the stream is queries;  p = exp(z - lse_i);                      acc = sum p q_i
 
 Deterministic: no atomics; the stream is split in parts whose results are merged in order. Exponentials are base 2, with
 log2(e) folded into the temperature's factor.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import torch
 import triton
@@ -23,6 +26,11 @@ LOG2_E = 1.4426950408889634
 # p is at most 2, and of a million keys most are below float16's smallest number, 6e-8: moved up while it is a float16.
 FLOAT16_SCALE = 16384.0
 MERGE_ROWS, MERGE_WARPS = 16, 4  # of one program of the merge
+
+# (vectors [R, D], groups int64 [R], images int64 [R] or None).
+Side: TypeAlias = Sequence[Any]
+# The same of the keys, followed by self_offset (int or None) and negatives (bool).
+KeySet: TypeAlias = Sequence[Any]
 
 
 @triton.jit
@@ -46,7 +54,8 @@ def _logits(
     WIDEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """rows x stream^T, [ROWS, STREAM] float32; and the stream's tile, for the second product, if one step covers D."""
+    """Return rows x stream^T, [ROWS, STREAM] float32, and the stream's tile, for the second product, if one step covers
+    D."""
     d = tl.arange(0, STEP)
     if ONE_STEP:
         tile = tl.load(
@@ -90,9 +99,9 @@ def _pass_kernel(
     temperature,  # float32, one element
     row_lse,  # float32 [n_rows]; read when BOTH_ROLES
     stream_lse,  # float32 [n_stream]; read unless RUNNING
-    reference,  # out, float32 [splits, n_rows], units of log 2; when RUNNING
-    total,  # out, float32 [splits, n_rows]; when RUNNING
-    weighted_sum,  # out, float32 [splits, n_rows, dim]; when WEIGHTED
+    row_max_out,  # out, float32 [splits, n_rows], units of log 2; when RUNNING
+    row_sum_out,  # out, float32 [splits, n_rows]; when RUNNING
+    acc_out,  # out, float32 [splits, n_rows, dim]; when WEIGHTED
     n_rows,
     n_stream,
     dim,
@@ -125,7 +134,7 @@ def _pass_kernel(
     row_inside = row < n_rows
     scale = LOG2E / tl.load(temperature)
 
-    # 1. What belongs to the rows. Rows beyond the last have group -2: equal to no group, and eligible nowhere.
+    # 1. Ids, log-sum-exps and vectors of the rows. Rows beyond the last have group -2: equal to none, eligible nowhere.
     groups = tl.load(row_groups + row, mask=row_inside, other=-2)
     if HAS_IMAGES:
         images = tl.load(row_images + row, mask=row_inside, other=-1)
@@ -139,8 +148,8 @@ def _pass_kernel(
     )
     if WIDEN:
         own = own.to(tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
-    sum_p = tl.zeros((ROWS,), tl.float32)
+    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    row_sum = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
 
     # 2. The part of the stream, a tile at a time.
@@ -175,14 +184,14 @@ def _pass_kernel(
 
         # 4. Exponentials: against the running maximum, or against the log-sum-exps that are known.
         if RUNNING:
-            raised = tl.maximum(highest, tl.max(z, 1))
-            shift = tl.where(raised == float("-inf"), 0.0, raised)
-            shrink = tl.exp2(highest - shift)
+            new_max = tl.maximum(row_max, tl.max(z, 1))
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+            rescale = tl.exp2(row_max - shift)
             p = tl.exp2(z - shift[:, None])
-            sum_p = sum_p * shrink + tl.sum(p, 1)
-            highest = raised
+            row_sum = row_sum * rescale + tl.sum(p, 1)
+            row_max = new_max
             if WEIGHTED:
-                acc = acc * shrink[:, None]
+                acc = acc * rescale[:, None]
         else:
             # z - lse is never above 0 but for rounding, which counts when logits are huge.
             lse = tl.load(stream_lse + column, mask=column_inside, other=float("inf")) * LOG2E
@@ -208,11 +217,11 @@ def _pass_kernel(
     place = part.to(tl.int64) * n_rows + row
     if RUNNING:  # noqa: SIM102 (a constant, then a value of the device)
         if tl.program_id(2) == 0:
-            tl.store(reference + place, highest, mask=row_inside)
-            tl.store(total + place, sum_p, mask=row_inside)
+            tl.store(row_max_out + place, row_max, mask=row_inside)
+            tl.store(row_sum_out + place, row_sum, mask=row_inside)
     if WEIGHTED:
         tl.store(
-            weighted_sum + place[:, None] * dim + out_column[None, :],
+            acc_out + place[:, None] * dim + out_column[None, :],
             acc / P_SCALE,
             mask=row_inside[:, None] & (out_column < dim)[None, :],
         )
@@ -220,12 +229,12 @@ def _pass_kernel(
 
 @triton.jit
 def _merge_kernel(
-    reference,  # float32 [splits, n], units of log 2
-    total,  # float32 [splits, n]
-    weighted_sum,  # float32 [splits, n, dim]; when WEIGHTED
-    out_reference,  # float32 [n], natural units; when RUNNING
-    out_total,
-    out_sum,  # float32 [n, dim]; when WEIGHTED
+    part_max,  # float32 [splits, n], units of log 2
+    part_sum,  # float32 [splits, n]
+    part_acc,  # float32 [splits, n, dim]; when WEIGHTED
+    row_max_out,  # float32 [n], natural units; when RUNNING
+    row_sum_out,
+    acc_out,  # float32 [n, dim]; when WEIGHTED
     n,
     dim,
     splits,
@@ -241,84 +250,75 @@ def _merge_kernel(
     within = inside[:, None] & (column < dim)[None, :]
     shift = tl.zeros((ROWS,), tl.float32)
     if RUNNING:
-        highest = tl.full((ROWS,), float("-inf"), tl.float32)
+        row_max = tl.full((ROWS,), float("-inf"), tl.float32)
         for part in range(splits):
-            highest = tl.maximum(highest, tl.load(reference + part * n + row, mask=inside, other=float("-inf")))
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-    all_p = tl.zeros((ROWS,), tl.float32)
+            row_max = tl.maximum(row_max, tl.load(part_max + part * n + row, mask=inside, other=float("-inf")))
+        shift = tl.where(row_max == float("-inf"), 0.0, row_max)
+    row_sum = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     for part in range(splits):
         place = tl.cast(part, tl.int64) * n + row
-        factor = tl.full((ROWS,), 1.0, tl.float32)
+        rescale = tl.full((ROWS,), 1.0, tl.float32)
         if RUNNING:
-            factor = tl.exp2(tl.load(reference + place, mask=inside, other=float("-inf")) - shift)
-            all_p += tl.load(total + place, mask=inside, other=0.0) * factor
+            rescale = tl.exp2(tl.load(part_max + place, mask=inside, other=float("-inf")) - shift)
+            row_sum += tl.load(part_sum + place, mask=inside, other=0.0) * rescale
         if WEIGHTED:
-            piece = tl.load(weighted_sum + place[:, None] * dim + column[None, :], mask=within, other=0.0)
-            acc += piece * factor[:, None]
+            piece = tl.load(part_acc + place[:, None] * dim + column[None, :], mask=within, other=0.0)
+            acc += piece * rescale[:, None]
     if RUNNING:  # noqa: SIM102
         if tl.program_id(1) == 0:
-            tl.store(out_reference + row, highest / LOG2E, mask=inside)
-            tl.store(out_total + row, all_p, mask=inside)
+            tl.store(row_max_out + row, row_max / LOG2E, mask=inside)
+            tl.store(row_sum_out + row, row_sum, mask=inside)
     if WEIGHTED:
-        tl.store(out_sum + row.to(tl.int64)[:, None] * dim + column[None, :], acc, mask=within)
+        tl.store(acc_out + row.to(tl.int64)[:, None] * dim + column[None, :], acc, mask=within)
 
 
-def attend(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    query_groups: torch.Tensor,
-    key_groups: torch.Tensor,
-    query_images: torch.Tensor | None,
-    key_images: torch.Tensor | None,
+def lse_forward(
+    queries: Side,
+    keys: KeySet,
     temperature: torch.Tensor,
     log_weight: float,
     *,
-    self_offset: int | None,
-    negatives: bool,
     weighted: bool,
     precision: str = "ieee",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """See qpt.ops.contrastive_torch.attend. precision: "ieee" or "tf32x3" (three TF32 products on tensor cores), for
-    float32 products: embeddings of float32, or of two dtypes. Those of one half-precision dtype are multiplied in it"""
-    rows, stream = (queries, query_groups, query_images), (keys, key_groups, key_images)
+    """Return row_max, row_sum [N] and, if ``weighted``, acc [N, D] of the queries; see backend_torch.py.
+
+    precision: "ieee" or "tf32x3" (three TF32 products on tensor cores), for float32 products: embeddings of float32, or
+    of two dtypes. Those of one half-precision dtype are multiplied in it.
+    """
+    *stream, self_offset, negatives = keys
     options = (log_weight, self_offset, negatives, precision)
-    reference, total, mean_sum = _run(rows, stream, temperature, None, None, *options, running=True, weighted=weighted)
-    assert reference is not None
-    assert total is not None
-    return reference, total, mean_sum
+    row_max, row_sum, acc = _run(queries, stream, temperature, None, None, *options, running=True, weighted=weighted)
+    assert row_max is not None
+    assert row_sum is not None
+    return row_max, row_sum, acc
 
 
-def softmax_key_gradient(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    query_groups: torch.Tensor,
-    key_groups: torch.Tensor,
-    query_images: torch.Tensor | None,
-    key_images: torch.Tensor | None,
+def key_gradient(
+    queries: Side,
+    keys: KeySet,
     temperature: torch.Tensor,
     log_weight: float,
     lse: torch.Tensor,
     *,
-    self_offset: int | None,
-    negatives: bool,
     both_roles: bool = False,
     precision: str = "ieee",
 ) -> torch.Tensor:
-    """See qpt.ops.contrastive_torch.softmax_key_gradient; precision as in ``attend``.
+    """Return the keys' gradient [M, D] by the log-sum-exps [N]; see backend_torch.py. precision as in ``lse_forward``.
 
     both_roles: with self_offset None or 0.
     """
-    rows, stream = (keys, key_groups, key_images), (queries, query_groups, query_images)
+    *rows, self_offset, negatives = keys
     options = (log_weight, None if self_offset is None else -self_offset, negatives, precision)
     row_lse = lse if both_roles else None
-    gradient = _run(rows, stream, temperature, row_lse, lse, *options, running=False, weighted=True)[2]
+    gradient = _run(rows, queries, temperature, row_lse, lse, *options, running=False, weighted=True)[2]
     assert gradient is not None
     return gradient.div_(temperature)
 
 
 def _device(tensor: torch.Tensor) -> tuple[int, int]:
-    """(compute capability, multiprocessors); the smallest supported where the kernels are interpreted."""
+    """Return (compute capability, multiprocessors); the smallest supported where the kernels are interpreted."""
     if not tensor.is_cuda:
         return 80, 2
     properties = torch.cuda.get_device_properties(tensor.device)
@@ -326,8 +326,8 @@ def _device(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _run(
-    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
-    stream: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    rows: Side,
+    stream: Side,
     temperature: torch.Tensor,
     row_lse: torch.Tensor | None,
     stream_lse: torch.Tensor | None,
@@ -339,7 +339,7 @@ def _run(
     running: bool,
     weighted: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """(reference, total, sum) of every row over the stream; None for what was not asked for."""
+    """Return (row_max, row_sum, acc) of every row over the stream; None for what was not asked for."""
     (vectors, groups, images), (others, other_groups, other_images) = rows, stream
     # Neighbours in memory are loaded in vectors; a copy of another layout costs little beside the products.
     vectors, others = (x if x.stride(1) == 1 else x.contiguous() for x in (vectors, others))

@@ -1,4 +1,4 @@
-"""How the contrastive loss's kernels are cut into programs: one launch table, by device, dtype and embedding length.
+"""The launch table of the contrastive loss's kernels: their programs, by device, dtype and embedding length.
 
 Used by contrastive.py beside it, by benchmarks/resources.py and by the tests, which compile every row of the table.
 """
@@ -11,8 +11,8 @@ import triton
 
 
 class Launch(NamedTuple):
-    """How a tile is cut: rows and stream rows of a tile, columns of one step of the first product and of the sums that
-    one program keeps, warps, pipeline stages."""
+    """One entry: rows and stream rows of a tile, columns of one step of the first product and of the sums that one
+    program keeps, warps, pipeline stages."""
 
     rows: int
     stream: int
@@ -42,7 +42,7 @@ LAUNCHES: dict[tuple[int, bool, int], Launch] = {
 
 
 def launch_for(capability: int, half: bool, dim: int) -> Launch:
-    """The table's row for a device of this compute capability (8.0 is 80; newer than the table: its newest).
+    """Return the table's row for a device of this compute capability (8.0 is 80; newer than the table: its newest).
 
     The last row of a device and dtype, which walks D in steps, serves any D.
     """
@@ -52,8 +52,8 @@ def launch_for(capability: int, half: bool, dim: int) -> Launch:
 
 
 def splits_for(n_rows: int, n_stream: int, dim: int, launch: Launch, multiprocessors: int) -> int:
-    """Parts of the stream: about two programs a multiprocessor, each with eight tiles or more, and partial sums of at
-    most 8 MiB (or one part)."""
+    """Return the number of parts of the stream: about two programs a multiprocessor, each with eight tiles or more, and
+    partial sums of at most 8 MiB (or one part)."""
     programs = triton.cdiv(n_rows, launch.rows) * triton.cdiv(dim, launch.columns)
     wanted = triton.cdiv(2 * multiprocessors, programs)
     return max(1, min(wanted, n_stream // (8 * launch.stream), (1 << 21) // max(1, n_rows * dim)))

@@ -1,7 +1,7 @@
-"""QPT: self-supervised pre-training of blind image quality assessment models.
+"""Self-supervised pre-training of blind image quality assessment models.
 
-The public names below are stable; everything else may move. They are imported when first used, so that ``import qpt``
-needs no compiled extension, GPU, Triton or CuPy, and stays quick.
+``dir(qpt)`` lists the public names. They are stable; everything else may move. Each is imported when it is first used,
+so that ``import qpt`` is quick and needs no compiled extension, GPU, Triton or CuPy.
 """
 
 from importlib import import_module
@@ -11,38 +11,38 @@ from qpt.errors import BackendError, InputError
 from qpt.version import __version__
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from qpt.degradations.program import Program as Program
+    from qpt.degradations.space import DegradationSpace as DegradationSpace
     from qpt.evaluate.scorer import Scorer as Scorer
     from qpt.models import load_encoder as load_encoder
-    from qpt.ops.contrastive import QualityContrastiveLoss as QualityContrastiveLoss
-    from qpt.ops.contrastive import contrastive_loss as contrastive_loss
-    from qpt.ops.contrastive_distributed import distributed_contrastive_loss as distributed_contrastive_loss
-    from qpt.ops.contrastive_presets import info_nce as info_nce
-    from qpt.ops.contrastive_presets import nt_xent as nt_xent
-    from qpt.ops.contrastive_presets import supcon as supcon
-    from qpt.ops.degrade import degrade as degrade
-    from qpt.ops.degrade import degrade_patches as degrade_patches
-    from qpt.pool import NegativePool as NegativePool
+    from qpt.ops.contrastive.api import QualityContrastiveLoss as QualityContrastiveLoss
+    from qpt.ops.contrastive.api import contrastive_loss as contrastive_loss
+    from qpt.ops.contrastive.api import info_nce as info_nce
+    from qpt.ops.contrastive.api import nt_xent as nt_xent
+    from qpt.ops.contrastive.api import supcon as supcon
+    from qpt.ops.contrastive.distributed import distributed_contrastive_loss as distributed_contrastive_loss
+    from qpt.ops.contrastive.pool import NegativePool as NegativePool
+    from qpt.ops.degrade.api import degrade as degrade
+    from qpt.ops.degrade.api import degrade_patches as degrade_patches
     from qpt.pretraining.config import PretrainConfig as PretrainConfig
     from qpt.pretraining.engine import pretrain as pretrain
-    from qpt.program import Program as Program
-    from qpt.space import DegradationSpace as DegradationSpace
 
 _HOMES = {
-    "DegradationSpace": "qpt.space",
-    "NegativePool": "qpt.pool",
+    "DegradationSpace": "qpt.degradations.space",
+    "NegativePool": "qpt.ops.contrastive.pool",
     "PretrainConfig": "qpt.pretraining.config",
-    "Program": "qpt.program",
-    "QualityContrastiveLoss": "qpt.ops.contrastive",
+    "Program": "qpt.degradations.program",
+    "QualityContrastiveLoss": "qpt.ops.contrastive.api",
     "Scorer": "qpt.evaluate.scorer",
-    "contrastive_loss": "qpt.ops.contrastive",
-    "degrade": "qpt.ops.degrade",
-    "degrade_patches": "qpt.ops.degrade",
-    "distributed_contrastive_loss": "qpt.ops.contrastive_distributed",
-    "info_nce": "qpt.ops.contrastive_presets",
+    "contrastive_loss": "qpt.ops.contrastive.api",
+    "degrade": "qpt.ops.degrade.api",
+    "degrade_patches": "qpt.ops.degrade.api",
+    "distributed_contrastive_loss": "qpt.ops.contrastive.distributed",
+    "info_nce": "qpt.ops.contrastive.api",
     "load_encoder": "qpt.models",
-    "nt_xent": "qpt.ops.contrastive_presets",
+    "nt_xent": "qpt.ops.contrastive.api",
     "pretrain": "qpt.pretraining.engine",
-    "supcon": "qpt.ops.contrastive_presets",
+    "supcon": "qpt.ops.contrastive.api",
 }
 
 __all__ = ["BackendError", "InputError", "__version__", *_HOMES]

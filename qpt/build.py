@@ -1,8 +1,8 @@
 """How the native code is built, written once: compiler flags, instruction set, CUDA architectures, nvcc.
 
-Used by setup.py (which loads this file by path, before the package exists), by qpt.ops.backend (is this build made for
-this processor?), by qpt.ops.cuda (NVRTC flags), by qpt.doctor and by the tests that compile the same sources.
-Relies on the standard library only.
+Used by setup.py (which loads this file by path, before the package exists), by qpt.ops.extension (is this build made
+for this processor?), by qpt.ops.degrade.cuda (NVRTC flags), by qpt.commands.doctor and by the tests that compile the
+same sources. Relies on the standard library only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ FATBIN_FILE = "_cuda/degrade.fatbin"  # written by setup.py when nvcc is used
 CUDA_SOURCES = ("cuda/degrade.cu",)  # below csrc/
 
 # Contraction and fast-math stay off: a CPU, a GPU and every instruction set must give the same bytes.
-# -fno-math-errno changes no value; it lets sqrtf become one instruction. -fno-wrapv undoes the -fwrapv of Python's own
-# flags: with it GCC does not vectorise loops over three-channel pixels (hue took four times as long). Nor does it
-# vectorise a choice between two computed floats unless told that nobody looks at floating-point exceptions, which
-# changes no value either.
-CXX_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv")
-MODULE_FLAGS = ("-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra")
+# -fno-math-errno changes no value; it lets sqrtf become one instruction. GCC vectorises a choice between two computed
+# floats only if told that nobody looks at floating-point exceptions, which changes no value either. Flags of Python's
+# own build stay out: with their -fwrapv GCC does not vectorise loops over three-channel pixels (hue takes four times as
+# long).
+CXX_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+MODULE_FLAGS = ("-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra")
 # Threads of a block, in every launch of our CUDA kernels: four warps for each of a multiprocessor's four schedulers,
 # which leaves a thread 128 registers: as few as they can be without a spill.
 BLOCK_THREADS = 512
@@ -164,7 +164,7 @@ def find_nvcc(environ: Mapping[str, str] = os.environ) -> str | None:
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
-def nvcc_command(nvcc: str, source: Path, output: Path, targets: Sequence[str]) -> list[str]:
+def nvcc_command(nvcc: str, source: Path | str, output: Path | str, targets: Sequence[str]) -> list[str]:
     """The command that compiles one .cu file; `targets` are gencode flags with -fatbin, or -cubin and -arch."""
     return [nvcc, *CUDA_FLAGS, "-O3", *targets, "-o", str(output), str(source)]
 

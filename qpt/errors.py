@@ -6,6 +6,7 @@ Raised by every public entry, printed as one line by the command line (``qpt.cli
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Sequence
 
 
@@ -23,11 +24,29 @@ class StalledError(RuntimeError):
 
 
 def describe(value: object) -> str:
-    """How an error message names what was given: ``(8, 3) float32`` for an array or tensor, else the type's name."""
+    """Name a value in an error message: ``(8, 3) float32`` for a tensor, ``(8, 3) float32 ndarray`` for an array.
+
+    Anything without a shape and a dtype is named by its type.
+    """
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    kind = type(value)
     if shape is None or dtype is None:
-        return type(value).__name__
-    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
+        return kind.__name__
+    suffix = "" if kind.__module__.partition(".")[0] == "torch" else f" {kind.__name__}"
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}{suffix}"
+
+
+def check_int(caller: str, name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return ``value``, an integer in low..high, as an int; NumPy's integers are allowed, a bool is not.
+
+    Raises InputError for anything else.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        number = int(value)
+        if number >= low and (high is None or number <= high):
+            return number
+    rule = f"of at least {low}" if high is None else f"in {low}..{high}"
+    raise InputError(f"{caller}: {name} must be an integer {rule}, got {value!r}")
 
 
 def hint(given: object, known: Sequence[str], *, most: int = 1, cutoff: float = 0.5) -> str:

@@ -16,8 +16,8 @@ from PIL import Image, ImageEnhance
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.demo import wheel_photographs
+from qpt.data.sample_images import sample_images
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests import test_ops, test_ops_library
 from tests.engine import run_one
 from tests.reference.degradations import REFERENCE
@@ -55,7 +55,7 @@ def oracle_of(name: str) -> Oracle:
 def crops(count: int, side: int, folder: Path | None = None) -> list[Picture]:
     """Different crops of side x side: ``count`` of the wheels' photographs, or one of each of them and of ``count``
     of the folder's, evenly spaced by name."""
-    found = [load_rgb(path) for path in wheel_photographs()]
+    found = [load_rgb(path) for path in sample_images()]
     if folder:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         found = [load_rgb(path) for path in files[:: max(len(files) // count, 1)][:count]] + found

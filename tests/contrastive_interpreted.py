@@ -1,4 +1,4 @@
-"""What tests/test_contrastive_triton.py runs in Triton's interpreter, and the dense definition it is held to.
+"""The work that tests/test_contrastive_triton.py runs in Triton's interpreter, and the dense definition it must equal.
 
 The launchers' outputs and partials are poisoned with nan and lie between guard elements: what is not written, and what
 is written outside, shows. Small blocks replace the launch table's: the interpreter's time goes by the element.
@@ -83,6 +83,12 @@ def dense(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return torch.logsumexp(z, 1), softmax @ keys, gradient
 
 
+def sides(case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Queries and keys as the kernels take them."""
+    keys = (case.keys, case.key_groups, case.key_images, case.self_offset, case.negatives)
+    return (case.queries, case.query_groups, case.query_images), keys
+
+
 def run(
     case: Case, truth_lse: Tensor, splits: int, block: int = 16, columns: int | None = None, capability: int = 80
 ) -> dict[str, Tensor]:
@@ -100,9 +106,7 @@ def run(
 
     table = {key: small(launch) for key, launch in contrastive_launch.LAUNCHES.items()}
     temperature = torch.tensor(case.temperature, dtype=torch.float32)
-    tensors = (case.queries, case.keys, case.query_groups, case.key_groups, case.query_images, case.key_images)
-    common = (*tensors, temperature, case.log_weight)
-    options: dict[str, Any] = {"self_offset": case.self_offset, "negatives": case.negatives}
+    common = (*sides(case), temperature, case.log_weight)
     left_out = (case.query_groups < 0) | (truth_lse == -torch.inf)
     lse = truth_lse.masked_fill(left_out, torch.inf).float()
     with (
@@ -110,17 +114,17 @@ def run(
         mock.patch.object(kernels, "splits_for", return_value=splits),
         guarded_outputs(),
     ):
-        reference, total, mean_sum = kernels.attend(*common, **options, weighted=True)
-        bare = kernels.attend(*common, **options, weighted=False)
-        gradient = kernels.softmax_key_gradient(*common, lse, **options, both_roles=case.both_roles)
-    assert mean_sum is not None
+        row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True)
+        bare = kernels.lse_forward(*common, weighted=False)
+        gradient = kernels.key_gradient(*common, lse, both_roles=case.both_roles)
+    assert acc is not None
     assert bare[2] is None
-    assert torch.isfinite(total).all()
-    assert torch.equal(reference == -torch.inf, total == 0)
-    assert mean_sum[total == 0].abs().sum() == 0
+    assert torch.isfinite(row_sum).all()
+    assert torch.equal(row_max == -torch.inf, row_sum == 0)
+    assert acc[row_sum == 0].abs().sum() == 0
     found = {
-        "lse": reference + total.log(),
-        "mean": mean_sum / total.clamp(min=1e-30)[:, None],
+        "lse": row_max + row_sum.log(),
+        "mean": acc / row_sum.clamp(min=1e-30)[:, None],
         "gradient": gradient,
         "bare_lse": bare[0] + bare[1].log(),
     }
@@ -153,13 +157,10 @@ def guarded_outputs() -> Iterator[None]:
 
 
 def run_empty(n: int, m: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In the interpreter: reference, total, mean_sum and key gradient where one side may have no rows."""
+    """In the interpreter: row_max, row_sum, acc and key gradient where one side may have no rows."""
     from qpt.kernels import contrastive as kernels
 
-    empty = case(n, m, dim)
-    tensors = (empty.queries, empty.keys, empty.query_groups, empty.key_groups, empty.query_images, empty.key_images)
-    common = (*tensors, torch.tensor(0.2), 0.0)
-    options: dict[str, Any] = {"self_offset": None, "negatives": True}
-    reference, total, mean_sum = kernels.attend(*common, **options, weighted=True)
-    assert mean_sum is not None
-    return reference, total, mean_sum, kernels.softmax_key_gradient(*common, torch.zeros(n), **options)
+    common = (*sides(case(n, m, dim)), torch.tensor(0.2), 0.0)
+    row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True)
+    assert acc is not None
+    return row_max, row_sum, acc, kernels.key_gradient(*common, torch.zeros(n))

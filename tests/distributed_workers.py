@@ -1,4 +1,4 @@
-"""What tests of several processes run in each of them; an assertion that fails there fails the test."""
+"""Functions that tests of several processes run in each of them; an assertion that fails there fails the test."""
 
 import itertools
 from typing import Any
@@ -11,11 +11,11 @@ from torch import nn
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
 from qpt.models.norm import synchronise, unrecorded_statistics
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.contrastive_distributed import distributed_contrastive_loss
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.world import World
+from qpt.pretraining.process_group import ProcessGroup
 from tests.test_contrastive import OPTIONS, problem
 from tests.tolerance import assert_close
 
@@ -42,7 +42,7 @@ def equal_single_process(rank: int, size: int) -> None:
     cases = itertools.product(
         OPTIONS.values(), ("gather", "ring"), (None, "replicated", "sharded"), (torch.float32, torch.float64)
     )
-    for number, (options, travel, layout, dtype) in enumerate(cases):
+    for number, (options, exchange, layout, dtype) in enumerate(cases):
         tensors = {k: x.to(dtype) if x.is_floating_point() else x for k, x in problem(number, n, n, 40, 6).items()}
         pool = {k: x for k, x in tensors.items() if k.startswith("pool")}
         batch = {k: x for k, x in tensors.items() if not k.startswith("pool")}
@@ -55,7 +55,7 @@ def equal_single_process(rank: int, size: int) -> None:
         ids = {k: own(x, counts, rank) for k, x in batch.items()}
         shard = pool if layout == "replicated" else {k: x[rank::size] for k, x in pool.items()}
         loss = distributed_contrastive_loss(
-            *mine, temperature=tau, **ids, **(shard if layout else {}), **options, keys_travel=travel,
+            *mine, temperature=tau, **ids, **(shard if layout else {}), **options, key_exchange=exchange,
             pool_layout=layout or "replicated",
         )  # fmt: skip
         assert_close(loss, truth.detach(), dtype)
@@ -71,13 +71,13 @@ def equal_single_process(rank: int, size: int) -> None:
 def equal_single_process_without_query_gradient(rank: int, size: int) -> None:
     """No weighted key sums are kept then: loss alone, and loss with the keys' gradient; rank 1 of 4 has no rows."""
     counts = COUNTS[size]
-    for travel, layout in itertools.product(("gather", "ring"), ("replicated", "sharded")):
+    for exchange, layout in itertools.product(("gather", "ring"), ("replicated", "sharded")):
         tensors = problem(5, sum(counts), sum(counts), 40, 6)
         pool = {k: tensors.pop(k) for k in list(tensors) if k.startswith("pool")}
         mine = {k: own(x, counts, rank).clone() for k, x in tensors.items()}
         shard = pool if layout == "replicated" else {k: x[rank::size] for k, x in pool.items()}
         truth = contrastive_loss(**tensors, **pool)
-        given = {"keys_travel": travel, "pool_layout": layout, **shard}
+        given = {"key_exchange": exchange, "pool_layout": layout, **shard}
         assert_close(distributed_contrastive_loss(**mine, **given), truth, torch.float64)
         tensors["keys"].requires_grad_()
         mine["keys"].requires_grad_()
@@ -97,11 +97,11 @@ def equal_single_process_under_ddp(rank: int, size: int) -> None:
     encoder.zero_grad()
     parallel = nn.parallel.DistributedDataParallel(encoder)
     part = slice(6 * rank, 6 * rank + 6)
-    for travel in ("gather", "ring"):
+    for exchange in ("gather", "ring"):
         encoder.zero_grad()
         embedded = parallel(x[part])
         ids = {"query_groups": groups[part], "key_groups": groups[part]}
-        distributed_contrastive_loss(embedded, embedded, **ids, **options, keys_travel=travel).backward()
+        distributed_contrastive_loss(embedded, embedded, **ids, **options, key_exchange=exchange).backward()
         for parameter, truth in zip(encoder.parameters(), expected, strict=True):
             assert_close(parameter.grad, truth, torch.float32)
 
@@ -120,8 +120,8 @@ def refuse_together(rank: int, size: int) -> None:
         distributed_contrastive_loss(**wrong)
     with pytest.raises(InputError, match="exclude_self must be the same on all ranks"):
         distributed_contrastive_loss(**given, exclude_self=rank == 0)
-    with pytest.raises(InputError, match="keys_travel must be one of gather, ring, got 'post'"):
-        distributed_contrastive_loss(**given, keys_travel="post")
+    with pytest.raises(InputError, match="key_exchange must be one of gather, ring, got 'post'"):
+        distributed_contrastive_loss(**given, key_exchange="post")
     with pytest.raises(InputError, match="backend='triton' needs tensors on cuda"):
         distributed_contrastive_loss(**given, backend="triton" if rank == 1 else "torch")
     # A float64 pool on one rank would make its sums wider than the others expect them.
@@ -129,7 +129,7 @@ def refuse_together(rank: int, size: int) -> None:
     pool = {"pool": torch.ones(2, 3, dtype=(torch.float32, torch.float64)[rank]), "pool_groups": torch.arange(2)}
     with pytest.raises(InputError, match=r"accumulation dtype .* must be the same on all ranks"):
         distributed_contrastive_loss(**single, **pool, pool_layout="sharded")
-    # Nobody is left waiting: the next call works.
+    # No process is left waiting: the next call works.
     assert distributed_contrastive_loss(**given).isfinite()
     given["queries"].requires_grad_()
     loss = distributed_contrastive_loss(**given)
@@ -145,7 +145,7 @@ def measure_ring(rank: int, size: int, path: str) -> None:
     groups = torch.arange(256) + 256 * rank
 
     def step() -> Any:
-        loss = distributed_contrastive_loss(queries, keys, query_groups=groups, key_groups=groups, keys_travel="ring")
+        loss = distributed_contrastive_loss(queries, keys, query_groups=groups, key_groups=groups, key_exchange="ring")
         return torch.autograd.grad(loss, [queries, keys])
 
     step()
@@ -187,7 +187,7 @@ def normalise_together(rank: int, size: int) -> None:
 
 
 def tell_each_other(rank: int, size: int) -> None:
-    world = World(rank, size, rank, size)
+    world = ProcessGroup(rank, size, rank, size)
     assert world.sum(rank, 1) == [3, 3] and world.gather(rank) == [0, 1, 2]
     assert world.share(6) == slice(2 * rank, 2 * rank + 2) and world.main == (rank == 0)
     rows = torch.full((rank, 2), float(rank))  # none of the first
@@ -212,11 +212,11 @@ def shuffle_keys(rank: int, size: int) -> None:
         "data", "out", arch="resnet18", width=4, projection_dim=8, patch_size=16, batch_images=8, pool_size=8,
         batch_norm="shuffled", chunk_images=2,
     )  # fmt: skip
-    learner = Learner(config, torch.device("cpu"), World(rank, size, rank, size))
+    learner = Learner(config, torch.device("cpu"), ProcessGroup(rank, size, rank, size))
     assert learner.key is not None
     learner.key.eval()  # statistics of no batch: a key depends on its own patch alone
     images = 8 // size - (rank == 0)  # the first could not read one
     patches = torch.randint(0, 256, (2 * images, 2, 3, 16, 16), dtype=torch.uint8)  # two keys of a composition
-    keys = learner._keys(learner.key, patches, learner._chunks(2 * images, None))
+    keys = learner._embed_keys(learner.key, patches, learner._chunks(2 * images, None))
     with torch.no_grad():
         assert torch.allclose(keys.flatten(0, 1), learner._embed_with(learner.key)(patches.flatten(0, 1)), atol=1e-5)

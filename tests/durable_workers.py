@@ -1,4 +1,4 @@
-"""What the tests of crashes run in processes of their own, which are then killed."""
+"""Functions that the tests of crashes run in processes of their own, which are then killed."""
 
 import os
 import signal
@@ -10,16 +10,16 @@ from typing import IO, Any
 
 import torch
 
-from qpt import PretrainConfig, pretrain
-from qpt.ops import backend
+from qpt import PretrainConfig, io, pretrain
+from qpt.ops import extension
 from qpt.pretraining import checkpoint
 
 
 def run_slowly(settings: dict[str, Any], started: Any, delay_s: float) -> None:
-    """Pre-train with --resume on a slow disk: each write of a checkpoint takes so long, and so do renames."""
+    """Pre-train with --resume on a slow disk: each write of a checkpoint, and each rename, takes ``delay_s``."""
     log = os.open(f"{settings['out']}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
-    backend._HOME_PID = os.getpid()  # forked from a process that has imported qpt and never run it: no threads yet
+    extension._HOME_PID = os.getpid()  # forked from a process that has imported qpt and never run it: no threads yet
     slow_down(delay_s)
     started.set()
     pretrain(PretrainConfig(**settings), resume=True)
@@ -52,7 +52,7 @@ def slow_down(delay_s: float) -> None:
         return call
 
     torch.save = lambda state, file: _save(state, Writer(file, lambda data: time.sleep(delay_s)))
-    checkpoint._sync = after_a_while(checkpoint._sync)
+    checkpoint.flush_to_disk = io.flush_to_disk = after_a_while(io.flush_to_disk)
     checkpoint._link = after_a_while(checkpoint._link)
 
 
@@ -104,5 +104,5 @@ def save_and_die(run: Path, operation: int, links: bool, report: int) -> None:
 
 
 def tiny_state(step: int) -> dict[str, Any]:
-    """A checkpoint's state of ``step``; step 2 is the best."""
+    """Return a checkpoint's state of ``step``; step 2 is the best."""
     return {"step": step, "smoothed": {"loss": abs(step - 2.0), "steps": step}, "w": torch.full((100,), float(step))}

@@ -1,6 +1,6 @@
-"""The C++ engine, called directly: NumPy arrays in, pointers down to qpt._C. No part of qpt's Python front end is used.
+"""The C++ engine, called directly: NumPy arrays become pointers for qpt._C, without any Python code of qpt.
 
-Used by test_ops.py, so that a fault in degrade()'s validation cannot hide one in a kernel.
+Used by the tests of ops, so that a fault in the argument checks of ``degrade`` cannot hide one in a kernel.
 """
 
 import numpy as np
@@ -11,10 +11,11 @@ OP_NAMES = tuple(_C.op_names())
 
 
 def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
-    """Run a program: images (B, H, W, 3) uint8, ops (r, S) names or ids (None or -1: no op), params (r, S, up to 4).
+    """Run a program and return (r, H, W, 3) uint8.
 
-    seeds (r,) int64 (default: row number), source (r,) (default: row number). Returns (r, H, W, 3) uint8. Output,
-    scratch and the bytes around them start out as a pattern; a write past either end fails the calling test.
+    images: (B, H, W, 3) uint8.  ops: (r, S) names or ids; None or -1 is an unused slot.  params: (r, S, up to 4).
+    seeds: (r,) int64, source: (r,); both default to the row numbers.  Output, scratch and the bytes around them are
+    filled with a pattern first; a write past either end fails the calling test.
     """
     images = np.ascontiguousarray(images, np.uint8)
     _, height, width, channels = images.shape
@@ -31,13 +32,13 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     seeds = np.ascontiguousarray(np.arange(rows) if seeds is None else seeds, np.int64)
     source = np.ascontiguousarray(np.arange(rows) if source is None else source, np.int32)
     assert seeds.shape == source.shape == (rows,)
-    order = np.arange(rows, dtype=np.int32)[::-1].copy()  # any will do
+    order = np.arange(rows, dtype=np.int32)[::-1].copy()  # any permutation gives the same result
 
     guard, pattern = 256, 0xA5
     size = rows * height * width * 3
     out = np.full(size + 2 * guard, pattern, np.uint8)
-    resized = bool((ids == OP_NAMES.index("resize_to")).any())
-    own_scratch = _C.scratch_bytes(height, width, resized, False)
+    resizes = bool((ids == OP_NAMES.index("resize_to")).any())
+    own_scratch = _C.scratch_bytes(height, width, resizes, False)
     scratch_size = threads * own_scratch
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
     _C.degrade(
@@ -51,5 +52,5 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
 
 
 def run_one(image, op, *params, seed=0) -> np.ndarray:
-    """One op on one image (H, W, 3) uint8."""
+    """Run one op on one image (H, W, 3) uint8."""
     return run(image[None], [[op]], [[params]], seeds=[seed])[0]

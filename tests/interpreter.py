@@ -1,7 +1,8 @@
 """A process in which Triton kernels run in Triton's interpreter, on the CPU.
 
-TRITON_INTERPRET must be set before triton is imported, and offline compilation in the same tests needs it unset: hence
-a process of its own. Fixture `interpreter` (tests/conftest.py); a test hands it a module-level function and arguments.
+TRITON_INTERPRET must be set before triton is imported, and offline compilation in the same session needs it unset;
+therefore the interpreter has a process of its own. Tests use the fixture ``interpreter`` of tests/conftest.py and pass
+it a module-level function and its arguments.
 """
 
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A small labelled set for evaluation tests: regions of scikit-image's photographs, blurred in known amounts."""
+"""A small labelled set for evaluation tests: regions of scikit-image's images, blurred in known amounts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from qpt.models.encoder import CHECKPOINT_FORMAT
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Imported by the modules that run narrow encoders: at this size, threads only wait for each other."""
+    """Run a module that uses narrow encoders in one thread: at this size, threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
@@ -27,8 +27,8 @@ def one_thread() -> Iterator[None]:
 HEADER = "image,mos,ref\n"
 
 
-def photographs() -> dict[str, np.ndarray]:
-    """Six (96, 128, 3) uint8 regions of different photographs."""
+def image_regions() -> dict[str, np.ndarray]:
+    """Return six (96, 128, 3) uint8 regions of different images."""
     cat, person, coffee, rocket = data.chelsea(), data.astronaut(), data.coffee(), data.rocket()
     return {
         "cat": cat[60:156, 100:228],
@@ -44,7 +44,7 @@ def write_set(folder: Path, levels: int = 4) -> Path:
     """Write levels x 6 PNG files and scores.csv; MOS falls with the blur, groups are the originals. Returns the CSV."""
     (folder / "images").mkdir(parents=True)
     lines = [HEADER]
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         for level in range(levels):
             blurred = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.8 * level))
             blurred.save(folder / "images" / f"{name}{level}.png")
@@ -55,7 +55,7 @@ def write_set(folder: Path, levels: int = 4) -> Path:
 
 
 def write_run(folder: Path, seed: int = 5, width: int = 4) -> Path:
-    """A run directory whose checkpoint holds a narrow, randomly initialised ResNet-18."""
+    """Write a run directory whose checkpoint holds a narrow, randomly initialised ResNet-18."""
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -67,14 +67,14 @@ class Root:
 
 
 def cells(words) -> np.ndarray:
-    """(n,) object array: a MATLAB cell array of text."""
+    """Return an (n,) object array: a MATLAB cell array of text."""
     array = np.empty(len(words), object)
     array[:] = list(words)
     return array
 
 
 def live(root: Path) -> Root:
-    """982 images, the last 203 positions that a multiple of 4 reaches are pristine; "realigned" is 1000 + i."""
+    """Write 982 images; the first 203 multiples of 4 are pristine; "realigned" scores are 0.05 above the original."""
     made = Root(root)
     for kind, count in LIVE.items():
         for i in range(1, count + 1):
@@ -92,7 +92,7 @@ def live(root: Path) -> Root:
 
 
 def csiq(root: Path) -> Root:
-    """Three references, one of them the number 1600; the header in row 4, three empty columns before it."""
+    """Write three references, one of them the number 1600; the header in row 4, three empty columns before it."""
     made = Root(root)
     rows: list[list] = [["CSIQ subjective data"], [], [],
                         [None, None, None, "image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "dmos"]]  # fmt: skip
@@ -106,7 +106,7 @@ def csiq(root: Path) -> Root:
 
 
 def tid2013(root: Path) -> Root:
-    """All 25 x 24 x 5, in mixed case: the score file says i01 and I02, the folder I01_01_1.bmp or i25_..._.BMP."""
+    """Write all 25 x 24 x 5 in mixed case: i01 or I02 in the score file, I01_01_1.bmp or i25_24_5.bmp on disk."""
     made = Root(root)
     lines = []
     for ref in range(1, 26):
@@ -119,7 +119,7 @@ def tid2013(root: Path) -> Root:
 
 
 def kadid10k(root: Path) -> Root:
-    """All 81 x 25 x 5."""
+    """Write all 81 x 25 x 5."""
     made = Root(root)
     rows: list[list] = [["dist_img", "ref_img", "dmos", "var"]]
     for ref in range(1, 82):
@@ -134,7 +134,7 @@ def kadid10k(root: Path) -> Root:
 
 
 def clive(root: Path) -> Root:
-    """1,169 entries; the first seven are in trainingImages."""
+    """Write 1,169 entries; the first seven are in trainingImages."""
     made = Root(root)
     names = [f"t{i}.bmp" for i in range(1, 8)] + [f"{i}.{'JPG' if i % 3 else 'bmp'}" for i in range(1, 1163)]
     for i, name in enumerate(names):
@@ -175,7 +175,7 @@ def spaq(root: Path, images: int = 30) -> Root:
 
 
 def flive(root: Path, stripped: bool = False, parts: tuple[int, int, int, int] = (40, 12, 6, 2)) -> Root:
-    """Images in three folders: parts for train, val, test and in no file. stripped: without < and > in file names."""
+    """Write images into three folders, parts for train, val, test and in no file; stripped: no < and > in names."""
     made = Root(root)
     train, padding, test_end, images = np.cumsum(parts).tolist()
     names = [f"{('blur_dataset', 'EE371R', 'voc_emotic_ava')[i % 3]}/picture{i}.jpg" for i in range(images)]
@@ -192,7 +192,7 @@ def flive(root: Path, stripped: bool = False, parts: tuple[int, int, int, int] =
 
 
 def bid(root: Path) -> Root:
-    """Numbers with gaps, .JPG in the loaders' rule and .jpg on disk for some."""
+    """Write numbers with gaps, .JPG in the loaders' rule and .jpg on disk for some."""
     made = Root(root)
     rows: list[list] = [["Image Number", "Average Subjective Grade", "std"]]
     for i in (*range(1, 13), 586, 1000):
@@ -203,7 +203,7 @@ def bid(root: Path) -> Root:
 
 
 def pipal(root: Path) -> Root:
-    """Four references with a label file each; the parts of the images lie in different folders."""
+    """Write four references with a label file each; the parts of the images lie in different folders."""
     made = Root(root)
     for ref in (1, 2, 3, 200):
         made.image(f"Train_Ref/A{ref:04d}.bmp")

@@ -1,4 +1,4 @@
-"""Compiles the C++ programs of tests/cpp with the package's own flags. Used by the tests that run them."""
+"""Compiling the C++ programs of tests/cpp with the package's own flags; used by the tests that run them."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ CPP = Path(__file__).parent / "cpp"
 
 
 def compile_program(source: str, output: Path, *extra: str) -> Path:
-    """tests/cpp/`source` as an executable at `output`; `extra` flags come after the package's."""
+    """Compile tests/cpp/``source`` to an executable at ``output``; ``extra`` flags come after the package's."""
     compiler = os.environ.get("CXX", "g++").split()
     flags = [*build.CXX_FLAGS, *build.instruction_set_flags(), "-Wall", "-Wextra", *extra]
     command = [*compiler, *flags, str(CPP / source), "-o", str(output), "-pthread"]

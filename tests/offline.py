@@ -1,4 +1,4 @@
-"""The limits that every GPU kernel must keep, checked on what benchmarks.resources reads from its machine code."""
+"""The limits that every GPU kernel must keep, checked on the numbers that benchmarks.resources reads from its code."""
 
 from benchmarks.resources import SHARED_LIMIT, Resources
 
@@ -6,7 +6,7 @@ from benchmarks.resources import SHARED_LIMIT, Resources
 def check(found: Resources, architecture: int, registers: int, launch_shared_bytes: int = 0) -> None:
     """Fail unless the kernel can be launched and keeps its values in registers.
 
-    registers: the most a thread may use.  launch_shared_bytes: shared memory asked for at launch.
+    registers: the largest number that a thread may use.  launch_shared_bytes: shared memory asked for at launch.
     """
     assert found.stack_bytes == 0, found
     assert found.local_bytes == 0, found

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 class Page(HTMLParser):
-    """text and pictures of each h2 section; every attribute that could load something from outside."""
+    """The text and pictures of each h2 section, and every attribute that could load something from outside."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -1,16 +1,16 @@
-"""Photographs and programs that several tests degrade; no test of its own."""
+"""Images and programs that several tests degrade; there is no test in this file."""
 
 import numpy as np
 import torch
 
-from qpt.program import Program
-from qpt.space import DegradationSpace
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 
 SPACE = DegradationSpace.preset("qpt")
 
 
-def photographs(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Smooth colour gradients with some noise: every op changes them, no channel is constant."""
+def smooth_images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Return smooth colour gradients with some noise: every op changes them, and no channel is constant."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     phase = rng.uniform(0, 6, (count, 1, 1, 3))
@@ -20,4 +20,5 @@ def photographs(count: int, height: int, width: int, seed: int = 0) -> torch.Ten
 
 
 def sample(n: int, views: int = 2, seed: int = 0) -> Program:
+    """Draw a program of the preset qpt."""
     return SPACE.sample(n, views=views, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Patch pairs and more: the overlap rule holds for every draw, exactly."""
+"""Boxes of two or more patches: the overlap rule holds for every draw, exactly."""
 
 import numpy as np
 import pytest

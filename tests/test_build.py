@@ -1,4 +1,7 @@
-"""Packaging: instruction-set check, CUDA switches, one version, and qpt.kernels from a checkout without an install."""
+"""Packaging: instruction-set check, CUDA switches, one version, and qpt.kernels from a checkout without an install.
+
+What ninja rebuilds, and how errors are shown, is tested in test_build_ninja.py.
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`setup.py build_ext` writing below tmp_path, in an environment with these variables."""
+    """Run `setup.py build_ext`, writing below tmp_path, in an environment with these variables."""
     command = [
         sys.executable,
         "setup.py",
@@ -34,6 +37,7 @@ def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[
         ({"QPT_CUDA": "yes"}, "QPT_CUDA must be auto, 0 or 1, got 'yes'"),
         ({"QPT_CUDA_ARCHS": "sm_80"}, "QPT_CUDA_ARCHS must be compute capabilities"),
         ({"QPT_PORTABLE": "true"}, "QPT_PORTABLE must be 0 or 1, got 'true'"),
+        ({"QPT_BUILD_JOBS": "many"}, "QPT_BUILD_JOBS must be a positive integer, got 'many'"),
         ({"CXX": "no-such-compiler"}, "no working C++ compiler (no-such-compiler)"),
     ],
 )
@@ -119,10 +123,13 @@ def test_kernels_and_sources_have_one_address() -> None:
     assert result.stdout.strip().endswith("qpt/kernels/__init__.py")
 
 
-def test_version_is_written_once() -> None:
-    assert qpt.__version__ == "0.1.0"
-    assert f"version: {qpt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+def test_version_has_one_source() -> None:
+    """qpt/version.py holds the version. pyproject.toml reads it; what cannot read it is compared with it."""
+    assert 'version = { attr = "qpt.version.__version__" }' in (ROOT / "pyproject.toml").read_text()
     assert qpt.__version__ not in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {qpt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    releases = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert releases[0] == qpt.__version__
 
 
 def test_import_needs_no_compiled_part() -> None:

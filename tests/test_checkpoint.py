@@ -1,4 +1,4 @@
-"""Checkpoints: what a crash at any moment, a power cut or a full disk leaves, rotation, and the choice of the best."""
+"""Checkpoints after a crash at any moment, a power cut or a full disk; rotation; the choice of the best."""
 
 import itertools
 import os
@@ -111,7 +111,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "truncated", "zeros at the end", "one bit"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before(
     tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (1, 2, 3):
@@ -140,7 +140,7 @@ def test_a_damaged_best_is_chosen_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert "best.pt is damaged" in capsys.readouterr().err
 
 
-def test_nothing_sound_is_an_error_that_names_all(tmp_path: Path) -> None:
+def test_no_sound_checkpoint_is_an_error_that_names_all(tmp_path: Path) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, tiny_state(step), keep=3)
     for path in (tmp_path / "checkpoint.pt", tmp_path / "checkpoints" / "step-00000001.pt"):
@@ -164,7 +164,7 @@ def test_an_interrupted_save_keeps_the_last_checkpoint(tmp_path: Path, monkeypat
     assert read_checkpoint(tmp_path)["step"] == 1 and names(tmp_path) == ["checkpoint.pt"]
 
 
-def test_the_smoothed_loss_is_a_mean_then_forgets() -> None:
+def test_the_smoothed_loss_is_a_mean_of_recent_steps() -> None:
     loss = SmoothedLoss()
     for value in (1.0, 2.0, 6.0):
         loss.add(value)

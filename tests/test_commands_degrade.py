@@ -1,4 +1,4 @@
-"""``qpt degrade``: the picture it writes, what it prints, and how it refuses."""
+"""``qpt degrade``: the picture that it writes, its printed output, and its errors."""
 
 import json
 
@@ -7,32 +7,34 @@ import pytest
 import torch
 from PIL import Image
 
-from qpt import cli, pictures, presets
+from qpt import cli
 from qpt.commands import degrade as command
-from qpt.degradations import DEGRADATIONS, LEVELS
+from qpt.degradations import presets
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade
-from qpt.pictures import draw_degradations
-from qpt.space import DegradationSpace
+from qpt.ops.degrade.api import degrade
+from qpt.report import degradation_grid
+from qpt.report.degradation_grid import draw_degradations
 
 SPACE = DegradationSpace.preset("qpt")
 
 
-def photograph(height: int = 90, width: int = 120) -> np.ndarray:
+def gradients(height: int = 90, width: int = 120) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([2 * x % 256, 255 - 2 * y % 256, (x + y) % 256], axis=-1).astype(np.uint8)
 
 
 @pytest.fixture
-def photo_path(tmp_path):
+def image_path(tmp_path):
     path = tmp_path / "photo.png"
-    Image.fromarray(photograph()).save(path)
+    Image.fromarray(gradients()).save(path)
     return path
 
 
-def test_writes_a_picture_and_prints_the_chains(photo_path, tmp_path, capsys):
+def test_writes_a_picture_and_prints_the_chains(image_path, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    assert cli.main(["degrade", str(photo_path), "--out", str(out), "--size", "128", "--compositions", "3"]) == 0
+    assert cli.main(["degrade", str(image_path), "--out", str(out), "--size", "128", "--compositions", "3"]) == 0
     with Image.open(out) as picture:
         assert picture.mode == "RGB"
         assert picture.height > len(SPACE.ops) * 128
@@ -42,9 +44,9 @@ def test_writes_a_picture_and_prints_the_chains(photo_path, tmp_path, capsys):
     assert [line.strip() for line in printed[1:]] == [str(chain) for chain in program]
 
 
-def test_json_says_what_was_drawn(photo_path, tmp_path, capsys):
+def test_json_says_what_was_drawn(image_path, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    arguments = ["degrade", str(photo_path), "--out", str(out), "--size", "128", "--compositions", "2", "--seed", "5"]
+    arguments = ["degrade", str(image_path), "--out", str(out), "--size", "128", "--compositions", "2", "--seed", "5"]
     assert cli.main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     with Image.open(out) as picture:
@@ -57,12 +59,12 @@ def test_json_says_what_was_drawn(photo_path, tmp_path, capsys):
     assert facts["seed"] == 5
 
 
-def test_a_space_of_ones_own_is_drawn(photo_path, tmp_path, capsys):
+def test_a_space_of_a_file_is_drawn(image_path, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text("ops: [{op: jpeg, levels: {quality: [90, 70, 50, 30, 10]}}]\nmin_ops: 1\nmax_ops: 1\n")
     arguments = [
         "degrade",
-        str(photo_path),
+        str(image_path),
         "--out",
         str(tmp_path / "grid.png"),
         "--size",
@@ -102,12 +104,12 @@ def test_presets_are_printed_with_sizes_source_and_differences(capsys):
         assert preset["size_with_levels"] == DegradationSpace.preset(preset["name"]).size(levels=True)
 
 
-def test_same_seed_same_picture(photo_path, tmp_path):
+def test_same_seed_same_picture(image_path, tmp_path):
     pixels = []
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
         out = tmp_path / name
         arguments = ["--out", str(out), "--size", "128", "--compositions", "6", "--seed", seed]
-        assert cli.main(["degrade", str(photo_path), *arguments]) == 0
+        assert cli.main(["degrade", str(image_path), *arguments]) == 0
         pixels.append(out.read_bytes())
     assert pixels[0] == pixels[1]
     assert pixels[0] != pixels[2]
@@ -115,12 +117,12 @@ def test_same_seed_same_picture(photo_path, tmp_path):
 
 def test_cells_hold_the_degraded_pixels():
     """Every row of the two programs is found in the picture, pixel for pixel, in reading order."""
-    picture = draw_degradations(photograph(128, 128), SPACE, size=128, compositions=7, seed=3)
-    sheet = np.array(picture.image)
-    images = torch.from_numpy(photograph(128, 128))[None]
-    step = 128 + pictures._GAP
-    lefts = [pictures._MARGIN + column * step for column in range(LEVELS + 1)]
-    for program, columns in ((picture.levels, lefts[1:]), (picture.compositions, lefts)):
+    grid = draw_degradations(gradients(128, 128), SPACE, size=128, compositions=7, seed=3)
+    sheet = np.array(grid.image)
+    images = torch.from_numpy(gradients(128, 128))[None]
+    step = 128 + degradation_grid._GAP
+    lefts = [degradation_grid._MARGIN + column * step for column in range(LEVELS + 1)]
+    for program, columns in ((grid.levels, lefts[1:]), (grid.compositions, lefts)):
         rows = degrade(images, program).numpy()
         lowest = 0
         for index, expected in enumerate(rows):
@@ -134,41 +136,41 @@ def test_cells_hold_the_degraded_pixels():
 
 
 def test_a_row_of_levels_keeps_its_sign_and_angle():
-    levels = draw_degradations(photograph(), SPACE, size=128, compositions=0).levels
+    levels = draw_degradations(gradients(), SPACE, size=128, compositions=0).levels
     params = levels.params[:, 0].reshape(len(SPACE.ops), LEVELS, 4)
     assert (params[SPACE.ops.index("hue"), :, 0].sign().unique().numel(), len(levels)) == (1, len(SPACE.ops) * LEVELS)
     assert params[SPACE.ops.index("motion_blur"), :, 1].unique().numel() == 1
     assert ((params[SPACE.ops.index("brightness"), :, 0] > 1).unique().numel()) == 1
 
 
-def test_other_spaces_and_tiny_photographs_are_drawn():
+def test_other_spaces_and_tiny_images_are_drawn():
     space = DegradationSpace(ops=("jpeg", "gaussian_blur_aniso"), max_ops=2, repeat=False, shuffle=False)
-    picture = draw_degradations(np.full((1, 2, 3), 90, np.uint8), space, size=150, compositions=20)
-    assert len(picture.levels) == 2 * LEVELS
-    assert len(set(picture.compositions.compositions())) == 20
+    grid = draw_degradations(np.full((1, 2, 3), 90, np.uint8), space, size=150, compositions=20)
+    assert len(grid.levels) == 2 * LEVELS
+    assert len(set(grid.compositions.compositions())) == 20
 
 
 def test_every_family_of_the_table_has_a_colour():
-    assert {row.family for row in DEGRADATIONS} <= set(pictures._FAMILY_COLOURS)
+    assert {row.family for row in DEGRADATIONS} <= set(degradation_grid._FAMILY_COLOURS)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            {"photograph": photograph().astype(float)},
-            r"photograph must be \(H, W, 3\) uint8, got \(90, 120, 3\) float64",
+            {"image": gradients().astype(float)},
+            r"image must be \(H, W, 3\) uint8, got \(90, 120, 3\) float64 ndarray",
         ),
-        ({"photograph": photograph()[..., 0]}, r"got \(90, 120\) uint8"),
-        ({"photograph": photograph()[:0]}, "photograph must be"),
-        ({"photograph": None}, "got NoneType"),
-        ({"size": 8}, r"size must be in 128\.\.1024, got 8"),
-        ({"compositions": -1}, "compositions must be in"),
-        ({"seed": -1}, "seed must be in"),
+        ({"image": gradients()[..., 0]}, r"got \(90, 120\) uint8"),
+        ({"image": gradients()[:0]}, "image must be"),
+        ({"image": None}, "got NoneType"),
+        ({"size": 8}, r"size must be an integer in 128\.\.1024, got 8"),
+        ({"compositions": -1}, "compositions must be an integer in"),
+        ({"seed": -1}, "seed must be an integer in"),
     ],
 )
 def test_drawing_refuses(changes, message):
-    arguments = {"photograph": photograph(), "space": SPACE} | changes
+    arguments = {"image": gradients(), "space": SPACE} | changes
     with pytest.raises(InputError, match=message):
         draw_degradations(**arguments)
 
@@ -184,7 +186,7 @@ def refused(capsys, *arguments: str) -> str:
     return lines[0]
 
 
-def test_bad_input_is_one_line_and_writes_nothing(photo_path, tmp_path, capsys):
+def test_bad_input_is_one_line_and_writes_nothing(image_path, tmp_path, capsys):
     out = str(tmp_path / "grid.png")
     text, cut = tmp_path / "notes.txt", tmp_path / "cut.png"
     text.write_text("not an image")
@@ -194,12 +196,12 @@ def test_bad_input_is_one_line_and_writes_nothing(photo_path, tmp_path, capsys):
     assert str(text) in refused(capsys, str(text), "--out", out)
     assert str(cut) in refused(capsys, str(cut), "--out", out)
     assert "missing.png" in refused(capsys, str(tmp_path / "missing.png"), "--out", out)
-    assert "space must be one of qpt" in refused(capsys, str(photo_path), "--out", out, "--space", "none")
+    assert "space must be one of qpt" in refused(capsys, str(image_path), "--out", out, "--space", "none")
     assert "IMAGE must be given" in refused(capsys, "--out", out)
-    assert "--out must be given" in refused(capsys, str(photo_path))
-    assert "size must be in" in refused(capsys, str(photo_path), "--out", out, "--size", "1")
-    assert "--out must end in an image extension" in refused(capsys, str(photo_path), "--out", str(tmp_path / "grid.x"))
-    assert "nowhere" in refused(capsys, str(photo_path), "--out", str(tmp_path / "nowhere" / "grid.png"))
+    assert "--out must be given" in refused(capsys, str(image_path))
+    assert "size must be an integer in 128..1024" in refused(capsys, str(image_path), "--out", out, "--size", "1")
+    assert "--out must end in an image extension" in refused(capsys, str(image_path), "--out", str(tmp_path / "grid.x"))
+    assert "nowhere" in refused(capsys, str(image_path), "--out", str(tmp_path / "nowhere" / "grid.png"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.png", "notes.txt", "photo.png"]
 
 

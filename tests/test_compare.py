@@ -12,12 +12,12 @@ from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.compare import compare, comparison_lines, corrected_t_test, find_method, read_result
 from qpt.evaluate.protocol import REGIMES, make_splits, split_record
-from qpt.evaluate.report import to_json
-from qpt.evaluate.run import FORMAT
+from qpt.evaluate.result import FORMAT
+from qpt.io import to_json
 
 
 def made_result(noise, seed=0, images=60):
-    """What ``qpt evaluate`` would write for methods that are MOS plus noise of these sizes."""
+    """Return a result of ``qpt evaluate`` for methods that are MOS plus noise of these sizes."""
     mos = np.random.default_rng(7).normal(size=images)
     groups = np.arange(images) // 2
     splits = make_splits(mos, groups, REGIMES[0], seed)
@@ -84,8 +84,9 @@ def test_results_that_cannot_be_compared():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("not json", "must be JSON"),
-        ("[1]", f"must be a {FORMAT} file"),
+        ("not json", "result must be a JSON file of `qpt evaluate --out`"),
+        ("[1]", "result must be a result of `qpt evaluate --out`"),
+        ('{"format": "qpt-evaluation-9"}', f"must be a {FORMAT} file"),
         ('{"format": "qpt-evaluation-1"}', "has no predictions"),
         (json.dumps({"format": FORMAT}), "is damaged"),
     ],
@@ -111,5 +112,5 @@ def test_truncated_predictions_and_command(tmp_path, capsys):
     path.write_text(to_json(result))
     with pytest.raises(InputError, match="a must predict every test image"):
         read_result(path)
-    with pytest.raises(InputError, match="must be a file"):
+    with pytest.raises(InputError, match="must be a JSON file"):
         read_result(tmp_path / "absent.json")

@@ -1,4 +1,4 @@
-"""One config: checked, saved, loaded, and refused with the field's name."""
+"""Settings of a run: checked, saved, loaded, and refused with the field's name."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpt import InputError, PretrainConfig
+from qpt.pretraining.config import RENAMED
 
 
 @given(
@@ -67,16 +68,25 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, named: str) -> None:
         PretrainConfig.load(path)
 
 
-def test_differences_name_what_matters() -> None:
+def test_differences_name_the_fields_that_the_result_depends_on() -> None:
     base = PretrainConfig("a", "b")
     other = dataclasses.replace(base, data="elsewhere", workers=4, lr=0.5)
     assert base.differences(other) == ["lr: 0.03 -> 0.5"]
     assert base.differences(base) == []
 
 
-def test_other_compositions_are_needed_to_be_alike() -> None:
+def test_positives_by_image_need_two_compositions() -> None:
     with pytest.raises(InputError, match="compositions must be >= 2 when positives is image, got 1"):
         PretrainConfig("a", "b", positives="image", compositions=1)
+
+
+@pytest.mark.parametrize("value", [-1, 4.0, True, "4"])
+def test_bad_integers_are_named(value: object) -> None:
+    integers = [field.name for field in dataclasses.fields(PretrainConfig) if field.type == "int"]
+    assert len(integers) > 20
+    for name in integers:
+        with pytest.raises(InputError, match=f"pretrain: {name} must be"):
+            PretrainConfig("a", "b", **{name: value})  # type: ignore[arg-type]
 
 
 def test_every_field_is_documented() -> None:
@@ -85,6 +95,10 @@ def test_every_field_is_documented() -> None:
         assert f"\n        {field.name}: " in documented
 
 
-def test_the_space_is_read_under_its_former_name() -> None:
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_name_loads_with_a_warning(old: str) -> None:
     fields = {"data": "a", "out": "b"}
-    assert PretrainConfig.from_dict({**fields, "preset": "qpt"}) == PretrainConfig.from_dict({**fields, "space": "qpt"})
+    config = PretrainConfig(**fields)
+    new = RENAMED[old]
+    with pytest.warns(FutureWarning, match=f"config key {old} is now called {new}"):
+        assert PretrainConfig.from_dict({**fields, old: getattr(config, new)}) == config

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpt.ops import contrastive_terms, contrastive_torch
-from qpt.ops.contrastive import QualityContrastiveLoss, contrastive_loss, contrastive_loss_with_stats
+from qpt.ops.contrastive import backend_torch
+from qpt.ops.contrastive.api import QualityContrastiveLoss, contrastive_loss, contrastive_loss_with_stats
 from tests.reference.contrastive import contrastive as reference
 from tests.tolerance import TOL, assert_close
 
@@ -87,8 +87,8 @@ def test_equals_reference(size, options, dtype):
 
 def test_equals_reference_across_tiles(monkeypatch, long):
     # Tiles far smaller than the problem, which divide no side of it; the diagonal crosses tiles unevenly.
-    monkeypatch.setattr(contrastive_torch, "_TILE", {"cpu": (5, 7)})
-    monkeypatch.setattr(contrastive_terms, "_LOOKUP", 11)
+    monkeypatch.setattr(backend_torch, "_TILE", {"cpu": (5, 7)})
+    monkeypatch.setattr(backend_torch, "_LOOKUP", 11)
     sizes = [(13, 13, 31, 4), (5, 5, 7, 3), (11, 11, 0, 2)]
     if long:
         sizes += list(itertools.product((1, 4, 5, 6, 16), (16,), (0, 1, 6, 7, 8, 50), (1, 9)))

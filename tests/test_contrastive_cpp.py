@@ -12,14 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from qpt.errors import InputError
-from qpt.ops import contrastive_cpp, contrastive_torch
-from qpt.ops.backend import extension
-from qpt.ops.contrastive import contrastive_loss
+from qpt.ops import extension
+from qpt.ops.contrastive import backend_cpp
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.backend_cpp import CppBackend
+from qpt.ops.contrastive.backend_torch import TorchBackend
+from qpt.ops.contrastive.problem import KeySet, Queries
 from tests.reference.contrastive import contrastive as reference
 from tests.test_contrastive import OPTIONS, problem, unit
 from tests.tolerance import TOL, assert_close
 
-ISAS = extension().contrastive_isas()
+CPP, TORCH = CppBackend(), TorchBackend()
+ISAS = extension.load().contrastive_isas()
 LOSS_RELATIVE = 1e-6  # of float64
 # One pair; ragged; one past a strip, a slab and a group of rows; several parts of the stream; several blocks of rows
 SIZES = [(1, 1, 1, 1), (7, 7, 13, 5), (65, 65, 97, 33), (30, 30, 2600, 64), (257, 257, 0, 20)]
@@ -27,7 +31,7 @@ SIZES = [(1, 1, 1, 1), (7, 7, 13, 5), (65, 65, 97, 33), (30, 30, 2600, 64), (257
 
 @pytest.fixture(params=["", *ISAS])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(contrastive_cpp, "isa", request.param)
+    monkeypatch.setattr(backend_cpp, "isa", request.param)
     return request.param
 
 
@@ -69,7 +73,7 @@ def check_loss(tensors: dict[str, torch.Tensor], temperature: float = 0.1, **opt
 @pytest.mark.parametrize("weight", [1.0, 0.0, 3.0])
 @pytest.mark.parametrize("size", [(9, 3), (63, 64), (300, 20), (700, 64)], ids=str)
 def test_the_same_rows_as_queries_and_keys(size: tuple[int, int], weight: float) -> None:
-    # The very same tensor: each logit is computed once. 700 rows are three blocks, one of which sits out each round.
+    # The very same tensor: each logit is computed once. 700 rows are three blocks, one of which is idle in each round.
     generator = torch.Generator().manual_seed(size[0])
     x = unit(generator, *size, torch.float32).requires_grad_()
     groups = torch.randint(-1, size[0] // 2, (size[0],), generator=generator)
@@ -92,8 +96,8 @@ def test_the_symmetric_form_equals_the_general_one(temperature: float, monkeypat
     x = unit(torch.Generator().manual_seed(0), 300, 40, torch.float32).requires_grad_()
     groups = torch.arange(300) // 2
     results = []
-    for limit in (contrastive_cpp._SAFE_LOGIT, -1.0):
-        monkeypatch.setattr(contrastive_cpp, "_SAFE_LOGIT", limit)
+    for limit in (backend_cpp._SAFE_LOGIT, -1.0):
+        monkeypatch.setattr(backend_cpp, "_SAFE_LOGIT", limit)
         loss = contrastive_loss(
             x, x, query_groups=groups, key_groups=groups, temperature=temperature, exclude_self=True, backend="cpp"
         )
@@ -122,18 +126,17 @@ def test_the_same_bytes_with_any_number_of_threads(same_rows: bool) -> None:
 
 def contrastive_cpp_parts(tensors: dict[str, torch.Tensor], leaves: list[torch.Tensor]) -> list[torch.Tensor]:
     """The C++ passes themselves: torch's own sums around them are ordered by its threads."""
-    ids = [tensors[f"{who}_{kind}"] for kind in ("groups", "images") for who in ("query", "key")]
-    tau = torch.tensor(0.1)
-    queries, keys = leaves[0].detach(), leaves[0].detach() if leaves[0] is leaves[1] else leaves[1].detach()
-    keys = queries if leaves[0] is leaves[1] else keys
-    offset = {"self_offset": 0, "negatives": True}
-    reference_, total, _ = contrastive_cpp.attend(queries, keys, *ids, tau, 0.5, weighted=False, **offset)
-    pool = (tensors["pool"], tensors["query_groups"], tensors["pool_groups"], None, None)
-    pooled = contrastive_cpp.attend(queries, *pool, tau, 0.0, weighted=True, self_offset=None, negatives=True)
-    lse = torch.where(total > 0, reference_ + total.log(), math.inf)
     both = leaves[0] is leaves[1]
-    gradient = contrastive_cpp.softmax_key_gradient(queries, keys, *ids, tau, 0.5, lse, both_roles=both, **offset)
-    return [reference_, total, *pooled, gradient]  # type: ignore[list-item]
+    tau = torch.tensor(0.1)
+    queries = Queries(leaves[0].detach(), tensors["query_groups"], tensors["query_images"])
+    batch = queries if both else Queries(leaves[1].detach(), tensors["key_groups"], tensors["key_images"])
+    keys = KeySet(*batch, self_offset=0)
+    row_max, row_sum, _ = CPP.lse_forward(queries, keys, tau, 0.5, weighted=False)
+    pool = KeySet(tensors["pool"], tensors["pool_groups"], None)
+    pooled = CPP.lse_forward(queries._replace(images=None), pool, tau, 0.0, weighted=True)
+    lse = torch.where(row_sum > 0, row_max + row_sum.log(), math.inf)
+    gradient = CPP.key_gradient(queries, keys, tau, 0.5, lse, both_roles=both)
+    return [row_max, row_sum, *pooled, gradient]  # type: ignore[list-item]
 
 
 @pytest.mark.usefixtures("isa")
@@ -146,10 +149,10 @@ def test_half_precision_pools_are_read_exactly(dtype: torch.dtype, dim: int) -> 
     pool = (
         torch.randn((500, dim), generator=generator) * 10.0 ** torch.randint(-7, 1, (500, 1), generator=generator)
     ).to(dtype)
-    groups = torch.arange(70), torch.randint(-1, 90, (500,), generator=generator)
-    options = {"self_offset": None, "negatives": True, "weighted": True}
+    rows = Queries(queries, torch.arange(70), None)
+    groups = torch.randint(-1, 90, (500,), generator=generator)
     results = [
-        contrastive_cpp.attend(queries, keys, *groups, None, None, torch.tensor(0.2), 0.0, **options)
+        CPP.lse_forward(rows, KeySet(keys, groups, None), torch.tensor(0.2), 0.0, weighted=True)
         for keys in (pool, pool.float())
     ]
     for half, wide in zip(*results, strict=True):
@@ -157,17 +160,15 @@ def test_half_precision_pools_are_read_exactly(dtype: torch.dtype, dim: int) -> 
 
 
 @pytest.mark.usefixtures("isa")
-def test_references_follow_logits_that_grow() -> None:
-    # Keys in the order of their logits, up to 4e3: each reference is raised again and again, and sums are rescaled.
+def test_row_maxima_follow_logits_that_grow() -> None:
+    # Keys in the order of their logits, up to 4e3: each row_max is raised again and again, and sums are rescaled.
     generator = torch.Generator().manual_seed(0)
     queries = unit(generator, 5, 8, torch.float32)
     keys = unit(generator, 4000, 8, torch.float32) * torch.linspace(0, 400, 4000)[:, None]
-    ids = (torch.arange(5), torch.arange(4000) + 5, None, None)
-    options = {"self_offset": None, "negatives": True, "weighted": True}
-    truth = contrastive_torch.attend(
-        queries.double(), keys.double(), *ids, torch.tensor(0.1, dtype=torch.float64), 0.0, **options
-    )
-    ours = contrastive_cpp.attend(queries, keys, *ids, torch.tensor(0.1), 0.0, **options)
+    rows, stream = Queries(queries, torch.arange(5), None), KeySet(keys, torch.arange(4000) + 5, None)
+    exact = (rows._replace(vectors=queries.double()), stream._replace(vectors=keys.double()))
+    truth = TORCH.lse_forward(*exact, torch.tensor(0.1, dtype=torch.float64), 0.0, weighted=True)
+    ours = CPP.lse_forward(rows, stream, torch.tensor(0.1), 0.0, weighted=True)
     assert_close(ours[0] + ours[1].log(), truth[0] + truth[1].log(), torch.float32)
     assert ours[2] is not None
     assert truth[2] is not None
@@ -181,24 +182,20 @@ def test_references_follow_logits_that_grow() -> None:
 def test_offsets_of_the_own_pair(self_offset: int | None, log_weight: float) -> None:
     # As in the gathered distributed form, where a process's own keys begin somewhere inside all keys.
     made = problem(2, 70, 0, 300, 12, groups=30)
-    ids = (made["query_groups"], made["pool_groups"], made["query_images"], made["pool_images"])
+    queries = Queries(made["queries"], made["query_groups"], made["query_images"])
+    pool = (made["pool"], made["pool_groups"], made["pool_images"])
     for negatives, weighted in itertools.product((True, False), repeat=2):
-        options = {"self_offset": self_offset, "negatives": negatives}
-        exact = (made["queries"], made["pool"], *ids, torch.tensor(0.1, dtype=torch.float64), log_weight)
-        given = tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in exact)
-        truth, ours = (
-            module.attend(*arguments, weighted=weighted, **options)
-            for module, arguments in ((contrastive_torch, exact), (contrastive_cpp, given))
-        )
-        some = truth[1] > 0
-        assert torch.equal(ours[1] > 0, some)
-        assert_close((ours[0] + ours[1].log())[some], (truth[0] + truth[1].log())[some], torch.float32)
-        lse = torch.where(some & (ids[0] >= 0), truth[0] + truth[1].log(), math.inf)
-        gradients = [
-            module.softmax_key_gradient(*arguments, lse.to(arguments[0].dtype), **options)
-            for module, arguments in ((contrastive_torch, exact), (contrastive_cpp, given))
-        ]
-        assert_close(gradients[1], gradients[0], torch.float32)
+        keys = KeySet(*pool, self_offset, negatives)
+        exact = (queries, keys, torch.tensor(0.1, dtype=torch.float64), log_weight)
+        single = (queries._replace(vectors=queries.vectors.float()), keys._replace(vectors=keys.vectors.float()))
+        given = (*single, torch.tensor(0.1), log_weight)
+        truth, ours = TORCH.lse_forward(*exact, weighted=weighted), CPP.lse_forward(*given, weighted=weighted)
+        some = truth.row_sum > 0
+        assert torch.equal(ours.row_sum > 0, some)
+        lses = [sums.row_max + sums.row_sum.log() for sums in (truth, ours)]
+        assert_close(lses[1][some], lses[0][some], torch.float32)
+        lse = torch.where(some & (queries.groups >= 0), lses[0], math.inf)
+        assert_close(CPP.key_gradient(*given, lse.float()), TORCH.key_gradient(*exact, lse), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -238,14 +235,13 @@ def test_offsets_beyond_two_to_the_31(long: bool) -> None:
     pool[-1, 0] = 1
     queries = torch.zeros((1, dim))
     queries[0, 0] = 1
-    groups = torch.zeros(1, dtype=torch.int64), torch.ones(count, dtype=torch.int64)
-    reference_, total, mean_sum = contrastive_cpp.attend(
-        queries, pool, *groups, None, None, torch.tensor(0.05), 0.0, self_offset=None, negatives=True, weighted=True
-    )
-    assert mean_sum is not None
+    rows = Queries(queries, torch.zeros(1, dtype=torch.int64), None)
+    keys = KeySet(pool, torch.ones(count, dtype=torch.int64), None)
+    row_max, row_sum, acc = CPP.lse_forward(rows, keys, torch.tensor(0.05), 0.0, weighted=True)
+    assert acc is not None
     weight = math.exp(20)
-    assert (reference_ + total.log()).item() == pytest.approx(math.log(count - 1 + weight), rel=1e-6)
-    assert (mean_sum[0, 0] / total[0]).item() == pytest.approx(weight / (count - 1 + weight), rel=1e-5)
+    assert (row_max + row_sum.log()).item() == pytest.approx(math.log(count - 1 + weight), rel=1e-6)
+    assert (acc[0, 0] / row_sum[0]).item() == pytest.approx(weight / (count - 1 + weight), rel=1e-5)
 
 
 @pytest.mark.usefixtures("isa")

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 
 from qpt.errors import InputError
-from qpt.ops.contrastive_distributed import distributed_contrastive_loss
+from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from tests import distributed_workers
 
 

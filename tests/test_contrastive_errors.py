@@ -1,11 +1,11 @@
-"""What the contrastive loss refuses: one InputError per wrong argument, naming it."""
+"""Errors of the contrastive loss: one InputError per wrong argument, naming it."""
 
 import pytest
 import torch
 
 from qpt.errors import InputError
-from qpt.ops.contrastive import QualityContrastiveLoss, contrastive_loss
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import QualityContrastiveLoss, contrastive_loss
+from qpt.ops.contrastive.pool import NegativePool
 
 
 def arguments() -> dict[str, object]:

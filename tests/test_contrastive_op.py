@@ -7,16 +7,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
-from qpt.ops.contrastive import contrastive_loss, contrastive_loss_with_stats
-from qpt.ops.contrastive_op import contrastive_backward, contrastive_forward
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import contrastive_loss, contrastive_loss_with_stats
+from qpt.ops.contrastive.op import LOSS, SELF_FIELDS, SELF_LOSS
+from qpt.ops.contrastive.pool import NegativePool
+from qpt.ops.contrastive.problem import Problem
 from tests.test_contrastive import OPTIONS, problem, unit
 from tests.tolerance import assert_close
 
 
-def forward_arguments(dtype: torch.dtype, pool: bool, images: bool, need_gradient: bool, **options) -> tuple:
+def make_problem(dtype: torch.dtype, pool: bool, images: bool, need_gradient: bool, **options) -> Problem:
     t = {name: x.to(dtype) if x.is_floating_point() else x for name, x in problem(1, 6, 6, 9, 4).items()}
-    return (
+    return Problem(
         t["queries"].requires_grad_(need_gradient),
         t["keys"].requires_grad_(need_gradient),
         t["query_groups"],
@@ -31,32 +32,40 @@ def forward_arguments(dtype: torch.dtype, pool: bool, images: bool, need_gradien
         options.get("exclude_self", False),
         options.get("in_batch_negatives", True),
         options.get("backend", "auto"),
-        need_gradient,
-        False,
-        False,
+        check_finite=False,
     )
+
+
+def self_fields(problem: Problem) -> tuple:
+    return tuple(getattr(problem, name) for name in SELF_FIELDS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("need_gradient", [False, True])
 def test_opcheck_forward(dtype, pool, need_gradient):
-    torch.library.opcheck(contrastive_forward, forward_arguments(dtype, pool, pool, need_gradient, exclude_self=True))
+    made = make_problem(dtype, pool, pool, need_gradient, exclude_self=True)
+    torch.library.opcheck(LOSS.forward_op, (*made, need_gradient, False))
+    torch.library.opcheck(SELF_LOSS.forward_op, (*self_fields(made), need_gradient, False))
 
 
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, False)])
 def test_opcheck_backward(needs):
-    arguments = forward_arguments(torch.float32, pool=True, images=True, need_gradient=False)
-    _, _, lse, positives, gradient, _ = contrastive_forward(*arguments[:14], True, False, False)
-    ids, temperature, options = arguments[2:6], arguments[9], arguments[10:14]
-    upstream = torch.tensor(0.5)
-    torch.library.opcheck(
-        contrastive_backward,
-        (upstream, gradient, *arguments[:2], *ids, temperature, lse, positives, *options, *needs),
-    )
+    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False)
+    _, _, lse, positives, gradient, _ = LOSS.forward_op(*made, True, False)
+    saved = (torch.tensor(0.5), gradient, lse, positives)
+    torch.library.opcheck(LOSS.backward_op, (*made.without_pool(), *saved, *needs))
 
 
-def test_a_dispatch_mode_meets_the_op_and_plain_tensors_the_same_function():
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_opcheck_backward_of_the_same_rows(needs):
+    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False)
+    _, _, lse, positives, gradient, _ = SELF_LOSS.forward_op(*self_fields(made), True, False)
+    saved = (torch.tensor(0.5), gradient, lse, positives)
+    torch.library.opcheck(SELF_LOSS.backward_op, (*self_fields(made.without_pool()), *saved, *needs))
+
+
+def test_a_dispatch_mode_sees_the_op_and_plain_tensors_call_the_same_function():
     calls = []
 
     class Watch(TorchDispatchMode):
@@ -69,10 +78,10 @@ def test_a_dispatch_mode_meets_the_op_and_plain_tensors_the_same_function():
     loss = contrastive_loss(**t)
     (gradient,) = torch.autograd.grad(loss, leaf)
     with Watch():
-        watched = contrastive_loss(**t)
-        (same,) = torch.autograd.grad(watched, leaf)
+        observed = contrastive_loss(**t)
+        (same,) = torch.autograd.grad(observed, leaf)
     assert any("qpt.contrastive_forward" in call for call in calls)
-    assert torch.equal(loss, watched) and torch.equal(gradient, same)
+    assert torch.equal(loss, observed) and torch.equal(gradient, same)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         assert contrastive_loss(**{name: fake.from_tensor(x) for name, x in t.items()}).shape == ()
 

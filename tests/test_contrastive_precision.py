@@ -1,4 +1,4 @@
-"""What each product mode of the loss's Triton kernels costs in accuracy, with TF32's rounding written out.
+"""Accuracy of each product mode of the loss's Triton kernels, with TF32's rounding written out.
 
 No tensor core is here: `cvt.rna.tf32.f32` (PTX ISA: 10 explicit fraction bits, to nearest, ties away) is emulated, and
 a product of TF32 numbers is exact in float32's accumulator but for its additions. Triton's "tf32x3" takes the high and

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
 from qpt.errors import InputError
-from qpt.ops.contrastive_presets import info_nce, nt_xent, supcon
-from qpt.pool import NegativePool
+from qpt.ops.contrastive.api import info_nce, nt_xent, supcon
+from qpt.ops.contrastive.pool import NegativePool
 from tests.tolerance import assert_close
 
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -1,6 +1,6 @@
 """The contrastive loss's Triton kernels without a GPU: interpreted against the definition, compiled with limits.
 
-The definition is ``dense`` of tests/contrastive_interpreted.py, in float64 as the truth and in float16 as the rival.
+The definition is ``dense`` of tests/contrastive_interpreted.py, in float64 as the truth and in float16 as the baseline.
 bfloat16 is compiled only: the interpreter's product of bfloat16 tiles multiplies bit patterns.
 """
 
@@ -82,7 +82,7 @@ def test_long_rows_agree_with_float64(interpreter: Interpreter, dim: int) -> Non
 @pytest.mark.parametrize("negatives", [True, False])
 def test_both_roles_agree_with_float64(interpreter: Interpreter, log_weight: float, negatives: bool) -> None:
     rows = interpreted.case(35, 35, 33)
-    assert (rows.query_groups < 0).any()  # ignored as a key, and owes nothing as a query
+    assert (rows.query_groups < 0).any()  # ignored as a key, and has no gradient as a query
     case = Case(
         rows.queries,
         rows.queries,
@@ -135,10 +135,10 @@ def test_float16_is_no_worse_than_torch_in_float16(
     interpreter: Interpreter, shape: tuple[int, int, int], columns: int | None
 ) -> None:
     case = interpreted.converted(interpreted.case(*shape, log_weight=math.log(0.5)), torch.float16)
-    truth, rival = interpreted.dense(case, torch.float64), interpreted.dense(case, torch.float16)
+    truth, baseline = interpreted.dense(case, torch.float64), interpreted.dense(case, torch.float16)
     found = interpreter(interpreted.run, case, truth[0], 2, columns=columns)
     relative, absolute = TOL[torch.float16]
-    for name, right, theirs in zip(("lse", "mean", "gradient"), truth, rival, strict=True):
+    for name, right, theirs in zip(("lse", "mean", "gradient"), truth, baseline, strict=True):
         fine = right.isfinite()
         bound = (theirs.double() - right)[fine].norm() + absolute + relative * right[fine].norm()
         assert (found[name].double() - right)[fine].norm() <= bound, name
@@ -164,10 +164,10 @@ def test_two_dtypes_are_multiplied_in_float32(interpreter: Interpreter) -> None:
 @pytest.mark.rung("Triton interpreter")
 @pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])
 def test_no_rows(interpreter: Interpreter, n: int, m: int) -> None:
-    reference, total, mean_sum, gradient = interpreter(interpreted.run_empty, n, m, 8)
-    assert reference.tolist() == [-math.inf] * n
-    assert total.tolist() == [0.0] * n
-    assert torch.equal(mean_sum, torch.zeros(n, 8))
+    row_max, row_sum, acc, gradient = interpreter(interpreted.run_empty, n, m, 8)
+    assert row_max.tolist() == [-math.inf] * n
+    assert row_sum.tolist() == [0.0] * n
+    assert torch.equal(acc, torch.zeros(n, 8))
     assert torch.equal(gradient, torch.zeros(m, 8))
 
 
@@ -200,7 +200,7 @@ def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **ro
     launch = kernels.launch_for(architecture, dtype != "fp32", dim)
     cubin, shared_bytes = resources.contrastive_pass(dtype, dim, architecture, precision=precision, **role)
     (found,) = resources.read(cubin).values()
-    # What one block may have; ptxas gives a thread 255 at most.
+    # The registers of one block; ptxas gives a thread 255 at most.
     most = min(255, 65_536 // (launch.warps * 32))
     offline.check(found, architecture, registers=most, launch_shared_bytes=shared_bytes)
     assert resources.blocks_per_multiprocessor(found, launch.warps * 32, architecture, shared_bytes) >= 1

@@ -1,4 +1,4 @@
-"""csrc/cuda compiled for sm_80, sm_90 and sm_100 without a GPU, by NVRTC and by nvcc, with limits on its needs."""
+"""csrc/cuda compiled for sm_80, sm_90 and sm_100 without a GPU, by NVRTC and nvcc, within limits on its resources."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from benchmarks import resources
 from qpt import build
 from qpt.errors import BackendError
-from qpt.ops import nvrtc
+from qpt.ops.degrade import nvrtc
 from tests import offline
 
 pytestmark = pytest.mark.rung("offline compile")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qpt import cli
-from qpt.data.iqa import DATASETS, check_dataset, load_dataset, markdown
 from qpt.errors import InputError
+from qpt.evaluate.datasets import DATASETS, check_dataset, load_dataset, markdown
 from qpt.evaluate.splits import import_splits
 from qpt.evaluate.table import TableError
 from tests import layouts
@@ -123,7 +123,7 @@ def test_kadid10k_is_higher_better_in_spite_of_its_name(kadid10k):
     [("tid2013", (18, 2, 5), (2160, 240, 600)), ("kadid10k", (57, 8, 16), (7125, 1000, 2000))],
 )
 def test_published_splits_by_reference_have_their_row_counts(name, references, rows, tmp_path, request):
-    """ARNIQA's files: ten rows of numbers that count the official score file, for these numbers of references."""
+    """ARNIQA's files hold ten rows of numbers that count the official score file, for these numbers of references."""
     table = request.getfixturevalue(name)
     per_reference = len(table) // sum(references)
     generator = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def test_flive_official_split_with_and_without_angle_brackets(tmp_path, stripped
 
 
 def test_flive_at_its_size(tmp_path, long):
-    """The parts as ARNIQA ships them: 39,807 of 39,810 pictures; a tenth of each in the quick form."""
+    """The parts as ARNIQA ships them: 39,807 of 39,810 images; a tenth of each in the quick form."""
     parts = [30253, 7727, 1827, 3] if long else [3025, 772, 182, 1]
     table = load_dataset("flive", layouts.flive(tmp_path / "flive", parts=tuple(parts)).root)
     (split,) = table.splits

@@ -1,11 +1,11 @@
-"""docs/degradations.md is what docs/degradations.py writes from the op table, and every op has its picture."""
+"""docs/degradations.md is the text that docs/degradations.py writes from the op table, and every op has a picture."""
 
 import importlib.util
 from pathlib import Path
 
 from PIL import Image
 
-from qpt.degradations import LEVELS, NAMES
+from qpt.degradations.op_table import LEVELS, NAMES
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

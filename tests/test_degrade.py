@@ -1,6 +1,6 @@
-"""degrade and degrade_patches: the same bytes for a row whatever surrounds it, crops equal to crops.
+"""degrade and degrade_patches: a row has the same bytes in any batch, and patches are crops of the degraded images.
 
-What each op computes is tested against the definitions elsewhere, refusals in test_degrade_errors.py.
+test_ops.py tests what each op computes, test_degrade_errors.py what is refused.
 """
 
 from dataclasses import replace
@@ -11,18 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpt import degradations
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.program import Program
-from tests.programs import SPACE, photographs, sample
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade, degrade_patches
+from tests.programs import SPACE, sample, smooth_images
 
 
 @pytest.fixture(scope="module")
 def batch() -> tuple[torch.Tensor, Program, torch.Tensor]:
     """20 images of an odd size, two chains each, and the degraded rows."""
-    images, program = photographs(20, 61, 83), sample(20)
+    images, program = smooth_images(20, 61, 83), sample(20)
     return images, program, degrade(images, program)
 
 
@@ -45,7 +45,7 @@ def test_pristine_rows_are_copies(batch):
         assert torch.equal(degrade(images, program), images[[3, 0]])
 
 
-def test_every_op_changes_a_photograph_at_every_level(batch):
+def test_every_op_changes_an_image_at_every_level(batch):
     images, program = batch[0][:1], SPACE.every_level(1, seed=3)
     unchanged = (degrade(images, program) == images).flatten(1).all(dim=1)
     assert [str(chain) for chain, same in zip(program, unchanged.tolist(), strict=True) if same] == []
@@ -129,7 +129,7 @@ def test_noise_follows_the_seed_and_the_slot(batch):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 17), (17, 1), (2, 3), (8, 8), (16, 33)])
 def test_small_images(height, width):
-    images = photographs(3, height, width)
+    images = smooth_images(3, height, width)
     program = Program.concat([SPACE.every_level(3, seed=1), sample(3, views=4, seed=2)])
     rows = degrade(images, program)
     assert rows.shape == (len(program), height, width, 3)
@@ -148,7 +148,7 @@ def test_non_contiguous_images_are_accepted(batch):
 
 
 def test_empty_batches():
-    images, empty = photographs(2, 8, 9), sample(0)
+    images, empty = smooth_images(2, 8, 9), sample(0)
     assert degrade(images[:0], empty).shape == (0, 8, 9, 3)
     assert degrade(images, empty).shape == (0, 8, 9, 3)
     boxes = torch.zeros(0, 2, 2, dtype=torch.int32)
@@ -206,8 +206,8 @@ def test_cuda_gives_the_bytes_of_the_cpu(batch, dtype, memory_format):
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.halo != "whole"])
 def test_halo_covers_everything_a_pixel_depends_on(name):
-    entry = DEGRADATIONS[degradations.op_id(name)]
-    images, other = photographs(1, 64, 72, seed=1), photographs(1, 64, 72, seed=2)
+    entry = DEGRADATIONS[op_table.op_id(name)]
+    images, other = smooth_images(1, 64, 72, seed=1), smooth_images(1, 64, 72, seed=2)
     for level in range(1, LEVELS + 1):
         program = Program.from_chains([[(name, level)]], seeds=[level])
         halo = entry.halo_px(program.params[0, 0].tolist())

@@ -1,4 +1,4 @@
-"""degrade and degrade_patches as torch ops: opcheck, compile, dispatch modes, no gradient."""
+"""degrade and degrade_patches as torch ops: opcheck, torch.compile, dispatch modes, no gradient."""
 
 from dataclasses import replace
 
@@ -9,19 +9,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qpt.errors import InputError
-from qpt.ops import degrade_op
-from qpt.ops.degrade import degrade, degrade_patches
-from tests.programs import photographs, sample
+from qpt.ops.degrade import api, op
+from qpt.ops.degrade.api import degrade, degrade_patches
+from tests.programs import sample, smooth_images
 
-IMAGES, PROGRAM = photographs(3, 33, 47), sample(3, views=2, seed=4)
+IMAGES, PROGRAM = smooth_images(3, 33, 47), sample(3, views=2, seed=4)
 BOXES = torch.tensor([[[0, 0], [17, 31]]] * len(PROGRAM), dtype=torch.int32)
-FIELDS = degrade_op.fields(PROGRAM)
+FIELDS = api._fields(PROGRAM)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 
 @pytest.mark.parametrize("threads", [None, 2])
 def test_opcheck_degrade(threads):
-    torch.library.opcheck(degrade_op.degrade, (IMAGES, *FIELDS, threads, "auto"))
+    torch.library.opcheck(op.degrade, (IMAGES, *FIELDS, threads, "auto"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
@@ -29,19 +29,19 @@ def test_opcheck_degrade(threads):
 @pytest.mark.parametrize("patches", [2, 1, 0])
 def test_opcheck_degrade_patches(dtype, channels_last, patches):
     options = (16, dtype, channels_last, None, "auto")
-    torch.library.opcheck(degrade_op.degrade_patches, (IMAGES, *FIELDS, BOXES[:, :patches], *options))
+    torch.library.opcheck(op.degrade_patches, (IMAGES, *FIELDS, BOXES[:, :patches], *options))
 
 
 def test_opcheck_without_rows():
-    nothing = degrade_op.fields(PROGRAM[:0])
-    torch.library.opcheck(degrade_op.degrade, (IMAGES[:0], *nothing, None, "auto"))
+    nothing = api._fields(PROGRAM[:0])
+    torch.library.opcheck(op.degrade, (IMAGES[:0], *nothing, None, "auto"))
     options = (16, torch.float32, True, None, "auto")
-    torch.library.opcheck(degrade_op.degrade_patches, (IMAGES[:0], *nothing, BOXES[:0], *options))
+    torch.library.opcheck(op.degrade_patches, (IMAGES[:0], *nothing, BOXES[:0], *options))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_compiles_once_without_a_graph_break(layout):
-    """With an encoder behind it: its gradient is that of the eager call; other programs do not compile again."""
+    """The gradient of an encoder after it is that of the eager call; other programs do not compile again."""
     counter = CompileCounterWithBackend("aot_eager")
     encoder = torch.nn.Conv2d(3, 4, 3)
 
@@ -64,7 +64,7 @@ def test_there_is_no_gradient():
         assert not call(IMAGES, PROGRAM, BOXES, 16).requires_grad
 
 
-class Watch(TorchDispatchMode):
+class RecordCalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
@@ -78,9 +78,9 @@ class Marked(torch.Tensor):
     """A subclass without behaviour of its own."""
 
 
-def test_who_watches_meets_the_op_and_plain_tensors_the_function():
+def test_dispatch_modes_and_subclasses_get_the_op_and_plain_tensors_the_function():
     rows, patches = degrade(IMAGES, PROGRAM), degrade_patches(IMAGES, PROGRAM, BOXES, 16)
-    with Watch() as outer, Watch() as inner:
+    with RecordCalls() as outer, RecordCalls() as inner:
         assert torch.equal(degrade(IMAGES, PROGRAM), rows)
         assert torch.equal(degrade_patches(IMAGES, PROGRAM, BOXES, 16), patches)
     for mode in (outer, inner):
@@ -91,12 +91,12 @@ def test_who_watches_meets_the_op_and_plain_tensors_the_function():
 
 
 def test_the_op_refuses_what_the_function_refuses():
-    """Values are checked when the op runs, also where nobody could at compile time."""
+    """Values are checked when the op runs, since they are not known at compile time."""
     outside = replace(PROGRAM, source=PROGRAM.source + 3)
     compiled = torch.compile(lambda *arguments: degrade(*arguments), fullgraph=True, backend="aot_eager")
     with pytest.raises(InputError, match=r"degrade: program.source must be below the number of images, 3, got 5"):
         compiled(IMAGES, outside)
     with pytest.raises(InputError, match=r"degrade: images must be \(B, H, W, 3\) uint8"):
-        degrade_op.degrade(IMAGES.float(), *FIELDS, None, "auto")
-    with Watch(), pytest.raises(InputError, match=r"memory_format must be torch.channels_last"):
+        op.degrade(IMAGES.float(), *FIELDS, None, "auto")
+    with RecordCalls(), pytest.raises(InputError, match=r"memory_format must be torch.channels_last"):
         degrade_patches(IMAGES, PROGRAM, BOXES, 16, memory_format=torch.preserve_format)

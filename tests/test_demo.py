@@ -8,27 +8,29 @@ import torch
 from PIL import Image
 
 from qpt import InputError
+from qpt.commands.demo_run import CROP, MARKER, SCALES, _clear
 from qpt.data.crops import cut_crops
-from qpt.demo import CROP, MARKER, SCALES, _clear, wheel_photographs
-from qpt.evaluate.run import untrained_encoder
-from qpt.probe import probe, probe_set
+from qpt.data.sample_images import sample_images
+from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.probe import probe
+from qpt.evaluate.probe_set import probe_set
+from qpt.models.encoder import untrained_encoder
 from qpt.report.page import Picture, Section, write_page
-from qpt.report.records import read_log
-from qpt.space import DegradationSpace
+from qpt.runs.log import read_log
 
 
-def test_wheels_hold_the_photographs() -> None:
-    found = wheel_photographs()
+def test_the_two_wheels_hold_the_sample_images() -> None:
+    found = sample_images()
     assert len(found) == 13
     assert all(path.suffix in (".png", ".jpg") for path in found)
 
 
 @pytest.mark.parametrize("size", [(300, 450), (CROP, CROP), (60, 500), (1, 1)])
-def test_crops_have_one_size_whatever_the_photograph(size: tuple[int, int]) -> None:
-    photograph = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    crops = cut_crops([photograph], 6, size=CROP, seed=0, scales=SCALES)
+def test_crops_have_one_size_whatever_the_image(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    crops = cut_crops([image], 6, size=CROP, seed=0, scales=SCALES)
     assert crops.shape == (6, CROP, CROP, 3) and crops.dtype == np.uint8
-    np.testing.assert_array_equal(crops, cut_crops([photograph], 6, size=CROP, seed=0, scales=SCALES))
+    np.testing.assert_array_equal(crops, cut_crops([image], 6, size=CROP, seed=0, scales=SCALES))
 
 
 def test_only_a_demonstration_is_cleared(tmp_path: Path) -> None:
@@ -60,17 +62,17 @@ def test_read_log(tmp_path: Path) -> None:
     assert read_log(tmp_path) == {"step": [1.0, 2.0], "loss": [2.5, 2.25]}
 
 
-def test_probe_sees_what_an_encoder_sees() -> None:
-    """Features that hold the answer score 1 and near it; the probe set covers every op and level once per crop."""
+def test_probe_finds_what_the_features_hold() -> None:
+    """Features that hold the level predict it; the probe set covers every op and level once per crop."""
     space = DegradationSpace(ops=("gaussian_noise", "brightness"), max_ops=1)
     crops = torch.from_numpy(
         cut_crops([np.full((64, 64, 3), value, np.uint8) for value in (90, 110, 130, 150)], 8, size=CROP, seed=0)
     )
     sources = np.arange(8) % 4
-    known, asked = (probe_set(crops, sources, space, seed) for seed in (0, 1))
-    assert len(known.program) == 8 * 2 * 5
-    assert known.sources.tolist() == sources.repeat(10).tolist()
-    result = probe(untrained_encoder("resnet18", 8, 0), known, asked)
+    fit_on, measure_on = (probe_set(crops, sources, space, seed) for seed in (0, 1))
+    assert len(fit_on.program) == 8 * 2 * 5
+    assert fit_on.sources.tolist() == sources.repeat(10).tolist()
+    result = probe(untrained_encoder("resnet18", 8, 0), fit_on, measure_on)
     assert result.op_accuracy > 0.8
     assert result.level_srcc_per_op["gaussian_noise"] > 0.9
     assert result.level_srcc == pytest.approx(np.mean(list(result.level_srcc_per_op.values())))

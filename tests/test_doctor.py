@@ -1,4 +1,4 @@
-"""`qpt doctor`: says what is missing and what fixes it, and fails only when the CPU path is broken."""
+"""`qpt doctor` lists what is missing and the fix, and fails only when the CPU path is broken."""
 
 import json
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from qpt import build, doctor
-from qpt.doctor import Check, Diagnosis
+from qpt import build
+from qpt.commands.doctor import Check, Diagnosis, diagnose
 from qpt.errors import BackendError
 
 
 def test_every_backend_is_reported_and_every_missing_one_has_a_reason() -> None:
-    diagnosis = doctor.diagnose()
+    diagnosis = diagnose()
     names = [check.name for check in diagnosis.checks]
     for name in ("PyTorch", "C++ extension", "OpenMP", "Triton", "CUDA in PyTorch", "CuPy", "CUDA fat binary", "nvcc"):
         assert names.count(name) == 1
@@ -34,12 +34,12 @@ def test_broken_extension_gives_its_reason_a_fix_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from qpt import cli
-    from qpt.ops import backend
+    from qpt.ops import extension
 
     def broken() -> None:
         raise BackendError("compiled for a processor with wings")
 
-    monkeypatch.setattr(backend, "extension", broken)
+    monkeypatch.setattr(extension, "load", broken)
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert "missing C++ extension" in printed
@@ -55,7 +55,7 @@ def test_missing_gpu_parts_do_not_change_the_status() -> None:
 
 def test_missing_nvcc_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    check = next(check for check in doctor.diagnose().checks if check.name == "nvcc")
+    check = next(check for check in diagnose().checks if check.name == "nvcc")
     assert not check.ok
     assert "CUDA_HOME" in check.detail
     assert check.fix

@@ -1,4 +1,4 @@
-"""A run that is killed, signalled, started anew or out of disk ends, once resumed, in the same bytes."""
+"""A run that is killed, signalled, restarted or out of disk space ends, once resumed, in the same bytes."""
 
 import dataclasses
 import multiprocessing
@@ -22,11 +22,12 @@ from qpt.cli import main
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining.checkpoint import verify_checkpoint
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.log import FIELDS, RunLog
+from qpt.pretraining.log import RunLog
+from qpt.runs.log import FIELDS
 from tests.durable_workers import Writer, run_slowly
-from tests.test_pretrain import COMMAND, assert_same_bytes, flags, log_rows, photographs, tiny
+from tests.test_pretrain import COMMAND, assert_same_bytes, flags, image_folder, log_rows, tiny
 
-__all__ = ["photographs"]  # a fixture
+__all__ = ["image_folder"]  # a fixture
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def interrupt() -> None:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """A checkpoint without what may differ between two runs: the time it took and where it is."""
+    """Return a checkpoint without what may differ between two runs: its time and its folder."""
     state = read_checkpoint(run)
     del state["seconds"], state["config"]
     return state
@@ -86,24 +87,24 @@ def assert_same_log(a: Path, b: Path) -> None:
 
 
 @pytest.fixture
-def whole(photographs: Path, tmp_path: Path) -> Path:
+def whole(image_folder: Path, tmp_path: Path) -> Path:
     """An uninterrupted run of 8 steps."""
-    return pretrain(tiny(photographs, tmp_path / "whole", log_every=1)).run
+    return pretrain(tiny(image_folder, tmp_path / "whole", log_every=1)).run
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
-def test_sigusr1_saves_and_goes_on(photographs: Path, tmp_path: Path, at_step: Any) -> None:
+def test_sigusr1_saves_and_continues(image_folder: Path, tmp_path: Path, at_step: Any) -> None:
     at_step(3, send(signal.SIGUSR1))
-    result = pretrain(tiny(photographs, tmp_path / "run", checkpoint_every=1000))
+    result = pretrain(tiny(image_folder, tmp_path / "run", checkpoint_every=1000))
     assert result.finished
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000003.pt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(
-    photographs: Path, tmp_path: Path, whole: Path, at_step: Any, number: int
+    image_folder: Path, tmp_path: Path, whole: Path, at_step: Any, number: int
 ) -> None:
-    config = tiny(photographs, tmp_path / "run", log_every=1, checkpoint_every=1000)
+    config = tiny(image_folder, tmp_path / "run", log_every=1, checkpoint_every=1000)
     at_step(3, send(number))
     result = pretrain(config)
     assert (result.step, result.finished) == (3, False) and read_checkpoint(result.run)["step"] == 3
@@ -112,12 +113,12 @@ def test_a_signal_finishes_the_step_and_saves(
     assert_same_log(whole, result.run)
 
 
-def test_a_second_interrupt_ends_at_once(photographs: Path, tmp_path: Path, whole: Path, at_step: Any) -> None:
+def test_a_second_interrupt_ends_at_once(image_folder: Path, tmp_path: Path, whole: Path, at_step: Any) -> None:
     def twice() -> None:
         send(signal.SIGINT)()
         send(signal.SIGINT)()
 
-    config = tiny(photographs, tmp_path / "run", log_every=1)
+    config = tiny(image_folder, tmp_path / "run", log_every=1)
     at_step(5, twice)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -130,18 +131,18 @@ def test_a_second_interrupt_ends_at_once(photographs: Path, tmp_path: Path, whol
 
 
 @pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]])
-def test_signals_during_a_save_spoil_nothing(
-    photographs: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[int]
+def test_signals_during_a_save_damage_nothing(
+    image_folder: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[int]
 ) -> None:
     """In the second save: one lets it finish and then stops the run; two interrupt it, and the first one stays."""
-    config = tiny(photographs, tmp_path / "run", log_every=1)
+    config = tiny(image_folder, tmp_path / "run", log_every=1)
     save, writes = torch.save, 0
 
     def signalling(data: memoryview) -> None:
         nonlocal writes
         writes += (tmp_path / "run" / "checkpoint.pt").exists()
         if writes == 100:
-            assert (tmp_path / "run" / "checkpoint.pt.part").exists()
+            assert list((tmp_path / "run").glob("checkpoint.pt.*.part"))
             for number in numbers:
                 send(number)()
 
@@ -157,9 +158,9 @@ def test_signals_during_a_save_spoil_nothing(
     assert_same_state(whole, tmp_path / "run")
 
 
-def test_workers_outlive_a_signal_to_the_whole_job(photographs: Path, tmp_path: Path) -> None:
+def test_workers_ignore_a_signal_to_the_whole_job(image_folder: Path, tmp_path: Path) -> None:
     """Schedulers and terminals signal every process; a loader's worker that died of it would take the run along."""
-    config = tiny(photographs, tmp_path / "run", steps=4000, log_every=1, checkpoint_every=10000, workers=2)
+    config = tiny(image_folder, tmp_path / "run", steps=4000, log_every=1, checkpoint_every=10000, workers=2)
     child = subprocess.Popen([*COMMAND, *flags(config)], stderr=subprocess.PIPE, text=True, start_new_session=True)
     log, deadline = tmp_path / "run" / "log.csv", time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 5):
@@ -182,12 +183,12 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_a_full_disk_is_tried_again(
-    photographs: Path, tmp_path: Path, whole: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, whole: Path, at_step: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk = largest_file(50_000)
     at_step(3, lambda: disk.__enter__())
     at_step(5, lambda: disk.__exit__(None, None, None))
-    config = tiny(photographs, tmp_path / "run", log_every=1, checkpoint_every=2, keep_checkpoints=9)
+    config = tiny(image_folder, tmp_path / "run", log_every=1, checkpoint_every=2, keep_checkpoints=9)
     assert pretrain(config).finished
     said = " ".join(capsys.readouterr().err.split())
     assert "the checkpoint of step 4 could not be saved, the one before is kept: [Errno 27] File too large" in said
@@ -200,9 +201,9 @@ def test_a_full_disk_is_tried_again(
 
 
 def test_a_disk_that_is_full_at_the_end_is_an_error(
-    photographs: Path, tmp_path: Path, whole: Path, at_step: Any
+    image_folder: Path, tmp_path: Path, whole: Path, at_step: Any
 ) -> None:
-    config = tiny(photographs, tmp_path / "run", log_every=1, checkpoint_every=3)
+    config = tiny(image_folder, tmp_path / "run", log_every=1, checkpoint_every=3)
     disk = largest_file(50_000)
     at_step(8, lambda: disk.__enter__())
     with pytest.raises(InputError, match=r"step 8 could not be saved.*--resume"):
@@ -215,9 +216,9 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(
 
 
 def test_a_damaged_checkpoint_costs_steps_and_no_bytes(
-    photographs: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(photographs, tmp_path / "run", log_every=1)
+    config = tiny(image_folder, tmp_path / "run", log_every=1)
     pretrain(config)
     with open(tmp_path / "run" / "checkpoint.pt", "r+b") as stream:
         stream.truncate(stream.seek(0, os.SEEK_END) // 2)
@@ -229,11 +230,11 @@ def test_a_damaged_checkpoint_costs_steps_and_no_bytes(
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder", "config and log", "half a checkpoint"])
 def test_resume_starts_a_run_that_had_saved_nothing(
-    photographs: Path, tmp_path: Path, whole: Path, at_step: Any, left: str, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, whole: Path, at_step: Any, left: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One command for a job's first start and for all later ones."""
     run = tmp_path / "run"
-    config = tiny(photographs, run, log_every=1)
+    config = tiny(image_folder, run, log_every=1)
     if left == "an empty folder":
         run.mkdir()
     elif left != "nothing":
@@ -250,8 +251,8 @@ def test_resume_starts_a_run_that_had_saved_nothing(
     assert_same_log(whole, run)
 
 
-def test_resume_starts_nothing_over_in_a_folder_of_something_else(photographs: Path, tmp_path: Path) -> None:
-    config = tiny(photographs, tmp_path / "run")
+def test_resume_starts_nothing_over_in_a_folder_of_something_else(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
     with pytest.raises(InputError, match=r"checkpoint\.pt for --resume.*thesis\.tex"):
@@ -274,13 +275,13 @@ def test_a_log_on_a_full_disk_waits_for_room(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err.count("cannot write the log") == 1
 
 
-def test_fifty_kills_lose_no_saved_step_and_corrupt_nothing(photographs: Path, tmp_path: Path, long: bool) -> None:
+def test_fifty_kills_lose_no_saved_step_and_corrupt_nothing(image_folder: Path, tmp_path: Path, long: bool) -> None:
     """SIGKILL at random moments of runs on a slow disk, many of them within a save; what follows resumes.
 
     The quick form kills three times.
     """
     every, steps, wanted = 3, 30, 50 if long else 3
-    whole = tiny(photographs, tmp_path / "whole", steps=steps, log_every=1, checkpoint_every=every, tensorboard=True)
+    whole = tiny(image_folder, tmp_path / "whole", steps=steps, log_every=1, checkpoint_every=every, tensorboard=True)
     pretrain(whole)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.durable_workers", "torch.utils.tensorboard"])
@@ -305,7 +306,7 @@ def test_fifty_kills_lose_no_saved_step_and_corrupt_nothing(photographs: Path, t
             if finished:
                 break
             kills += 1
-            within_a_save += (run / "checkpoint.pt.part").exists()
+            within_a_save += any(run.glob("checkpoint.pt.*.part"))
             logged = [int(row["step"]) for row in log_rows(run)] if (run / "log.csv").exists() else []
             saved = verify_checkpoint(run / "checkpoint.pt")["step"] if (run / "checkpoint.pt").exists() else 0
             assert logged == list(range(1, len(logged) + 1))

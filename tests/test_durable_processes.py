@@ -1,4 +1,4 @@
-"""Two processes of which one dies or meets a nan: started again they end in the same bytes, the step is replayed."""
+"""Two processes of which one dies or fails: restarted they end in the same bytes; a failed step is replayed."""
 
 import dataclasses
 import os
@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from qpt.cli import main
-from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tiny
+from tests.test_pretrain import assert_same_bytes, flags, image_folder, log_rows, tiny
 
-__all__ = ["photographs"]  # a fixture
+__all__ = ["image_folder"]  # a fixture
 
 
 def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
@@ -23,8 +23,8 @@ def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def test_a_killed_process_is_started_again_with_the_others(photographs: Path, tmp_path: Path) -> None:
-    whole = tiny(photographs, tmp_path / "whole", steps=16, log_every=1, checkpoint_every=4, tensorboard=True)
+def test_a_killed_process_is_started_again_with_the_others(image_folder: Path, tmp_path: Path) -> None:
+    whole = tiny(image_folder, tmp_path / "whole", steps=16, log_every=1, checkpoint_every=4, tensorboard=True)
     child = torchrun("pretrain", *flags(whole))
     assert child.communicate(timeout=300) and child.returncode == 0
     config = dataclasses.replace(whole, out=str(tmp_path / "run"))
@@ -40,11 +40,11 @@ def test_a_killed_process_is_started_again_with_the_others(photographs: Path, tm
     assert "holds no checkpoint yet" in said and "exitcode: -9" in said
     assert_same_bytes(tmp_path / "whole", tmp_path / "run")
     assert [int(row["step"]) for row in log_rows(tmp_path / "run")] == list(range(1, 17))
-    assert not list((tmp_path / "run").glob("failed_step_*"))  # to lose a process is no failed step
+    assert not list((tmp_path / "run").glob("failed_step_*"))  # the loss of a process is no failed step
 
 
-def test_a_failed_step_of_two_processes_is_replayed_by_two(photographs: Path, tmp_path: Path) -> None:
-    config = tiny(photographs, tmp_path / "run", lr=1e30)
+def test_a_failed_step_of_two_processes_is_replayed_by_two(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run", lr=1e30)
     child = torchrun("pretrain", *flags(config))
     said = child.communicate(timeout=300)[1]
     assert child.returncode != 0 and "the step is kept: qpt pretrain --replay" in said

@@ -1,4 +1,4 @@
-"""Embedding in chunks: how photographs are dealt to them, and gradients, statistics and memory beside a plain step."""
+"""Embedding in chunks: the assignment of images, and gradients, statistics and memory compared with a plain step."""
 
 import functools
 from collections.abc import Sequence
@@ -13,34 +13,34 @@ from torch import nn
 
 from benchmarks.harness import tensor_peak
 from qpt.errors import InputError
-from qpt.ops.contrastive import contrastive_loss
+from qpt.ops.contrastive.api import contrastive_loss
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.embed import Embeddings, deal, embed_frozen, restore
+from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order
 from qpt.pretraining.learner import Learner
 
 CPU = torch.device("cpu")
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 8), st.integers(0, 10**6))
-def test_dealing_takes_every_row_once_and_nobody_home(photographs: int, views: int, count: int, seed: int) -> None:
-    straight = deal(photographs, views, count, None)
-    dealt = deal(photographs, views, count, np.random.default_rng(seed))
-    assert torch.equal(torch.cat(straight), torch.arange(photographs * views))
-    assert sorted(torch.cat(dealt).tolist()) == list(range(photographs * views))
-    for chunks in (straight, dealt):
+def test_chunks_hold_every_row_once_and_no_image_in_its_own(images: int, views: int, count: int, seed: int) -> None:
+    in_order = assign_chunks(images, views, count, None)
+    shuffled = assign_chunks(images, views, count, np.random.default_rng(seed))
+    assert torch.equal(torch.cat(in_order), torch.arange(images * views))
+    assert sorted(torch.cat(shuffled).tolist()) == list(range(images * views))
+    for chunks in (in_order, shuffled):
         sizes = [len(chunk) for chunk in chunks]
         assert len(sizes) == count and max(sizes) - min(sizes) <= views
-        for chunk in chunks:  # the rows of a photograph follow each other
+        for chunk in chunks:  # the rows of an image follow each other
             rows = chunk.view(-1, views)
             assert torch.equal(rows, rows[:, :1] + torch.arange(views)) and not (rows[:, 0] % views).any()
-    home = sum(bool(np.intersect1d(a, b).size) for a, b in zip(straight, dealt, strict=True))
-    if count > 1 and photographs > 1:  # of an odd number in two chunks one has no other place
-        assert home <= (1 if photographs % 2 and (count == 2 or photographs < 2 * count) else 0)
+    own = sum(bool(np.intersect1d(a, b).size) for a, b in zip(in_order, shuffled, strict=True))
+    if count > 1 and images > 1:  # of an odd number in two chunks one image has no other place
+        assert own <= (1 if images % 2 and (count == 2 or images < 2 * count) else 0)
 
 
-def test_dealing_is_random_and_repeatable() -> None:
-    first, again, other = (torch.cat(deal(64, 2, 4, np.random.default_rng(seed))) for seed in (0, 0, 1))
+def test_chunks_are_random_and_repeatable() -> None:
+    first, again, other = (torch.cat(assign_chunks(64, 2, 4, np.random.default_rng(seed))) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -71,7 +71,7 @@ def test_cached_gradients_are_those_of_one_graph(dtype: torch.dtype, bound: floa
     patches = torch.rand(26, 3, 12, 12, dtype=dtype)
     groups = torch.arange(13).repeat(2)
     pool = nn.functional.normalize(torch.randn(40, 5, dtype=dtype), dim=1)
-    chunks = deal(26, 1, 4, np.random.default_rng(0))
+    chunks = assign_chunks(26, 1, 4, np.random.default_rng(0))
 
     def loss(values: torch.Tensor) -> torch.Tensor:
         keys = values if in_batch else values.detach().roll(13, 0)
@@ -82,7 +82,7 @@ def test_cached_gradients_are_those_of_one_graph(dtype: torch.dtype, bound: floa
 
     start = statistics(network)
     torch.manual_seed(1)
-    plain = restore(chunks, [network(patches[chunk]) for chunk in chunks]) if norm else network(patches)
+    plain = restore_order(chunks, [network(patches[chunk]) for chunk in chunks]) if norm else network(patches)
     loss(plain).backward()
     expected = {name: parameter.grad for name, parameter in network.named_parameters()}
     after = statistics(network)
@@ -129,7 +129,7 @@ class OneGraph(Embeddings):
     """The same chunks in one graph: what gradient caching stands for."""
 
     def __init__(self, embed: Any, network: nn.Module, patches: torch.Tensor, chunks: Sequence[torch.Tensor]) -> None:
-        self.values = restore(chunks, [embed(patches[chunk]) for chunk in chunks])
+        self.values = restore_order(chunks, [embed(patches[chunk]) for chunk in chunks])
 
     def backward(self) -> None:
         pass
@@ -195,7 +195,7 @@ def test_activation_checkpointing_changes_no_gradient_and_records_statistics_onc
 
 @pytest.mark.parametrize(("precision", "aligned"), [("bfloat16", 0.8), ("float16", 0.95)])
 @pytest.mark.parametrize("chunk", [0, 4])
-def test_half_precision_gradients_point_the_way_of_float32(precision: str, aligned: float, chunk: int) -> None:
+def test_half_precision_gradients_agree_with_float32(precision: str, aligned: float, chunk: int) -> None:
     """Loss within 3 %, the whole gradient within 15 % in length and its cosine above ``aligned``. float16 starts with a
     scale that overflows and halves it, leaving those steps out, until it does not."""
     options = {"mode": "in_batch", "width": 8, "chunk_images": chunk}
@@ -265,7 +265,7 @@ def test_similarities_are_those_of_the_pairs() -> None:
 
 
 def test_memory_is_that_of_a_chunk(long: bool) -> None:
-    """1,024 photographs in chunks of 32, beside a step of 32; in the short form an eighth of each."""
+    """1,024 images in chunks of 32, beside a step of 32; in the short form an eighth of each."""
     share = 1 if long else 8
     peaks = []
     for images, chunk in ((32 // share, 0), (1024 // share, 32 // share)):
@@ -277,7 +277,7 @@ def test_memory_is_that_of_a_chunk(long: bool) -> None:
     assert peaks[1] <= 1.3 * peaks[0], peaks
 
 
-def test_frozen_embeddings_come_in_the_order_of_the_patches() -> None:
+def test_embeddings_without_a_graph_are_in_the_order_of_the_patches() -> None:
     patches = torch.arange(10.0).view(10, 1, 1, 1)
-    chunks = deal(10, 1, 3, np.random.default_rng(0))
-    assert torch.equal(embed_frozen(lambda x: x.flatten(1) * 2, patches, chunks)[:, 0], torch.arange(10.0) * 2)
+    chunks = assign_chunks(10, 1, 3, np.random.default_rng(0))
+    assert torch.equal(embed_no_grad(lambda x: x.flatten(1) * 2, patches, chunks)[:, 0], torch.arange(10.0) * 2)

@@ -1,6 +1,6 @@
-"""csrc/cuda/degrade.cu itself, run on the CPU block emulator: the same bytes as the C++ engine, for every op.
+"""csrc/cuda/degrade.cu, run on the CPU block emulator: the same bytes as the C++ engine, for every op.
 
-A barrier that is left out must change the bytes: without that test an emulator that hides races would look the same.
+A barrier that is left out must change the bytes; without this test an emulator that hides races would pass too.
 """
 
 import ctypes
@@ -18,10 +18,10 @@ import torch
 
 from qpt import DegradationSpace, Program, degrade, degrade_patches
 from qpt.build import BLOCK_THREADS
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops import backend
-from qpt.ops.cuda import LaunchPlan, shared_bytes_taken
-from qpt.ops.patches import Patches
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops import extension
+from qpt.ops.degrade.cuda import LaunchConfig, shared_bytes_used
+from qpt.ops.degrade.patches import Patches
 from tests.emulator.emulator import ORDERS, Emulator, EmulatorError, Schedule
 
 pytestmark = pytest.mark.rung("block emulator")
@@ -33,16 +33,16 @@ SHAPES = [(1, 1), (5, 3), (37, 23), (2, 300)]
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     library = Emulator(tmp_path_factory.mktemp("emulator"))
-    for height, width in SHAPES:  # the plan takes its scratch from the compiled module: both must be of one source
-        for resized, kept in itertools.product((False, True), repeat=2):
-            ours, theirs = backend.extension().scratch_bytes, library.scratch_bytes
-            alignment = ours(height, width, resized, kept) - theirs(height, width, resized, kept)
+    for height, width in SHAPES:  # scratch is sized by the compiled module, which must be of the same source
+        for resizes, for_patches in itertools.product((False, True), repeat=2):
+            ours, theirs = extension.load().scratch_bytes, library.scratch_bytes
+            alignment = ours(height, width, resizes, for_patches) - theirs(height, width, resizes, for_patches)
             assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
     return library
 
 
-def pictures(count: int, height: int, width: int) -> torch.Tensor:
-    """Pictures with edges and gradients; (count, height, width, 3) uint8."""
+def images_of(count: int, height: int, width: int) -> torch.Tensor:
+    """Return images with edges and gradients; (count, height, width, 3) uint8."""
     generator = torch.Generator().manual_seed(height * 1000 + width)
     noise = torch.randint(0, 60, (count, height, width, 3), generator=generator)
     ramp = torch.arange(height)[:, None, None] * 5 + torch.arange(width)[None, :, None] * 3
@@ -55,14 +55,14 @@ def test_every_op_gives_the_engine_s_bytes(emulator: Emulator, name: str, order:
     levels = range(1, LEVELS + 1) if long else (1, LEVELS)
     program = Program.from_chains([[(name, level)] for level in levels], seeds=[7 * level for level in levels])
     for height, width in SHAPES:
-        images = pictures(1, height, width)
+        images = images_of(1, height, width)
         emulated, _ = emulator.run(images, program, order)
         assert torch.equal(emulated, degrade(images, program)), (height, width)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_chains_and_a_grid_smaller_than_the_batch(emulator: Emulator, order: str, long: bool) -> None:
-    images = pictures(3, 24, 31)
+    images = images_of(3, 24, 31)
     space = DegradationSpace.preset("qpt")
     program = space.sample(3, views=9 if long else 3, generator=torch.Generator().manual_seed(3))
     emulated, _ = emulator.run(images, program, order, multiprocessors=2)
@@ -73,9 +73,9 @@ IMAGE = 24 * 31 * 3 + 8  # bytes of an image of 24 x 31 pixels, as memory is sha
 
 
 @pytest.mark.parametrize("shared_limit", [0, IMAGE - 1, IMAGE, 2 * IMAGE - 1, 2 * IMAGE, 5 * IMAGE])
-@pytest.mark.parametrize("kept", [False, True])
-def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_limit: int, kept: bool) -> None:
-    """None, one or both of a row's images; rows that change the working size, rows whose last ops see a window."""
+@pytest.mark.parametrize("for_patches", [False, True])
+def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_limit: int, for_patches: bool) -> None:
+    """None, one or both of a row's images, for rows that change the working size and rows that end in a window."""
     chains = [
         [("gaussian_blur", 2), ("contrast", 3), ("gaussian_noise", 2), ("hue", 1)],
         [("resize_to", 2), ("gaussian_noise", 1), ("jpeg", 3)],
@@ -84,9 +84,9 @@ def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_l
         [],
     ]
     program = Program.from_chains(chains, seeds=[1, 2, 3, 4, 5])
-    images = pictures(1, 24, 31)
+    images = images_of(1, 24, 31)
     boxes = torch.tensor([[3, 5], [1, 2]], dtype=torch.int32).expand(len(program), 2, 2)
-    patches = Patches.of(program, boxes, 9, 24, 31, torch.uint8, torch.channels_last) if kept else None
+    patches = Patches.of(program, boxes, 9, 24, 31, torch.uint8, torch.channels_last) if for_patches else None
     emulated, _ = emulator.run(images, program, "random", multiprocessors=2, patches=patches, shared_limit=shared_limit)
     if patches is None:
         assert torch.equal(emulated, degrade(images, program))
@@ -96,16 +96,16 @@ def test_images_in_shared_memory_as_far_as_they_fit(emulator: Emulator, shared_l
 
 
 def test_shared_memory_a_row_takes() -> None:
-    """Two images if they fit, else one; none above the limit; no more than two, and one where the output is one."""
+    """Both images if they fit, else one, else none; only one if the output takes every second image."""
     program = Program.from_chains([[("hue", 1)], [("resize_to", 2), ("hue", 1)]], seeds=[1, 2])
     grown = 36 * 46 * 3 + 24  # the largest working size
     for limit, plain, resized in [(0, 0, 0), (IMAGE, 1, 0), (2 * IMAGE, 1, 0), (grown, 1, 1), (2 * grown, 1, 2)]:
-        assert shared_bytes_taken(program, 24, 31, None, limit) == [plain * IMAGE, resized * grown], limit
+        assert shared_bytes_used(program, 24, 31, None, limit) == [plain * IMAGE, resized * grown], limit
     windows = torch.tensor([[0, 2, 3, 10, 11], [2, 0, 0, 24, 31]], dtype=torch.int32)
     small = 10 * 11 * 3 + 54
-    assert shared_bytes_taken(program, 24, 31, windows, 2 * small) == [2 * small, 0]
-    plan = LaunchPlan.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small)
-    assert plan == LaunchPlan(2, backend.extension().scratch_bytes(24, 31, True, True), 2 * small)
+    assert shared_bytes_used(program, 24, 31, windows, 2 * small) == [2 * small, 0]
+    config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small)
+    assert config == LaunchConfig(2, extension.load().scratch_bytes(24, 31, True, True), 2 * small)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
@@ -134,7 +134,7 @@ def assert_same_patches(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> None:
-    images, size = pictures(1, height, width), 9
+    images, size = images_of(1, height, width), 9
     boxes = torch.tensor([[height // 2, width // 2], [height // 2 - 2, width // 2 + 5]], dtype=torch.int32)
     boxes = boxes.expand(len(program), 2, 2)
     patches = Patches.of(program, boxes, size, height, width, dtype, memory_format)
@@ -146,7 +146,7 @@ def assert_same_patches(
 
 def test_a_barrier_left_out_is_detected(emulator: Emulator) -> None:
     """Horizontal and vertical passes of a blur exchange pixels; without a barrier between them they cannot."""
-    images = pictures(1, 24, 31)
+    images = images_of(1, 24, 31)
     program = Program.from_chains([[("gaussian_blur", 3), ("jpeg", 3)]], seeds=[1])
     expected, barriers = emulator.run(images, program, "forward")
     assert barriers > 2
@@ -155,7 +155,7 @@ def test_a_barrier_left_out_is_detected(emulator: Emulator) -> None:
         for skipped in range(barriers)
         if all(in_a_child(same_bytes, emulator, images, program, order, skipped, expected) for order in ORDERS)
     ]
-    # Some only keep scratch from being reused too early, which a picture as small as this one does not do.
+    # Some barriers only keep scratch from being reused too early, which does not happen for an image as small as this.
     assert len(undetected) < barriers / 4, undetected
 
 
@@ -169,7 +169,7 @@ def same_bytes(
 
 
 def in_a_child(function: Callable[..., bool], *arguments: object) -> bool:
-    """function(*arguments) in a forked process; False if it died or hung, as reading half-made tables may make it."""
+    """Return function(*arguments) of a forked process; False if it died or hung, as it may on half-written scratch."""
 
     def run() -> None:
         faulthandler.disable()

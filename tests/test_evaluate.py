@@ -1,4 +1,4 @@
-"""The protocol: ridge against scikit-learn, splits, inner choice, summaries; and the command end to end."""
+"""The protocol: ridge against scikit-learn, splits, inner choice, summaries, and the command end to end."""
 
 import json
 import math
@@ -15,16 +15,16 @@ from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.protocol import (
     REGIMES,
-    choose,
+    choose_read_out,
     evaluate_splits,
     inner_folds,
     make_splits,
 )
-from qpt.evaluate.report import to_json
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.summary import paired_difference, summarise
 from qpt.evaluate.table import read_table
+from qpt.io import to_json
 from tests.labelled import one_thread as one_thread
 from tests.labelled import write_run, write_set
 
@@ -94,30 +94,29 @@ def test_inner_folds_are_by_group_or_leave_one_image_out():
     assert inner_folds(np.array([1, 1, 2, 3]), (0,))[1] == "GroupKFold(3)"
 
 
-def linear_views(n=60, seed=0):
-    """A view in which MOS is linear, and one of noise only; groups of three images."""
+def linear_features(n=60, seed=0):
+    """Return a read-out in which MOS is linear, and one of noise only; groups of three images."""
     generator = np.random.default_rng(seed)
     signal, noise = generator.normal(size=(n, 3)), generator.normal(size=(n, 50))
     mos = 50 + signal @ [9.0, 4.0, 1.0]
     return {"noise": noise, "signal": signal}, mos, np.repeat(np.arange(n // 3), 3)
 
 
-def test_the_choice_finds_the_view_that_holds_the_signal():
-    views, mos, groups = linear_views()
-    choice = choose(views, mos, groups, (0,))
-    assert choice.read_out == "signal" and choice.srcc > 0.99 and choice.penalty <= 1
-    assert choice.folds == "GroupKFold(5)"
+def test_the_choice_finds_the_read_out_that_holds_the_signal():
+    chosen = choose_read_out(*linear_features(), (0,))
+    assert chosen.read_out == "signal" and chosen.srcc > 0.99 and chosen.penalty <= 1
+    assert chosen.folds == "GroupKFold(5)"
 
 
 def test_the_choice_sees_the_training_part_only():
     """Scrambling the test part changes its metrics, but neither the choice nor the error of the choice."""
-    views, mos, groups = linear_views()
+    features, mos, groups = linear_features()
     splits = make_splits(mos, groups, REGIMES[1], 0)[:3]
-    before = evaluate_splits(views, mos, groups, splits)
+    before = evaluate_splits(features, mos, groups, splits)
     for split, record in zip(splits, before, strict=True):
-        broken = {name: features.copy() for name, features in views.items()}
-        for features in broken.values():
-            features[split.test] = np.random.default_rng(1).normal(size=features[split.test].shape) * 100
+        broken = {name: x.copy() for name, x in features.items()}
+        for x in broken.values():
+            x[split.test] = np.random.default_rng(1).normal(size=x[split.test].shape) * 100
         after = evaluate_splits(broken, mos, groups, [split])[0]
         assert after["srcc"] != record["srcc"]
         for key in ("chosen_read_out", "chosen_penalty", "chosen_srcc", "chosen_rmse"):
@@ -125,9 +124,9 @@ def test_the_choice_sees_the_training_part_only():
 
 
 def test_records_and_summary():
-    views, mos, groups = linear_views()
+    features, mos, groups = linear_features()
     splits = make_splits(mos, groups, REGIMES[0], 0)
-    records = evaluate_splits(views, mos, groups, splits)
+    records = evaluate_splits(features, mos, groups, splits)
     summary = summarise(records)
     values = sorted(record["srcc"] for record in records)
     assert summary["srcc"]["median"] == pytest.approx((values[4] + values[5]) / 2)
@@ -138,7 +137,7 @@ def test_records_and_summary():
 
 
 def test_constant_predictions_count_as_zero_and_are_counted():
-    _, mos, groups = linear_views()
+    _, mos, groups = linear_features()
     records = evaluate_splits({"flat": np.ones((60, 2))}, mos, groups, make_splits(mos, groups, REGIMES[1], 0))
     assert all(math.isnan(record["srcc"]) and record["rmse"] > 0 for record in records)
     summary = summarise(records)
@@ -200,7 +199,7 @@ def test_command_writes_a_result_that_names_everything_and_no_path(tiny, tmp_pat
 
 
 def leaves(value, path=()):
-    """(path, leaf) of every number, text or null in nested dicts and lists."""
+    """Return every number, text or null in nested dicts and lists by its path."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         return {path: value}
@@ -237,8 +236,8 @@ def test_json_on_standard_output_and_no_untrained_encoder(tiny, capsys):
     [
         ({"run": "nowhere"}, "checkpoint"),
         ({"--csv": "nowhere.csv"}, "csv must be a file"),
-        ({"--untrained": "-1"}, "untrained and seed must be >= 0"),
-        ({"--crops": "0"}, "crops >= 1"),
+        ({"--untrained": "-1"}, "untrained must be an integer of at least 0, got -1"),
+        ({"--crops": "0"}, "crops must be an integer of at least 1, got 0"),
         ({"--out": "/proc/nothing/result.json"}, "out must be a writable file"),
     ],
 )
@@ -252,7 +251,7 @@ def test_bad_arguments_are_one_line_and_exit_2(tiny, capsys, change, words):
     assert error.startswith("qpt evaluate: error: ") and words in error and "Traceback" not in error
 
 
-def test_damaged_photograph_is_found_before_the_long_passes(tmp_path, tiny, capsys):
+def test_damaged_image_is_found_before_the_long_passes(tmp_path, tiny, capsys):
     csv = write_set(tmp_path / "set")
     file = csv.parent / "images/cup2.png"
     file.write_bytes(file.read_bytes()[:3000])

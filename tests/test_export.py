@@ -1,4 +1,4 @@
-"""Exported files: torchvision's layout, safetensors, ONNX against PyTorch, the card, and what cannot be exported."""
+"""Exported files: torchvision's layout, safetensors, ONNX against PyTorch, the model card, and refusals."""
 
 import json
 import sys
@@ -12,14 +12,14 @@ from benchmarks.bench_score import brisque
 from qpt import cli
 from qpt.errors import BackendError
 from qpt.evaluate.scorer import Scorer
-from qpt.export import compare_onnx, crop_inputs, export_safetensors, export_state_dict
+from qpt.export.formats import compare_onnx, crop_inputs, export_safetensors, export_state_dict
 from qpt.models import build_encoder, load_encoder
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 
 
 def torchvision_layout(blocks, bottleneck):
-    """Names and shapes of torchvision's ResNet state dict without ``fc``, from He et al. table 1 and its naming."""
+    """Return names and shapes of torchvision's ResNet without ``fc``, from He et al. table 1 and its naming."""
     layout = {}
 
     def norm(name, channels):
@@ -73,7 +73,7 @@ def test_state_dict_has_torchvisions_layout(tmp_path, arch, blocks, bottleneck, 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(folder of exported files, scorer, run), made by the commands; the scorer is calibrated."""
+    """Return (folder of exported files, scorer, run), made by the commands; the scorer is calibrated."""
     folder = tmp_path_factory.mktemp("export")
     csv, run = write_set(folder / "set"), write_run(folder / "run")
     scorer, result = str(folder / "s.pt"), str(folder / "result.json")
@@ -83,12 +83,12 @@ def exported(tmp_path_factory):
     return folder / "out", Scorer.load(scorer), run
 
 
-def test_onnx_scores_are_pytorchs_on_fifty_photographs(exported):
-    """Crops of all shapes and both parities, seen whole or through a grid; the features too."""
+def test_onnx_scores_are_pytorchs_on_fifty_images(exported):
+    """Images of all shapes and both parities are seen whole or through a grid; the features agree too."""
     import onnxruntime
 
     out, scorer, _ = exported
-    rng, sources = np.random.default_rng(0), [*photographs().values(), data.coffee()]
+    rng, sources = np.random.default_rng(0), [*image_regions().values(), data.coffee()]
     crops = []
     for index in range(49):
         source = sources[index % len(sources)]
@@ -150,7 +150,7 @@ def test_a_run_has_no_score_to_export(exported, tmp_path, capsys):
     assert "onnx needs a scorer" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("[1]")
     assert cli.main(["export", str(run), "--out", str(tmp_path), "--evaluation", str(tmp_path / "x.json")]) == 2
-    assert "must be a JSON of `qpt evaluate`" in capsys.readouterr().err
+    assert "must be a result of `qpt evaluate --out`" in capsys.readouterr().err
     (tmp_path / "text.pt").write_text("hello")
     assert cli.main(["export", str(tmp_path / "text.pt"), "--out", str(tmp_path)]) == 2
 
@@ -161,8 +161,8 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch, tmp_path):
         export_safetensors(build_encoder("resnet18", 2), tmp_path / "e.safetensors")
 
 
-def test_the_benchmarks_rival_still_means_what_it_says():
-    """BRISQUE with the benchmark's adapter: lower is better, so blur and noise raise it."""
+def test_the_benchmarks_brisque_is_lower_for_better_images():
+    """Blur and noise raise BRISQUE with the benchmark's adapter."""
     from scipy import ndimage
 
     metric, pixels = brisque(), data.astronaut()

@@ -1,4 +1,4 @@
-"""What evaluation sees of a photograph: crops, scales, statistics over positions, the cache, the classical features."""
+"""Features of images: crops, scales, statistics over positions, the cache, the classical features."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from PIL import Image
 from scipy import ndimage
 
 from qpt.errors import InputError
-from qpt.evaluate import features, photograph
+from qpt.evaluate import features, image_crops
 from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, photograph_features, weights_hash
-from qpt.evaluate.photograph import crop_boxes, extend, half_scale, load_photograph
-from qpt.evaluate.run import untrained_encoder
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, image_features, weights_hash
+from qpt.evaluate.image_crops import crop_boxes, half_scale, load_image, mirror_pad
+from qpt.models.encoder import untrained_encoder
+from tests.labelled import image_regions
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -25,11 +25,11 @@ def encoder():
     return untrained_encoder("resnet18", 4, seed=1)
 
 
-def definition(encoder, pictures):
-    """Mean and standard deviation of every channel over the positions of all pictures, straight from the words."""
+def definition(encoder, images):
+    """Return mean and standard deviation of every channel over the positions of all images, from the definition."""
     maps = []
-    for picture in pictures:
-        x = torch.from_numpy(((picture / 255.0 - MEAN) / STD).astype(np.float32)).permute(2, 0, 1)[None]
+    for image in images:
+        x = torch.from_numpy(((image / 255.0 - MEAN) / STD).astype(np.float32)).permute(2, 0, 1)[None]
         with torch.no_grad():
             maps.append([stage[0].flatten(1).double() for stage in encoder.stages(x)])
     joined = [torch.cat(stage, dim=1) for stage in zip(*maps, strict=True)]
@@ -38,18 +38,18 @@ def definition(encoder, pictures):
 
 
 def test_features_are_mean_and_std_over_positions_at_two_scales(encoder):
-    pixels = photographs()["cat"]
-    found = photograph_features(encoder, pixels)
+    pixels = image_regions()["cat"]
+    found = image_features(encoder, pixels)
     assert found.shape == (2, 2, sum(encoder.stage_dims)) and found.dtype == np.float32
-    for scale, picture in enumerate((pixels, half_scale(pixels))):
-        mean, std = definition(encoder, [picture])
+    for scale, image in enumerate((pixels, half_scale(pixels))):
+        mean, std = definition(encoder, [image])
         np.testing.assert_allclose(found[scale, 0], mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found[scale, 1], std, rtol=1e-4, atol=1e-5)
 
 
-def test_large_photographs_are_seen_through_a_grid_of_crops(encoder):
-    pixels = photographs()["face"]  # 96 x 128: more than 4 crops of 48 px at full scale, not more at half scale
-    found = photograph_features(encoder, pixels, FeatureProtocol(crop_px=48, crops=4))
+def test_large_images_are_seen_through_a_grid_of_crops(encoder):
+    pixels = image_regions()["face"]  # 96 x 128: more than 4 crops of 48 px at full scale, not more at half scale
+    found = image_features(encoder, pixels, FeatureProtocol(crop_px=48, crops=4))
     corners = [pixels[:48, :48], pixels[:48, 80:], pixels[48:, :48], pixels[48:, 80:]]
     mean, std = definition(encoder, corners)
     np.testing.assert_allclose(found[0, 0], mean, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_crop_boxes_are_bounded_equal_and_inside(width, height, count, side):
     assert len(set(boxes)) == len(boxes)
 
 
-def test_crop_boxes_of_a_4k_photograph_and_of_a_panorama():
+def test_crop_boxes_of_a_4k_image_and_of_a_panorama():
     nine = crop_boxes(3840, 2160, side=384, count=9)
     assert nine[0] == (0, 0, 384, 384) and nine[4] == (1728, 888, 2112, 1272) and nine[8] == (3456, 1776, 3840, 2160)
     wide = crop_boxes(10000, 300, side=384, count=9)
@@ -88,21 +88,21 @@ def test_read_outs_select_what_they_name():
 
 
 def test_scored_upright(encoder, tmp_path):
-    """EXIF orientation 6 says: turn by 90 degrees clockwise to see it upright."""
-    picture = Image.fromarray(photographs()["cup"])
+    """An image of EXIF orientation 6 is upright after a turn by 90 degrees clockwise."""
+    picture = Image.fromarray(image_regions()["cup"])
     picture.save(tmp_path / "upright.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(load_photograph(tmp_path / "upright.png"), load_photograph(tmp_path / "turned.png"))
+    np.testing.assert_array_equal(load_image(tmp_path / "upright.png"), load_image(tmp_path / "turned.png"))
 
 
 def test_cache_is_used_keyed_and_replaced_when_damaged(encoder, tmp_path, monkeypatch):
     paths = []
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         paths.append(tmp_path / f"{name}.png")
         Image.fromarray(pixels).save(paths[-1])
-    options = {"label": "x", "cache": tmp_path / "kept", "photographs_key": "set 1", "quiet": True}
+    options = {"label": "x", "cache": tmp_path / "kept", "images_key": "set 1", "quiet": True}
     first = extract(encoder, paths, protocol=FeatureProtocol(), **options)
     (stored,) = (tmp_path / "kept").iterdir()
 
@@ -110,12 +110,12 @@ def test_cache_is_used_keyed_and_replaced_when_damaged(encoder, tmp_path, monkey
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(features, "photograph_features", refuse)
+        patched.setattr(features, "image_features", refuse)
         np.testing.assert_array_equal(extract(encoder, paths, protocol=FeatureProtocol(), **options), first)
         for change in (
             {"encoder": untrained_encoder("resnet18", 4, seed=2)},
             {"protocol": FeatureProtocol(crops=1)},
-            {"photographs_key": "set 2"},
+            {"images_key": "set 2"},
         ):
             arguments = {"encoder": encoder, "protocol": FeatureProtocol(), **options, **change}
             with pytest.raises(AssertionError, match="computed again"):
@@ -125,8 +125,8 @@ def test_cache_is_used_keyed_and_replaced_when_damaged(encoder, tmp_path, monkey
     assert stored.stat().st_size > 100
 
 
-def test_all_damaged_photographs_are_listed(tmp_path, encoder):
-    for number, pixels in enumerate(photographs().values()):
+def test_all_damaged_images_are_listed(tmp_path, encoder):
+    for number, pixels in enumerate(image_regions().values()):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     for number in (1, 4):
         file = tmp_path / f"{number}.png"
@@ -155,7 +155,7 @@ def test_untrained_encoder_leaves_the_global_generator_alone():
 
 
 def test_classical_features_by_definition():
-    pixels = photographs()["table"]
+    pixels = image_regions()["table"]
     grey = pixels.astype(float) @ [0.299, 0.587, 0.114]
     assert contrast(luminance(pixels)) == pytest.approx(np.sqrt(np.mean((grey - grey.mean()) ** 2)), rel=1e-5)
     kernel = {(-1, 0): 1, (1, 0): 1, (0, -1): 1, (0, 1): 1, (0, 0): -4}
@@ -181,14 +181,14 @@ def test_classical_features_by_definition():
 )
 def test_pixels_of_another_form_are_refused(encoder, pixels):
     with pytest.raises(InputError, match="pixels must be"):
-        photograph_features(encoder, pixels)
+        image_features(encoder, pixels)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (31, 40), (5, 7), (33, 1)])
-def test_small_photographs_are_continued_by_mirror_images(encoder, shape):
-    """As SciPy's "mirror with the edge repeated" continues a signal, evenly on both ends."""
+def test_small_images_are_padded_by_mirroring(encoder, shape):
+    """SciPy pads a signal the same way with its edge repeated, evenly on both ends."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    found = extend(pixels)
+    found = mirror_pad(pixels)
     assert found.shape == (max(32, shape[0]), max(32, shape[1]), 3)
     before = [max(0, 32 - side) // 2 for side in shape]
     ys, xs = (np.arange(length) - start for length, start in zip(found.shape[:2], before, strict=True))
@@ -196,7 +196,7 @@ def test_small_photographs_are_continued_by_mirror_images(encoder, shape):
     for channel in range(3):
         expected = ndimage.map_coordinates(pixels[..., channel], grid, order=0, mode="reflect")  # SciPy's name for it
         np.testing.assert_array_equal(found[..., channel], expected)
-    np.testing.assert_array_equal(photograph_features(encoder, pixels), photograph_features(encoder, found))
+    np.testing.assert_array_equal(image_features(encoder, pixels), image_features(encoder, found))
 
 
 @given(st.integers(2, 70), st.integers(2, 70), st.integers(1, 300))
@@ -204,11 +204,11 @@ def test_half_scale_by_bands_is_one_resize_of_pillow(height, width, band):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
     expected = Image.fromarray(pixels).resize((width // 2, height // 2), Image.Resampling.BICUBIC)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(photograph, "_BAND_PIXELS", band)
+        patched.setattr(image_crops, "_BAND_PIXELS", band)
         np.testing.assert_array_equal(half_scale(pixels), np.asarray(expected))
 
 
 def test_protocol_bounds():
     for bad in ({"crops": 0}, {"crop_px": 31}):
-        with pytest.raises(InputError, match="crop_px must be >= 32 and crops >= 1"):
+        with pytest.raises(InputError, match="must be an integer of at least"):
             FeatureProtocol(**bad)

@@ -1,25 +1,25 @@
-"""Random chains with any parameters the op table allows, on images of any small size: no write outside the buffers,
-every byte of the output written, the same bytes from another number of threads. `make verify` runs many more of them.
+"""Random chains with any parameters that the op table allows, on small images: no write outside the buffers, every byte
+of the output written, the same bytes with another number of threads. ``make verify`` runs many more of them.
 """
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt.degradations import DEGRADATIONS, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, Degradation
 from tests.conftest import LONG
 from tests.engine import run
 
 
 def float32(bound: float, inside: float) -> float:
-    """The float32 nearest to a bound that does not lie beyond it."""
+    """Return the float32 nearest to a bound that does not lie beyond it."""
     nearest = np.float32(bound)
     beyond = nearest < bound if inside > bound else nearest > bound
     return float(np.nextafter(nearest, np.float32(inside)) if beyond else nearest)
 
 
 def values(op: Degradation) -> st.SearchStrategy[list[float]]:
-    """Parameters of an op, anywhere in its table's bounds."""
+    """Return a strategy for the parameters of an op, anywhere in the table's bounds."""
     numbers = [
         st.integers(int(p.low), int(p.high)).map(float)
         if p.integer

@@ -1,4 +1,4 @@
-"""Opening photographs: what counts as one, what is done to odd ones, what is refused."""
+"""Opening image files: which are listed, how unusual ones are converted, which are refused."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from qpt import InputError
 from qpt.data import images
-from qpt.data.images import UNREADABLE, Picture, find_images, list_images, load_rgb, open_image
+from qpt.data.images import UNREADABLE, DecodedImage, find_images, list_images, load_rgb, open_image
 
 
 def test_folder_is_walked_sorted_and_filtered(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_window_is_cut_from_the_whole(
         (picture if mode in ("I;16", "RGBA") else picture.convert(mode)).save(path, exif=exif)
         whole = load_rgb(path)
         with open_image(path) as opened:
-            seen = Picture(opened)
+            seen = DecodedImage(opened)
             assert whole.shape == (seen.height, seen.width, 3)
             for top, left, height, width in ((0, 0, seen.height, seen.width), (1, 3, 5, 4), (0, 2, 1, 1), (6, 5, 3, 4)):
                 window = seen.window(top, left, height, width)
@@ -109,8 +109,8 @@ def test_resized_to_a_shorter_side(
 def test_a_jpeg_keeps_twice_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (900, 700)).save(tmp_path / "x.jpg")
     decoded = []
-    plain = Picture.rgb
-    monkeypatch.setattr(Picture, "rgb", lambda self: decoded.append((self.width, self.height)) or plain(self))
+    plain = DecodedImage.rgb
+    monkeypatch.setattr(DecodedImage, "rgb", lambda self: decoded.append((self.width, self.height)) or plain(self))
     for side in (44, 43, 87, 88, 175, 176, 350, 900):
         assert min(load_rgb(tmp_path / "x.jpg", shorter_side=side).shape[:2]) == side
     assert decoded == [(225, 175), (113, 88), (225, 175), (450, 350), (450, 350), *[(900, 700)] * 3]

@@ -1,4 +1,4 @@
-"""simplejpeg, where it is installed, in Pillow's place: the same pixels, and of a damaged file the same verdict."""
+"""simplejpeg instead of Pillow: the same pixels, and the same error for a damaged file."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -11,7 +11,7 @@ from PIL import Image
 
 from qpt.data import images
 from qpt.data.images import UNREADABLE, load_rgb
-from qpt.demo import wheel_photographs
+from qpt.data.sample_images import sample_images
 from tests.test_odd_images import BROKEN, ODD, encoded, turned
 
 
@@ -80,7 +80,7 @@ def test_a_clean_jpeg_has_the_pixels_that_pillow_gives(name: str, handed_over: l
 
 
 def test_photographs_have_the_pixels_that_pillow_gives(handed_over: list[NDArray[np.uint8]]) -> None:
-    for path in wheel_photographs():
+    for path in sample_images():
         np.testing.assert_array_equal(load_rgb(path), by_pillow(path.read_bytes()))
     assert handed_over
 

@@ -1,4 +1,4 @@
-"""Near-duplicates across groups: found when resized and recompressed, not invented, and named with their splits."""
+"""Near-duplicates across groups: resized, recompressed and turned copies, and the splits that they cross."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def add(csv, name, image, ref):
         file.write(f"images/{name},50,{ref}\n")
 
 
-def test_different_photographs_and_versions_of_one_are_no_leak(csv):
+def test_different_images_and_versions_of_one_are_no_leak(csv):
     assert near_duplicates(read_table(csv)) == ()
 
 
@@ -78,8 +78,8 @@ def test_plain_images_have_no_hash_and_the_rest_is_imagehash_s(tmp_path, csv):
     Image.new("RGB", (64, 64), (9, 200, 30)).save(tmp_path / "plain.png")
     (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert perceptual_hash(tmp_path / "plain.png") is None and perceptual_hash(tmp_path / "damaged.png") is None
-    photograph = csv.parent / "images/rocket0.png"
-    assert f"{perceptual_hash(photograph):016x}" == str(phash(Image.open(photograph)))
-    inverted = ImageOps.invert(Image.open(photograph).convert("RGB"))
+    file = csv.parent / "images/rocket0.png"
+    assert f"{perceptual_hash(file):016x}" == str(phash(Image.open(file)))
+    inverted = ImageOps.invert(Image.open(file).convert("RGB"))
     inverted.save(tmp_path / "inverted.png")
-    assert bin(perceptual_hash(photograph) ^ perceptual_hash(tmp_path / "inverted.png")).count("1") > 32
+    assert bin(perceptual_hash(file) ^ perceptual_hash(tmp_path / "inverted.png")).count("1") > 32

@@ -11,12 +11,12 @@ from qpt.evaluate.metrics import curves, measure, measure_and_fit
 
 
 def curve4(x, b1, b2, b3, b4):
-    """Written from VQEG's formula."""
+    """Return VQEG's curve, written from its formula."""
     return b2 + (b1 - b2) / (1 + np.exp(np.clip(-(x - b3) / np.abs(b4), -500, 500)))
 
 
 def curve5(x, b1, b2, b3, b4, b5):
-    """Written from equation 10 of Sheikh et al. 2006."""
+    """Return the curve of equation 10 of Sheikh et al. 2006."""
     return b1 * (0.5 - 1 / (1 + np.exp(np.clip(b2 * (x - b3), -500, 500)))) + b4 * x + b5
 
 
@@ -24,7 +24,7 @@ CURVES = {"plcc_logistic": (curve4, fit_logistic, 4), "plcc_logistic5": (curve5,
 
 
 def random_case(number):
-    """Integers with many ties; a saturating scale with noise; a weak line, rounded."""
+    """Return integers with many ties, a saturating scale with noise, or a weak line, rounded."""
     generator = np.random.default_rng(number)
     n = int(generator.integers(6, 70))
     x = generator.normal(size=n) * generator.uniform(0.1, 20) + generator.uniform(-50, 50)
@@ -41,7 +41,7 @@ def random_case(number):
 
 
 def independent_fit(curve, x, y, parameters, seed, starts):
-    """The highest correlation that Levenberg-Marquardt reaches from random starting points."""
+    """Return the highest correlation that Levenberg-Marquardt reaches from random starting points."""
     generator = np.random.default_rng(seed)
     x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
     best = 0.0

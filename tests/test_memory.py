@@ -1,8 +1,9 @@
 """Every op and random chains under AddressSanitizer and UBSan: no access outside a buffer, no undefined arithmetic,
 every byte of the output written, and no more scratch than an op's entry in csrc/ops/table.h says.
 
-tests/cpp/memory.cpp is compiled here, without optimisation: each access of the source is one the sanitizer sees. The op
-table comes from qpt.degradations, so a new op is covered without a change. `make verify` runs 100,000 random programs.
+tests/cpp/memory.cpp is compiled without optimisation, so that the sanitizer sees every access of the source. The ops
+come from qpt.degradations.op_table, so a new op is covered without a change. ``make verify`` runs 100,000 random
+programs.
 """
 
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.native import compile_program
 from tests.test_ops import settings_of
 
@@ -29,7 +30,7 @@ def program(tmp_path_factory) -> Path:
 
 
 def described(row: Degradation, every_setting: bool) -> str:
-    """An op as tests/cpp/memory.cpp reads it, with every setting of its levels or the first and last of each."""
+    """Return an op as tests/cpp/memory.cpp reads it, with every setting of its levels or the first and last of each."""
     settings: dict[tuple[float, ...], None] = {}
     for level in range(1, LEVELS + 1):
         options = settings_of(row, level)
@@ -70,7 +71,7 @@ def test_random_programs(program, table, long):
 
 
 def test_half_the_scratch_is_reported(program, table):
-    """The test of the test."""
+    """The sanitizer reports an op that has too little scratch."""
     result = run(program, table, "ops-short")
     assert result.returncode != 0
     assert "ERROR: AddressSanitizer" in result.stderr and "while running" in result.stderr
@@ -78,7 +79,7 @@ def test_half_the_scratch_is_reported(program, table):
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (256, 256), (320, 320), (180, 2048), (2048, 2048)])
 def test_a_thread_needs_at_most_six_images(program, table, height, width):
-    """The image between ops and the op's own scratch; below 128 x 128, tables of a fixed size outweigh the image."""
+    """The image between ops and the op's own scratch; below 128 x 128, arrays of a fixed size outweigh the image."""
     image = height * width * 3
     lines = run(program, table, "scratch", height, width).stdout.splitlines()
     images = {name: (image + int(size)) / image for name, size in map(str.split, lines)}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from qpt.errors import InputError
 from qpt.evaluate.logistic import logistic
-from qpt.evaluate.metrics import METRICS, measure, plcc_logistic
+from qpt.evaluate.metrics import METRICS, measure
 
 COEFFICIENTS = ("srcc", "plcc_raw", "plcc_logistic", "krcc")
 
@@ -20,21 +20,25 @@ def pearson(x, y):
 
 
 def average_ranks(x):
-    """Rank 1 + number of smaller values, plus half the number of other equal values."""
+    """Return rank 1 + number of smaller values, plus half the number of other equal values."""
     x = np.asarray(x)
     return np.array([1 + (x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
 
 
 def tau_b(x, y):
-    """(concordant - discordant) / sqrt(pairs untied in x * pairs untied in y)."""
+    """Return (concordant - discordant) / sqrt(pairs untied in x * pairs untied in y)."""
     i, j = np.triu_indices(len(x), 1)
     a, b = np.sign(np.subtract(np.take(x, i), np.take(x, j))), np.sign(np.subtract(np.take(y, i), np.take(y, j)))
     return (a * b).sum() / np.sqrt((a != 0).sum() * (b != 0).sum())
 
 
+def plcc_logistic(x, y):
+    return measure(x, y)["plcc_logistic"]
+
+
 @st.composite
 def pairs(draw):
-    """Two lists of small integers, so that ties are frequent; neither constant."""
+    """Draw two lists of small integers, so that ties are frequent; neither constant."""
     size = draw(st.integers(5, 30))
     values = st.lists(st.integers(-6, 6), min_size=size, max_size=size).filter(lambda v: len(set(v)) > 1)
     return draw(values), draw(values)

@@ -16,7 +16,7 @@ PARAMETERS = {"resnet18": 11_689_512 - 513_000, "resnet34": 21_797_672 - 513_000
 
 
 def torchvision_names(depths: tuple[int, ...], convolutions: int) -> set[str]:
-    """State-dict keys as torchvision builds them, written from its documentation's model listing."""
+    """Return state-dict keys as torchvision builds them, written from its documentation's model listing."""
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = {"conv1.weight"} | {f"bn1.{each}" for each in norm}
     for stage, depth in enumerate(depths, start=1):

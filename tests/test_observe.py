@@ -1,4 +1,4 @@
-"""Measurements of a step's embeddings, against NumPy's own arithmetic, and the file they are kept in."""
+"""Measurements of a step's embeddings, compared with NumPy, and the file that holds them."""
 
 import json
 from pathlib import Path
@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from qpt.errors import InputError
 from qpt.pretraining.log import RunLog
-from qpt.pretraining.observe import (
+from qpt.runs.log import read_log
+from qpt.runs.observations import (
     BINS,
-    FILE,
     KINDS,
-    MOST_ROWS,
+    MAX_ROWS,
+    OBSERVATIONS,
     Observation,
-    ObservationLog,
+    ObservationWriter,
     bin_edges,
     mean_similarity,
     observe,
     read_observations,
 )
-from qpt.report.records import read_log
 
 
 def unit_rows(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
@@ -47,11 +47,11 @@ def by_definition(q: np.ndarray, k: np.ndarray, groups: np.ndarray, images: np.n
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 3), st.integers(1, 9))
-def test_measurements_equal_the_definitions(seed: int, photographs: int, views: int, dim: int) -> None:
+def test_measurements_equal_the_definitions(seed: int, images_count: int, views: int, dim: int) -> None:
     rng = np.random.default_rng(seed)
-    rows = photographs * views
+    rows = images_count * views
     q, k = unit_rows(rng, rows, dim), unit_rows(rng, rows, dim)
-    groups, images = np.arange(rows) + 1000, np.repeat(rng.permutation(photographs), views)
+    groups, images = np.arange(rows) + 1000, np.repeat(rng.permutation(images_count), views)
     found = observe(*map(torch.from_numpy, (q, k, groups, images)))
     expected = by_definition(q, k, groups, images)
     assert found.rows == rows
@@ -85,7 +85,7 @@ def test_histogram_equals_numpys_away_from_edges() -> None:
 
 
 def test_known_answers() -> None:
-    """All rows equal: nothing is spread, alignment 0. Two opposite points: log((exp(-8) + ...) / pairs)."""
+    """All rows equal: uniformity and alignment 0. Two opposite points: log((exp(-8) + ...) / pairs)."""
     same = torch.tensor([[1.0, 0.0]] * 4)
     ids = torch.arange(4)
     found = observe(same, same, ids, ids // 2)
@@ -99,9 +99,9 @@ def test_known_answers() -> None:
 
 def test_large_batches_are_measured_by_their_first_rows_and_half_precision_is_widened() -> None:
     rng = np.random.default_rng(3)
-    q, k = (torch.from_numpy(unit_rows(rng, MOST_ROWS + 50, 4)) for _ in range(2))
+    q, k = (torch.from_numpy(unit_rows(rng, MAX_ROWS + 50, 4)) for _ in range(2))
     ids = torch.arange(len(q))
-    assert observe(q, k, ids, ids // 2) == observe(q[:MOST_ROWS], k[:MOST_ROWS], ids[:MOST_ROWS], ids[:MOST_ROWS] // 2)
+    assert observe(q, k, ids, ids // 2) == observe(q[:MAX_ROWS], k[:MAX_ROWS], ids[:MAX_ROWS], ids[:MAX_ROWS] // 2)
     half = observe(q[:8].bfloat16(), k[:8].bfloat16(), ids[:8], ids[:8] // 2)
     assert half == observe(q[:8].bfloat16().float(), k[:8].bfloat16().float(), ids[:8], ids[:8] // 2)
 
@@ -120,21 +120,21 @@ def some(value: float) -> Observation:
 
 
 def test_the_file_is_cut_back_where_a_run_goes_on(tmp_path: Path) -> None:
-    log = ObservationLog(tmp_path, 0)
+    log = ObservationWriter(tmp_path, 0)
     assert log.last is None and read_observations(tmp_path) == {}
     for step in (1, 10, 20, 30):
         log.write(step, some(step / 8))
         assert read_observations(tmp_path)[step] == some(step / 8)  # flushed
     log.close()
-    with open(tmp_path / FILE, "a", encoding="utf-8") as stream:
+    with open(tmp_path / OBSERVATIONS, "a", encoding="utf-8") as stream:
         stream.write('{"step": 40, "rows": 4, "align')  # killed while writing
     assert list(read_observations(tmp_path)) == [1, 10, 20, 30]
-    log = ObservationLog(tmp_path, 20)
+    log = ObservationWriter(tmp_path, 20)
     assert log.last == some(20 / 8)
     log.write(30, some(1 / 3))
     log.close()
     assert read_observations(tmp_path) == {1: some(1 / 8), 10: some(10 / 8), 20: some(20 / 8), 30: some(1 / 3)}
-    ObservationLog(tmp_path, 0).close()
+    ObservationWriter(tmp_path, 0).close()
     assert read_observations(tmp_path) == {}
 
 
@@ -142,7 +142,7 @@ def test_the_file_is_cut_back_where_a_run_goes_on(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path, line: str | None) -> None:
     if line is None:  # the right fields, a histogram of another length
         line = json.dumps({"step": 1, **some(1.0).__dict__, "positive": [1, 2]})
-    (tmp_path / FILE).write_text(line + "\n")
+    (tmp_path / OBSERVATIONS).write_text(line + "\n")
     with pytest.raises(InputError, match=r"observations\.jsonl of .* must hold measurements"):
         read_observations(tmp_path)
 
@@ -208,20 +208,20 @@ def test_a_line_in_15_seconds_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "pre-training 160/400  loss 1.500  20 images/s  step-bound  ETA 0:00:24",
-        "pre-training 320/400  loss 1.500  20 images/s  data starves (40% waiting)  ETA 0:00:08",
-        "pre-training 400/400  loss 1.500  20 images/s  data starves (40% waiting)  ETA 0:00:00",
+        "pre-training 320/400  loss 1.500  20 images/s  data-bound (40% waiting)  ETA 0:00:08",
+        "pre-training 400/400  loss 1.500  20 images/s  data-bound (40% waiting)  ETA 0:00:00",
     ]
 
 
 def test_a_full_disk_is_said_once_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, first_step=0, steps=40, tensorboard=False) as log:
         log.write(ROW)
-        whole, log._stream = log._stream, open("/dev/full", "w")  # noqa: SIM115 - closed below, in vain
+        whole, log._rows.stream = log._rows.stream, open("/dev/full", "w")  # noqa: SIM115 - closed below, in vain
         for step in (20, 30):
             log.write({**ROW, "step": step})
         with pytest.raises(OSError, match="No space"):
-            log._stream.close()
-        log._stream = whole
+            log._rows.stream.close()
+        log._rows.stream = whole
         log.write({**ROW, "step": 40})
     assert capsys.readouterr().err.count("cannot write the log") == 1
     assert read_log(tmp_path)["step"] == [10, 40]

@@ -1,4 +1,4 @@
-"""Broken and odd image files in one real run: it ends well, and says of each broken one what is wrong."""
+"""Broken and unusual image files in one run: it finishes, and names each broken one with the reason."""
 
 import json
 import struct
@@ -56,7 +56,7 @@ def palette_with_transparency() -> bytes:
     return encoded(PICTURE.convert("P"), "PNG", transparency=0)
 
 
-#: Odd, but photographs: name -> content.
+#: Unusual, but readable: name -> content.
 ODD: dict[str, Callable[[], bytes]] = {
     "cmyk.jpg": lambda: encoded(PICTURE.convert("CMYK"), "JPEG"),
     "grey.jpg": lambda: encoded(PICTURE.convert("L"), "JPEG"),
@@ -96,7 +96,7 @@ ODD: dict[str, Callable[[], bytes]] = {
     "Grüße \U0001f4f7 .png": lambda: encoded(PICTURE, "PNG"),
 }
 
-#: Broken: name -> content and what the reason must say.
+#: Broken: name -> content and a pattern of the reason.
 BROKEN: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.jpg": (lambda: b"", "cannot identify"),
     "empty.png": (lambda: b"", "cannot identify"),
@@ -143,7 +143,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_ends_well_and_lists_the_broken_files(
+def test_a_run_finishes_and_lists_the_broken_files(
     folder: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = len(ODD) + len(BROKEN) + 1
@@ -161,7 +161,7 @@ def test_a_run_ends_well_and_lists_the_broken_files(
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_files_are_photographs(folder: Path, name: str) -> None:
+def test_unusual_files_are_read(folder: Path, name: str) -> None:
     image = load_rgb(folder / name)
     assert image.dtype == np.uint8 and image.shape[2] == 3
     if "turned" in name:
@@ -173,7 +173,7 @@ def test_odd_files_are_photographs(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_say_what_is_wrong(folder: Path, name: str) -> None:
+def test_broken_files_are_refused_with_a_reason(folder: Path, name: str) -> None:
     with pytest.raises(UNREADABLE, match=BROKEN[name][1]):
         load_rgb(folder / name)
 

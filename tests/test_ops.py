@@ -1,7 +1,7 @@
-"""Each op at each level: against its NumPy float64 definition, and against the public library call named as its oracle.
+"""Each op at each level, compared with its NumPy float64 definition and with the library call named as its oracle.
 
-The ops and their levels come from qpt.degradations, the definitions from tests/reference, so a new op is tested as soon
-as both have it; ORACLES holds the library calls. The engine is called directly (tests/engine.py).
+The ops and their levels come from qpt.degradations.op_table and the definitions from tests/reference, so a new op is
+tested as soon as both have it; ORACLES holds the library calls. The engine is called directly (tests/engine.py).
 """
 
 import colorsys
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from qpt import _C
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES, Degradation
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES, Degradation
 from tests.engine import OP_NAMES, run, run_one
 from tests.reference.blurs import aniso_kernel, disk_kernel, motion_kernel
 from tests.reference.degradations import REFERENCE
@@ -29,8 +29,8 @@ from tests.reference.degradations import REFERENCE
 # Half a level of rounding, and float32 arithmetic: at most 841 terms of 255 x 2^-24 each for the blurs.
 ROUNDED = 0.5 + 2e-3
 WITHIN = {
-    "gaussian_blur_aniso": 0.5 + 0.012,  # its weights below 1e-6 of the peak are left out
-    "generalised_blur": 0.5 + 0.012,  # so are its
+    "gaussian_blur_aniso": 0.5 + 0.012,  # its weights below 1e-6 of the peak are set to 0
+    "generalised_blur": 0.5 + 0.012,  # likewise
     "sinc_filter": 0.5 + 0.01,  # 441 weights of both signs, each within 1e-7
     "high_sharpen": 0.5 + 0.02,  # up to twelve times the blur's error
     "elastic": 0.5 + 0.04,  # positions as zoom_blur's, and alpha times the blur's error
@@ -39,21 +39,21 @@ WITHIN = {
     "spatial_jitter": 0.5 + 0.02,  # likewise
     "chroma": 0.5 + 0.02,  # f(X) - f(Y) has 2^-24, up to 16 times that after, and the slope near black is 3,295 levels
 }
-# Samples of a picture that may be off: a uniform number within 1e-6 of a cumulative probability falls to either side.
+# Samples of an image that may differ: a uniform number within 1e-6 of a cumulative probability falls to either side.
 MISSES = {"poisson_noise": 1, "poisson_noise_grey": 3, "iso_noise": 6}
-# The float64 transform rounds some coefficients to the other side, a whole step away: the mean of all pictures counts.
+# The float64 transform rounds some coefficients to the other side, a whole step away: only the mean is compared.
 MEAN_DIFFERENCE = {"jpeg": 0.5, "jpeg2000": 0.5}
 
 SIZES = [(1, 1), (1, 7), (5, 1), (2, 3), (3, 4), (17, 23), (33, 64), (40, 11)]
 
 
 def photo() -> np.ndarray:
-    """A 96 x 131 crop with texture, skin, and saturated colours."""
+    """Return a 96 x 131 crop with texture, skin, and saturated colours."""
     return np.ascontiguousarray(skimage.data.astronaut()[10:106, 160:291])
 
 
-def pictures() -> list[np.ndarray]:
-    """White noise of every awkward size, a photograph, saturated corners of the colour cube."""
+def sample_images() -> list[np.ndarray]:
+    """Return white noise of awkward sizes, a photograph, and saturated corners of the colour cube."""
     generator = np.random.default_rng(7)
     noise = [generator.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in SIZES]
     cube = np.array(list(itertools.product((0, 1, 127, 254, 255), repeat=3)), np.uint8).reshape(5, 25, 3)
@@ -61,15 +61,15 @@ def pictures() -> list[np.ndarray]:
 
 
 def settings_of(row: Degradation, level: int) -> list[tuple[float, ...]]:
-    """All parameter tuples an op may get at a level; a uniformly drawn parameter takes a few values of its range."""
-    choices = []
+    """Return all parameter tuples that an op may get at a level, with a few values of a uniformly drawn parameter."""
+    alternatives = []
     for parameter in row.parameters:
         if parameter.levels:
-            choices.append(parameter.alternatives(level))
+            alternatives.append(parameter.alternatives(level))
         else:
             shares = (0.0, 0.17, 0.25, 0.5, 0.761)
-            choices.append(tuple(parameter.low + share * (parameter.high - parameter.low) for share in shares))
-    return [tuple(float(np.float32(value)) for value in values) for values in itertools.product(*choices)]
+            alternatives.append(tuple(parameter.low + share * (parameter.high - parameter.low) for share in shares))
+    return [tuple(float(np.float32(value)) for value in values) for values in itertools.product(*alternatives)]
 
 
 GRID = [pytest.param(row, level, id=f"{row.name}-{level}") for row in DEGRADATIONS for level in range(1, LEVELS + 1)]
@@ -84,7 +84,7 @@ def test_the_engine_the_table_and_the_definitions_name_the_same_ops():
 @pytest.mark.parametrize(("row", "level"), GRID)
 def test_agrees_with_its_numpy_definition(row, level):
     differences = []
-    for image in pictures():
+    for image in sample_images():
         for seed, params in enumerate(settings_of(row, level)):
             exact = REFERENCE[row.name](image, params, seed, 0)
             ours = run_one(image, row.name, *params, seed=seed).astype(np.float64)
@@ -152,7 +152,7 @@ EXACT = {"rescale_bilinear", "rescale_bicubic"} | ({"jpeg"} if PIL.features.chec
 @pytest.mark.parametrize("name", ORACLES)
 def test_agrees_with_its_library_oracle(name, level):
     row = DEGRADATIONS[NAMES.index(name)]
-    for image in pictures():
+    for image in sample_images():
         for params in settings_of(row, level):
             expected = ORACLES[name](image, params)
             difference = np.abs(run_one(image, name, *params) - expected)
@@ -171,7 +171,7 @@ def test_agrees_with_its_library_oracle(name, level):
 )
 @pytest.mark.parametrize("factor", [0.0, 0.35, 0.88, 1.0, 1.12, 1.72])
 def test_enhancements_are_pillows_rounded_instead_of_truncated(name, enhance, factor):
-    for image in pictures():
+    for image in sample_images():
         pillow = np.asarray(enhance(Image.fromarray(image)).enhance(factor)).astype(int)
         step = run_one(image, name, factor).astype(int) - pillow
         assert step.min() >= 0 and step.max() <= 1
@@ -268,7 +268,7 @@ def test_a_grey_constant_image_stays_constant(row, level):
     ],
 )
 def test_the_neutral_parameter_changes_nothing(name, params):
-    for image in pictures():
+    for image in sample_images():
         np.testing.assert_array_equal(run_one(image, name, *params), image)
 
 
@@ -325,7 +325,7 @@ def test_noise_differs_between_seeds_slots_and_ops_and_repeats_otherwise():
 
 
 def random_program(rows: int, slots: int, seed: int):
-    """Ops (r, S) and params (r, S) drawn over the whole table, a few slots empty."""
+    """Draw ops (r, S) and params (r, S) from the whole table; a few slots are unused."""
     generator = np.random.default_rng(seed)
     ops, params = [], []
     for _ in range(rows):
@@ -345,7 +345,7 @@ def test_a_chain_is_its_ops_one_after_another():
     """Each op alone in its slot gives the chain's bytes: uint8 between ops, randomness from the slot, gaps skipped."""
     image = photo()[None, :37, :41]
     ops, params = random_program(rows=30, slots=5, seed=3)
-    ops[ops == NAMES.index("resize_to")] = -1  # the one op that does not hand on an image of its size: test_resize.py
+    ops[ops == NAMES.index("resize_to")] = -1  # the only op that changes the image's size; see test_resize.py
     chained = run(np.repeat(image, 30, axis=0), ops, params, seeds=range(30))
     for row in range(30):
         current = image
@@ -384,7 +384,7 @@ def test_no_ops_copies_and_no_rows_does_nothing():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_parameter_writes_out_of_bounds(name):
-    """Whatever Python lets through: tests/engine.py guards both ends of the output and of the scratch."""
+    """Even of values that Python refuses: tests/engine.py guards both ends of the output and of the scratch."""
     values = (float("nan"), float("inf"), float("-inf"), 0.0, -1.0, 1e-30, 1e30, 49.0, 3.7)
     for height, width in ((1, 1), (2, 9), (30, 5), (18, 50)):
         image = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)

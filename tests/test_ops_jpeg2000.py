@@ -1,5 +1,5 @@
-"""JPEG 2000 against OpenJPEG through Pillow, on photographs that come with scikit-image and scikit-learn, none of which
-the cost of a coefficient was fitted on (benchmarks/fit_jpeg2000.py). The NumPy definition is compared in test_ops.py.
+"""JPEG 2000 compared with OpenJPEG through Pillow, on photographs of scikit-image and scikit-learn other than those on
+which benchmarks/fit_jpeg2000.py fits the bits per coefficient. test_ops.py compares with the NumPy definition.
 """
 
 import functools
@@ -10,8 +10,8 @@ import skimage.data
 import sklearn.datasets
 from PIL import features
 
-from benchmarks.degrade_rivals import openjpeg
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from benchmarks.degrade_baselines import openjpeg
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference import jpeg2000
 
@@ -51,8 +51,8 @@ def test_error_is_that_of_openjpeg_at_every_ratio():
 
 @with_openjpeg
 @pytest.mark.parametrize("side", [64, 96, 128])
-def test_small_pictures_keep_as_much_as_a_file_of_headers(side):
-    """OpenJPEG does not get below its headers and a few coefficients; nor does what is kept here vanish."""
+def test_small_images_keep_as_much_as_a_file_of_headers(side):
+    """OpenJPEG writes at least its headers and a few coefficients; here, too, some coefficients are always kept."""
     for image in photographs()[:4]:
         part = np.ascontiguousarray(image[64 : 64 + side, 64 : 64 + side])
         ours, theirs = run_one(part, "jpeg2000", 170.0), openjpeg(part, 170.0)

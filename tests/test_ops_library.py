@@ -1,7 +1,7 @@
-"""Ops against the library call that the op table names as their oracle: OpenCV, Pillow, SciPy, scikit-image.
+"""Ops compared with the library call that the op table names as their oracle: OpenCV, Pillow, SciPy, scikit-image.
 
-Continues ORACLES of test_ops.py for the ops added later; every level on photographs, noise and awkward sizes. An
-oracle's result is a float before rounding, or the library's own integers where the op must give the same bytes.
+Continues ORACLES of test_ops.py; every level is tested on photographs, noise and awkward sizes. An oracle returns
+floats before rounding, or the library's own integers if the op must give the same bytes.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import skimage.data
 import skimage.exposure
 from PIL import Image, ImageDraw, ImageOps
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference.blurs import glass_offsets, zoom_positions
 from tests.reference.geometry import elastic_field, jittered_places, moved_patches, squares
@@ -32,8 +32,8 @@ from tests.test_ops import (
     WITHIN,
     cv2_gaussian,
     filter2d,
-    pictures,
     pillow_rescale,
+    sample_images,
     settings_of,
     skimage_hsv,
 )
@@ -275,7 +275,7 @@ BYTES_WITHIN = {"bilateral": 1, "denoise": 1, "rescale_area": 2}
 @pytest.mark.parametrize("name", ORACLES)
 def test_agrees_with_its_library_oracle(name, level):
     row = DEGRADATIONS[NAMES.index(name)]
-    for image in [*pictures(), np.ascontiguousarray(skimage.data.coffee()[100:200, 200:333])]:
+    for image in [*sample_images(), np.ascontiguousarray(skimage.data.coffee()[100:200, 200:333])]:
         for seed, params in enumerate(settings_of(row, level)):
             expected = np.asarray(ORACLES[name](image, params, seed), np.float64)
             difference = np.abs(run_one(image, name, *params, seed=seed) - expected)

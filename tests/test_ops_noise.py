@@ -1,7 +1,7 @@
-"""The noise ops' distributions: chi-square against the rounded, clipped distribution on flat grey, covariances, and the
-samplers of scikit-image and SciPy. Seeds are fixed, so a p-value is a fact and not a chance.
+"""The noise ops' distributions: chi-square tests against the rounded, clipped distribution on flat grey, covariances,
+and comparisons with the samplers of scikit-image and SciPy. Seeds are fixed, so p-values do not change between runs.
 
-What number each element gets is compared with the NumPy definitions in test_ops.py.
+test_ops.py compares the number that each element gets with the NumPy definitions.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ import scipy.stats
 import skimage.color
 import skimage.util
 
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from tests.engine import run_one
 from tests.reference.degradations import REFERENCE
 from tests.reference.noise import FROM_YCBCR, random_mixing
@@ -24,13 +24,13 @@ def flat(grey: int) -> np.ndarray:
 
 
 def normal_levels(mean: float, std: float) -> np.ndarray:
-    """Probability of each of the 256 values of rint(clip(mean + std n, 0, 255))."""
+    """Return the probability of each of the 256 values of rint(clip(mean + std n, 0, 255))."""
     edges = np.concatenate([[-np.inf], np.arange(255) + 0.5, [np.inf]])
     return np.diff(scipy.stats.norm.cdf(edges, mean, std))
 
 
 def poisson_levels(grey: int, peak: float) -> np.ndarray:
-    """Probability of each value of rint(clip(255 k / peak, 0, 255)), k Poisson."""
+    """Return the probability of each value of rint(clip(255 k / peak, 0, 255)), k Poisson."""
     count = np.arange(int(peak + 20 * np.sqrt(peak)) + 50)
     value = np.clip(np.rint(count * 255 / peak), 0, 255).astype(int)
     return np.bincount(value, scipy.stats.poisson.pmf(count, peak * grey / 255), minlength=256)
@@ -43,13 +43,13 @@ def impulse_levels(grey: int, density: float) -> np.ndarray:
 
 
 def p_value(values: np.ndarray, shares: np.ndarray) -> float:
-    """Chi-square of values in 0..255 against `shares`, rare values pooled until 8 are expected in each group."""
+    """Test values in 0..255 against ``shares`` by chi-square; rare values are pooled into groups of 8 expected."""
     expected, observed = shares * values.size, np.bincount(values.ravel(), minlength=256)
     assert observed[expected < 1e-12 * values.size].sum() == 0
     order = np.argsort(-expected, kind="stable")
     groups = np.minimum(np.arange(256), np.count_nonzero(expected >= 8) - 1)
     pooled = [np.bincount(groups, counts[order]) for counts in (observed, expected)]
-    # the rare values all joined the least likely group
+    # All rare values have joined the least likely group.
     pooled[1] *= pooled[0].sum() / pooled[1].sum()
     return 1.0 if len(pooled[0]) == 1 else scipy.stats.chisquare(*pooled).pvalue
 
@@ -81,7 +81,7 @@ def test_distribution_on_flat_grey(name, grey, level):
 @pytest.mark.parametrize("name", ["poisson_noise", "poisson_noise_grey"])
 @pytest.mark.parametrize("peak", [1.0, 2.5, 37.3, 4096.0])
 def test_photon_counts_are_exact_at_the_ends_of_the_peak_s_range(name, peak):
-    """At 4,096 photons the tables of the 256 values are half a megabyte: several groups of them follow one another."""
+    """At 4,096 photons the distributions of the 256 values are half a megabyte, so they are processed in groups."""
     image = np.random.default_rng(8).integers(0, 256, (90, 110, 3), dtype=np.uint8)
     exact = REFERENCE[name](image, (np.float32(peak),), 5, 0)
     off = np.abs(run_one(image, name, peak, seed=5) - exact) > 0.502

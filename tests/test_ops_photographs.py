@@ -1,8 +1,8 @@
-"""Every op against its oracle on at least 20 photographs, at all levels: within one grey level on 99.9 % of the pixels;
-JPEG against Pillow's round trip at qualities 5 to 95.
+"""Every op compared with its oracle on at least 20 photographs at all levels: within one grey level on 99.9 % of the
+pixels; JPEG compared with Pillow's round trip at qualities 5 to 95.
 
-Quick: small crops of the photographs in the wheels of scikit-image and scikit-learn. QPT_LONG=1: larger ones, and those
-of the folder QPT_PHOTOGRAPHS if it is set. ``python -m tests.agreement`` prints the table.
+The quick form takes small crops of the photographs in the wheels of scikit-image and scikit-learn; QPT_LONG=1 takes
+larger ones, and those of the folder QPT_PHOTOGRAPHS if it is set. ``python -m tests.agreement`` prints the shares.
 """
 
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import features
 
-from qpt.degradations import NAMES
+from qpt.degradations.op_table import NAMES
 from tests import test_ops
 from tests.agreement import ENOUGH, OTHERWISE, Picture, agreement, crops
 from tests.engine import run_one

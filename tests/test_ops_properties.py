@@ -1,6 +1,6 @@
-"""What ops of tone, colour and place must do, whatever their arithmetic: means, ends, distances, draws.
+"""Properties of tone, colour and geometry ops that do not depend on their arithmetic: means, ends, distances, draws.
 
-Continues the properties of test_ops.py and test_ops_library.py. Seeds are fixed, so a p-value is a fact and no chance.
+Continues the properties of test_ops.py and test_ops_library.py. Seeds are fixed; p-values do not change between runs.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""LARS against its definition and against lightly's; what pre-training's optimisers leave out."""
+"""LARS compared with its definition and with lightly's; parameters that optimisers neither decay nor adapt."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.reference.lars import lars_step
 
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
 @pytest.mark.parametrize("adapt", [True, False])
-def test_lars_is_the_papers(decay: float, adapt: bool) -> None:
+def test_lars_is_that_of_the_paper(decay: float, adapt: bool) -> None:
     """Ten steps in float64 with a rate that changes at every one."""
     generator = torch.Generator().manual_seed(0)
     layers = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in [(3, 5), (4, 2, 3, 3), (7,)]]
@@ -97,7 +97,7 @@ def test_the_config_names_the_optimiser(name: str, kind: type) -> None:
     assert name != "lars" or first["trust_coefficient"] == 0.005
 
 
-def test_a_restored_lars_goes_on_in_the_same_bytes() -> None:
+def test_a_restored_lars_continues_in_the_same_bytes() -> None:
     def train(optimizer: LARS, layer: torch.Tensor, steps: range) -> None:
         for step in steps:
             layer.grad = torch.full_like(layer, 0.1 * (step + 1))

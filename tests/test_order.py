@@ -1,15 +1,15 @@
-"""Costly rows first: the estimate, and that the order decides nothing but time (which test_degrade.py shows too)."""
+"""Rows in the order of falling cost: the estimate, and that the result does not depend on the order."""
 
 import numpy as np
 import pytest
 import torch
 
-from qpt.degradations import DEGRADATIONS, LEVELS, arrays
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.order import costly_first, row_costs
-from qpt.ops.windows import plan_windows
-from qpt.program import Program
-from tests.programs import photographs, sample
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, costs
+from qpt.degradations.program import Program
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.order import costly_first, row_costs
+from qpt.ops.degrade.patches import row_windows
+from tests.programs import sample, smooth_images
 
 
 def cost(name: str, level: int) -> float:
@@ -18,10 +18,10 @@ def cost(name: str, level: int) -> float:
 
 
 def test_every_op_has_a_cost_at_every_level():
-    assert (arrays().cost > 0).all()
+    assert (costs() > 0).all()
 
 
-def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
+def test_the_cost_of_a_row_is_that_of_its_ops_on_their_areas():
     chains = [
         [],
         [("median_blur", 5), ("hue", 1)],
@@ -42,7 +42,7 @@ def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
     np.testing.assert_allclose(whole, expected)
     assert costly_first(program, None, 100, 100).tolist() == np.argsort(-np.array(expected), kind="stable").tolist()
     boxes = torch.full((len(chains), 1, 2), 40, dtype=torch.int32)
-    windows = plan_windows(program, boxes, 10, 100, 100)
+    windows = row_windows(program, boxes, 10, 100, 100)
     patches = row_costs(program, windows, 100, 100)
     np.testing.assert_allclose(patches[3], cost("contrast", 2) + hue * (10 / 100) ** 2)
     np.testing.assert_allclose(patches[1], (cost("median_blur", 5) + hue) * (20 / 100) ** 2)
@@ -50,12 +50,12 @@ def test_the_cost_of_a_row_is_that_of_its_ops_where_they_work():
 
 @pytest.mark.parametrize("order", ["as they are", "reversed"])
 def test_the_order_changes_no_byte(monkeypatch, order):
-    images, program = photographs(6, 40, 52), sample(6)
+    images, program = smooth_images(6, 40, 52), sample(6)
     boxes = torch.tensor([[[3, 5], [8, 20]]], dtype=torch.int32).expand(12, 2, 2)
     expected = degrade(images, program), degrade_patches(images, program, boxes, 20)
     forced = torch.arange(12, dtype=torch.int32)
     forced = forced if order == "as they are" else forced.flip(0)
-    monkeypatch.setattr("qpt.ops.degrade.costly_first", lambda *_: forced)
+    monkeypatch.setattr("qpt.ops.degrade.cpu.costly_first", lambda *_: forced)
     for threads in (1, 3):
         assert torch.equal(degrade(images, program, threads=threads), expected[0])
         assert torch.equal(degrade_patches(images, program, boxes, 20, threads=threads), expected[1])

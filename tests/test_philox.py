@@ -1,4 +1,4 @@
-"""Philox 4x32-10: the published known answers, and the engine against the NumPy definition on any counter and key."""
+"""Philox 4x32-10: the published known answers, and the engine compared with the NumPy definition."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""``qpt plan``: the traced peak against allocations that happened, the search against traces, the table, the errors."""
+"""``qpt plan``: the traced peak compared with allocations, the search with traces; known GPUs; errors."""
 
 import dataclasses
 import json
@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from qpt import cli
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.ops import workspace
-from qpt.ops.contrastive import contrastive_loss
-from qpt.ops.degrade import degrade_patches
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.degrade.api import degrade_patches
 from qpt.planning import search
 from qpt.planning.gpus import GIB, MIB, Gpu, find_gpu, known_gpus
 from qpt.planning.text import render
@@ -21,7 +22,6 @@ from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import MemoryTracker, Peak
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.space import DegradationSpace
 from tests.tensor_peak import tensor_peak
 
 SMALL = {"arch": "resnet18", "width": 8, "patch_size": 48, "pool_size": 2048, "batch_images": 12}
@@ -95,9 +95,9 @@ def test_workspace_of_the_symmetric_loss_is_what_it_allocates(dim):
     forward = tensor_peak(lambda: losses.append(contrastive_loss(vectors, vectors, **options)))
     backward = tensor_peak(losses[0].backward)
     outputs = rows * (4 * dim + 4 + 8)  # gradient, log-sum-exps, numbers of positives
-    predicted = workspace.contrastive_forward_bytes(rows, 0, dim, same=True, native=True)
+    predicted = workspace.contrastive_self_forward_bytes(rows, dim, native=True)
     assert forward - outputs == pytest.approx(predicted, rel=0.1)
-    predicted = workspace.contrastive_backward_bytes(rows, dim, native=True)
+    predicted = workspace.contrastive_self_backward_bytes(rows, dim, native=True)
     assert backward - rows * 4 * dim == pytest.approx(predicted, rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""The named spaces: complete, registered once the table has their ops, and of the size that their sources give."""
+"""The presets: each states its source, has ops of the table only, and is of the size that its source gives."""
 
 import itertools
 import math
@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-from qpt import presets
-from qpt.degradations import LEVELS, NAMES
-from qpt.space import DegradationSpace
-from tests.test_space_rules import enumerate_space
+from qpt.degradations import presets
+from qpt.degradations.op_table import LEVELS, NAMES
+from qpt.degradations.space import DegradationSpace
+from tests.test_rule import enumerate_space
 
 
 @pytest.mark.parametrize("name", presets.NAMES)

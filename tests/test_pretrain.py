@@ -1,4 +1,4 @@
-"""Pre-training end to end on tiny photographs: it learns, it resumes to the same bytes, it refuses what it should."""
+"""Pre-training end to end on tiny images: it lowers the loss, resumes to the same bytes and refuses bad settings."""
 
 import csv
 import dataclasses
@@ -18,16 +18,16 @@ from PIL import Image
 
 from qpt import InputError, PretrainConfig, load_encoder, pretrain
 from qpt.cli import main
+from qpt.degradations.space import DegradationSpace
 from qpt.models.encoder import read_checkpoint
 from qpt.pretraining import checkpoint
 from qpt.pretraining.learner import Learner, learning_rate
-from qpt.space import DegradationSpace
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve smooth random pictures, one of them nested, one tiny."""
-    folder = tmp_path_factory.mktemp("photographs")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve smooth random images, one of them nested, one tiny."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "nested").mkdir()
     rng = np.random.default_rng(0)
     for index in range(12):
@@ -39,7 +39,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny(photographs: Path, out: Path, **options: object) -> PretrainConfig:
+def tiny(image_folder: Path, out: Path, **options: object) -> PretrainConfig:
     settings: dict[str, object] = {
         "arch": "resnet18",
         "width": 4,
@@ -57,7 +57,7 @@ def tiny(photographs: Path, out: Path, **options: object) -> PretrainConfig:
         "page": False,
         **options,
     }
-    return PretrainConfig(str(photographs), str(out), **settings)  # type: ignore[arg-type]
+    return PretrainConfig(str(image_folder), str(out), **settings)  # type: ignore[arg-type]
 
 
 def log_rows(run: Path) -> list[dict[str, str]]:
@@ -82,8 +82,8 @@ def assert_same_bytes(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["moco", "in_batch"])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_run_leaves_what_it_promises(photographs: Path, tmp_path: Path, mode: str, symmetric: bool) -> None:
-    config = tiny(photographs, tmp_path / "run", mode=mode, symmetric=symmetric, tensorboard=True)
+def test_a_run_writes_every_documented_file(image_folder: Path, tmp_path: Path, mode: str, symmetric: bool) -> None:
+    config = tiny(image_folder, tmp_path / "run", mode=mode, symmetric=symmetric, tensorboard=True)
     result = pretrain(config)
     assert result.finished and result.step == 8
     assert PretrainConfig.load(result.run / "config.yaml", data=config.data, out=config.out) == config
@@ -97,9 +97,9 @@ def test_a_run_leaves_what_it_promises(photographs: Path, tmp_path: Path, mode: 
     assert load_encoder(result.run)(torch.zeros(1, 3, 24, 24)).shape == (1, 32)
 
 
-def test_training_lowers_the_loss(photographs: Path, tmp_path: Path) -> None:
+def test_training_lowers_the_loss(image_folder: Path, tmp_path: Path) -> None:
     config = tiny(
-        photographs,
+        image_folder,
         tmp_path / "run",
         mode="in_batch",
         steps=60,
@@ -115,9 +115,9 @@ def test_training_lowers_the_loss(photographs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["moco", "in_batch"])
-def test_same_config_same_bytes_and_seed_matters(photographs: Path, tmp_path: Path, mode: str) -> None:
+def test_same_config_same_bytes_and_seed_matters(image_folder: Path, tmp_path: Path, mode: str) -> None:
     runs = {
-        name: pretrain(tiny(photographs, tmp_path / name, mode=mode, steps=4, **options)).run
+        name: pretrain(tiny(image_folder, tmp_path / name, mode=mode, steps=4, **options)).run
         for name, options in {"a": {}, "b": {"workers": 2, "cache_mib": 0}, "c": {"seed": 1}}.items()
     }
     assert_same_bytes(runs["a"], runs["b"])
@@ -125,23 +125,23 @@ def test_same_config_same_bytes_and_seed_matters(photographs: Path, tmp_path: Pa
     assert not torch.equal(read_checkpoint(runs["a"])["encoder"]["conv1.weight"], other)
 
 
-def test_pretrain_leaves_the_global_generator_alone(photographs: Path, tmp_path: Path) -> None:
+def test_pretrain_leaves_the_global_generator_alone(image_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    pretrain(tiny(photographs, tmp_path / "run", steps=2))
+    pretrain(tiny(image_folder, tmp_path / "run", steps=2))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_key_encoder_follows_and_pool_is_filled_in_order(photographs: Path, tmp_path: Path) -> None:
+def test_the_key_encoder_is_an_ema_and_the_pool_is_filled_in_order(image_folder: Path, tmp_path: Path) -> None:
     """One step by hand: keys move by 1 - momentum toward the new queries; the pool holds the step's keys."""
-    learner = Learner(tiny(photographs, tmp_path / "run"), torch.device("cpu"))
+    learner = Learner(tiny(image_folder, tmp_path / "run"), torch.device("cpu"))
     assert learner.key is not None and learner.pool is not None
     before = [p.clone() for p in learner.key.parameters()]
     patches = torch.randn(4, 2, 3, 24, 24)
     learner.step(patches, torch.arange(4), torch.tensor([0, 0, 1, 1]), lr=0.1)
-    for old, new, leader in zip(before, learner.key.parameters(), learner.query.parameters(), strict=True):
-        torch.testing.assert_close(new, 0.9 * old + 0.1 * leader)
+    for old, new, query in zip(before, learner.key.parameters(), learner.query.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * query)
     assert len(learner.pool) == 4 and learner.pool.groups.tolist() == [0, 1, 2, 3]
     assert learner.pool.images.tolist() == [0, 0, 1, 1]
     torch.testing.assert_close(learner.pool.keys.norm(dim=1), torch.ones(4))
@@ -179,22 +179,22 @@ def kill_at_row(config: PretrainConfig, rows: int, number: int, *extra: str) -> 
     return child.wait(timeout=60)
 
 
-def test_sigterm_saves_and_resume_needs_no_flags(photographs: Path, tmp_path: Path) -> None:
-    config = tiny(photographs, tmp_path / "run", steps=60, log_every=1, checkpoint_every=1000)
+def test_sigterm_saves_and_resume_needs_no_flags(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run", steps=60, log_every=1, checkpoint_every=1000)
     assert kill_at_row(config, 5, signal.SIGTERM) == 130
     stopped = read_checkpoint(tmp_path / "run")["step"]
     assert 5 <= stopped < 60
-    assert main(["pretrain", str(photographs), "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert main(["pretrain", str(image_folder), "--out", str(tmp_path / "run"), "--resume"]) == 0
     pretrain(dataclasses.replace(config, out=str(tmp_path / "whole")))
     assert_same_bytes(tmp_path / "whole", tmp_path / "run")
 
 
 def test_unreadable_files_are_skipped_and_listed(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    for path in sorted(photographs.glob("*.png")):
+    for path in sorted(image_folder.glob("*.png")):
         (data / path.name).write_bytes(path.read_bytes())
     (data / "00.png").write_bytes((data / "00.png").read_bytes()[:60])
     (data / "text.jpg").write_text("not an image")
@@ -213,8 +213,8 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
         pretrain(tiny(data, tmp_path / "run"))
 
 
-def test_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -> None:
-    config = tiny(photographs, tmp_path / "run", steps=2)
+def test_existing_run_is_not_overwritten(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run", steps=2)
     pretrain(config)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     with pytest.raises(InputError, match="out must be a new or empty folder"):
@@ -222,23 +222,23 @@ def test_existing_run_is_not_overwritten(photographs: Path, tmp_path: Path) -> N
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
-def test_resume_refuses_another_run(photographs: Path, tmp_path: Path) -> None:
-    config = tiny(photographs, tmp_path / "run", steps=2)
+def test_resume_refuses_another_run(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run", steps=2)
     pretrain(config)
     with pytest.raises(InputError, match=r"temperature: 0\.2 -> 0\.5"):
         pretrain(dataclasses.replace(config, temperature=0.5), resume=True)
     other = tmp_path / "other"
     other.mkdir()
-    for index, path in enumerate(sorted(photographs.glob("*.png"))[:8]):
+    for index, path in enumerate(sorted(image_folder.glob("*.png"))[:8]):
         (other / f"x{index}.png").write_bytes(path.read_bytes())
     with pytest.raises(InputError, match="file list"):
         pretrain(dataclasses.replace(config, data=str(other)), resume=True)
 
 
-def test_resume_refuses_a_space_file_that_changed(photographs: Path, tmp_path: Path) -> None:
+def test_resume_refuses_a_space_file_that_changed(image_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("ops: [jpeg, hue]\nmax_ops: 2\n")
-    config = tiny(photographs, tmp_path / "run", steps=2, space=str(file))
+    config = tiny(image_folder, tmp_path / "run", steps=2, space=str(file))
     pretrain(config)
     assert DegradationSpace.from_yaml(tmp_path / "run" / "space.yaml") == DegradationSpace(("jpeg", "hue"), max_ops=2)
     file.write_text("ops: [jpeg, hue]\nmax_ops: 2 # the same, differently written\nmin_ops: 0\n")
@@ -249,9 +249,9 @@ def test_resume_refuses_a_space_file_that_changed(photographs: Path, tmp_path: P
 
 
 def test_resume_says_when_the_thread_count_changed(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny(photographs, tmp_path / "run", steps=2)
+    config = tiny(image_folder, tmp_path / "run", steps=2)
     pretrain(config)
     state = read_checkpoint(tmp_path / "run")
     checkpoint.save_checkpoint(tmp_path / "run", {**state, "threads": 7})
@@ -268,17 +268,17 @@ def test_resume_says_when_the_thread_count_changed(
         ({"space": "no"}, "space must be one of qpt"),
     ],
 )
-def test_bad_settings(photographs: Path, tmp_path: Path, options: dict[str, object], named: str) -> None:
+def test_bad_settings(image_folder: Path, tmp_path: Path, options: dict[str, object], named: str) -> None:
     if options == {"device": "cuda"} and torch.cuda.is_available():
         options = {"device": "cuda:99"}
     with pytest.raises(InputError, match=named):
-        pretrain(tiny(photographs, tmp_path / "run", **options))
+        pretrain(tiny(image_folder, tmp_path / "run", **options))
 
 
-def test_unwritable_out(photographs: Path, tmp_path: Path) -> None:
+def test_unwritable_out(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="out must be"):
-        pretrain(tiny(photographs, tmp_path / "file" / "run"))
+        pretrain(tiny(image_folder, tmp_path / "file" / "run"))
 
 
 def test_command_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,10 +287,18 @@ def test_command_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.Captu
     assert err.startswith("qpt pretrain: error: ") and err.count("\n") == 1
 
 
-def test_yaml_and_flags(photographs: Path, tmp_path: Path) -> None:
-    base = tiny(photographs, tmp_path / "a", steps=2)
+def test_yaml_and_flags(image_folder: Path, tmp_path: Path) -> None:
+    base = tiny(image_folder, tmp_path / "a", steps=2)
     base.save(tmp_path / "base.yaml")
-    arguments = [str(photographs), "--out", str(tmp_path / "b"), "--config", str(tmp_path / "base.yaml"), "--lr", "0.5"]
+    arguments = [
+        str(image_folder),
+        "--out",
+        str(tmp_path / "b"),
+        "--config",
+        str(tmp_path / "base.yaml"),
+        "--lr",
+        "0.5",
+    ]
     assert main(["pretrain", *arguments]) == 0
     expected = dataclasses.replace(base, out=str(tmp_path / "b"), lr=0.5)
     assert PretrainConfig.load(tmp_path / "b" / "config.yaml", data=expected.data, out=expected.out) == expected

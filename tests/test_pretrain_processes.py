@@ -1,4 +1,4 @@
-"""Pre-training in several processes: batch norm, gradients, loss curves, resume and signals beside a single process."""
+"""Pre-training in several processes, compared with one: batch norm, gradients, loss curves, resume and signals."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,12 @@ import pytest
 import torch
 
 from qpt import InputError, PretrainConfig, pretrain
-from qpt.demo import wheel_photographs
+from qpt.data.sample_images import sample_images
 from qpt.models.encoder import read_checkpoint
-from qpt.pretraining.engine import _check_world
-from qpt.pretraining.world import World, join
+from qpt.pretraining.process_group import ProcessGroup, join_process_group
 from tests.conftest import LONG
 from tests.test_contrastive_distributed import run
-from tests.test_pretrain import assert_same_bytes, flags, log_rows, photographs, tensors, tiny  # noqa: F401
+from tests.test_pretrain import assert_same_bytes, flags, image_folder, log_rows, tensors, tiny  # noqa: F401
 
 SETTINGS = {"boxes": "shared", "batch_images": 8, "checkpoint_every": 4, "log_every": 1, "lr": 1e-3, "width": 8}
 
@@ -60,7 +59,7 @@ def test_processes_tell_each_other_rows_sums_gradients_and_errors(tmp_path: Path
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photographs of scikit-image's wheel in one folder."""
     folder = tmp_path_factory.mktemp("real")
-    for path in wheel_photographs():
+    for path in sample_images():
         shutil.copy(path, folder)
     return folder
 
@@ -70,8 +69,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         *([(2, {"mode": "moco"}), (4, {"mode": "moco"})] if LONG else []),
         # whole steps in the pool: shards forget the same keys as one pool does
-        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "keys_travel": "ring", "symmetric": True}),
-        (2, {"mode": "in_batch", "keys_travel": "ring", "optimizer": "adamw"}),
+        (2, {"mode": "moco", "pool_layout": "sharded", "pool_size": 32, "key_exchange": "ring", "symmetric": True}),
+        (2, {"mode": "in_batch", "key_exchange": "ring", "optimizer": "adamw"}),
         (2, {"mode": "moco", "patches": 3, "positives": "image"}),
         (4, {"mode": "in_batch"}),
     ],
@@ -101,14 +100,14 @@ def mean_gradient(run_folder: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shuffled_batch_norm_trains_and_embeds_every_key_once(
-    photographs: Path,  # noqa: F811
+    image_folder: Path,  # noqa: F811
     tmp_path: Path,
     size: int,
 ) -> None:
     """Keys travel to other processes and back: with frozen statistics (eval) they would be those of one process."""
     run(size, tmp_path, "shuffle_keys")
     config = tiny(
-        photographs, tmp_path / "run", **{**SETTINGS, "steps": 3, "batch_norm": "shuffled", "chunk_images": 2}
+        image_folder, tmp_path / "run", **{**SETTINGS, "steps": 3, "batch_norm": "shuffled", "chunk_images": 2}
     )
     finish(config, size)
     assert np.isfinite(losses(config.out)).all()
@@ -118,13 +117,13 @@ def test_shuffled_batch_norm_trains_and_embeds_every_key_once(
     ("size", "layout"), [(2, "sharded"), *([(2, "replicated"), (4, "replicated")] if LONG else [])]
 )
 def test_stopped_and_resumed_processes_end_in_the_same_bytes(
-    photographs: Path,  # noqa: F811
+    image_folder: Path,  # noqa: F811
     tmp_path: Path,
     size: int,
     layout: str,
 ) -> None:
     """SIGTERM to one of them stops all after the same step; the rest is as if nothing had happened."""
-    config = tiny(photographs, tmp_path / "whole", **{**SETTINGS, "steps": 12, "pool_layout": layout})
+    config = tiny(image_folder, tmp_path / "whole", **{**SETTINGS, "steps": 12, "pool_layout": layout})
     finish(config, size)
     stopped = dataclasses.replace(config, out=str(tmp_path / "stopped"))
     child = start(stopped, size)
@@ -142,8 +141,8 @@ def test_stopped_and_resumed_processes_end_in_the_same_bytes(
     assert [row["step"] for row in log_rows(Path(stopped.out))] == [str(step) for step in range(1, 13)]
 
 
-def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
-    config = tiny(photographs, tmp_path / "one", **{**SETTINGS, "steps": 2, "lr": 1e-6})
+def test_a_checkpoint_of_many_is_that_of_one(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = tiny(image_folder, tmp_path / "one", **{**SETTINGS, "steps": 2, "lr": 1e-6})
     pretrain(config)
     many = dataclasses.replace(config, out=str(tmp_path / "many"))
     finish(many, 2)
@@ -164,7 +163,7 @@ def test_a_checkpoint_of_many_is_that_of_one(photographs: Path, tmp_path: Path) 
 def test_settings_that_need_other_processes(options: dict[str, Any], named: str) -> None:
     config = PretrainConfig("data", "out", **{"batch_images": 8, **options})
     with pytest.raises(InputError, match=named):
-        _check_world(config, World(rank=0, size=4))
+        config.check_processes(4)
 
 
 @contextlib.contextmanager
@@ -176,20 +175,27 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def test_a_half_set_environment_is_refused() -> None:
-    with environment(WORLD_SIZE="2", RANK="0"), pytest.raises(InputError, match="LOCAL_RANK"), join("cpu"):
+    with (
+        environment(WORLD_SIZE="2", RANK="0"),
+        pytest.raises(InputError, match="LOCAL_RANK"),
+        join_process_group("cpu"),
+    ):
         pass
 
 
-def test_a_world_of_one_sends_nothing() -> None:
-    with environment(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"), join("cpu") as (world, device):
-        assert world == World() and device.type == "cpu" and not torch.distributed.is_initialized()
-    assert world.sum(3, 4) == [3, 4] and world.gather("x") == ["x"] and world.share(6) == slice(0, 6)
+def test_a_single_process_sends_nothing() -> None:
+    with (
+        environment(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"),
+        join_process_group("cpu") as (processes, device),
+    ):
+        assert processes == ProcessGroup() and device.type == "cpu" and not torch.distributed.is_initialized()
+    assert processes.sum(3, 4) == [3, 4] and processes.gather("x") == ["x"] and processes.share(6) == slice(0, 6)
 
 
-def test_errors_of_the_first_process_reach_all(photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_errors_of_the_first_process_reach_all(image_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    child = start(tiny(photographs, tmp_path / "run", **SETTINGS), 2)
+    child = start(tiny(image_folder, tmp_path / "run", **SETTINGS), 2)
     _, stderr = child.communicate(timeout=120)
     assert child.returncode != 0 and b"out must be a new or empty folder" in stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]

@@ -1,4 +1,4 @@
-"""The check without labels: its figures against SciPy and scikit-learn on features taken apart by hand; the command."""
+"""The probe: its measures against SciPy and scikit-learn on independently computed features, and the command."""
 
 import json
 from pathlib import Path
@@ -15,23 +15,26 @@ from sklearn.preprocessing import StandardScaler
 from qpt import cli
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.data.sources import data_fingerprint
-from qpt.degradations import DEGRADATIONS
-from qpt.evaluate.run import untrained_encoder
+from qpt.degradations.op_table import DEGRADATIONS
+from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.image_crops import read_images
+from qpt.evaluate.metrics import rank_correlation
+from qpt.evaluate.probe import probe, probe_run
+from qpt.evaluate.probe_set import probe_set
 from qpt.models import load_encoder
-from qpt.ops.degrade import degrade
-from qpt.probe import probe, probe_run, probe_set, rank_correlation, read_photographs
-from qpt.space import DegradationSpace
+from qpt.models.encoder import untrained_encoder
+from qpt.ops.degrade.api import degrade
+from tests.labelled import image_regions, write_run
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run
 
 SPACE = DegradationSpace.preset("qpt")  # whose ops are probed
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six small photographs."""
+    """Write six small images."""
     place = tmp_path_factory.mktemp("held-out")
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         Image.fromarray(pixels).save(place / f"{name}.png")
     return place
 
@@ -42,10 +45,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(encoder: torch.nn.Module, pixels: torch.Tensor) -> np.ndarray:
-    """(n, d) mean and deviation of each stage, one picture at a time, in float64 on the outside."""
+    """Return (n, d) mean and deviation of each stage, one image at a time."""
     rows = []
-    for picture in pixels:
-        x = (picture.double() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    for image in pixels:
+        x = (image.double() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
         with torch.no_grad():
             maps = encoder.eval().stages(x.permute(2, 0, 1)[None].float())
         values = [m[0].flatten(1).double().numpy() for m in maps]
@@ -53,15 +56,15 @@ def by_hand(encoder: torch.nn.Module, pixels: torch.Tensor) -> np.ndarray:
     return np.stack(rows)
 
 
-def test_figures_equal_an_independent_computation() -> None:
+def test_measures_equal_an_independent_computation() -> None:
     space = DegradationSpace(ops=("gaussian_blur", "contrast", "hue"), max_ops=1)
-    pixels = torch.from_numpy(np.stack([p[:96, :96] for p in photographs().values()]))
+    pixels = torch.from_numpy(np.stack([p[:96, :96] for p in image_regions().values()]))
     known = probe_set(pixels[:4], np.arange(4), space, seed=1)
     asked = probe_set(pixels[4:], np.arange(2), space, seed=1)
     encoder = untrained_encoder("resnet18", 4, 3)
     found = probe(encoder, known, asked)
 
-    fitted, measured = (by_hand(encoder, degrade(s.photographs, s.program)) for s in (known, asked))
+    fitted, measured = (by_hand(encoder, degrade(s.crops, s.program)) for s in (known, asked))
     scale = StandardScaler().fit(fitted)
     moved = scale.transform(measured) - scale.transform(by_hand(encoder, pixels[4:])).repeat(3 * 5, axis=0)
     distance = np.sqrt((moved**2).sum(1))
@@ -82,19 +85,19 @@ def test_a_constant_orders_nothing() -> None:
     assert rank_correlation(np.arange(5), -np.arange(5)) == pytest.approx(-1)
 
 
-def test_photographs_are_chosen_evenly_and_small_or_damaged_ones_reported(tmp_path: Path) -> None:
+def test_images_are_chosen_evenly_and_small_or_damaged_ones_reported(tmp_path: Path) -> None:
     for index in range(6):
         Image.new("RGB", (40 + index, 50), (index, 0, 0)).save(tmp_path / f"{index}.png")
     (tmp_path / "5.png").write_bytes(b"not a picture")
     files = sorted(tmp_path.glob("*.png"))
-    found, left_out = read_photographs(files, 42, most=6, quiet=True)
+    found, left_out = read_images(files, 42, most=6, quiet=True)
     assert [p[0, 0, 0] for p in found] == [2, 3, 4]
     assert set(left_out) == {"0.png", "1.png", "5.png"} and "got 40x50" in left_out["0.png"]
-    found, _ = read_photographs(files, 1, most=3, quiet=True)
+    found, _ = read_images(files, 1, most=3, quiet=True)
     assert [p[0, 0, 0] for p in found] == [0, 2, 4]
 
 
-def test_both_encoders_meet_the_same_images_and_results_repeat(run: Path, folder: Path) -> None:
+def test_both_encoders_get_the_same_images_and_results_repeat(run: Path, folder: Path) -> None:
     first, second = (probe_run(run, folder, size=64, crops=1, quiet=True) for _ in range(2))
     assert first == second
     assert first["photographs"] == {"fit": 4, "measure": 2} and first["held_out_images"] == 2 * 5 * first["ops"]
@@ -109,7 +112,7 @@ def test_command_prints_a_table_or_json(run: Path, folder: Path, capsys: pytest.
     arguments = ["probe", str(run), str(folder), "--size", "48", "--crops", "1"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    for words in ("gaussian_blur", "untrained", "mean over ops", "op named rightly", "fitted on 4 photographs"):
+    for words in ("gaussian_blur", "untrained", "mean over ops", "op accuracy", "fitted on 4 photographs"):
         assert words in text, text
     assert cli.main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -118,7 +121,7 @@ def test_command_prints_a_table_or_json(run: Path, folder: Path, capsys: pytest.
     assert f"{result['untrained']['op_accuracy']:.1%}" in text
 
 
-def test_probing_the_training_photographs_is_said(tmp_path: Path, run: Path, folder: Path, capsys) -> None:
+def test_probing_the_training_images_is_reported(tmp_path: Path, run: Path, folder: Path, capsys) -> None:
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     state["data_fingerprint"] = data_fingerprint(folder, sorted(folder.glob("*.png")))
     torch.save(state, tmp_path / "checkpoint.pt")
@@ -133,9 +136,9 @@ def test_probing_the_training_photographs_is_said(tmp_path: Path, run: Path, fol
         ({"run": "nowhere"}, "checkpoint"),
         ({"data": "nowhere"}, "folder must be an existing folder"),
         ({"--size": "128"}, "at least 3 readable photographs of 128 px or more, got 0\n  cat.png: both sides"),
-        ({"--size": "8"}, "size must be >= 32, got 8"),
-        ({"--crops": "0"}, "crops must be >= 1, got 0"),
-        ({"--photographs": "2"}, "photographs must be >= 3, got 2"),
+        ({"--size": "8"}, "size must be an integer of at least 32, got 8"),
+        ({"--crops": "0"}, "crops must be an integer of at least 1, got 0"),
+        ({"--photographs": "2"}, "photographs must be an integer of at least 3, got 2"),
         ({"--space": "none"}, "space must be one of qpt"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,7 @@ import pytest
 from qpt.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("results", "datasets", "evaluation", "export", "report", "runs")
-DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in NAMES))
+DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -19,34 +19,46 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every `qpt ...` line of the shell blocks, continuation lines joined, comments dropped."""
-    found = []
+    """Return every `qpt ...` of the shell blocks: continuation lines joined, without comments, redirection and pipe."""
+    found = set()
     for document in DOCUMENTS:
         for block in blocks(document, "sh"):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0] == "qpt":  # up to where its output goes
-                    found.append(shlex.join(words[: words.index(">")] if ">" in words else words))
-    return found
+                if "qpt" in words and words[0] in ("qpt", "torchrun", "python"):
+                    end = min(words.index(mark) if mark in words else len(words) for mark in (">", "|"))
+                    found.add(shlex.join(words[words.index("qpt") : end]))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
+def test_links_lead_to_files(document: str) -> None:
+    prose = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#:\s]+)[^):]*\)|src=\"([^\":]+)\"", prose)
+    missing = [link for pair in links for link in pair if link and not (ROOT / document).parent.joinpath(link).exists()]
+    assert not missing
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = blocks("README.md", "python")
     namespace: dict[str, object] = {}
     exec(compile(example, "README.md", "exec"), namespace)
-    assert "compositions by type" in capsys.readouterr().out
+    assert re.fullmatch(r"\w+\[\d\]( → \w+\[\d\])*\n", capsys.readouterr().out)
     assert len(namespace["pool"]) == 16  # type: ignore[arg-type]
+    assert namespace["loss"].isfinite()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tmp_path / "benchmarks" / "recipes" / "photos.yaml"
-    recipe.parent.mkdir(parents=True)
-    recipe.write_text((ROOT / "benchmarks" / "recipes" / "photos.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    arguments = [re.sub(r"\$\w+", "1", word) for word in shlex.split(command)[1:]]
-    assert build_parser().parse_args(arguments).command == arguments[0]
+    words = [re.sub(r"\$\w+", "1", word) for word in shlex.split(command)[1:]]
+    for flag, path in pairwise(words):
+        if flag == "--config":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text((ROOT / path).read_text() if (ROOT / path).is_file() else "seed: 1\n")
+    words = [word for word in words if word != "--recipes"]  # which prints and ends
+    assert build_parser().parse_args(words).command == words[0]
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 8
+    assert len(commands()) >= 30

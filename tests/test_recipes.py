@@ -1,14 +1,15 @@
-"""The named recipes: they load, say where their values come from, run when scaled down, and give way to flags."""
+"""The named recipes: they load, give the source of their values, run when scaled down, and yield to flags."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from qpt import PretrainConfig, pretrain, recipes
+from qpt import PretrainConfig, pretrain
 from qpt.cli import main
+from qpt.pretraining import recipes
+from tests.test_pretrain import image_folder as image_folder
 from tests.test_pretrain import log_rows
-from tests.test_pretrain import photographs as photographs
 
 SMALL = {"width": 4, "patch_size": 24, "region_size": 48, "batch_images": 8, "steps": 2, "threads": 1, "workers": 0}
 
@@ -25,35 +26,35 @@ def test_every_file_is_named() -> None:
     assert sorted(recipes.NAMES) == sorted(path.stem for path in recipes.path("laptop").parent.glob("*.yaml"))
 
 
-def test_every_value_of_the_papers_recipe_has_its_origin() -> None:
+def test_every_value_of_the_recipe_of_the_paper_has_its_source() -> None:
     lines = recipes.path("qpt-resnet50-imagenet").read_text().splitlines()
     bare = [line for line in lines if line and not line.startswith("#") and " # " not in line]
     assert [line.split(":")[0] for line in bare] == ["iou_max"]  # the line above it speaks of both
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
-def test_a_recipe_scaled_down_runs_here(name: str, photographs: Path, tmp_path: Path) -> None:
+def test_a_recipe_scaled_down_runs_here(name: str, image_folder: Path, tmp_path: Path) -> None:
     given = yaml.safe_load(recipes.path(name).read_text())
     chunk = 3 if given.get("chunk_images") else 0
     small = {**SMALL, "pool_size": 64, "projection_dim": 8, "chunk_images": chunk, "log_every": 1, "warmup_steps": 1}
     overrides = {**small, "tensorboard": False, "device": "cpu", "lr": min(given["lr"], 0.1)}
-    config = PretrainConfig.load(recipes.path(name), data=str(photographs), out=str(tmp_path / "run"), **overrides)
+    config = PretrainConfig.load(recipes.path(name), data=str(image_folder), out=str(tmp_path / "run"), **overrides)
     assert pretrain(config).finished
     assert len(log_rows(tmp_path / "run")) == 2
 
 
-def test_flags_win_over_a_recipe_wherever_they_stand(photographs: Path, tmp_path: Path) -> None:
+def test_flags_win_over_a_recipe_wherever_they_stand(image_folder: Path, tmp_path: Path) -> None:
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     arguments = [*flags[:3], "--recipe", "laptop", *flags[3:], "--tensorboard=false", "--log_every=1"]
-    assert main(["pretrain", str(photographs), "--out", str(tmp_path / "run"), *arguments]) == 0
-    made = {"data": str(photographs), "out": str(tmp_path / "run")}
+    assert main(["pretrain", str(image_folder), "--out", str(tmp_path / "run"), *arguments]) == 0
+    made = {"data": str(image_folder), "out": str(tmp_path / "run")}
     expected = PretrainConfig.load(recipes.path("laptop"), **made, **SMALL, tensorboard=False, log_every=1)
     assert PretrainConfig.load(tmp_path / "run" / "config.yaml", **made) == expected
 
 
-def test_a_recipe_resumes_with_the_same_command(photographs: Path, tmp_path: Path) -> None:
+def test_a_recipe_resumes_with_the_same_command(image_folder: Path, tmp_path: Path) -> None:
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
-    command = ["pretrain", str(photographs), "--out", str(tmp_path / "run"), "--recipe=laptop", *flags]
+    command = ["pretrain", str(image_folder), "--out", str(tmp_path / "run"), "--recipe=laptop", *flags]
     assert main(command) == 0 and main([*command, "--resume"]) == 0
 
 

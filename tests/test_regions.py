@@ -1,4 +1,4 @@
-"""The pre-training data set: what is drawn for a sample depends on (seed, epoch, index) and nothing else."""
+"""The pre-training data set: a sample depends on (seed, epoch, index) and nothing else."""
 
 import tracemalloc
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_sample_depends_on_its_key_only(files: list[Path]) -> None:
     assert not same(one[(0, 0)], dataset(files, seed=4)[(0, 0)])
 
 
-def test_region_is_cut_from_the_photograph(files: list[Path]) -> None:
+def test_region_is_cut_from_the_image(files: list[Path]) -> None:
     sample = dataset(files)[(0, 2)]
     assert isinstance(sample, Region)
     whole, region = np.asarray(Image.open(files[2])), sample.pixels

@@ -1,4 +1,4 @@
-"""Reports: the numbers against SciPy and scikit-learn, and pages of tiny runs, read back as a browser would."""
+"""Reports: values against SciPy and scikit-learn, and pages of tiny runs, read back as a browser would."""
 
 import base64
 import dataclasses
@@ -15,25 +15,25 @@ from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
 from qpt import PretrainConfig, cli, degrade, load_encoder, pretrain
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.metrics import logistic
-from qpt.evaluate.run import untrained_encoder
+from qpt.evaluate.logistic import logistic
+from qpt.evaluate.metrics import measure_and_fit
+from qpt.evaluate.probe_set import pooled_features, pristine_features, probe_set
 from qpt.evaluate.table import ScoreTable, read_table
-from qpt.probe import pooled_features, pristine_features, probe_set
+from qpt.models.encoder import untrained_encoder
 from qpt.report.build import write_report
 from qpt.report.measurements import (
     MAP_MOST,
     distance_severity,
     embedding_map,
-    fitted_curve,
     out_of_fold,
     score_severity,
     srcc_by_kind,
 )
-from qpt.report.records import read_log
-from qpt.space import DegradationSpace
+from qpt.runs.log import read_log
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 from tests.pages import Page
 
 SECTIONS = (
@@ -45,21 +45,21 @@ SECTIONS = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_photographs() -> Iterator[None]:
-    """Severity curves of two photographs instead of eight: the same page, sooner."""
+def two_images() -> Iterator[None]:
+    """Draw severity curves of two images instead of eight: the same page, sooner."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qpt.report.severity.PHOTOGRAPHS", 2)
-        patch.setattr("qpt.report.neighbours.PHOTOGRAPHS", 2)
+        patch.setattr("qpt.report.severity.IMAGES", 2)
+        patch.setattr("qpt.report.neighbours.IMAGES", 2)
         yield
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """(run, csv, evaluation): a real run on six photographs, a labelled set, and its evaluation."""
+    """Return (run, csv, evaluation): a real run on six images, a labelled set, and its evaluation."""
     folder = tmp_path_factory.mktemp("report")
     pictures = folder / "photographs"
     pictures.mkdir()
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         Image.fromarray(pixels).save(pictures / f"{name}.png")
     settings = {"width": 8, "projection_dim": 8, "patch_size": 32, "batch_images": 4, "steps": 6, "log_every": 1}
     config = PretrainConfig(
@@ -73,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 
 def with_kinds(table: ScoreTable) -> ScoreTable:
-    """The same table, knowing each image's distortion: of every six images, half each."""
+    """Return the table with a distortion type for each image: of every six images, half each."""
     return dataclasses.replace(table, kinds=tuple("fog" if i % 2 else "rain" for i in range(len(table))))
 
 
@@ -115,7 +115,7 @@ def test_every_section_of_a_run_has_its_content(tiny: tuple[Path, Path, Path], t
 
 
 def test_sections_without_data_say_why(tiny: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """A checkpoint alone, of photographs that are gone: what is not shown stands in one table, with what it needs."""
+    """A checkpoint alone, of images that are gone: one table lists the sections not shown and what they need."""
     (tmp_path / "elsewhere").mkdir()
     checkpoint = tmp_path / "elsewhere" / "checkpoint.pt"
     state = torch.load(tiny[0] / "checkpoint.pt", weights_only=True)
@@ -165,7 +165,7 @@ def test_a_scorer_alone_gives_score_curves(tiny: tuple[Path, Path, Path], tmp_pa
         write_report([write_run(tmp_path / "other")], tmp_path / "page.html", scorer=scorer, quiet=True)
 
 
-def test_a_prediction_never_saw_the_scores_of_its_group() -> None:
+def test_a_prediction_is_made_without_the_scores_of_its_group() -> None:
     generator = np.random.default_rng(0)
     features, groups = generator.normal(size=(60, 4)), np.repeat(np.arange(20), 3)
     mos = 50 + features @ [9.0, 4.0, 1.0, 0.0]
@@ -183,11 +183,10 @@ def test_logistic_fit_finds_the_curve_it_was_given() -> None:
     x = np.random.default_rng(1).normal(40, 9, 200)
     for ends in ((80.0, 20.0), (20.0, 80.0)):
         y = logistic(x, *ends, 42.0, 4.0)
-        fitted = fitted_curve(x, y)
-        assert fitted is not None
+        fitted = measure_and_fit(x, y)[1]["plcc_logistic"]
         np.testing.assert_allclose(logistic(x, *fitted), y, atol=1e-4)  # of a range of 60
-    assert fitted_curve(np.ones(9), np.arange(9.0)) is None
-    assert fitted_curve(np.arange(4.0), np.arange(4.0)) is None
+    assert not measure_and_fit(np.ones(9), np.arange(9.0))[1]
+    assert not measure_and_fit(np.arange(4.0), np.arange(4.0))[1]
 
 
 def test_srcc_within_types_equals_scipy_and_small_types_are_left_out() -> None:
@@ -197,22 +196,22 @@ def test_srcc_within_types_equals_scipy_and_small_types_are_left_out() -> None:
     srcc, counts = srcc_by_kind(predictions, mos, kinds)
     assert set(srcc) == {"a", "b"} and sum(counts.values()) == 40
     for kind, value in srcc.items():
-        mine = np.array(kinds) == kind
-        assert counts[kind] == mine.sum()
-        assert value == pytest.approx(spearmanr(predictions[mine], mos[mine]).statistic)
+        of_kind = np.array(kinds) == kind
+        assert counts[kind] == of_kind.sum()
+        assert value == pytest.approx(spearmanr(predictions[of_kind], mos[of_kind]).statistic)
 
 
 def test_severity_of_a_known_score_and_of_distances() -> None:
     """Contrast reduction lowers a score that is the deviation of the pixels; noise is farther at every level."""
-    pixels = torch.from_numpy(np.stack([p[:64, :64] for p in list(photographs().values())[:3]]))
+    pixels = torch.from_numpy(np.stack([p[:64, :64] for p in list(image_regions().values())[:3]]))
     data = probe_set(pixels, np.arange(3), DegradationSpace(ops=("gaussian_noise", "gaussian_blur"), max_ops=1), 0)
     rows = degrade(pixels, data.program).numpy()
-    found = score_severity(lambda picture: float(picture.std()), pixels.numpy(), rows, data)
+    found = score_severity(lambda image: float(image.std()), rows, data)
     for number, op in enumerate(("gaussian_noise", "gaussian_blur")):
-        for photograph in range(3):
-            start = photograph * 10 + number * 5
-            expected = [rows[start + level].std() - pixels[photograph].numpy().std() for level in range(5)]
-            np.testing.assert_allclose(found.changes[op][photograph], [0.0, *expected], atol=1e-9)
+        for image in range(3):
+            start = image * 10 + number * 5
+            expected = [rows[start + level].std() - pixels[image].numpy().std() for level in range(5)]
+            np.testing.assert_allclose(found.changes[op][image], [0.0, *expected], atol=1e-9)
     assert found.monotone("gaussian_blur") and found.correlation("gaussian_blur") == pytest.approx(-1)
     assert not found.monotone("gaussian_noise")
 
@@ -246,9 +245,9 @@ def test_maps_are_pca_of_few_and_tsne_of_many_and_bounded() -> None:
         ({"run": "nowhere"}, "checkpoint"),
         ({"--csv": "nowhere.csv"}, "csv must be a file"),
         ({"--photographs": "nowhere"}, "folder must be an existing folder"),
-        ({"--evaluation": "nowhere.json"}, "evaluation must be a JSON file"),
+        ({"--evaluation": "nowhere.json"}, "evaluation must be a JSON file of"),
         ({"--scorer": "nowhere.pt"}, "path must be a scorer file"),
-        ({"--seed": "-1"}, "seed must be >= 0"),
+        ({"--seed": "-1"}, "seed must be an integer of at least 0"),
         ({"--out": "/proc/nothing/page.html"}, "out must be a writable file"),
     ],
 )

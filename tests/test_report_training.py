@@ -1,4 +1,4 @@
-"""What a run keeps of itself, and the page it writes from that."""
+"""The records of a run, and the page it writes from them."""
 
 import dataclasses
 import io
@@ -11,21 +11,22 @@ import torch
 from PIL import Image
 
 from qpt import PretrainConfig, cli, load_encoder, pretrain
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.run import untrained_encoder
-from qpt.ops.degrade import degrade
+from qpt.models.encoder import untrained_encoder
+from qpt.ops.degrade.api import degrade
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.observe import read_observations
-from qpt.pretraining.page import RunPage
-from qpt.pretraining.records import HISTORY, SEEN, note_start, read_history, read_seen
+from qpt.pretraining.log import RunPage
 from qpt.report import build
 from qpt.report.curves import moving_average
 from qpt.report.neighbours import gallery_features, make_gallery, nearest
-from qpt.report.records import read_log
 from qpt.report.thumbnails import patches_in_a_row
-from qpt.space import DegradationSpace
+from qpt.runs.first_batch import FIRST_BATCH, read_first_batch
+from qpt.runs.history import HISTORY, note_start, read_history
+from qpt.runs.log import read_log
+from qpt.runs.observations import read_observations
+from tests.labelled import image_regions, write_run
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run
 from tests.pages import Page
 
 
@@ -35,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, list[
     folder = tmp_path_factory.mktemp("training")
     pictures = folder / "photographs"
     pictures.mkdir()
-    for name, pixels in photographs().items():
+    for name, pixels in image_regions().items():
         Image.fromarray(pixels).save(pictures / f"{name}.png")
     (pictures / "broken.png").write_bytes((pictures / "cat.png").read_bytes()[:80])
     config = PretrainConfig(
@@ -60,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[PretrainConfig, list[
         return step(self, patches, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qpt.report.neighbours.PHOTOGRAPHS", 3)
+        patch.setattr("qpt.report.neighbours.IMAGES", 3)
         patch.setattr(Learner, "step", spy)
         assert pretrain(config).finished
     return config, given
@@ -101,10 +102,10 @@ def test_observed_figures_are_those_of_the_logged_step(run: tuple[PretrainConfig
 
 def test_seen_patches_are_what_the_learner_got(run: tuple[PretrainConfig, list[torch.Tensor]]) -> None:
     config, given = run
-    seen = read_seen(Path(config.out))
+    seen = read_first_batch(Path(config.out))
     assert seen is not None
     np.testing.assert_array_equal(seen.patches, given[0].permute(0, 1, 3, 4, 2).numpy()[:12])
-    assert seen.photographs.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert seen.image_numbers.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     text = Page(Path(config.out) / "index.html").text["What the run saw"]
     assert all(chain in text for chain in seen.chains) and "Photograph 6, B: " in text
 
@@ -114,7 +115,7 @@ def test_resuming_is_noted_and_keeps_the_records(
 ) -> None:
     config = dataclasses.replace(run[0], out=str(tmp_path / "run"), steps=6, observe_every=2, page=False)
     pretrain(config)
-    kept = {name: (tmp_path / "run" / name).read_bytes() for name in (SEEN, "observations.jsonl", "log.csv")}
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in (FIRST_BATCH, "observations.jsonl", "log.csv")}
     pretrain(config, resume=True)
     assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
     assert [entry["step"] for entry in read_history(tmp_path / "run")] == [0, 6]
@@ -168,19 +169,21 @@ def test_pages_before_the_end_take_one_percent_and_fail_softly(
 
 def test_histories_and_batches_survive_a_crash_or_are_refused(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    assert read_history(folder) == [] and read_seen(folder) is None
+    assert read_history(folder) == [] and read_first_batch(folder) is None
     note_start(folder, 0, torch.device("cpu"))
     with open(folder / HISTORY, "a") as stream:
         stream.write('{"step": 3, "ti')
     note_start(folder, 5, torch.device("cpu"))
     assert [entry["step"] for entry in read_history(folder)] == [0, 5]
     assert read_history(folder)[0]["threads"] == torch.get_num_threads()
-    (folder / SEEN).write_bytes(b"PK not a batch")
+    (folder / FIRST_BATCH).write_bytes(b"PK not a batch")
     with pytest.raises(InputError, match=r"seen\.npz of run must hold a batch's patches"):
-        read_seen(folder)
-    np.savez(folder / SEEN, patches=np.zeros((2, 3), np.uint8), photographs=np.zeros(2), chains=np.array(["a", "b"]))
+        read_first_batch(folder)
+    np.savez(
+        folder / FIRST_BATCH, patches=np.zeros((2, 3), np.uint8), photographs=np.zeros(2), chains=np.array(["a", "b"])
+    )
     with pytest.raises(InputError, match="must hold patches"):
-        read_seen(folder)
+        read_first_batch(folder)
 
 
 def test_damaged_summaries_are_refused(tmp_path: Path) -> None:
@@ -201,20 +204,20 @@ def test_nearest_are_of_other_groups_and_best_first() -> None:
     assert nearest(features[:5], groups[:5], 5).shape == (5, 1)  # of the group of four there is one other
 
 
-def test_a_gallery_takes_every_photograph_through_the_same_compositions() -> None:
+def test_a_gallery_takes_every_image_through_the_same_compositions() -> None:
     space = DegradationSpace.preset("qpt")
-    pixels = list(photographs().values())[:3]
+    pixels = list(image_regions().values())[:3]
     gallery = make_gallery(pixels, space, 64, seed=4)
     chains = gallery.program.compositions()
     assert gallery.compositions == 20 and len(set(chains[:20])) == 20
     assert chains[:20] == chains[20:40] == chains[40:]
-    assert gallery.photographs.tolist() == np.repeat(np.arange(3), 20).tolist()
+    assert gallery.image_of_row.tolist() == np.repeat(np.arange(3), 20).tolist()
     assert len(set(gallery.program.seeds.tolist())) == 60  # no two share their noise
     assert degrade(gallery.crops, gallery.program).shape == (60, 64, 64, 3)
     features = gallery_features(untrained_encoder("resnet18", 4, 0), gallery)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1)
     few = make_gallery(pixels, DegradationSpace(ops=("jpeg",), min_ops=1, max_ops=1), 1000, seed=0)
-    assert few.compositions == 5 and few.crops.shape[1] == 96  # all there are; the shorter side of a photograph
+    assert few.compositions == 5 and few.crops.shape[1] == 96  # all there are; the shorter side of an image
 
 
 def test_moving_averages_are_means_of_the_neighbourhood() -> None:

@@ -1,4 +1,4 @@
-"""resize_to: sizes and filters against OpenCV, chains equal to single ops composed by hand at the changed sizes."""
+"""resize_to: sizes and filters compared with OpenCV, chains with their ops applied one by one at the changed sizes."""
 
 import cv2
 import numpy as np
@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qpt.degradations.program import Program
 from qpt.errors import InputError
-from qpt.ops.degrade import degrade
-from qpt.program import Program
+from qpt.ops.degrade.api import degrade
 from tests.engine import OP_NAMES, run, run_one
-from tests.programs import photographs, sample
+from tests.programs import sample, smooth_images
 from tests.reference.geometry import resize_working, working_size
 from tests.test_ops import photo, random_program
 
@@ -48,7 +48,7 @@ def test_agrees_with_its_definition_at_scales_between_the_levels(filter, scale, 
 
 
 def compose(image, ops, params, seed):
-    """The row's ops one at a time, each in its slot, on an image of the working size."""
+    """Apply the row's ops one at a time, each in its slot, on an image of the working size."""
     height, width, _ = image.shape
     for slot, (op, values) in enumerate(zip(ops, params, strict=True)):
         if OP_NAMES[op] == "resize_to" and op >= 0:
@@ -98,7 +98,7 @@ def test_a_last_resize_to_scale_1_chooses_the_filter():
 
 
 def test_other_rows_of_the_program_keep_their_bytes():
-    images, program = photographs(4, 41, 53), sample(4)
+    images, program = smooth_images(4, 41, 53), sample(4)
     resized = Program.from_chains([[("resize_to", 3), ("jpeg", 2)]], seeds=[3])
     assert torch.equal(degrade(images, Program.concat([program, resized]))[:-1], degrade(images, program))
 

@@ -1,6 +1,6 @@
 """Files written by version 0.1.0, before its modules moved, still load and give the numbers they gave then.
 
-``tests/saved/`` holds a run that was interrupted after step 2 of 4, a scorer and a program. ``expected.json`` holds what
+``tests/saved/`` holds a run interrupted after step 2 of 4, a scorer and a program. ``expected.json`` holds what
 that version computed from them. The images are those of ``tests/labelled.py``.
 """
 
@@ -16,7 +16,7 @@ import torch
 
 from qpt import Program, Scorer, degrade
 from qpt.cli import main
-from tests.labelled import one_thread, photographs, write_set
+from tests.labelled import image_regions, one_thread, write_set
 
 __all__ = ["one_thread"]  # a fixture
 
@@ -45,11 +45,11 @@ def test_a_run_resumes_and_evaluates_to_the_same_numbers(tmp_path: Path) -> None
 
 def test_a_scorer_gives_the_same_scores() -> None:
     scorer = Scorer.load(SAVED / "scorer.pt")
-    scores = {name: float(scorer(image)) for name, image in photographs().items()}
+    scores = {name: float(scorer(image)) for name, image in image_regions().items()}
     assert scores == pytest.approx(EXPECTED["scores"], rel=1e-4)
 
 
 def test_a_program_gives_the_same_bytes() -> None:
-    images = torch.from_numpy(np.stack([image[:, :96] for image in photographs().values()]))
+    images = torch.from_numpy(np.stack([image[:, :96] for image in image_regions().values()]))
     degraded = degrade(images, Program.load(SAVED / "program.npz"))
     assert hashlib.sha256(degraded.numpy().tobytes()).hexdigest() == EXPECTED["degraded_sha256"]

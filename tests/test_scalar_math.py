@@ -1,4 +1,4 @@
-"""csrc/scalar_math.h against libm in double: tests/cpp/scalar_math.cpp sweeps ranges, this file bounds the errors."""
+"""Bounds on the errors of csrc/scalar_math.h, which tests/cpp/scalar_math.cpp measures against libm in double."""
 
 import subprocess
 

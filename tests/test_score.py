@@ -1,4 +1,4 @@
-"""Scorers: fitted, saved, loaded, and the same number for a photograph whatever is scored beside it."""
+"""Scorers: fitted, saved, loaded, and the same score for an image whatever is scored beside it."""
 
 import hashlib
 import json
@@ -12,18 +12,17 @@ from scipy import optimize
 import qpt
 from qpt import cli
 from qpt.errors import InputError
-from qpt.evaluate.calibration import fit_logistic
-from qpt.evaluate.features import FeatureProtocol
-from qpt.evaluate.run import encoder_views
+from qpt.evaluate.calibration import fit_calibration
+from qpt.evaluate.features import FeatureProtocol, read_out_features
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """(folder, csv, run, scorer file), the scorer made by the command."""
+    """Return (folder, csv, run, scorer file), the scorer made by the command."""
     folder = tmp_path_factory.mktemp("scoring")
     csv, run, out = write_set(folder / "set"), write_run(folder / "run"), folder / "scorer.pt"
     assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(out)]) == 0
@@ -31,14 +30,14 @@ def fitted(tmp_path_factory):
 
 
 def test_scorer_is_the_ridge_on_the_features_of_evaluation(fitted):
-    """The score of a training photograph equals the prediction of the standardised ridge it was made from."""
+    """The score of a training image equals the prediction of the standardised ridge it was made from."""
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
     _, csv, run, out = fitted
     table, scorer = read_table(csv), qpt.Scorer.load(out)
-    views = encoder_views(qpt.load_encoder(run), table, FeatureProtocol(), label="", cache=None, quiet=True)
-    features = views[scorer.fitted_on["read_out"]]
+    read_outs = read_out_features(qpt.load_encoder(run), table, FeatureProtocol(), label="", cache=None, quiet=True)
+    features = read_outs[scorer.fitted_on["read_out"]]
     standard = StandardScaler().fit(features)
     ridge = Ridge(alpha=scorer.fitted_on["penalty"] * features.shape[1]).fit(standard.transform(features), table.mos)
     expected = ridge.predict(standard.transform(features))
@@ -47,16 +46,16 @@ def test_scorer_is_the_ridge_on_the_features_of_evaluation(fitted):
 
 
 def test_blur_lowers_the_score(fitted):
-    """Higher is better: the sharp photographs of the set score above the most blurred ones."""
+    """Higher is better: the sharp images of the set score above the most blurred ones."""
     _, csv, _, out = fitted
     scorer, folder = Scorer.load(out), csv.parent / "images"
-    sharp = np.mean([scorer(folder / f"{name}0.png") for name in photographs()])
-    assert sharp > np.mean([scorer(folder / f"{name}3.png") for name in photographs()])
+    sharp = np.mean([scorer(folder / f"{name}0.png") for name in image_regions()])
+    assert sharp > np.mean([scorer(folder / f"{name}3.png") for name in image_regions()])
 
 
 def test_same_number_alone_together_in_any_order_and_as_pixels(fitted, capsys):
     _, csv, _, out = fitted
-    files = [str(csv.parent / f"images/{name}1.png") for name in photographs()]
+    files = [str(csv.parent / f"images/{name}1.png") for name in image_regions()]
 
     def scores(names):
         assert cli.main(["score", *names, "--scorer", str(out), "--json"]) == 0
@@ -73,7 +72,9 @@ def test_saved_and_loaded_scorers_agree(fitted, tmp_path):
     scorer = Scorer.fit(qpt.load_encoder(run), read_table(csv), protocol=FeatureProtocol(48, 4), quiet=True)
     scorer.save(tmp_path / "other.pt")
     loaded = Scorer.load(tmp_path / "other.pt")
-    assert loaded(photographs()["cat"]) == scorer(photographs()["cat"])
+    assert loaded(image_regions()["cat"]) == scorer(image_regions()["cat"])
+    with pytest.warns(FutureWarning, match="photograph is now called image"):
+        assert loaded(photograph=image_regions()["cat"]) == scorer(image_regions()["cat"])
     assert (loaded.protocol, loaded.read_out, loaded.fitted_on) == (scorer.protocol, scorer.read_out, scorer.fitted_on)
     assert [file.name for file in tmp_path.iterdir()] == ["other.pt"]
 
@@ -87,7 +88,7 @@ def test_scoring_with_a_run_and_a_table_gives_the_same_number(fitted, capsys):
     assert answer["scale"]["higher_is_better"] is True and answer["scale"]["max"] == read_table(csv).mos.max()
 
 
-def test_people_get_a_number_and_a_scale(fitted, capsys):
+def test_the_printed_score_comes_with_its_scale(fitted, capsys):
     _, csv, _, out = fitted
     image = str(csv.parent / "images/cat2.png")
     assert cli.main(["score", image, "--scorer", str(out)]) == 0
@@ -96,7 +97,7 @@ def test_people_get_a_number_and_a_scale(fitted, capsys):
     assert "from 33 (worst) to 96 (best); higher is better" in scale
 
 
-def test_fit_says_what_was_chosen(fitted, tmp_path, capsys):
+def test_fit_prints_the_choice(fitted, tmp_path, capsys):
     _, csv, run, _ = fitted
     assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path / "s.pt"), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
@@ -104,7 +105,7 @@ def test_fit_says_what_was_chosen(fitted, tmp_path, capsys):
     assert -1 <= answer["srcc"] <= 1 and answer["read_out"] and answer["penalty"] > 0
 
 
-def test_good_photographs_are_scored_beside_bad_ones(fitted, tmp_path, capsys):
+def test_good_images_are_scored_beside_bad_ones(fitted, tmp_path, capsys):
     _, csv, _, out = fitted
     good, cut = str(csv.parent / "images/cat2.png"), tmp_path / "cut.png"
     cut.write_bytes((csv.parent / "images/cat0.png").read_bytes()[:3000])
@@ -159,7 +160,7 @@ def test_a_scorer_file_cannot_carry_code(tmp_path):
         Scorer.load(tmp_path / "code.pt")
 
 
-def test_scorer_is_asked_for_a_place_before_it_is_fitted(fitted, tmp_path, capsys):
+def test_the_output_is_checked_before_the_fit(fitted, tmp_path, capsys):
     _, csv, run, _ = fitted
     assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path)]) == 2
     assert "fit: error: out must be a writable file" in capsys.readouterr().err
@@ -172,14 +173,14 @@ def test_fit_keeps_the_record_of_the_run_without_its_paths(fitted):
     assert record["checkpoint_sha256"] == hashlib.sha256((run / "checkpoint.pt").read_bytes()).hexdigest()
 
 
-def test_calibration_is_monotone_bounded_and_honest(fitted, tmp_path, capsys):
-    """Scores keep their order, the file keeps the map, and the error is that of photographs it was not fitted on."""
+def test_calibration_is_monotone_bounded_and_measured_out_of_fold(fitted, tmp_path, capsys):
+    """Scores keep their order, the file keeps the map, and the error is that of images it was not fitted on."""
     _, csv, run, out = fitted
     arguments = ["fit", str(run), "--csv", str(csv), "--out", str(tmp_path / "s.pt"), "--calibrate"]
     assert cli.main(arguments) == 0
     assert "calibration: RMSE over held-out photographs" in capsys.readouterr().out
     plain, bent = Scorer.load(out), Scorer.load(tmp_path / "s.pt")
-    pictures = list(photographs().values())
+    pictures = list(image_regions().values())
     raw, mapped = np.array([plain(p) for p in pictures]), np.array([bent(p) for p in pictures])
     assert np.array_equal(np.argsort(raw), np.argsort(mapped))
     np.testing.assert_allclose(mapped, bent.calibration(raw), rtol=1e-12)
@@ -190,7 +191,7 @@ def test_calibration_is_monotone_bounded_and_honest(fitted, tmp_path, capsys):
 
 
 def test_calibration_finds_a_known_logistic():
-    """Equal to SciPy's curve_fit of the same four parameters on noisy data."""
+    """SciPy's curve_fit of the same four parameters gives the same on noisy data."""
     rng = np.random.default_rng(0)
     raw = rng.uniform(0, 6, 400)
 
@@ -199,5 +200,5 @@ def test_calibration_finds_a_known_logistic():
 
     mos = logistic(raw, 1, 5, 3.5, 0.6) + rng.normal(0, 0.1, 400)
     expected = optimize.curve_fit(logistic, raw, mos, p0=(1, 5, 3, 1))[0]
-    found = fit_logistic(raw, mos)
+    found = fit_calibration(raw, mos)
     assert (found.low, found.high, found.centre, found.width) == pytest.approx(expected, rel=1e-3)

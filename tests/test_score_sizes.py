@@ -1,4 +1,4 @@
-"""Scores of photographs of every size, in every precision, as a metric, as a map, and from the command line."""
+"""Scores of images of every size, in every precision, as a metric, as a map, and from the command line."""
 
 import csv as csv_module
 import io
@@ -17,18 +17,18 @@ from benchmarks import memory
 from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.features import FeatureProtocol, ReadOut
-from qpt.evaluate.local import local_quality
-from qpt.evaluate.run import untrained_encoder
+from qpt.evaluate.quality_map import quality_map
 from qpt.evaluate.scorer import Scorer
+from qpt.models.encoder import untrained_encoder
+from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
-from tests.labelled import photographs, write_run, write_set
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """(scorer, its file, the folder of its photographs)"""
+    """Return (scorer, its file, the folder of its images)."""
     from qpt.evaluate.table import read_table
     from qpt.models import load_encoder
 
@@ -50,21 +50,21 @@ def test_any_size_has_a_score(fitted, tmp_path, shape):
 def test_larger_than_the_limit_is_one_clear_error(fitted, tmp_path):
     _, file, _ = fitted
     scorer = Scorer.load(file, max_pixels=96 * 128)
-    assert np.isfinite(scorer(photographs()["cat"]))
+    assert np.isfinite(scorer(image_regions()["cat"]))
     Image.new("RGB", (97, 128)).save(tmp_path / "x.png")
     for photograph in (np.zeros((128, 97, 3), np.uint8), tmp_path / "x.png"):
         with pytest.raises(InputError, match=r"97x128 px.* is more than"):
             scorer(photograph)
     with pytest.raises(InputError, match="is more than max_pixels = 12,288"):
         scorer(np.zeros((1, 400, 3), np.uint8))  # 32 x 400 after it is extended
-    with pytest.raises(InputError, match="max_pixels must be >= 1"):
+    with pytest.raises(InputError, match="max_pixels must be an integer of at least 1"):
         Scorer.load(file, max_pixels=0)
 
 
 @pytest.mark.skipif(not memory.AVAILABLE, reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
-    """In a fresh process, beyond the loaded model; Pillow's own limit (89 million pixels) does not stand in the way."""
+    """The memory is measured in a fresh process, beyond the loaded model; the size is above Pillow's own limit."""
     encoder = untrained_encoder("resnet18", 32, seed=0)
     dims = 2 * encoder.stage_dims[-1]
     weights, protocol = np.full(dims, 1 / dims), FeatureProtocol()
@@ -81,14 +81,14 @@ def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
 
 @pytest.fixture(scope="module")
 def steady(fitted):
-    """A scorer whose penalty is 1 per feature: smaller ones, as two dozen photographs choose, magnify any rounding."""
-    from qpt.evaluate.features import READ_OUTS, photograph_features
+    """Return a scorer whose penalty is 1 per feature: smaller ones, as two dozen images choose, magnify rounding."""
+    from qpt.evaluate.features import READ_OUTS, image_features
     from qpt.evaluate.ridge import fit_ridge
 
     _, _, folder = fitted
     encoder, protocol = untrained_encoder("resnet18", 16, seed=0), FeatureProtocol()
     files = sorted(folder.glob("*.png"))
-    stack = np.stack([photograph_features(encoder, np.asarray(Image.open(file)), protocol) for file in files])
+    stack = np.stack([image_features(encoder, np.asarray(Image.open(file)), protocol) for file in files])
     mos = np.array([80.0 - 20 * int(file.stem[-1]) for file in files])
     ridge = fit_ridge(READ_OUTS[-1].select(stack, encoder.stage_dims), mos, (1.0,))
     weights = ridge.weights[0] / ridge.scale
@@ -101,7 +101,7 @@ def test_half_precision_moves_scores_by_little_of_the_range(steady, tmp_path, dt
     steady.save(tmp_path / "s.pt")
     half = Scorer.load(tmp_path / "s.pt", dtype=dtype)
     assert half.dtype == dtype and half.encoder.layer1[0].conv1.weight.dtype == getattr(torch, dtype)
-    pictures = [*photographs().values(), data.chelsea()[::2, ::2], data.rocket()[:200, :300]]
+    pictures = [*image_regions().values(), data.chelsea()[::2, ::2], data.rocket()[:200, :300]]
     differences = [abs(half(picture) - steady(picture)) for picture in pictures]
     assert 0 < max(differences) <= allowed * (steady.mos_max - steady.mos_min), differences
     with pytest.raises(InputError, match="only a float32 scorer is saved"):
@@ -123,7 +123,7 @@ def test_threads_do_not_change_a_score(fitted):
 
 def test_metric_has_the_calling_convention_of_pyiqa(fitted):
     scorer, _, folder = fitted
-    metric, pictures = scorer.as_metric(), list(photographs().values())[:3]
+    metric, pictures = scorer.as_metric(), list(image_regions().values())[:3]
     assert metric.lower_better is False and isinstance(metric, torch.nn.Module)
     batch = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in pictures]) / 255.0
     scores = metric(batch)
@@ -141,7 +141,7 @@ def test_metric_has_the_calling_convention_of_pyiqa(fitted):
             metric(wrong)
 
 
-def test_local_quality_is_the_mean_of_the_tiles_over_a_pixel():
+def test_quality_map_is_the_mean_of_the_tiles_over_a_pixel():
     """The scorer's stand-in gives a tile its mean grey level; the definition is computed pixel by pixel."""
 
     def grey(pixels):
@@ -149,7 +149,7 @@ def test_local_quality_is_the_mean_of_the_tiles_over_a_pixel():
 
     grey.max_pixels = 10**6
     pixels = np.random.default_rng(0).integers(0, 256, (70, 110, 3), np.uint8)
-    local = local_quality(grey, pixels, tile_px=32)
+    local = quality_map(grey, pixels, tile_px=32)
     assert local.tops.tolist() == [0, 16, 32, 38] and local.lefts.tolist() == [0, 16, 32, 48, 64, 78]
     total, count = np.zeros((70, 110)), np.zeros((70, 110))
     for top in local.tops:
@@ -157,10 +157,10 @@ def test_local_quality_is_the_mean_of_the_tiles_over_a_pixel():
             total[top : top + 32, left : left + 32] += pixels[top : top + 32, left : left + 32].mean()
             count[top : top + 32, left : left + 32] += 1
     np.testing.assert_allclose(local.at(np.arange(70), np.arange(110)), total / count, rtol=1e-12)
-    small = local_quality(grey, pixels[:20, :25])
+    small = quality_map(grey, pixels[:20, :25])
     assert small.scores.shape == (1, 1) and small.tile == (20, 25)
-    with pytest.raises(InputError, match="tile_px must be >= 32"):
-        local_quality(grey, pixels, tile_px=31)
+    with pytest.raises(InputError, match="tile_px must be an integer of at least 32"):
+        quality_map(grey, pixels, tile_px=31)
 
 
 def test_command_takes_folders_patterns_and_lists(fitted, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Reading a table of scores: what is read, and that each bad table is refused with one error that lists it all."""
+"""Score tables: reading them, and one error for each bad table that lists all its problems."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_root_and_name(csv, tmp_path):
 def test_fingerprint_follows_names_and_contents(csv):
     before = read_table(csv).fingerprint
     replace(csv, ",73,", ",74,")
-    assert read_table(csv).fingerprint == before  # of the photographs, not of their scores
+    assert read_table(csv).fingerprint == before  # of the images, not of their scores
     Image.new("RGB", (64, 64)).save(csv.parent / "images/cat1.png")
     assert read_table(csv).fingerprint != before
 

@@ -1,4 +1,4 @@
-"""Tar shards as photographs: what the WebDataset library writes is read at random, byte for byte as it was written."""
+"""Tar shards: images that the WebDataset library writes are read at random, byte for byte as they were written."""
 
 import glob
 import io
@@ -13,8 +13,7 @@ import webdataset
 from PIL import Image
 
 from qpt import InputError, pretrain
-from qpt.data.shards import ShardSource, expand_braces
-from qpt.data.sources import FolderSource, open_source
+from qpt.data.sources import FolderSource, ShardSource, expand_braces, open_source
 from qpt.models.encoder import read_checkpoint
 from tests.test_pretrain import assert_same_bytes, tiny
 
@@ -23,7 +22,7 @@ COUNT = 11
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eleven smooth photographs in three folders, whose paths sort in the order of their numbers."""
+    """Eleven smooth images in three folders, whose paths sort in the order of their numbers."""
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(0)
     for index in range(COUNT):
@@ -61,7 +60,7 @@ def test_members_are_those_the_library_reads(files: Path, shards: Path) -> None:
 
 
 def test_a_run_on_shards_is_a_run_on_the_files(files: Path, shards: Path, tmp_path: Path) -> None:
-    """Same photographs in the same order, so the same bytes; by two processes too, and resumed."""
+    """Same images in the same order, so the same bytes; by two processes too, and resumed."""
     for name, data, workers in (("files", files, 0), ("shards", shards, 0), ("processes", shards, 2)):
         pretrain(tiny(Path(data), tmp_path / name, workers=workers, steps=6))
     assert_same_bytes(tmp_path / "files", tmp_path / "shards")
@@ -105,7 +104,7 @@ def test_shards_below_images_are_left_alone(files: Path, tmp_path: Path) -> None
         ("{files}/0/0001.png", r"got the file .*0001\.png"),
     ],
 )
-def test_what_is_no_source_of_photographs(shards: Path, files: Path, data: str, message: str) -> None:
+def test_bad_sources_are_refused(shards: Path, files: Path, data: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_source(data.format(shards=shards, files=files))
 

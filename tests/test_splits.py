@@ -1,4 +1,4 @@
-"""Split columns and imported splits: ARNIQA's arrays, pyiqa's pickles and meta files, and what each refuses."""
+"""Split columns and imported splits: ARNIQA's arrays, pyiqa's pickles and meta files, and refusals."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from tests.labelled import write_set
 
 @pytest.fixture(scope="module")
 def csv(tmp_path_factory):
-    """24 images, rows 4i to 4i + 3 from one reference. Tests write other CSVs beside it."""
+    """Write 24 images, rows 4i to 4i + 3 from one reference. Tests write other CSVs beside it."""
     return write_set(tmp_path_factory.mktemp("splits") / "set")
 
 
@@ -209,7 +209,7 @@ def test_lower_better_scores_are_turned_and_kept(csv):
 
 @given(st.lists(st.sampled_from(["train", "val", "test", ""]), min_size=6, max_size=6))
 def test_the_three_formats_say_the_same(table, of_groups):
-    """The part of each of the six references, written as arrays, a pickle and a CSV."""
+    """The parts of the six references are written as arrays, a pickle and a CSV."""
     by_row = [of_groups[row // 4] for row in range(24)]
     rows = {part: [row for row in range(24) if by_row[row] == part] for part in PARTS}
     with TemporaryDirectory() as name:

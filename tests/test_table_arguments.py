@@ -1,4 +1,4 @@
-"""--csv, --dataset, --root, --splits and --lower-better of evaluate, fit and score, end to end and refused."""
+"""The options --csv, --dataset, --root, --splits and --lower-better of evaluate, fit and score."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from qpt import cli
-from qpt.commands.evaluate import add_table_arguments, read_table_arguments
+from qpt.commands.options import add_table_arguments, read_table_arguments
 from qpt.evaluate.scorer import Scorer
 from tests import layouts
 from tests.labelled import one_thread as one_thread
@@ -21,7 +21,7 @@ def csv(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bid(csv):
-    """The same 24 photographs in the layout of BID."""
+    """Write the same 24 images in the layout of BID."""
     made = layouts.Root(csv.parent.parent / "bid")
     rows = [line.split(",") for line in csv.read_text(encoding="utf-8").splitlines()[1:]]
     for number, (image, _, _) in enumerate(rows, start=1):

@@ -1,4 +1,4 @@
-"""Score files of every kind: numbers and text as people see them, wrong extents, and damage that is one clear error."""
+"""Readers of score files: numbers and text as shown in a sheet, wrong extents, and one clear error for damage."""
 
 import contextlib
 import zipfile

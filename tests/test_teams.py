@@ -1,9 +1,10 @@
-"""Teams of 1, 2, 7, 32 and 256 threads give the bytes of a team of one, for every op, and without a data race; and no
+"""Teams of 1, 2, 7, 32 and 256 threads give the bytes of a team of one, for every op, without a data race; and no
 sync() of the sources can be left out without one of the two failing.
 
-tests/cpp/teams.cpp is compiled here with the package's own flags, once plain and once with -fsanitize=thread. The cases
-come from qpt.degradations, so a new op is covered without a change. A team of one (and its SIMD rows) never waits, so
-this is where a missing barrier, a wrong stride or a SIMD row with other bytes than its generic form shows.
+tests/cpp/teams.cpp is compiled with the package's own flags, once as it is and once with -fsanitize=thread. The cases
+come from qpt.degradations.op_table, so a new op is covered without a change. A team of one never waits and has vector
+forms of its own, so these tests are the ones that find a missing barrier, a wrong stride, or a vector form with other
+bytes than the generic form.
 """
 
 import os
@@ -17,8 +18,8 @@ import pytest
 import torch
 
 from qpt import Program
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.windows import plan_windows
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops.degrade.patches import row_windows
 from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 
@@ -48,7 +49,7 @@ def encode(image: np.ndarray, ops, params, seed: int = 5, boxes=(), size: int = 
 
 
 def encode_patches(image: np.ndarray, ops, params) -> bytes:
-    """The same with two patches of the image's middle, so that ops that take windows get one."""
+    """Encode the same with two patches in the image's middle, so that ops that take windows get one."""
     height, width, _ = image.shape
     size = max(min(height, width) // 4, 1)
     boxes = np.array([[height // 2, width // 2], [height // 2 - size // 2, width // 3]], np.int32)
@@ -56,14 +57,14 @@ def encode_patches(image: np.ndarray, ops, params) -> bytes:
     program = Program.from_chains(
         [[(NAMES[op], list(p)) for op, p in zip(ops, params, strict=True) if op >= 0]], seeds=[0]
     )
-    window = plan_windows(program, torch.from_numpy(boxes)[None], size, height, width)[0].tolist()
+    window = row_windows(program, torch.from_numpy(boxes)[None], size, height, width)[0].tolist()
     used = [slot for slot, op in enumerate(ops) if op >= 0]
     ops, params = [ops[slot] for slot in used], [params[slot] for slot in used]
     return encode(image, ops, params, boxes=boxes, size=size, window=window)
 
 
 def make_cases(sizes, levels, chains: int) -> list[bytes]:
-    """On every size: random chains, and every op at `levels` with the first and last of its drawn parameters."""
+    """Return, for every size, random chains, and every op at ``levels`` with the first and last of its settings."""
     generator = np.random.default_rng(2)
     cases = []
     for height, width in sizes:
@@ -84,7 +85,7 @@ def write_cases(path: Path, cases: list[bytes]) -> Path:
 
 
 def run_sanitized(program: Path, cases: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """ThreadSanitizer needs its fixed address map, which high-entropy randomisation breaks on recent kernels."""
+    """Run without address randomisation, which on recent kernels conflicts with ThreadSanitizer's memory map."""
     setarch = shutil.which("setarch")
     assert setarch, "setarch (util-linux) is needed to run ThreadSanitizer"
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
@@ -113,7 +114,7 @@ def test_no_data_race(sanitized, tmp_path, long):
 
 
 def barriers() -> list[str]:
-    """Every sync() of the ops and of the chain, as FILE:LINE."""
+    """Return every sync() of the ops and of the chain, as FILE:LINE."""
     csrc = CPP.parents[1] / "csrc"
     return [
         f"{path.relative_to(csrc.parent)}:{number}"
@@ -125,8 +126,10 @@ def barriers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
-    """For every sync(), the cases that come to it, all without a race: a picture large enough for a second round of
-    every loop between barriers."""
+    """Return the cases that reach each sync(), none of which has a race.
+
+    The image is large enough for a second iteration of every loop between barriers.
+    """
     cases = make_cases([(37, 41)], (3,), chains=2)
     path = write_cases(tmp_path_factory.mktemp("barriers") / "cases", cases)
     result = run_sanitized(sanitized, path, "7", "--sites")
@@ -142,9 +145,9 @@ def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
 @pytest.mark.rung("ThreadSanitizer")
 @pytest.mark.parametrize("barrier", barriers())
 def test_no_barrier_can_be_left_out(sanitized, cases_of_barrier, tmp_path, barrier):
-    """A sync() that does nothing must end in a race, other bytes or a crash; otherwise it is not needed, or it is
-    needed by a case that is missing here."""
+    """A sync() that is left out must end in a race, other bytes or a crash; otherwise it is not needed, or the cases
+    lack the one that needs it."""
     cases = cases_of_barrier[barrier]
-    assert cases, "no case comes to this sync()"
+    assert cases, "no case reaches this sync()"
     result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "--without", barrier)
-    assert result.returncode != 0, f"{len(cases)} cases do not miss this sync(): remove it, or add a case that does"
+    assert result.returncode != 0, f"{len(cases)} cases do not need this sync(): remove it, or add a case that does"

@@ -1,4 +1,4 @@
-"""Variants of the pretext: more patches of a composition, photographs as positives. Losses beside the definition."""
+"""Variants of the pretext task: more patches, images as positives; losses compared with the definition."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from qpt.pretraining import engine
 from qpt.pretraining.learner import Learner, StepResult
 from tests.reference.contrastive import contrastive
 from tests.test_pretrain import assert_same_bytes, log_rows, tiny
-from tests.test_pretrain import photographs as photographs
+from tests.test_pretrain import image_folder as image_folder
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def settings(**options: Any) -> PretrainConfig:
 
 
 def learner_of(config: PretrainConfig) -> Learner:
-    """Its batch norm uses its statistics, so an embedding does not depend on what it shares a chunk with."""
+    """Make a learner whose batch norm uses running statistics, so that an embedding does not depend on its chunk."""
     learner = Learner(config, CPU)
     generator = torch.Generator().manual_seed(9)
     for network in (learner.query, learner.key):
@@ -41,7 +41,7 @@ def batch(config: PretrainConfig, seed: int = 0) -> tuple[torch.Tensor, torch.Te
     generator = torch.Generator().manual_seed(seed)
     patches = torch.randint(0, 256, (rows, config.patches, 3, size, size), dtype=torch.uint8, generator=generator)
     images = torch.arange(config.batch_images).repeat_interleave(config.compositions)
-    return patches, seed * rows + torch.arange(rows) // config.rows_alike, images
+    return patches, seed * rows + torch.arange(rows) // config.rows_per_group, images
 
 
 def embeddings(learner: Learner, patches: torch.Tensor, which: str) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_similarities_of_many_patches_are_those_of_the_pairs(mode: str) -> None:
 
 @pytest.mark.parametrize("positives", ["composition", "image"])
 def test_the_engine_makes_the_groups_of_the_positives(
-    positives: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    positives: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[list[int], list[int], tuple[int, ...]]] = []
     step = Learner.step
@@ -160,7 +160,7 @@ def test_the_engine_makes_the_groups_of_the_positives(
 
     monkeypatch.setattr(engine.Learner, "step", noted)
     options = {"positives": positives, "compositions": 3, "patches": 4, "steps": 2, "boxes": "independent"}
-    pretrain(tiny(photographs, tmp_path / "run", **options))
+    pretrain(tiny(image_folder, tmp_path / "run", **options))
     for groups, images, shape in seen:
         assert shape == (12, 4, 3, 24, 24)
         alike = [[a == b for b in groups] for a in groups]
@@ -177,8 +177,8 @@ def test_the_engine_makes_the_groups_of_the_positives(
     ],
     ids=str,
 )
-def test_a_variant_resumes_to_the_same_bytes(options: dict[str, object], photographs: Path, tmp_path: Path) -> None:
-    whole = tiny(photographs, tmp_path / "whole", **options)
+def test_a_variant_resumes_to_the_same_bytes(options: dict[str, object], image_folder: Path, tmp_path: Path) -> None:
+    whole = tiny(image_folder, tmp_path / "whole", **options)
     pretrain(whole)
     assert all(np.isfinite(float(row["loss"])) for row in log_rows(tmp_path / "whole"))
 
@@ -191,7 +191,7 @@ def test_a_variant_resumes_to_the_same_bytes(options: dict[str, object], photogr
         return step(self, *given)
 
     step = Learner.step
-    part = tiny(photographs, tmp_path / "part", **options)
+    part = tiny(image_folder, tmp_path / "part", **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Learner, "step", stop)
         with pytest.raises(Stopped):

@@ -1,6 +1,6 @@
-"""degrade_patches computes a window only, and gives the bytes of degrade, then crop, all the same.
+"""degrade_patches computes only a window of an image and gives the bytes of degrade, then crop.
 
-Every op at every level, random chains, all of the table; windows at each border, inside, and as large as the image.
+Every op at every level and random chains are tested, with windows at each border, inside, and as large as the image.
 """
 
 import dataclasses
@@ -10,15 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpt import degradations
-from qpt.degradations import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops import windows
-from qpt.ops.degrade import degrade, degrade_patches
-from qpt.ops.patches import values_of
-from qpt.ops.windows import plan_windows
-from qpt.optable.row import Degradation
-from qpt.program import Program
-from tests.programs import photographs
+from qpt.degradations import op_table
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.degradations.row import Degradation
+from qpt.ops.degrade import patches
+from qpt.ops.degrade.api import degrade, degrade_patches
+from qpt.ops.degrade.patches import normalisation_lut, row_windows
+from tests.programs import smooth_images
 
 HEIGHT, WIDTH, SIZE = 91, 117, 11
 # (top, left): the four corners, the middle of each border, an odd and an even place inside, on the grid of JPEG
@@ -26,10 +25,10 @@ PLACES = [(0, 0), (0, 106), (80, 0), (80, 106), (0, 51), (80, 40), (37, 0), (33,
 
 
 def cropped(rows: torch.Tensor, boxes: torch.Tensor, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The definition: the patches of degraded rows, normalised by table. (r, P, 3, size, size)."""
-    table = values_of(dtype)
+    """Return the definition: the patches (r, P, 3, size, size) of degraded rows, normalised by the lookup table."""
+    lut = normalisation_lut(dtype)
     patches = [
-        torch.stack([table[c][row[top : top + size, left : left + size, c].long()] for c in range(3)])
+        torch.stack([lut[c][row[top : top + size, left : left + size, c].long()] for c in range(3)])
         for row, corners in zip(rows, boxes.tolist(), strict=True)
         for top, left in corners
     ]
@@ -43,7 +42,7 @@ def boxes_of(*rows: list[tuple[int, int]]) -> torch.Tensor:
 @pytest.mark.parametrize("level", range(1, LEVELS + 1))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_op_gives_its_bytes_in_a_window(name, level):
-    images = photographs(1, HEIGHT, WIDTH, seed=level)
+    images = smooth_images(1, HEIGHT, WIDTH, seed=level)
     program = Program.from_chains([[(name, level)]] * len(PLACES), seeds=range(len(PLACES)))
     boxes = boxes_of(*([place] for place in PLACES))
     expected = cropped(degrade(images, program), boxes, SIZE)
@@ -55,7 +54,7 @@ def test_every_op_gives_its_bytes_in_a_window(name, level):
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
 def test_an_op_that_takes_windows_is_given_one(name):
     program = Program.from_chains([[(name, LEVELS)]], seeds=[1])
-    windowed, top, left, h, w = plan_windows(program, boxes_of([(200, 300)]), 16, 512, 640)[0].tolist()
+    windowed, top, left, h, w = row_windows(program, boxes_of([(200, 300)]), 16, 512, 640)[0].tolist()
     assert windowed == 0
     assert h * w < 512 * 640 / 4
     assert top <= 200 and left <= 300 and top + h >= 216 and left + w >= 316
@@ -63,7 +62,7 @@ def test_an_op_that_takes_windows_is_given_one(name):
 
 chains = st.lists(
     st.tuples(st.sampled_from(NAMES), st.integers(1, LEVELS)), max_size=5
-)  # of any ops, whole ones and resize_to among them
+)  # of any ops, with resize_to and ops that need the whole image among them
 
 
 @settings(max_examples=150)
@@ -77,7 +76,7 @@ chains = st.lists(
     data=st.data(),
 )
 def test_random_chains_give_their_bytes_in_windows(chains, seed, size, height, width, threads, data):
-    images = photographs(2, height, width, seed=size)
+    images = smooth_images(2, height, width, seed=size)
     r = len(chains)
     program = Program.from_chains(chains, seeds=[seed] * r, source=[row % 2 for row in range(r)])
     corner = st.tuples(st.integers(0, height - size), st.integers(0, width - size))
@@ -99,7 +98,7 @@ def test_the_window_is_the_union_of_the_boxes_grown_by_the_summed_halo_after_the
     program = Program.from_chains(chains, seeds=[0] * len(chains))
     boxes = boxes_of(*[[(50, 100), (60, 83)]] * len(chains))
     whole = [5, 0, 0, 128, 200]
-    assert plan_windows(program, boxes, 20, 128, 200).tolist() == [
+    assert row_windows(program, boxes, 20, 128, 200).tolist() == [
         [2, 50 - 9, 83 - 9, 30 + 18, 37 + 18],
         [0, 16, 64, 112 - 16, 144 - 64],  # 50 - 3 - 16 = 31, 80 + 19 = 99; 83 - 19 = 64, 120 + 19 = 139: to 16
         whole,
@@ -109,16 +108,16 @@ def test_the_window_is_the_union_of_the_boxes_grown_by_the_summed_halo_after_the
     ]
 
 
-def test_an_op_that_says_nothing_of_windows_gets_the_whole_image(monkeypatch):
-    """The default of the table, so that an op written without windows in mind is right."""
+def test_an_op_without_grid_px_gets_the_whole_image(monkeypatch):
+    """None is the default, so that an op that was written without windows in mind is correct."""
     assert next(field for field in dataclasses.fields(Degradation) if field.name == "grid_px").default is None
-    hue = degradations.op_id("hue")
-    silent = [dataclasses.replace(row, grid_px=None) if i == hue else row for i, row in enumerate(DEGRADATIONS)]
+    hue = op_table.op_id("hue")
+    without_grid = [dataclasses.replace(row, grid_px=None) if i == hue else row for i, row in enumerate(DEGRADATIONS)]
     program = Program.from_chains([[("hue", 1), ("gamma", 2)], [("gamma", 2), ("hue", 1)]], seeds=[1, 2])
     boxes = boxes_of([(3, 4)], [(3, 4)])
-    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
-    monkeypatch.setattr(windows, "DEGRADATIONS", silent)
-    assert plan_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
+    assert row_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [0, 0]
+    monkeypatch.setattr(patches, "DEGRADATIONS", without_grid)
+    assert row_windows(program, boxes, 8, 64, 64)[:, 0].tolist() == [1, 2]
 
 
 def test_an_op_that_needs_the_whole_image_cannot_take_windows():
@@ -130,7 +129,7 @@ def test_an_op_that_needs_the_whole_image_cannot_take_windows():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_windows_in_every_form(dtype, memory_format):
-    images = photographs(1, HEIGHT, WIDTH)
+    images = smooth_images(1, HEIGHT, WIDTH)
     program = Program.from_chains([[("gaussian_blur", 2), ("gaussian_noise", 4)], []], seeds=[1, 2])
     boxes = boxes_of(PLACES[:3], PLACES[3:6])
     patches = degrade_patches(images, program, boxes, SIZE, dtype=dtype, memory_format=memory_format)

@@ -1,6 +1,7 @@
 // The contrastive loss's passes over pairs on the CPU: division into tasks, threads, partial results merged in order.
-// What one task does is in contrastive_kernel.h. Called by module.cpp. Results do not depend on the number of threads:
-// the division depends on the shape alone, and partial results are merged in the order of the stream.
+// One task's work is in contrastive_kernel.h. Called by module.cpp and contrastive_forward.cpp. Results do not depend
+// on the number of threads: the division depends on the shape alone, and partial results are merged in the order of the
+// stream.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -9,7 +10,7 @@
 #include <numeric>
 #include <vector>
 
-#include "contrastive_api.h"
+#include "contrastive.h"
 #include "contrastive_half.h"
 
 namespace qpt {
@@ -26,28 +27,28 @@ Scratch scratch(i64 floats) {
   return Scratch(static_cast<float*>(std::aligned_alloc(64, bytes)));
 }
 
-// Parts in the order of the stream, after what `out` holds when `add`, each brought to the highest reference.
-void merge_row(const Problem& problem, i64 row, Sums out, bool add) {
+// Parts in the order of the stream, after what `out` holds when `add`, each rescaled to the highest row_max.
+void merge_row(const Problem& problem, i64 row, SoftmaxSums out, bool add) {
   const i64 n = problem.rows.count, dim = problem.dim;
-  float highest = add ? out.reference[row] : -INFINITY;
-  for (i64 s = 0; s < problem.splits; ++s) highest = std::max(highest, problem.reference[s * n + row]);
+  float highest = add ? out.row_max[row] : -INFINITY;
+  for (i64 s = 0; s < problem.splits; ++s) highest = std::max(highest, problem.row_max[s * n + row]);
   const float shift = highest == -INFINITY ? 0.0f : highest;
-  const float kept = add ? std::exp2(out.reference[row] - shift) : 0.0f;
-  double all = add ? static_cast<double>(out.total[row]) * kept : 0.0;
-  float* const sum = problem.weighted ? out.sum + row * dim : nullptr;
+  const float kept = add ? std::exp2(out.row_max[row] - shift) : 0.0f;
+  double all = add ? static_cast<double>(out.row_sum[row]) * kept : 0.0;
+  float* const sum = problem.weighted ? out.acc + row * dim : nullptr;
   for (i64 d = 0; add && sum && d < dim; ++d) sum[d] *= kept;
   for (i64 s = 0; s < problem.splits; ++s) {
-    const float factor = std::exp2(problem.reference[s * n + row] - shift);
-    all += static_cast<double>(problem.total[s * n + row]) * factor;
+    const float factor = std::exp2(problem.row_max[s * n + row] - shift);
+    all += static_cast<double>(problem.row_sum[s * n + row]) * factor;
     if (!sum) continue;
-    const float* part = problem.sum + (s * n + row) * dim;
+    const float* part = problem.acc + (s * n + row) * dim;
     if (s == 0 && !add)
       for (i64 d = 0; d < dim; ++d) sum[d] = part[d] * factor;
     else
       for (i64 d = 0; d < dim; ++d) sum[d] += part[d] * factor;
   }
-  out.reference[row] = highest;
-  out.total[row] = static_cast<float>(all);
+  out.row_max[row] = highest;
+  out.row_sum[row] = static_cast<float>(all);
 }
 
 }  // namespace
@@ -65,7 +66,7 @@ const Kernels* kernels(const char* name, i64 rows) {
   return nullptr;
 }
 
-Plan plan(i64 rows, i64 stream, i64 dim) {
+Division divide(i64 rows, i64 stream, i64 dim) {
   // Tasks enough for many cores, but each with a long stream, and partial results of at most 4 MiB.
   constexpr i64 kTasks = 32, kLeastStream = 1024, kPartialFloats = 1 << 20;
   const i64 group_rows = std::min(kGroupRows, std::max<i64>(1, rows));
@@ -75,7 +76,7 @@ Plan plan(i64 rows, i64 stream, i64 dim) {
   return {group_rows, std::max<i64>(1, splits)};
 }
 
-void run(Problem problem, const Kernels& isa, int threads, Sums out, bool add) {
+void run(Problem problem, const Kernels& isa, int threads, SoftmaxSums out, bool add) {
   const i64 n = problem.rows.count, groups = (n + problem.group_rows - 1) / problem.group_rows;
 #pragma omp parallel num_threads(threads)
   {
@@ -88,7 +89,7 @@ void run(Problem problem, const Kernels& isa, int threads, Sums out, bool add) {
   }
 }
 
-void run_same_group(Problem problem, int threads, Sums out) {
+void run_same_group(Problem problem, int threads, SoftmaxSums out) {
   // Stream rows ordered by group: a row's own are neighbours, in the order of the stream.
   std::vector<i64> order(static_cast<std::size_t>(problem.stream.count));
   std::iota(order.begin(), order.end(), i64{0});
@@ -101,7 +102,7 @@ void run_same_group(Problem problem, int threads, Sums out) {
     auto at = std::lower_bound(order.begin(), order.end(), group, [&](i64 k, i64 id) { return groups[k] < id; });
     float highest = problem.running ? -INFINITY : 0.0f;
     double all = 0;
-    float* const sum = problem.weighted ? out.sum + row * dim : nullptr;
+    float* const sum = problem.weighted ? out.acc + row * dim : nullptr;
     for (i64 d = 0; sum && d < dim; ++d) sum[d] = 0.0f;
     for (; at != order.end() && groups[*at] == group && group >= 0; ++at) {
       if (problem.has_self && *at == row + problem.self_offset) continue;
@@ -121,8 +122,8 @@ void run_same_group(Problem problem, int threads, Sums out) {
       all += e;
       for (i64 d = 0; sum && d < dim; ++d) sum[d] += e * element(problem.stream, *at, d);
     }
-    out.reference[row] = highest;
-    out.total[row] = static_cast<float>(all);
+    out.row_max[row] = highest;
+    out.row_sum[row] = static_cast<float>(all);
   }
 }
 
@@ -187,7 +188,7 @@ void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads,
   const i64 n = problem.rows.count, dim = problem.dim;
   const i64 strips = (n + isa.strip_rows - 1) / isa.strip_rows;
   const i64 blocks = (n + problem.block_rows - 1) / problem.block_rows;
-  const i64 seats = blocks + blocks % 2;  // an odd one meets nobody in a round
+  const i64 entries = blocks + blocks % 2;  // an odd number of blocks gets an empty entry
   problem.packed = packed;
 #pragma omp parallel num_threads(threads)
   {
@@ -197,14 +198,16 @@ void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads,
       isa.pack(problem.rows, s * isa.strip_rows, std::min(isa.strip_rows, n - s * isa.strip_rows), dim, scale,
                packed + s * isa.strip_rows * dim, own.get());
 #pragma omp for schedule(dynamic, 1)
-    for (i64 block = 0; block < blocks; ++block) isa.meet(problem, block, block, own.get());
-    // Everyone meets everyone: seat 0 stays, the others move on by one each round (the circle method).
-    for (i64 round = 0; round < seats - 1; ++round) {
+    for (i64 block = 0; block < blocks; ++block) isa.block_pair(problem, block, block, own.get());
+    // Every pair of blocks once, in rounds that hold each block once (round-robin schedule by the circle method): entry
+    // 0 stays, the others move on by one each round. So a block's sums are added to by one thread at a time.
+    for (i64 round = 0; round < entries - 1; ++round) {
 #pragma omp for schedule(dynamic, 1)
-      for (i64 pair = 0; pair < seats / 2; ++pair) {
-        const i64 left = pair == 0 ? 0 : (pair - 1 + round) % (seats - 1) + 1;
-        const i64 right = (seats - 2 - pair + round) % (seats - 1) + 1;
-        if (left < blocks && right < blocks) isa.meet(problem, std::min(left, right), std::max(left, right), own.get());
+      for (i64 pair = 0; pair < entries / 2; ++pair) {
+        const i64 left = pair == 0 ? 0 : (pair - 1 + round) % (entries - 1) + 1;
+        const i64 right = (entries - 2 - pair + round) % (entries - 1) + 1;
+        if (left < blocks && right < blocks)
+          isa.block_pair(problem, std::min(left, right), std::max(left, right), own.get());
       }
     }
   }

@@ -1,9 +1,10 @@
-// The contrastive loss's passes over pairs on the CPU: what contrastive.cpp (threads, merging, choice of the
-// instruction set) and contrastive_kernel.h (one task; compiled once per instruction set) agree on. Called by
-// module.cpp.
+// The contrastive loss on the CPU: the structures and functions that module.cpp (bindings), contrastive.cpp (threads,
+// merging, choice of the instruction set), contrastive_forward.cpp (the whole loss) and contrastive_kernel.h (one task;
+// compiled once per instruction set) share.
 //
-// Rows are packed and own their results; the stream is walked past them. attend: rows are queries, the stream is keys.
-// key gradient: rows are keys, the stream is queries. Logits are in units of log 2: z_ij = scale * r_i.s_j + bias.
+// Rows are packed and own their results; the stream is walked past them. lse_forward: rows are queries, the stream is
+// keys. key_gradient: rows are keys, the stream is queries. Logits are in units of log 2: z_ij = scale * r_i.s_j +
+// bias.
 #pragma once
 #include "../team.h"
 
@@ -28,27 +29,27 @@ struct Problem {
   float image_bias;  // log2(same_image_weight) for pairs of one image and two groups; -inf removes them
   bool has_self;     // pair (row i, stream i + self_offset) is taken out
   i64 self_offset;
-  bool running;       // true: a running reference per row, stream rows of group < 0 are left out; false: reference 0
+  bool running;       // true: row_max follows the row, stream rows of group < 0 are left out; false: row_max is 0
   const float* bias;  // [stream.count], added to every logit of a stream row; or null
-  bool weighted;      // also sum exp2(z) * stream row
+  bool weighted;      // also acc
   i64 group_rows;     // rows of one task
   i64 splits;         // parts of the stream; results of part s are at s * rows.count
-  float* reference;   // [splits, rows], in units of log 2; -inf where nothing is eligible
-  float* total;       // [splits, rows]
-  float* sum;         // [splits, rows, dim] when weighted
+  float* row_max;     // [splits, rows], in units of log 2, at most kSlack below the maximum; -inf: nothing eligible
+  float* row_sum;     // [splits, rows], sum_j exp2(z_ij - row_max_i)
+  float* acc;         // [splits, rows, dim] when weighted, sum_j exp2(z_ij - row_max_i) s_j
   bool* not_finite;   // set when a stream row holds nan or infinity; or null: not looked at
 };
 
 // Queries and keys are the same rows, and |z| is bounded so that exp2(z) neither overflows nor vanishes: one
-// exponential serves both roles of a pair. Blocks of rows meet in rounds; in a round no block is in two meetings.
+// exponential serves both roles of a pair. Pairs of blocks of rows are scheduled in rounds; a round has no block twice.
 struct SelfProblem {
   Side rows;  // float32
   i64 dim;    // a multiple of kStrip
   float image_bias;
   const float* packed;   // the rows times scale, by pack()
-  const float* inverse;  // [count], exp(-lse), 0 for rows left out: sums are wanted; null: totals are
-  float* total;          // [count], added to: sum_j exp2(z_ij) over eligible j
-  float* sum;            // [count, dim], added to: sum_j exp2(z_ij) (inverse_i + inverse_j) x_j
+  const float* inverse;  // [count], exp(-lse), 0 for rows left out: acc is wanted; null: row_sum is
+  float* row_sum;        // [count], added to: sum_j exp2(z_ij) over eligible j
+  float* acc;            // [count, dim], added to: sum_j exp2(z_ij) (inverse_i + inverse_j) x_j
   i64 block_rows;        // a multiple of kStrip
 };
 
@@ -65,12 +66,73 @@ struct Kernels {
   void (*task)(const Problem&, i64 group, i64 split, float* scratch);
   void (*pack)(const Side& rows, i64 first, i64 count, i64 dim, float scale, float* packed, float* line);  // one strip
   i64 (*self_scratch_floats)(const SelfProblem&);
-  void (*meet)(const SelfProblem&, i64 first, i64 second, float* scratch);  // two blocks of rows, or one with itself
+  void (*block_pair)(const SelfProblem&, i64 first, i64 second, float* scratch);  // first == second: within a block
 };
 
 const Kernels* avx512_kernels();  // null where the processor is of another kind
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();
+
+// Offered to module.cpp by contrastive.cpp.
+
+// The division of a problem into tasks. It depends on the shape alone, so that results do not depend on the number of
+// threads.
+struct Division {
+  i64 group_rows, splits;
+};
+Division divide(i64 rows, i64 stream, i64 dim);
+
+// The instruction set of this name; with an empty name the best of this processor for so many rows. Null: not here.
+const Kernels* kernels(const char* name, i64 rows);
+
+// Sums of each row over its stream; results of run().
+struct SoftmaxSums {
+  float* row_max;  // [rows], in units of log 2
+  float* row_sum;  // [rows]
+  float* acc;      // [rows, dim] when weighted
+};
+
+// Fills `out`, or adds to it: then it holds sums over other keys. problem.row_max, row_sum and acc have room for
+// `splits` parts; with one part that is not added they may be those of `out`.
+void run(Problem problem, const Kernels& isa, int threads, SoftmaxSums out, bool add);
+
+// The same for pairs of equal groups only, pair by pair: meant for few of them. Fills `out`.
+void run_same_group(Problem problem, int threads, SoftmaxSums out);
+
+// Adds to sum [rows, dim] and count [rows] the stream rows of each row's group (group >= 0), pair (row, row +
+// self_offset) left out when has_self. Looks at problem.rows.groups, problem.stream, dim and the pair to leave out.
+void add_same_group(const Problem& problem, int threads, float* sum, i64* count);
+
+// Adds to problem.row_sum or problem.acc. packed: room for rows.count rounded up to kStrip, times dim.
+void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads, float* packed);
+
+// The keys of one origin and which pairs with them count.
+struct KeySet {
+  Side keys;
+  bool has_self;  // pair (i, i + self_offset) is taken out
+  i64 self_offset;
+  bool same_group;  // only the keys of a row's own group are eligible
+  bool check;       // look for nan and infinity (not with same_group)
+};
+
+// The whole loss of N queries against several key sets; see docs/loss.md. Results as in qpt/ops/contrastive/op.py.
+struct Forward {
+  Side queries;
+  const KeySet* sets;
+  i64 set_count, dim;
+  double temperature;
+  float image_bias;            // as in Problem
+  float* loss;                 // []
+  i64* valid_rows;             // []
+  float* lse;                  // [N], +inf for rows without a positive
+  i64* positives;              // [N], 0 for rows left out
+  float* gradient;             // [N, dim], or null: not wanted
+  float* positive_similarity;  // []
+};
+
+// In contrastive_forward.cpp. Returns -1, or the first of the sets to check that holds nan or infinity (no results
+// then).
+i64 forward(const Forward& problem, const Kernels& isa, int threads);
 
 }  // namespace contrastive
 }  // namespace qpt

@@ -1,12 +1,12 @@
 // The whole contrastive loss on the CPU in one call: sums over every key set, positives, the mean over rows and the
-// queries' gradient. Called by module.cpp. Small batches are why it is one call: what they would otherwise pay for is
-// not arithmetic. The same formulas in torch, for every other backend: qpt/ops/contrastive_terms.py.
+// queries' gradient. Called by module.cpp. It is one call because a small batch would pay more for calls than
+// for arithmetic. The same formulas in torch, for every other backend: qpt/ops/contrastive/loss.py.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <vector>
 
-#include "contrastive_api.h"
+#include "contrastive.h"
 #include "contrastive_half.h"
 
 namespace qpt {
@@ -26,14 +26,14 @@ Problem pass_over(const Forward& f, const KeySet& set) {
   problem.self_offset = set.self_offset;
   problem.running = true;
   problem.weighted = f.gradient != nullptr;
-  const Plan division = plan(f.queries.count, set.keys.count, f.dim);
+  const Division division = divide(f.queries.count, set.keys.count, f.dim);
   problem.group_rows = division.group_rows;
   problem.splits = division.splits;
   return problem;
 }
 
 // Adds the keys of one set to `sums` (`first`: it holds nothing yet); false when a key is nan or infinite.
-bool add_keys(const Forward& f, const KeySet& set, const Kernels& isa, int threads, Sums sums, bool first) {
+bool add_keys(const Forward& f, const KeySet& set, const Kernels& isa, int threads, SoftmaxSums sums, bool first) {
   Problem problem = pass_over(f, set);
   if (set.same_group) {  // the batch's own keys only: the first set
     run_same_group(problem, threads, sums);
@@ -44,14 +44,14 @@ bool add_keys(const Forward& f, const KeySet& set, const Kernels& isa, int threa
   const i64 rows = problem.splits * f.queries.count;
   std::unique_ptr<float[]> partial;
   if (first && problem.splits == 1) {
-    problem.reference = sums.reference;
-    problem.total = sums.total;
-    problem.sum = sums.sum;
+    problem.row_max = sums.row_max;
+    problem.row_sum = sums.row_sum;
+    problem.acc = sums.acc;
   } else {
     partial.reset(new float[rows * (2 + (problem.weighted ? f.dim : 0))]);  // not initialised: all of it is written
-    problem.reference = partial.get();
-    problem.total = partial.get() + rows;
-    problem.sum = partial.get() + 2 * rows;
+    problem.row_max = partial.get();
+    problem.row_sum = partial.get() + rows;
+    problem.acc = partial.get() + 2 * rows;
   }
   run(problem, isa, threads, sums, !first);
   return !not_finite;
@@ -67,8 +67,8 @@ double dot(const Side& side, i64 row, const float* other, i64 dim) {
 
 i64 forward(const Forward& f, const Kernels& isa, int threads) {
   const i64 n = f.queries.count, dim = f.dim;
-  std::vector<float> reference(n, -INFINITY), total(n, 0.0f), positive_mean(n * dim, 0.0f);
-  const Sums sums = {reference.data(), total.data(), f.gradient};
+  std::vector<float> row_max(n, -INFINITY), row_sum(n, 0.0f), positive_mean(n * dim, 0.0f);
+  const SoftmaxSums sums = {row_max.data(), row_sum.data(), f.gradient};
   std::fill(f.positives, f.positives + n, i64{0});
   bool first = true;
   for (i64 s = 0; s < f.set_count && n; ++s) {
@@ -97,10 +97,10 @@ i64 forward(const Forward& f, const Kernels& isa, int threads) {
     float* const mean = positive_mean.data() + row * dim;
     for (i64 d = 0; d < dim; ++d) mean[d] /= static_cast<float>(f.positives[row]);
     similarities[row] = dot(f.queries, row, mean, dim);
-    const double lse = reference[row] * kLn2 + std::log(static_cast<double>(total[row]));
+    const double lse = row_max[row] * kLn2 + std::log(static_cast<double>(row_sum[row]));
     f.lse[row] = static_cast<float>(lse);
     losses[row] = lse - similarities[row] / f.temperature;
-    const float softmax = 1 / total[row];  // exp(reference - lse)
+    const float softmax = 1 / row_sum[row];  // exp(row_max - lse)
     for (i64 d = 0; gradient && d < dim; ++d) gradient[d] = (gradient[d] * softmax - mean[d]) * scale;
   }
   double loss = 0, similarity = 0;  // in the order of the rows, whatever the threads

@@ -8,14 +8,14 @@
 // A strip of kVecs * kLanes rows lies across vector lanes: packed[d][lane]. Stream rows are read as they lie, one
 // element broadcast at a time. The same loop, accumulate(), makes both products:
 //   logits   z[k][lane]   = sum_d stream[k][d] packed[d][lane]
-//   sums     s[d][lane]  += sum_k stream[k][d] p[k][lane],   p = exp2(z - reference[lane])
+//   sums     acc[d][lane] += sum_k stream[k][d] p[k][lane],   p = exp2(z - row_max[lane])
 // Logits exist only in registers and, as p, in kSlab x kStripRows floats that stay in the first-level cache.
 
 constexpr int kStripRows = kVecs * kLanes;
-// A row's reference follows its maximum only when a logit exceeds it by this much (units of log 2): float32 holds
-// 2^40 * K without loss, and rescaling becomes rare.
+// row_max follows the row's maximum only when a logit exceeds it by this much (units of log 2): float32 holds 2^40 * K
+// without loss, and rescaling becomes rare.
 constexpr float kSlack = 40.0f;
-constexpr float kNothing = -__builtin_inff();
+constexpr float kMinusInfinity = -__builtin_inff();
 
 template <int kCount>
 inline void accumulate(Vec (&sum)[kCount][kVecs], const float* a, i64 a_row, i64 a_step, const float* b, i64 b_step,
@@ -105,12 +105,12 @@ void pack_strip(const Side& side, i64 first, i64 rows, i64 dim, float scale, flo
   }
 }
 
-// What is known of a slab of stream rows before any strip passes over it.
+// A slab of stream rows, read once before the strips pass over it.
 struct Slab {
   const float* rows;  // float32, `stride` from row to row
   i64 stride, first, count;
   float bias[kSlab];
-  bool near[kSlab];  // may share an image with a row
+  bool near[kSlab];  // the stream row shares an image with some row of the group
   bool any_bias;
 };
 
@@ -146,7 +146,7 @@ inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const f
   for (i64 k = 0; k < count; ++k) {
     const i64 row = first + k;
     slab.bias[k] = bias ? bias[row] : 0.0f;
-    if (leave_ignored_out && stream.groups[row] < 0) slab.bias[k] = kNothing;
+    if (leave_ignored_out && stream.groups[row] < 0) slab.bias[k] = kMinusInfinity;
     slab.any_bias |= slab.bias[k] != 0.0f;
     slab.near[k] = images && stream.images[row] >= 0 && images->contains(stream.images[row]);
   }
@@ -173,18 +173,18 @@ inline void mark_pairs(const Side& rows, const Side& stream, i64 strip_first, i6
     }
   }
   const i64 own = k - self_offset - strip_first;
-  if (has_self && own >= 0 && own < strip_rows) z[own] = kNothing;
+  if (has_self && own >= 0 && own < strip_rows) z[own] = kMinusInfinity;
 }
 
 // The running state of one strip.
 struct Strip {
   i64 first, rows;
-  float* packed;     // [dim][kStripRows]
-  float* sums;       // [dim][kStripRows], or null
-  float* reference;  // [kStripRows], -inf before anything eligible
-  float* shift;      // the same with 0 for -inf
-  float* partial;    // [kStripRows], of the slab in hand: few terms, so float32 is enough
-  double* total;     // [kStripRows], of the slabs before
+  float* packed;    // [dim][kStripRows]
+  float* acc;       // [dim][kStripRows], or null
+  float* row_max;   // [kStripRows], -inf before anything eligible
+  float* shift;     // the same with 0 for -inf
+  float* slab_sum;  // [kStripRows], of the slab in hand: few terms, so float32 is enough
+  double* row_sum;  // [kStripRows], of the slabs before
 };
 
 struct Pass {
@@ -193,17 +193,17 @@ struct Pass {
   Strip& strip;
   float* p;  // [kSlab][kStripRows]
 
-  // Lanes whose logits exceed their reference: a new reference, and everything summed so far on its scale.
-  __attribute__((noinline)) void raise(i64 start, const float* highest) {
+  // Lanes whose logits exceed their row_max by kSlack: a new row_max, and everything summed so far on its scale.
+  __attribute__((noinline)) void raise_row_max(i64 start, const float* highest) {
     for (int lane = 0; lane < kStripRows; ++lane) {
-      const float before = strip.reference[lane];
+      const float before = strip.row_max[lane];
       if (!(highest[lane] > before + kSlack)) continue;
-      const float factor = before == kNothing ? 0.0f : __builtin_exp2f(before - highest[lane]);
-      strip.reference[lane] = strip.shift[lane] = highest[lane];
-      strip.partial[lane] *= factor;
-      strip.total[lane] *= factor;
+      const float factor = before == kMinusInfinity ? 0.0f : __builtin_exp2f(before - highest[lane]);
+      strip.row_max[lane] = strip.shift[lane] = highest[lane];
+      strip.slab_sum[lane] *= factor;
+      strip.row_sum[lane] *= factor;
       for (i64 k = 0; k < start; ++k) p[k * kStripRows + lane] *= factor;
-      for (i64 d = 0; strip.sums && d < problem.dim; ++d) strip.sums[d * kStripRows + lane] *= factor;
+      for (i64 d = 0; strip.acc && d < problem.dim; ++d) strip.acc[d * kStripRows + lane] *= factor;
     }
   }
 
@@ -217,7 +217,7 @@ struct Pass {
       for (int r = 0; r < kCount; ++r) {
         // A row left out stays out even where its products overflowed: inf - inf would be nan.
         const Vec bias = broadcast(slab.bias[start + r]);
-        const bool out = slab.bias[start + r] == kNothing;
+        const bool out = slab.bias[start + r] == kMinusInfinity;
 #pragma GCC unroll 8
         for (int v = 0; v < kVecs; ++v) z[r][v] = out ? bias : add(z[r][v], bias);
       }
@@ -232,7 +232,7 @@ struct Pass {
         for (int v = 0; v < kVecs; ++v) z[r][v] = load(row + v * kLanes);
       }
     }
-    // 2. The references, where a logit has outgrown them.
+    // 2. row_max, where a logit has outgrown it.
     if (problem.running) {
       bool outgrown = false;
       Vec highest[kVecs];
@@ -241,19 +241,19 @@ struct Pass {
         highest[v] = z[0][v];
 #pragma GCC unroll 16
         for (int r = 1; r < kCount; ++r) highest[v] = maximum(highest[v], z[r][v]);
-        outgrown |= any_greater(highest[v], add(load(strip.reference + v * kLanes), broadcast(kSlack)));
+        outgrown |= any_greater(highest[v], add(load(strip.row_max + v * kLanes), broadcast(kSlack)));
       }
       if (outgrown) {
         alignas(64) float values[kStripRows];
         for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, highest[v]);
-        raise(start, values);
+        raise_row_max(start, values);
       }
     }
     // 3. Exponentials of the accumulators; their sum, and what the second product reads.
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
       const Vec shift = load(strip.shift + v * kLanes);
-      Vec sum = load(strip.partial + v * kLanes);
+      Vec sum = load(strip.slab_sum + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kCount; ++r) {
         Vec x = subtract(z[r][v], shift);
@@ -263,7 +263,7 @@ struct Pass {
         sum = add(sum, e);
         store(out + r * kStripRows + v * kLanes, e);
       }
-      store(strip.partial + v * kLanes, sum);
+      store(strip.slab_sum + v * kLanes, sum);
     }
   }
 
@@ -275,15 +275,15 @@ struct Pass {
   }
 };
 
-// sums[d][lane] += sum_k stream[k][d] p[k][lane].
+// acc[d][lane] += sum_k stream[k][d] p[k][lane].
 struct SecondProduct {
   const Slab& slab;
   const float* p;
-  float* sums;
+  float* acc;
 
   template <int kCount>
   void run(i64 d) {
-    add_product<kCount>(sums + d * kStripRows, kStripRows, slab.rows + d, 1, slab.stride, p, kStripRows, slab.count);
+    add_product<kCount>(acc + d * kStripRows, kStripRows, slab.rows + d, 1, slab.stride, p, kStripRows, slab.count);
   }
 };
 
@@ -291,7 +291,7 @@ inline i64 round_up(i64 n, i64 unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-// Per strip: packed, sums, reference, shift, partial, total (double). Per thread: p, a widened slab, a line.
+// Per strip: packed, acc, row_max, shift, slab_sum, row_sum (double). Per thread: p, a widened slab, a line.
 inline i64 strip_floats(const Problem& problem) {
   return problem.dim * kStripRows * (problem.weighted ? 2 : 1) + 5 * kStripRows;
 }
@@ -316,23 +316,23 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
     Strip strip;
     strip.first = first_row + s * kStripRows;
     strip.rows = rows - s * kStripRows < kStripRows ? rows - s * kStripRows : kStripRows;
-    strip.total = reinterpret_cast<double*>(at);
-    strip.reference = at + 2 * kStripRows;
+    strip.row_sum = reinterpret_cast<double*>(at);
+    strip.row_max = at + 2 * kStripRows;
     strip.shift = at + 3 * kStripRows;
-    strip.partial = at + 4 * kStripRows;
+    strip.slab_sum = at + 4 * kStripRows;
     strip.packed = at + 5 * kStripRows;
-    strip.sums = problem.weighted ? strip.packed + dim * kStripRows : nullptr;
+    strip.acc = problem.weighted ? strip.packed + dim * kStripRows : nullptr;
     return strip;
   };
   for (i64 s = 0; s < strips; ++s) {
     Strip strip = strip_at(s);
     pack_strip(problem.rows, strip.first, strip.rows, dim, problem.scale, strip.packed, line);
     for (int lane = 0; lane < kStripRows; ++lane) {
-      strip.total[lane] = 0;
-      strip.reference[lane] = problem.running ? kNothing : 0.0f;
+      strip.row_sum[lane] = 0;
+      strip.row_max[lane] = problem.running ? kMinusInfinity : 0.0f;
       strip.shift[lane] = 0.0f;
     }
-    for (i64 n = 0; strip.sums && n < dim * kStripRows; ++n) strip.sums[n] = 0.0f;
+    for (i64 n = 0; strip.acc && n < dim * kStripRows; ++n) strip.acc[n] = 0.0f;
   }
 
   // A slab of the stream stays in cache while all strips of the group pass over it. Parts are whole slabs.
@@ -351,12 +351,12 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
       __atomic_store_n(problem.not_finite, true, __ATOMIC_RELAXED);
     for (i64 s = 0; s < strips; ++s) {
       Strip strip = strip_at(s);
-      for (int lane = 0; lane < kStripRows; ++lane) strip.partial[lane] = 0.0f;
+      for (int lane = 0; lane < kStripRows; ++lane) strip.slab_sum[lane] = 0.0f;
       Pass pass{problem, slab, strip, p};
       in_runs(slab.count, pass);
-      for (int lane = 0; lane < kStripRows; ++lane) strip.total[lane] += strip.partial[lane];
-      if (strip.sums) {
-        SecondProduct product{slab, p, strip.sums};
+      for (int lane = 0; lane < kStripRows; ++lane) strip.row_sum[lane] += strip.slab_sum[lane];
+      if (strip.acc) {
+        SecondProduct product{slab, p, strip.acc};
         in_runs(dim, product);
       }
     }
@@ -366,13 +366,14 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
     const Strip strip = strip_at(s);
     for (i64 lane = 0; lane < strip.rows; ++lane) {
       const i64 place = split * problem.rows.count + strip.first + lane;
-      problem.reference[place] = strip.reference[lane];
-      problem.total[place] = static_cast<float>(strip.total[lane]);
-      for (i64 d = 0; strip.sums && d < dim; ++d) problem.sum[place * dim + d] = strip.sums[d * kStripRows + lane];
+      problem.row_max[place] = strip.row_max[lane];
+      problem.row_sum[place] = static_cast<float>(strip.row_sum[lane]);
+      for (i64 d = 0; strip.acc && d < dim; ++d) problem.acc[place * dim + d] = strip.acc[d * kStripRows + lane];
     }
   }
 }
 
 #include "contrastive_self.h"
 
-constexpr Kernels kKernels = {kName, kStripRows, &scratch_floats, &task, &pack_strip, &self_scratch_floats, &meet};
+constexpr Kernels kKernels = {kName,       kStripRows,           &scratch_floats, &task,
+                              &pack_strip, &self_scratch_floats, &block_pair};

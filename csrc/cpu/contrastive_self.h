@@ -1,6 +1,6 @@
 // Queries and keys are the same rows (SimCLR, SupCon): each logit is computed once and serves both roles of its pair.
-// Included by contrastive_kernel.h, whose parts it uses. Two blocks of rows meet: one lies across lanes, strip by
-// strip, the other is the stream. Sums and totals are added to both blocks, so a block may be in one meeting at a time.
+// Included by contrastive_kernel.h, whose parts it uses. Of a pair of blocks of rows, one lies across lanes, strip by
+// strip, the other is the stream. Both are added to, so a block may be in one pair at a time: see run_self.
 
 // Logits of stream rows with a strip, once, for both roles of each pair.
 struct SelfPass {
@@ -8,7 +8,7 @@ struct SelfPass {
   const Slab& slab;
   const float* packed;  // the strip
   i64 first, rows;      // of the strip
-  bool own_block;       // the stream is the strip's own block: every pair is met twice, and counts for the lanes only
+  bool own_block;       // the stream is the strip's own block: every pair is seen twice, and counts for the lanes only
   bool holes;           // the strip has lanes without an eligible row
   float* p;             // [kSlab][kStripRows]
   float* partial;       // [kStripRows]
@@ -29,7 +29,7 @@ struct SelfPass {
                    problem.image_bias, own_block, 0, row);
         const bool ignored = slab.bias[start + r] != 0.0f;
         for (int lane = 0; lane < kStripRows; ++lane)
-          if (ignored || lane >= rows || problem.rows.groups[first + lane] < 0) row[lane] = kNothing;
+          if (ignored || lane >= rows || problem.rows.groups[first + lane] < 0) row[lane] = kMinusInfinity;
         for (int v = 0; v < kVecs; ++v) z[r][v] = load(row + v * kLanes);
       }
     }
@@ -46,7 +46,7 @@ struct SelfPass {
           sums[v] = add(sums[v], e);
           row = add(row, e);
         }
-        if (!own_block) problem.total[slab.first + start + r] += sum_lanes(row);
+        if (!own_block) problem.row_sum[slab.first + start + r] += sum_lanes(row);
       }
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) store(partial + v * kLanes, sums[v]);
@@ -72,7 +72,7 @@ struct StreamProduct {
 
   template <int kCount>
   void run(i64 start) {
-    add_product<kCount>(problem.sum + (slab.first + start) * problem.dim + column, problem.dim, p + start * kStripRows,
+    add_product<kCount>(problem.acc + (slab.first + start) * problem.dim + column, problem.dim, p + start * kStripRows,
                         kStripRows, 1, row_pointer(problem.rows, first) + column, problem.rows.stride, rows);
   }
 };
@@ -81,7 +81,7 @@ i64 self_scratch_floats(const SelfProblem& problem) {
   return kSlab * kStripRows + 2 * kStripRows + problem.dim * kStripRows;
 }
 
-void meet(const SelfProblem& problem, i64 first_block, i64 second_block, float* scratch) {
+void block_pair(const SelfProblem& problem, i64 first_block, i64 second_block, float* scratch) {
   const i64 dim = problem.dim, count = problem.rows.count;
   float* const p = scratch;
   float* const partial = p + kSlab * kStripRows;
@@ -119,8 +119,8 @@ void meet(const SelfProblem& problem, i64 first_block, i64 second_block, float* 
       }
     }
     for (i64 lane = 0; lane < rows; ++lane) {
-      if (!problem.inverse) problem.total[first + lane] += partial[lane];
-      float* const out = problem.sum + (first + lane) * dim;
+      if (!problem.inverse) problem.row_sum[first + lane] += partial[lane];
+      float* const out = problem.acc + (first + lane) * dim;
       for (i64 d = 0; problem.inverse && d < dim; ++d) out[d] += sums[d * kStripRows + lane];
     }
   }

@@ -1,6 +1,6 @@
-// Runs a program on the CPU: each thread owns a row of the program from its first op to its last, so that the image
-// stays in its cache. Rows are taken one at a time, costly ones first (Batch::order), because their costs differ
-// widely. Called by module.cpp.
+// Runs a program on the CPU. A thread runs a row from its first op to its last, so that the image stays in the thread's
+// cache. Threads take rows one at a time, by falling cost (Batch::order), because the costs of rows differ widely.
+// Called by module.cpp.
 #include "degrade.h"
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace qpt {
 
-i64 scratch_bytes_per_thread(i32 h, i32 w, bool resized, bool kept) {
-  return scratch_bytes(h, w, resized, kept) + 64;
+i64 scratch_bytes_per_thread(i32 h, i32 w, bool resizes, bool for_patches) {
+  return scratch_bytes(h, w, resizes, for_patches) + 64;
 }
 
 void degrade(const Batch& batch, u8* scratch, i64 scratch_bytes, i32 threads) {

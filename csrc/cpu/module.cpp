@@ -1,6 +1,6 @@
-// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade.py and
-// qpt/ops/contrastive_cpp.py: their callers check shapes, types and ranges, they allocate; a wrong pointer here ends
-// the process. The GIL is released while a batch runs.
+// The Python module qpt._C: integer pointers in, nothing validated. Private to qpt/ops/degrade/api.py and
+// qpt/ops/contrastive/backend_cpp.py: their callers check shapes, types and ranges, they allocate; a wrong pointer here
+// ends the process. The GIL is released while a batch runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "../chain.h"
-#include "contrastive_api.h"
+#include "contrastive.h"
 #include "degrade.h"
 
 namespace py = pybind11;
@@ -28,10 +28,10 @@ T* pointer(std::uintptr_t address) {
 
 void degrade(std::uintptr_t images, int height, int width, std::uintptr_t out, int rows, int slots, std::uintptr_t ops,
              std::uintptr_t params, std::uintptr_t seeds, std::uintptr_t source, std::uintptr_t order,
-             std::uintptr_t windows, std::uintptr_t boxes, int patches, int size, std::uintptr_t table, int item_bytes,
+             std::uintptr_t windows, std::uintptr_t boxes, int patches, int size, std::uintptr_t lut, int item_bytes,
              bool channels_last, std::uintptr_t scratch, qpt::i64 scratch_bytes, int threads) {
   const qpt::Patches cut{
-      pointer<const qpt::i32>(boxes), patches, size, pointer<const void>(table), nullptr, item_bytes, channels_last};
+      pointer<const qpt::i32>(boxes), patches, size, pointer<const void>(lut), nullptr, item_bytes, channels_last};
   qpt::degrade({pointer<const qpt::u8>(images), pointer<void>(out), height, width, rows, slots,
                 pointer<const qpt::i16>(ops), pointer<const float>(params), pointer<const qpt::i64>(seeds),
                 pointer<const qpt::i32>(source), pointer<const qpt::i32>(order), pointer<const qpt::i32>(windows), cut},
@@ -61,18 +61,18 @@ std::vector<std::string> contrastive_isas() {
   return names;
 }
 
-std::pair<qpt::i64, qpt::i64> contrastive_plan(qpt::i64 rows, qpt::i64 stream, qpt::i64 dim) {
-  const qpt::contrastive::Plan plan = qpt::contrastive::plan(rows, stream, dim);
-  return {plan.group_rows, plan.splits};
+std::pair<qpt::i64, qpt::i64> contrastive_division(qpt::i64 rows, qpt::i64 stream, qpt::i64 dim) {
+  const qpt::contrastive::Division division = qpt::contrastive::divide(rows, stream, dim);
+  return {division.group_rows, division.splits};
 }
 
-// partial and out: (reference, total, sum or 0); `partial` has room for `splits` parts.
-using Sums = std::array<std::uintptr_t, 3>;
+// partial and out: (row_max, row_sum, acc or 0); `partial` has room for `splits` parts.
+using SoftmaxSums = std::array<std::uintptr_t, 3>;
 
 void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64 dim, float scale, float image_bias,
                       std::optional<qpt::i64> self_offset, bool running, bool same_group, std::uintptr_t bias,
-                      std::pair<qpt::i64, qpt::i64> plan, const Sums& partial, const Sums& out, const std::string& isa,
-                      int threads) {
+                      std::pair<qpt::i64, qpt::i64> division, const SoftmaxSums& partial, const SoftmaxSums& out,
+                      const std::string& isa, int threads) {
   qpt::contrastive::Problem problem = {};
   problem.rows = side(rows);
   problem.stream = side(stream);
@@ -84,12 +84,12 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64
   problem.running = running;
   problem.bias = pointer<const float>(bias);
   problem.weighted = out[2] != 0;
-  problem.group_rows = plan.first;
-  problem.splits = plan.second;
-  problem.reference = pointer<float>(partial[0]);
-  problem.total = pointer<float>(partial[1]);
-  problem.sum = pointer<float>(partial[2]);
-  const qpt::contrastive::Sums sums = {pointer<float>(out[0]), pointer<float>(out[1]), pointer<float>(out[2])};
+  problem.group_rows = division.first;
+  problem.splits = division.second;
+  problem.row_max = pointer<float>(partial[0]);
+  problem.row_sum = pointer<float>(partial[1]);
+  problem.acc = pointer<float>(partial[2]);
+  const qpt::contrastive::SoftmaxSums sums = {pointer<float>(out[0]), pointer<float>(out[1]), pointer<float>(out[2])};
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
   py::gil_scoped_release unlocked;
   if (same_group)
@@ -97,7 +97,7 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64
   else
     qpt::contrastive::run(problem, chosen, threads, sums, false);
   constexpr float kLn2 = 0.69314718f;
-  for (qpt::i64 row = 0; row < problem.rows.count; ++row) sums.reference[row] *= kLn2;
+  for (qpt::i64 row = 0; row < problem.rows.count; ++row) sums.row_max[row] *= kLn2;
 }
 
 // (keys, self_offset or None, same_group, check), see KeySet; out: (loss, valid_rows, lse, positives, gradient or 0,
@@ -140,15 +140,15 @@ void contrastive_positives(const SideFields& rows, const SideFields& stream, qpt
 }
 
 void contrastive_self(const SideFields& rows, qpt::i64 dim, float scale, float image_bias, std::uintptr_t inverse,
-                      std::uintptr_t total, std::uintptr_t sum, std::uintptr_t packed, qpt::i64 block_rows,
+                      std::uintptr_t row_sum, std::uintptr_t acc, std::uintptr_t packed, qpt::i64 block_rows,
                       const std::string& isa, int threads) {
   qpt::contrastive::SelfProblem problem = {};
   problem.rows = side(rows);
   problem.dim = dim;
   problem.image_bias = image_bias;
   problem.inverse = pointer<const float>(inverse);
-  problem.total = pointer<float>(total);
-  problem.sum = pointer<float>(sum);
+  problem.row_sum = pointer<float>(row_sum);
+  problem.acc = pointer<float>(acc);
   problem.block_rows = block_rows;
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
   py::gil_scoped_release unlocked;
@@ -199,31 +199,31 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "QPT's CPU kernels. Private: pointers are not checked; use qpt.degrade and qpt.contrastive_loss.";
   m.def("degrade", &degrade, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("out"), py::arg("rows"),
         py::arg("slots"), py::arg("ops"), py::arg("params"), py::arg("seeds"), py::arg("source"), py::arg("order"),
-        py::arg("windows"), py::arg("boxes"), py::arg("patches"), py::arg("size"), py::arg("table"),
+        py::arg("windows"), py::arg("boxes"), py::arg("patches"), py::arg("size"), py::arg("lut"),
         py::arg("item_bytes"), py::arg("channels_last"), py::arg("scratch"), py::arg("scratch_bytes"),
         py::arg("threads"), py::call_guard<py::gil_scoped_release>(),
-        "windows, boxes, table: 0 for whole images. See Batch in chain.h.");
-  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resized"),
-        py::arg("kept"),
-        "Bytes of scratch that each thread of degrade needs; resized: some row holds resize_to; kept: the images are "
-        "kept in scratch, since patches are cut from them.");
-  m.def("fast_bytes_taken", &qpt::fast_bytes_taken, py::arg("height"), py::arg("width"), py::arg("resized"),
-        py::arg("kept"), py::arg("fast_bytes"),
-        "Bytes of a GPU's shared memory, of fast_bytes, that a row takes for images of this size; see chain.h.");
+        "windows, boxes, lut: 0 for whole images. See Batch in chain.h.");
+  m.def("scratch_bytes", &qpt::scratch_bytes_per_thread, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"),
+        "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to; for_patches: "
+        "the output is patches.");
+  m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"), py::arg("shared_bytes"),
+        "Return the bytes of a GPU's shared memory, of shared_bytes, that a row uses for images of this size.");
   m.def("contrastive_isas", &contrastive_isas, "Instruction sets of the contrastive loss here, the best first.");
-  m.def("contrastive_plan", &contrastive_plan, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+  m.def("contrastive_division", &contrastive_division, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         "(rows of a task, parts of the stream).");
   m.def("contrastive_pass", &contrastive_pass, py::arg("rows"), py::arg("stream"), py::arg("dim"), py::arg("scale"),
         py::arg("image_bias"), py::arg("self_offset"), py::arg("running"), py::arg("same_group"), py::arg("bias"),
-        py::arg("plan"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
+        py::arg("division"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
   m.def("contrastive_forward", &contrastive_forward, py::arg("queries"), py::arg("sets"), py::arg("dim"),
         py::arg("temperature"), py::arg("image_bias"), py::arg("out"), py::arg("isa"), py::arg("threads"),
         "-1, or the first of the sets to check that holds nan or infinity.");
   m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
   m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),
-        py::arg("inverse"), py::arg("total"), py::arg("sum"), py::arg("packed"), py::arg("block_rows"), py::arg("isa"),
-        py::arg("threads"));
+        py::arg("inverse"), py::arg("row_sum"), py::arg("acc"), py::arg("packed"), py::arg("block_rows"),
+        py::arg("isa"), py::arg("threads"));
   m.def("op_names", &op_names, "Names of the ops, in id order.");
   m.def("build_info", &build_info);
   m.def("philox", &philox, py::arg("counter"), py::arg("key"),

@@ -1,7 +1,7 @@
-// x86 forms, for a team of one, of the rows that compilers do not vectorise well: weighted sums kept in registers over
-// all taps. Same arithmetic as the generic forms in ops/filter.h (same order, same fma) and ops/rescale.h (integers),
-// hence the same bytes: tests/test_teams.py compares them. AVX-512, else AVX2 + FMA; other processors use the generic
-// forms. Host only.
+// x86 forms, for a team of one, of row computations that compilers do not vectorise well: weighted sums are kept in
+// registers over all taps. The arithmetic is that of the generic forms in ops/filter.h (same order, same fma) and
+// ops/rescale.h (integers), so the bytes are the same, which tests/test_teams.py checks. AVX-512 is used, else AVX2
+// with FMA; other processors use the generic forms. Host only; included by ops/op.h.
 #pragma once
 #include "../scalar_math.h"
 
@@ -94,7 +94,7 @@ inline void store_shifted(u8* out, Integers v) {
 }
 #endif
 
-// kBlocks * kLanes samples starting at i.
+// Computes kBlocks * kLanes samples of an output row from sample i on.
 template <int kBlocks, class Out, class Kernel>
 inline void correlate_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out) {
   Vector sum[kBlocks];
@@ -115,7 +115,7 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
   for (int b = 0; b < kBlocks; ++b) store(out + i + b * kLanes, sum[b]);
 }
 
-// As much of an output row as whole vectors cover; returns how many samples that is.
+// Computes as much of an output row as whole vectors cover; returns the number of samples.
 template <class Out, class Kernel>
 inline i32 correlate_row(const Kernel& kernel, const float* base, const i32* row_at, i32 samples, Out* out) {
   i32 i = 0;
@@ -125,8 +125,8 @@ inline i32 correlate_row(const Kernel& kernel, const float* base, const i32* row
   return i;
 }
 
-// kBlocks * kLanes samples of one output row of a resize along y: (start + sum of weight[j] * in[j * stride + i]) >>
-// shift.
+// Computes kBlocks * kLanes samples of one output row of a resize along y: sample i is
+// (start + sum of weight[j] * in[j * stride + i]) >> shift.
 template <int kBlocks, int shift>
 inline void resample_block(const i32* weight, i32 count, i32 start, const u8* in, i64 stride, u8* out) {
   Integers sum[kBlocks];
@@ -141,7 +141,7 @@ inline void resample_block(const i32* weight, i32 count, i32 start, const u8* in
   for (int b = 0; b < kBlocks; ++b) store_shifted<shift>(out + b * kLanes, sum[b]);
 }
 
-// As much of that row as whole vectors cover; returns how many samples that is.
+// Computes as much of that row as whole vectors cover; returns the number of samples.
 template <int shift>
 inline i32 resample_row(const i32* weight, i32 count, i32 start, const u8* in, i64 stride, i32 samples, u8* out) {
   i32 i = 0;
@@ -151,8 +151,6 @@ inline i32 resample_row(const i32* weight, i32 count, i32 start, const u8* in, i
   return i;
 }
 
-// One pixel of a resize along x in kRowsAtOnce rows, four 32-bit lanes (the channels and a spare) each. Reads the byte
-// after the last tap's pixel.
 inline i32 load_four_bytes(const u8* p) {
   i32 bytes;
   __builtin_memcpy(&bytes, p, 4);
@@ -172,6 +170,8 @@ inline Integers load_pixels(const u8* p, i64 stride) {
 }
 #endif
 
+// Computes one pixel of a resize along x in kRowsAtOnce rows, in four 32-bit lanes each, of which the last is not used.
+// Reads the byte after the last tap's pixel.
 template <int shift>
 inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* in, i64 in_stride, u8* out,
                             i64 out_stride) {
@@ -182,8 +182,8 @@ inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* i
   for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
 }
 
-// One pixel of a resize along both axes, from the sums along y of its `count` taps, as resample_both has it; shift:
-// bits of both weights' product. Reads the sum after the last tap's.
+// Computes one pixel of a resize along both axes from the sums along y of its `count` taps, as resample_both does.
+// shift: fractional bits of the product of both weights. Reads the sum after the last tap's.
 template <int shift>
 inline void resample_sums(const i32* weight, i32 count, const i32* sums, bool even, u8* out) {
   __m256i total = _mm256_setzero_si256();
@@ -200,8 +200,8 @@ inline void resample_sums(const i32* weight, i32 count, const i32* sums, bool ev
   out[2] = static_cast<u8>(_mm_cvtsi128_si32(high));
 }
 
-// A pixel of zoom_blur: the sum over views v of the value at share right[v * step] of the way from the pixel at
-// rows[left_at[v * step]] to the next one. Reads the sample after that; out[3] is spare.
+// Computes a pixel of zoom_blur: the sum over views v of the interpolation, by weight right[v * step], between the
+// pixel at rows[left_at[v * step]] and the next one. Reads the sample after that; out[3] is not used.
 inline void sum_views(i32 views, const float* rows, const i32* left_at, const float* right, i32 step, float* out) {
   __m128 sum = _mm_setzero_ps();
   for (i32 v = 0; v < views; ++v) {
@@ -214,11 +214,11 @@ inline void sum_views(i32 views, const float* rows, const i32* left_at, const fl
 }
 
 // --- Medians, for ops/median.h ---------------------------------------------------------------------------------------
-// Samples are biased: AVX2 compares bytes as signed numbers.
+// Samples are biased, since AVX2 compares bytes as signed numbers.
 
 constexpr u8 kMedianBias = 0x80;
-constexpr i32 kMedianLanes = 32;         // samples at once
-constexpr i32 kMostForgetfulRadius = 2;  // beyond it, counting is faster
+constexpr i32 kMedianLanes = 32;        // samples per vector
+constexpr i32 kMaxForgetfulRadius = 2;  // for a larger radius, counting is faster
 
 inline __m256i load_samples(const u8* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -233,7 +233,7 @@ inline void sort_two(__m256i& low, __m256i& high) {
   low = least;
 }
 
-// v[0] becomes the least and v[count - 1] the greatest of v[0 .. count).
+// Makes v[0] the least and v[count - 1] the greatest of v[0 .. count).
 template <i32 count>
 inline void find_ends(__m256i* v) {
 #pragma GCC unroll 64
@@ -244,8 +244,8 @@ inline void find_ends(__m256i* v) {
   for (i32 i = count / 2; i < count - 1; ++i) sort_two(v[i], v[count - 1]);
 }
 
-// Of v[0 .. count) and the values to come, the least and the greatest of v cannot be the median of all: both are
-// forgotten and the next value joins, until three are left.
+// Forgetful selection: the least and the greatest of v[0 .. count) cannot be the median of v and the samples that are
+// not yet loaded, so both are dropped and the next sample is added, until three are left.
 template <i32 radius, i32 count>
 inline __m256i forget_ends(__m256i* v, const u8* const* row) {
   find_ends<count>(v);
@@ -258,10 +258,11 @@ inline __m256i forget_ends(__m256i* v, const u8* const* row) {
   }
 }
 
-// out[i]: the median of the (2 radius + 1)^2 samples row[dy][i + 3 dx], for kMedianLanes samples from `at` on.
+// Writes to out[i] the median of the (2 radius + 1)^2 samples row[dy][i + 3 dx], for kMedianLanes samples from `at` on.
 template <i32 radius>
 inline void forgetful_median(const u8* const* rows, i32 at, u8* out) {
-  constexpr i32 taps = 2 * radius + 1, held = taps * taps / 2 + 2;  // so many hold the median whatever the others are
+  // The least and the greatest of half of the samples and two cannot be the median, whatever the other samples are.
+  constexpr i32 taps = 2 * radius + 1, held = taps * taps / 2 + 2;
   const u8* row[taps];
   for (i32 dy = 0; dy < taps; ++dy) row[dy] = rows[dy] + at;
   __m256i v[held];
@@ -270,7 +271,7 @@ inline void forgetful_median(const u8* const* rows, i32 at, u8* out) {
   store_samples(out + at, _mm256_xor_si256(forget_ends<radius, held>(v, row), _mm256_set1_epi8(-128)));
 }
 
-// The same for kBlocks * kMedianLanes samples and any radius, bit by bit as the generic form has it.
+// Does the same for kBlocks * kMedianLanes samples and any radius, bit by bit as the generic form.
 template <i32 kBlocks>
 inline void counted_median(const u8* const* rows, i32 radius, i32 at, u8* out) {
   const i32 taps = 2 * radius + 1;
@@ -302,18 +303,18 @@ inline void counted_median(const u8* const* rows, i32 radius, i32 at, u8* out) {
   for (i32 b = 0; b < kBlocks; ++b) store_samples(out + at + b * kMedianLanes, _mm256_xor_si256(low[b], bias));
 }
 
-// f(at) for parts of `lanes` samples from `from` on that cover the row; the last ones overlap.
+// Calls part(at) for parts of `lanes` samples that cover the row from `from` on; the last one may overlap another.
 template <class Part>
 inline void in_parts(i32 from, i32 samples, i32 lanes, Part part) {
   for (; from + lanes <= samples; from += lanes) part(from);
   if (from < samples) part(samples - lanes);
 }
 
-// A whole row of samples; false if it is left to the generic form.
+// Computes a whole row of samples; returns false if the generic form must.
 inline bool median_row(const u8* const* rows, i32 radius, i32 samples, u8* out) {
   constexpr i32 kBlocks = 4;
   if (samples < kMedianLanes || radius < 1) return false;
-  static_assert(kMostForgetfulRadius == 2);
+  static_assert(kMaxForgetfulRadius == 2);
   if (radius == 1) {
     in_parts(0, samples, kMedianLanes, [&](i32 at) { forgetful_median<1>(rows, at, out); });
   } else if (radius == 2) {

@@ -1,6 +1,6 @@
-// Bilateral filter, and noise smoothed by it (texture family). Weights fall with distance and with the difference of
-// the colours, summed over the channels, as cv2.bilateralFilter has it (Tomasi and Manduchi, ICCV 1998). Listed in
-// table.h; definitions in qpt/optable/texture.py.
+// The bilateral filter, and noise smoothed by it (texture family). Weights fall with the distance and with the
+// difference of the colours, summed over the channels, as in cv2.bilateralFilter (Tomasi and Manduchi, ICCV 1998).
+// Listed in table.h; parameters in qpt/degradations/rows/texture.py.
 #pragma once
 #include "filter.h"
 #include "noise.h"
@@ -9,29 +9,31 @@ namespace qpt {
 
 constexpr i32 kMaxBilateral = 12;  // radius; sigma <= 8 px
 
-// Weights of colours more than seven sigmas apart are those at seven, 2e-11 of the centre's: then no power of two is
-// below 2^-126.
-struct Likeness {
+// The weight of a pixel by its colour and distance. Colours more than seven sigmas apart get the weight at seven
+// sigmas, 2e-11 of the centre's, so that no power of two is below 2^-126.
+struct BilateralWeight {
   float per_square;  // log2(e) / (2 sigma^2)
   i32 most;
 
-  QPT_INLINE explicit Likeness(float sigma)
+  QPT_INLINE explicit BilateralWeight(float sigma)
       : per_square(0.721347520f / (sigma * sigma)), most(static_cast<i32>(7.0f * sigma) + 1) {}
 
   // apart: minus the squared distance, in units of 2 sigma_px^2 / log2(e), at least -73.
-  QPT_INLINE float weight(float apart, i32 red, i32 green, i32 blue) const {
+  // red, green, blue: the differences to the centre's colour.
+  QPT_INLINE float operator()(float apart, i32 red, i32 green, i32 blue) const {
     const i32 sum = (red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue);
     const float difference = static_cast<float>(minimum(sum, most));
     return quick_power_of_two(apart - difference * difference * per_square);
   }
 };
 
-// Over the disk of radius round(1.5 sigma), at least 1; borders reflect-101. Sums run over the disk in raster order.
+// Filters over the disk of radius round(1.5 sigma_px), at least 1; borders are reflect-101. Sums run over the disk in
+// raster order.
 template <class Team>
 QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, float sigma_px) {
   const i32 radius = clamp(static_cast<i32>(nearest(1.5f * sigma_px)), 1, kMaxBilateral), reach = radius * radius;
   const float per_px = 0.721347520f / (sigma_px * sigma_px);
-  const Likeness likeness(sigma_colour);
+  const BilateralWeight weight_of(sigma_colour);
   const i32 stride = a.w + 2 * radius;
   const i64 plane = static_cast<i64>(a.h) * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
@@ -44,14 +46,14 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
     to[2 * plane] = from[2];
   });
   team.sync();  // planes, written by all, are read by all
-  // centre: the red sample of the pixel at the window's middle, and dx = 0 of another row.
+  // Returns the red sample of column 0 in row y.
   const auto row_of = [&](i32 y) { return padded + static_cast<i64>(reflect101(y, a.h)) * stride + radius; };
-  const auto across = [&](i32 dy) {  // half width of the disk's row dy
+  const auto across = [&](i32 dy) {  // half of the width of the disk in row dy
     i32 dx = radius;
     while (dx * dx + dy * dy > reach) --dx;
     return dx;
   };
-  if constexpr (Team::kSolo) {  // a row at a time, so that every loop runs over contiguous samples
+  if constexpr (Team::kSolo) {  // row by row, so that every loop runs over contiguous samples
     float* weight = scratch.take<float>(a.w);
     float* sum = scratch.take<float>(static_cast<i64>(3) * a.w);
     float *const red = sum, *const green = sum + a.w, *const blue = sum + 2 * a.w;
@@ -67,7 +69,7 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
           QPT_INDEPENDENT
           for (i32 x = 0; x < a.w; ++x) {
             const i32 r = p[x], g = p[x + plane], b = p[x + 2 * plane];
-            const float w = likeness.weight(apart, r - centre[x], g - centre[x + plane], b - centre[x + 2 * plane]);
+            const float w = weight_of(apart, r - centre[x], g - centre[x + plane], b - centre[x + 2 * plane]);
             weight[x] += w;
             red[x] = fma(w, static_cast<float>(r), red[x]);
             green[x] = fma(w, static_cast<float>(g), green[x]);
@@ -92,8 +94,8 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
         for (i32 dx = -last; dx <= last; ++dx) {
           const u8* const p = row + dx;
           const i32 r = p[0], g = p[plane], b = p[2 * plane];
-          const float w = likeness.weight(-per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0],
-                                          g - centre[plane], b - centre[2 * plane]);
+          const float w = weight_of(-per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0], g - centre[plane],
+                                    b - centre[2 * plane]);
           weight += w;
           red = fma(w, static_cast<float>(r), red);
           green = fma(w, static_cast<float>(g), green);
@@ -108,13 +110,13 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
   }
 }
 
-// p0 = sigma_colour on the 0-255 scale, of the sum over channels; p1 = sigma_px in [0.1, 8].
+// The bilateral filter. p0 = sigma_colour on the 0-255 scale, for the sum over the channels; p1 = sigma_px in [0.1, 8].
 template <class Team>
 QPT_FN void bilateral(Team& team, OpArgs a) {
   bilateral_filter(team, a, parameter(a.params[0], 1.0f, 765.0f), parameter(a.params[1], 0.1f, 8.0f));
 }
 
-// gaussian_noise of p0 = std, then bilateral of p1 = sigma_colour and p2 = sigma_px.
+// Adds gaussian_noise of p0 = std, then filters with p1 = sigma_colour and p2 = sigma_px.
 template <class Team>
 QPT_FN void denoise(Team& team, OpArgs a) {
   Scratch scratch{static_cast<u8*>(a.scratch)};

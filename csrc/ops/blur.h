@@ -1,13 +1,13 @@
-// Blurs (texture family): Gaussian, rotated Gaussian, motion, defocus. Each builds its weights in scratch and hands
-// them to filter.h. Definitions: OpenCV getGaussianKernel / filter2D with BORDER_REFLECT_101; weights sum to 1;
-// qpt/degradations.py has the citations. Listed in table.h.
+// Blurs (texture family): Gaussian, rotated Gaussian, motion, defocus. Each builds its weights, whose sum is 1, in
+// scratch and correlates with them (filter.h), as OpenCV's getGaussianKernel and filter2D do with BORDER_REFLECT_101.
+// Sources are in qpt/degradations/rows/texture.py. Listed in table.h.
 #pragma once
 #include "filter.h"
 
 namespace qpt {
 
-// Raw weights of a (2 radius + 1)^2 kernel -> normalised weights and the spans of columns that count.
-// weight(dy, dx) with dy, dx in [-radius, radius]; the weights' sum is positive.
+// Builds a (2 radius + 1)^2 kernel: the weights weight(dy, dx), dy and dx in [-radius, radius], divided by their sum,
+// which must be positive, and the span of columns of every row outside which the weights are 0.
 template <class Team, class Weight>
 QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
   const i32 taps = 2 * radius + 1;
@@ -36,13 +36,13 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   team.sync();  // row sums, one member each, are read by all
   float total = 0.0f;
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
-  // Not synced: the first barrier of correlate_2d comes before anyone reads the kernel.
+  // Not synced: the first barrier of correlate_2d comes before any member reads the kernel.
   each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
   return {weights, first, last, taps, taps, 3};
 }
 
-// One kernel of 2 radius + 1 taps along rows and columns: tap(t) for t in [-radius, radius], divided by their sum.
-// from, out, band_step and finish: as correlate_separable has them.
+// Blurs along rows and columns with a kernel of 2 radius + 1 taps: tap(t) for t in [-radius, radius], divided by their
+// sum. from, out, band_step and finish are those of correlate_separable.
 template <class Team, class From, class Tap, class Out, class Finish>
 QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Tap tap, Scratch scratch, Out* out,
                            i64 band_step, Finish finish) {
@@ -59,12 +59,12 @@ QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Ta
   team.sync();  // raw, zeros and last, written by some, are read by all
   float total = 0.0f;
   for (i32 t = 0; t < taps; ++t) total += raw[t];
-  // Not synced: the first barrier of correlate_separable comes before anyone reads weight.
+  // Not synced: the first barrier of correlate_separable comes before any member reads weight.
   each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
   correlate_separable(team, a, from, weight, zeros, last, radius, scratch, out, band_step, finish);
 }
 
-// The same of src, rounded, to dst.
+// Does the same from src to dst, rounded.
 template <class Team, class Tap>
 QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap) {
   separable_blur(team, a, Samples<3>(a), radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst,
@@ -82,16 +82,16 @@ QPT_INLINE i32 gaussian_radius(float sigma) {
   return minimum(ceil_to_int(3.0f * sigma), kMaxRadius);
 }
 
-// exp(-x^2 / 2 sigma^2), radius ceil(3 sigma), along rows and columns. p0 = sigma_px in (0, 8].
+// Gaussian blur along rows and columns: weights exp(-x^2 / 2 sigma^2), radius ceil(3 sigma). p0 = sigma_px in (0, 8].
 template <class Team>
 QPT_FN void gaussian_blur(Team& team, OpArgs a) {
   const float sigma = parameter(a.params[0], 0.05f, 8.0f);
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
 }
 
-// Gaussian with its long axis (p0 = sigma_x_px) turned by p2 = angle_deg counter-clockwise, p1 = sigma_y_px across it;
-// radius ceil(3 max sigma). Weights below 1e-6 of the peak are left out: together they move a sample by less than 0.01
-// level.
+// Gaussian blur of p0 = sigma_x_px along an axis that is turned by p2 = angle_deg counter-clockwise and p1 = sigma_y_px
+// across it; radius ceil(3 max sigma). Weights below 1e-6 of the peak are set to 0: together they change a sample by
+// less than 0.01 grey level.
 template <class Team>
 QPT_FN void gaussian_blur_aniso(Team& team, OpArgs a) {
   const float sigma_x = parameter(a.params[0], 0.05f, 8.0f), sigma_y = parameter(a.params[1], 0.05f, 8.0f);
@@ -108,8 +108,8 @@ QPT_FN void gaussian_blur_aniso(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, radius, scratch);
 }
 
-// Mean along a segment of p0 = length_px centred on the pixel, at p1 = angle_deg counter-clockwise: 2 ceil(length) + 1
-// equally spaced points, ends included, each spread over its four pixels bilinearly.
+// The mean along a segment of p0 = length_px centred on the pixel, at p1 = angle_deg counter-clockwise: 2 ceil(length)
+// + 1 equally spaced points, both ends included, each distributed bilinearly to its four pixels.
 template <class Team>
 QPT_FN void motion_blur(Team& team, OpArgs a) {
   const float length = parameter(a.params[0], 0.0f, 2.0f * kMaxRadius);
@@ -131,7 +131,7 @@ QPT_FN void motion_blur(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, radius, scratch);
 }
 
-// Disk of p0 = radius_px, its edge anti-aliased: weight clip(radius + 1/2 - distance, 0, 1).
+// The mean over a disk of p0 = radius_px with an anti-aliased edge: weight clip(radius + 1/2 - distance, 0, 1).
 template <class Team>
 QPT_FN void defocus_blur(Team& team, OpArgs a) {
   const float disk = parameter(a.params[0], 0.0f, kMaxRadius - 1.0f);
@@ -144,7 +144,7 @@ QPT_FN void defocus_blur(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, radius, scratch);
 }
 
-// Scratch of the largest kernel on an h x w image: weights and spans, the list of rows, the ring, the rows entering it.
+// Scratch for the largest kernel: weights and spans, the list of rows, the ring buffer, the rows that enter it.
 QPT_FN i64 blur_bytes(i32 h, i32 w) {
   const i64 padded = 3 * (static_cast<i64>(w) + 2 * kMaxRadius);
   const i64 ring = ring_rows(h, kMaxRadius) * padded;

@@ -1,11 +1,11 @@
-// Box blur (texture family): the mean over a square, borders reflect-101, as cv2.blur has it. Sums are integers: a
-// running sum down every column, then the columns side by side. Listed in table.h.
+// Box blur (texture family): the mean over a square, as cv2.blur computes it with reflect-101 borders. Sums are
+// integers: a running sum down every column, then the sum of neighbouring columns. Listed in table.h.
 #pragma once
 #include "filter.h"
 
 namespace qpt {
 
-// sum[r, i] of the 2 radius + 1 columns around sample i, of `rows` padded rows of column sums.
+// Writes to sum[r, i] the sum of the 2 radius + 1 columns around sample i, for `rows` padded rows of column sums.
 template <class Team>
 QPT_FN void sum_columns(const Team& team, const i32* column, i32 rows, i32 samples, i32 radius, i32* sum) {
   const i32 taps = 2 * radius + 1, stride = samples + 6 * radius;
@@ -37,20 +37,21 @@ QPT_FN void sum_columns(const Team& team, const i32* column, i32 rows, i32 sampl
   }
 }
 
-// p0 = radius_px, a whole number in [0, 24]: a window of 2 radius + 1.
+// The mean over a window of 2 radius + 1 pixels a side. p0 = radius_px, an integer in [0, 24].
 template <class Team>
 QPT_FN void box_blur(Team& team, OpArgs a) {
   const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxRadius)) + 0.5f);
   const i32 samples = 3 * a.w, stride = samples + 6 * radius;
   const float inverse = 1.0f / static_cast<float>((2 * radius + 1) * (2 * radius + 1));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* nothing = scratch.take<u8>(samples);
-  i32* border = scratch.take<i32>(6 * kMaxRadius);  // the sample that each place beyond the row mirrors
-  i32* running = scratch.take<i32>(stride);         // of every padded column: the sum over the window's rows
+  u8* zeros = scratch.take<u8>(samples);
+  i32* border = scratch.take<i32>(6 * kMaxRadius);  // the sample of the row that each sample beyond its ends mirrors
+  i32* running = scratch.take<i32>(stride);         // sum over the window's rows, for every padded column
   i32* column = scratch.take<i32>(static_cast<i64>(kBand) * stride);
   i32* sum = scratch.take<i32>(static_cast<i64>(kBand) * samples);
   const auto row_of = [&](i32 y) { return a.src + static_cast<i64>(reflect101(y, a.h)) * samples; };
-  // Keeps the running sums in `to`, then takes a row in and another out. A member keeps its places from call to call.
+  // Stores the running sums in `to`, then adds one row to them and subtracts another. A member has the same elements in
+  // every call, so calls need no barrier between them.
   const auto advance = [&](i32* to, const u8* entering, const u8* leaving) {
     i32 *const inner = running + 3 * radius, *const inner_to = to + 3 * radius;
     each(team, samples, [=](i32 i) {
@@ -67,10 +68,10 @@ QPT_FN void box_blur(Team& team, OpArgs a) {
     const i32 pixel = i / 3, x = pixel < radius ? pixel - radius : a.w + pixel - radius;
     border[i] = 3 * reflect101(x, a.w) + i - 3 * pixel;
   });
-  each(team, samples, [=](i32 i) { nothing[i] = 0; });
+  each(team, samples, [=](i32 i) { zeros[i] = 0; });
   each(team, stride, [=](i32 i) { running[i] = 0; });
   team.sync();  // border and zeros, written by all, are read by all
-  for (i32 y = -radius; y <= radius; ++y) advance(column, row_of(y), nothing);
+  for (i32 y = -radius; y <= radius; ++y) advance(column, row_of(y), zeros);
   for (i32 y = 0; y < a.h; y += kBand) {
     const i32 rows = minimum(kBand, a.h - y);
     for (i32 r = 0; r < rows; ++r)
@@ -78,7 +79,8 @@ QPT_FN void box_blur(Team& team, OpArgs a) {
     team.sync();  // column sums, written by all, are read by all
     sum_columns(team, column, rows, samples, radius, sum);
     team.sync();  // sums, written by all, are rounded by all; all have read the column sums, which are overwritten
-    // A mean is at least 1 / (2 taps^2) from half a level, far more than the product's rounding.
+    // taps^2 is odd, so a mean is at least 1 / (2 taps^2) away from half a level, far more than the product's rounding
+    // error: multiplying by the inverse rounds as dividing would.
     u8* const to = a.dst + static_cast<i64>(y) * samples;
     each(team, rows * samples, [=](i32 i) { to[i] = to_u8(static_cast<float>(sum[i]) * inverse); });
   }

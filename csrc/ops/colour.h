@@ -1,30 +1,30 @@
 // Colour changes (colour family): brightness, contrast, saturation, hue, value. Brightness and contrast are Pillow's
-// ImageEnhance, rounded where its blend truncates (which darkens by half a level a time); saturation, hue and value are
-// those of hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. One pass each; contrast first sums
-// the image. Listed in table.h.
+// ImageEnhance, but rounded: Pillow's blend truncates, which darkens by half a grey level each time. Saturation, hue
+// and value are those of hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. Each op is one pass
+// over the image, after a sum over it for contrast. Listed in table.h.
 #pragma once
 #include "op.h"
 
 namespace qpt {
 
-// Extrapolating blend: from + factor (to - from) in float32, clipped and rounded.
+// Returns from + factor (to - from) in float32, clipped and rounded; factors above 1 extrapolate.
 QPT_INLINE u8 blend(i32 from, i32 to, float factor) {
   return to_u8(static_cast<float>(from) + factor * static_cast<float>(to - from));
 }
 
-// Blend with black. p0 = factor; 1 changes nothing.
+// Blends with black. p0 = factor; 1 changes nothing.
 template <class Team>
 QPT_FN void brightness(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
   each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(0, a.src[i], factor); });
 }
 
-// ITU-R 601 luma in whole levels, as Pillow rounds it.
+// Returns the ITU-R 601 luma as an integer, as Pillow rounds it.
 QPT_INLINE i32 rounded_luma(const u8* pixel) {
   return static_cast<i32>((19595u * pixel[0] + 38470u * pixel[1] + 7471u * pixel[2] + 32768u) >> 16);
 }
 
-// Blend with the rounded mean of the ITU-R 601 luma. p0 = factor; 1 changes nothing.
+// Blends with the rounded mean of the ITU-R 601 luma. p0 = factor; 1 changes nothing.
 template <class Team>
 QPT_FN void contrast(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
@@ -45,36 +45,39 @@ QPT_FN void contrast(Team& team, OpArgs a) {
   each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(mean, a.src[i], factor); });
 }
 
-// HSV saturation times p0 = factor, clipped to 1. With V = max, S = (max - min) / max and hue fixed, every channel c is
-// V - (V - c) S'/S, and S'/S = min(factor, 1/S): no conversion needed.
+// Multiplies the HSV saturation by p0 = factor, clipped to 1. No conversion is needed: with V = max, S = (max - min) /
+// max and a fixed hue, every channel c becomes V - (V - c) S'/S, and S'/S = min(factor, 1/S).
 template <class Team>
 QPT_FN void saturation(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
   each(team, a.h * a.w, [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
-    const float ratio = minimum(factor, value / maximum(chroma, 0.5f));  // grey: value - c = 0 whatever the ratio
+    const float ratio =
+        minimum(factor, value / maximum(chroma, 0.5f));  // 0.5 avoids 0 / 0 for grey, whose value - c is 0
     a.dst[3 * p] = to_u8(value - (value - r) * ratio);
     a.dst[3 * p + 1] = to_u8(value - (value - g) * ratio);
     a.dst[3 * p + 2] = to_u8(value - (value - b) * ratio);
   });
 }
 
-// Hue in sixths of a turn times the chroma, [-C, 5 C]: the sector of the largest channel (red before green before blue)
-// plus the signed difference of the other two. Linear in the channels, so nothing is divided. Grey has 0.
+// Returns the hue in sixths of a turn times the chroma C, in [-C, 5 C]: the sector of the largest channel (red before
+// green before blue) plus the signed difference of the other two. It is linear in the channels, so nothing is divided.
+// The hue of grey is 0.
 QPT_INLINE float hue_times_chroma(float r, float g, float b, float value, float chroma) {
   const float in_red = g - b, in_green = b - r + 2.0f * chroma, in_blue = r - g + 4.0f * chroma;
   return value == r ? in_red : value == g ? in_green : in_blue;
 }
 
-// A turn in sixths, any, as one in [1, 7]: added to a hue in [-1, 5] it gives [0, 12], what write_hexcone wants.
+// Maps an angle in sixths of a turn to the same angle in [1, 7]; added to a hue in [-1, 5] it gives a hue in [0, 12]
+// for write_hexcone.
 QPT_INLINE float forward_sixths(float turned) {
   const float within = turned - 6.0f * nearest(turned / 6.0f);  // [-3, 3]
   return within < 1.0f ? within + 6.0f : within;
 }
 
-// The hexcone's channels for hue h in [0, 12]: V - C plus C times |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|, each kept
-// to [0, 1], with h taken mod 6. turned: C h. low: V - C.
+// Writes the hexcone's channels for a hue h in [0, 12], taken mod 6: V - C plus C times |h - 3| - 1, 2 - |h - 2| and
+// 2 - |h - 4|, each clipped to [0, 1]. turned: C h. low: V - C.
 QPT_INLINE void write_hexcone(u8* dst, float turned, float low, float chroma) {
   const float two = 2.0f * chroma, four = 4.0f * chroma, six = 6.0f * chroma;
   const float h = turned >= six ? turned - six : turned;
@@ -83,7 +86,7 @@ QPT_INLINE void write_hexcone(u8* dst, float turned, float low, float chroma) {
   dst[2] = to_u8(low + clamp(minimum(h - two, six - h), 0.0f, chroma));
 }
 
-// HSV hue turned by p0 = shift_deg.
+// Turns the HSV hue by p0 = shift_deg.
 template <class Team>
 QPT_FN void hue(Team& team, OpArgs a) {
   const float shift = forward_sixths(parameter(a.params[0], -36000.0f, 36000.0f) / 60.0f);
@@ -94,8 +97,8 @@ QPT_FN void hue(Team& team, OpArgs a) {
   });
 }
 
-// HSV value plus p0 = shift, a share of 255, clipped. Saturation and hue stay, so each channel keeps its ratio to the
-// value; black becomes grey.
+// Adds p0 = shift, a share of 255, to the HSV value, clipped. Saturation and hue stay, so each channel keeps its ratio
+// to the value; black becomes grey.
 template <class Team>
 QPT_FN void value_shift(Team& team, OpArgs a) {
   const float shift = 255.0f * parameter(a.params[0], -1.0f, 1.0f);

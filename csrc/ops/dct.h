@@ -1,7 +1,7 @@
 // The 8-point integer DCT and its inverse that JPEG codecs call "islow": C. Loeffler, A. Ligtenberg, G. Moschytz,
 // "Practical fast 1-D DCT algorithms with 11 multiplications" (ICASSP 1989), in fixed point with 13 fractional bits and
-// 2 extra bits kept between the passes, scaled up by 8 over the orthonormal transform. Integers only, so
-// libjpeg-turbo's bytes follow. Used by jpeg.h.
+// 2 extra bits between the passes, scaled by 8 relative to the orthonormal transform. With integers only, the results
+// are libjpeg-turbo's. Used by jpeg.h.
 #pragma once
 #include "../team.h"
 
@@ -29,13 +29,14 @@ QPT_INLINE void store_eight(i32* p, i32 stride, const Eight& x) {
   p[7 * stride] = x.v7;
 }
 
-// x / 2^bits rounded to nearest, halves up.
+// Returns x / 2^bits rounded to the nearest integer, halves up.
 template <i32 bits>
 QPT_INLINE i32 descale(i32 x) {
   return (x + (1 << (bits - 1))) >> bits;
 }
 
-// The odd half, the same rotations in both directions: inputs a, b, c, d pair up as (a, d), (b, c), (a, c), (b, d).
+// The odd half, whose rotations are the same in both directions. Inputs a, b, c, d form the pairs (a, d), (b, c), (a,
+// c), (b, d).
 struct Odd {
   i32 a, b, c, d;
 };
@@ -52,7 +53,7 @@ QPT_INLINE Odd rotate_odd(i32 a, i32 b, i32 c, i32 d) {
           12299 * d + ad + bd};               // 1.501321110
 }
 
-// First pass: result scaled by 2^kPassBits. Second pass: that scale removed.
+// The first pass scales its result by 2^kPassBits, the second removes this scale.
 template <bool first_pass>
 QPT_INLINE Eight forward_dct(const Eight& x) {
   constexpr i32 bits = first_pass ? kDctBits - kPassBits : kDctBits + kPassBits;
@@ -72,7 +73,7 @@ QPT_INLINE Eight forward_dct(const Eight& x) {
   return y;
 }
 
-// First pass: result scaled by 2^kPassBits. Second pass: that and the factor 8 of the 2-D transform removed.
+// The first pass scales its result by 2^kPassBits, the second removes this scale and the factor 8 of the 2-D transform.
 template <bool first_pass>
 QPT_INLINE Eight inverse_dct(const Eight& x) {
   constexpr i32 bits = first_pass ? kDctBits - kPassBits : kDctBits + kPassBits + 3;

@@ -1,6 +1,6 @@
-// Elastic deformation (geometry family): every pixel from a place moved by smooth noise and by a small random affine
-// map, bilinear, borders reflect-101. The noise is an image of its own, blurred a band of rows at a time; the field is
-// never stored. Listed in table.h; definition in qpt/optable/geometry.py.
+// Elastic deformation (geometry family): every pixel is read at a position displaced by smooth noise and by a small
+// random affine map, bilinear, with reflect-101 borders. The noise is an image that is blurred a band of rows at a
+// time, so the displacement field is never stored. Listed in table.h; parameters in qpt/degradations/rows/geometry.py.
 #pragma once
 #include "noise.h"
 #include "sharpen.h"
@@ -15,21 +15,21 @@ QPT_INLINE i32 floor_to_int(float x) {
   return whole - (static_cast<float>(whole) > x ? 1 : 0);
 }
 
-// reflect101 without its division inside the image, where most places are.
+// reflect101 without a division for positions inside the image, which most are.
 QPT_INLINE i32 mirrored(i32 i, i32 n) {
   return i >= 0 && i < n ? i : reflect101(i, n);
 }
 
 // p0 = alpha_px, p1 = sigma_px in (0, 8], p2 = affine_px. The noise of a pixel is bytes 0 (down) and 1 (right) of its
-// word, from -1 to 1 in 256 steps; blurred by sigma, times alpha. Three points, a third of the shorter side from the
-// centre, move by up to affine_px along each axis, and the plane with them.
+// word, 256 steps from -1 to 1; it is blurred by sigma and multiplied by alpha. The affine map moves three points, a
+// third of the shorter side from the centre, by up to affine_px along each axis.
 template <class Team>
 QPT_FN void elastic(Team& team, OpArgs a) {
   const float alpha = parameter(a.params[0], 0.0f, 512.0f) / 127.5f, sigma = parameter(a.params[1], 0.05f, 8.0f);
   const float affine = parameter(a.params[2], 0.0f, 64.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 2);
-  float* moves = scratch.take<float>(8);  // of the three points, down and right
+  float* moves = scratch.take<float>(8);  // of the three points, (down, right); the last two are not used
   each(team, noise_blocks(a.h * a.w), kNoiseLanes, [&](i32 block, i32 lane) {
     const Philox4 words = noise_words(a, kTagElastic, block, lane);
     const auto pixel = [&](i32 p, u32 word) {
@@ -45,12 +45,12 @@ QPT_FN void elastic(Team& team, OpArgs a) {
   });
   each(team, 2, [&](i32 i) {
     const Philox4 words = op_words(a, kTagElasticCorners, i);
-    moves[4 * i] = affine * (2.0f * unit(words.x) - 1.0f);
-    moves[4 * i + 1] = affine * (2.0f * unit(words.y) - 1.0f);
-    moves[4 * i + 2] = affine * (2.0f * unit(words.z) - 1.0f);
-    moves[4 * i + 3] = affine * (2.0f * unit(words.w) - 1.0f);
+    moves[4 * i] = affine * (2.0f * to_unit(words.x) - 1.0f);
+    moves[4 * i + 1] = affine * (2.0f * to_unit(words.y) - 1.0f);
+    moves[4 * i + 2] = affine * (2.0f * to_unit(words.z) - 1.0f);
+    moves[4 * i + 3] = affine * (2.0f * to_unit(words.w) - 1.0f);
   });
-  // Not synced: the blur's first barrier comes before anyone reads the noise or the moves.
+  // Not synced: the blur's first barrier comes before any member reads the noise or the moves.
   const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
   const float per_side = 1.0f / maximum(static_cast<float>(minimum(a.h, a.w)) / 3.0f, 1.0f);
   OpArgs field = a;
@@ -62,7 +62,7 @@ QPT_FN void elastic(Team& team, OpArgs a) {
           const i32 p = start + i, y = p / a.w, x = p - y * a.w;
           const float v = (static_cast<float>(y) - centre_y) * per_side,
                       u = (static_cast<float>(x) - centre_x) * per_side;
-          // The points are (v, u) = (1, 1), (-1, 1), (-1, -1): shares of each in the move at (v, u).
+          // The weights of the moves of points (1, 1), (-1, 1) and (-1, -1) at (v, u).
           const float first = 0.5f * (1.0f + v), third = 0.5f * (1.0f - u), second = 0.5f * (u - v);
           const float down = (first * moves[0] + second * moves[2]) + third * moves[4];
           const float right = (first * moves[1] + second * moves[3]) + third * moves[5];

@@ -1,8 +1,8 @@
-// Correlation of an image with a small kernel, the engine of all blurs. Borders are reflect-101
-// (cv2.BORDER_REFLECT_101). A band of kBand output rows at a time, from a ring of float rows: rows enter the ring once,
-// in order, and the slot of row y is y mod ring rows. Sums run over the kernel in raster order with one fma per tap,
-// whoever computes them. Used by blur.h and sharpen.h. On x86 a team of one takes the rows of cpu/simd.h, which give
-// the same bytes.
+// Correlation of an image with a small kernel, on which all blurs are built. Borders are reflect-101
+// (cv2.BORDER_REFLECT_101). The output is computed in bands of kBand rows from a ring buffer of float rows: every row
+// enters the ring once, in order, and row y is in slot y mod the number of slots. Sums run over the kernel in raster
+// order with one fma per tap, whichever member computes them. On x86 a team of one uses the rows of cpu/simd.h, which
+// give the same bytes. Used by blur.h; box.h and bilateral.h use reflect101.
 #pragma once
 #include "op.h"
 
@@ -12,7 +12,7 @@ constexpr i32 kMaxRadius = 24;  // of any kernel; sigma <= 8 px
 constexpr i32 kMaxTaps = 2 * kMaxRadius + 1;
 constexpr i32 kBand = 4;  // output rows between barriers
 
-// Index into [0, n) of position i, mirrored about the centres of the first and last element as often as needed.
+// Maps position i to [0, n) by mirroring about the centres of the first and last element, as often as needed.
 QPT_INLINE i32 reflect101(i32 i, i32 n) {
   if (n == 1) return 0;
   const i32 period = 2 * (n - 1);
@@ -20,18 +20,18 @@ QPT_INLINE i32 reflect101(i32 i, i32 n) {
   return i < n ? i : period - i;
 }
 
-// The same within a window of n from `origin` on in a side of `full` elements. What lies beyond a window's own edge is
-// its last element: those results do not count.
+// Does the same for a window of n elements that starts at `origin` in a side of `full` elements. A position that the
+// window does not hold becomes its last element; the results that depend on it are within the halo and do not count.
 QPT_INLINE i32 reflect101(i32 i, i32 n, i32 origin, i32 full) {
   return clamp(reflect101(i + origin, full) - origin, 0, n - 1);
 }
 
 struct Kernel {
   const float* weight;  // [rows, columns]
-  const i32* first;     // [rows] first and last column that counts; first > last: none
+  const i32* first;     // [rows] first and last column with a weight other than 0; first > last if there is none
   const i32* last;      // [rows]
   i32 rows, columns;
-  i32 step;  // samples from a column to the next: the channels of a pixel
+  i32 step;  // samples from one column to the next: the channels of a pixel
 };
 
 QPT_INLINE void store(float* out, float value) {
@@ -41,7 +41,7 @@ QPT_INLINE void store(u8* out, float value) {
   *out = to_u8(value);
 }
 
-// Sum of weight[dy, dx] * base[row_at[dy] + step dx + i]: sample i of an output row.
+// Returns sample i of an output row, the sum of weight[dy, dx] * base[row_at[dy] + step dx + i].
 QPT_INLINE float correlate_sample(Kernel kernel, const float* base, const i32* row_at, i32 i) {
   float sum = 0.0f;
   for (i32 dy = 0; dy < kernel.rows; ++dy) {
@@ -53,7 +53,7 @@ QPT_INLINE float correlate_sample(Kernel kernel, const float* base, const i32* r
   return sum;
 }
 
-// out[r, i] for `rows` rows of `samples` samples; row r reads the rows listed in row_at[r * kernel.rows ...]. Out:
+// Writes out[r, i] for `rows` rows of `samples` samples; row r reads the rows at row_at[r * kernel.rows ...]. Out is
 // float or u8.
 template <class Team, class Out>
 QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, const i32* row_at, i32 rows, i32 samples,
@@ -74,7 +74,7 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
   });
 }
 
-// How the filters read an image of `kChannels` bytes a pixel: sample i of row y.
+// Reads an image of `kChannels` bytes per pixel: sample i of row y as a float.
 template <i32 kChannels>
 struct Samples {
   static constexpr i32 channels = kChannels;
@@ -84,8 +84,8 @@ struct Samples {
   QPT_INLINE float operator()(i32 y, i32 i) const { return src[static_cast<i64>(y) * per_row + i]; }
 };
 
-// Rows [y, y + rows) of `from` as floats, `radius` pixels of border on each side; row y goes to slot (y mod slots) of
-// out. from(y, i): sample i of row y, From::channels of them a pixel.
+// Writes rows [y, y + rows) of `from` as floats with `radius` pixels of border on each side; row y goes to slot
+// (y mod slots) of out. from(y, i) is sample i of row y, and From::channels is the number of samples per pixel.
 template <class Team, class From>
 QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
   constexpr i32 channels = From::channels;
@@ -100,7 +100,7 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
   });
 }
 
-// row_at[r, t]: where the ring keeps source row y + r + t - radius.
+// Writes to row_at[r, t] the place in the ring of source row y + r + t - radius.
 template <class Team>
 QPT_FN void list_rows(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, i32 stride, i32* row_at) {
   const i32 taps = 2 * radius + 1;
@@ -110,13 +110,13 @@ QPT_FN void list_rows(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i
   });
 }
 
-// Rows the ring must hold. A mirrored row lies within `radius` of the row it is for, so between y - radius and y +
-// kBand - 1 + radius or, if src has fewer rows than that, in a ring that holds them all.
+// Returns the number of rows that the ring must hold. The rows that a band at y reads, mirrored ones included, lie
+// between y - radius and y + kBand - 1 + radius; a ring for fewer rows holds the whole source.
 QPT_INLINE i32 ring_rows(i32 h, i32 radius) {
   return minimum(h, kBand + 2 * radius);
 }
 
-// dst = src correlated with a (2 radius + 1)^2 kernel.
+// Correlates src with a (2 radius + 1)^2 kernel; writes dst.
 template <class Team>
 QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, Scratch scratch) {
   const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
@@ -136,11 +136,11 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
   }
 }
 
-// `from`, as load_padded reads it, correlated with one (2 radius + 1)-tap kernel along rows, then along columns; float
-// in between. Row y of the result goes to out + (y / kBand) * band_step + (y % kBand) * samples, as float or u8:
-// band_step = samples kBand keeps the whole image, 0 keeps one band. finish(y, rows) follows every band, whose samples
-// all members may then read. taps: 2 radius + 1 weights; zeros: at least as many i32 zeros (the spans of a one-column
-// kernel).
+// Correlates `from`, which load_padded reads, with one kernel of 2 radius + 1 taps along rows, then along columns, with
+// floats between. Row y of the result goes to out + (y / kBand) * band_step + (y % kBand) * samples, as float or u8: a
+// band_step of samples kBand stores the whole image, 0 a single band. finish(y, rows) is called after every band, whose
+// samples all members may then read. taps: 2 radius + 1 weights. zeros: as many i32 zeros, the spans of a one-column
+// kernel. last: the number 2 radius, the span of a one-row kernel.
 template <class Team, class From, class Out, class Finish>
 QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const float* taps, const i32* zeros,
                                 const i32* last, i32 radius, Scratch scratch, Out* out, i64 band_step, Finish finish) {
@@ -162,15 +162,15 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
       const i32 count = minimum(kBand, needed - loaded);
       load_padded(team, a, from, loaded, count, radius, kBand, padded);
       team.sync();  // padded rows, written by all, are read by all
-      // 1. along rows, into the ring; loaded is a multiple of kBand except on the last, shorter band
+      // 1. Along rows, into the ring. `loaded` is a multiple of kBand except on the last, shorter band.
       for (i32 r = 0; r < count; ++r)
         correlate_rows(team, along_row, padded, padded_at + (loaded + r) % kBand, 1, samples,
                        ring + static_cast<i64>((loaded + r) % slots) * samples, static_cast<i64>(0));
       loaded += count;
       if (loaded < needed) team.sync();  // all have read padded, which the next rows overwrite
     }
-    team.sync();  // ring rows and row_at, written by all, are read by all; all are done with finish of the last band
-    // 2. along columns, to the output
+    team.sync();  // ring rows and row_at, written by all, are read by all; all have finished the previous band
+    // 2. Along columns, to the output.
     correlate_rows(team, along_column, ring, row_at, rows, samples, out + (y / kBand) * band_step,
                    static_cast<i64>(samples));
     team.sync();  // finish reads what all wrote; the next band overwrites ring rows and row_at, which all have read

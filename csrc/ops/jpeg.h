@@ -1,14 +1,14 @@
 // JPEG (texture family): the lossy part of libjpeg-turbo's baseline 4:2:0 round trip, as Pillow's save(quality=q) and
-// load give it: ITU-T T.81 tables scaled by quality, JFIF YCbCr rounded to 8 bits, h2v2 average with alternating bias,
-// integer DCT, quantise, inverse, triangle ("fancy") chroma upsampling, RGB. Entropy coding is lossless and left out.
-// All integers. Listed in table.h; the transform is dct.h.
+// load give it: JFIF YCbCr rounded to 8 bits, h2v2 average with alternating bias, integer DCT (dct.h), quantisation by
+// the ITU-T T.81 tables scaled by quality, the inverses, triangle ("fancy") chroma upsampling, RGB. Entropy coding is
+// lossless and left out. Everything is computed in integers. Listed in table.h.
 #pragma once
 #include "dct.h"
 #include "op.h"
 
 namespace qpt {
 
-// ITU-T T.81 annex K.1, row by row: luminance, then chrominance.
+// The quantisation tables of ITU-T T.81 annex K.1, row by row: luminance, then chrominance.
 QPT_CONSTANT u8 kQuantTables[128] = {
     16,  11,  10,  16,  24, 40, 51, 61, 12,  12,  14,  19,  26,  58, 60, 55, 14, 13, 16, 24,  40,  57, 69, 56, 14, 17,
     22,  29,  51,  87,  80, 62, 18, 22, 37,  56,  68,  109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87,
@@ -16,10 +16,10 @@ QPT_CONSTANT u8 kQuantTables[128] = {
     99,  99,  24,  26,  56, 99, 99, 99, 99,  99,  47,  66,  99,  99, 99, 99, 99, 99, 99, 99,  99,  99, 99, 99, 99, 99,
     99,  99,  99,  99,  99, 99, 99, 99, 99,  99,  99,  99,  99,  99, 99, 99, 99, 99, 99, 99,  99,  99, 99, 99};
 
-constexpr i32 kTileMcus = 16;                  // 16 x 16 px units transformed between barriers
+constexpr i32 kTileMcus = 16;                  // 16 x 16 px units that are transformed between barriers
 constexpr i32 kTileLanes = kTileMcus * 6 * 8;  // one lane per row or column of an 8 x 8 block
 
-// The three planes, padded to whole 16 x 16 units. Chroma exists twice: at full size and halved (the coded one).
+// The three planes, padded to whole 16 x 16 units. Chroma exists at full size and at half size, which is the coded one.
 struct Planes {
   u8 *luma, *cb, *cr;     // [high, wide]
   u8 *half_cb, *half_cr;  // [high / 2, wide / 2]
@@ -30,7 +30,7 @@ QPT_INLINE i32 round_up16(i32 x) {
   return (x + 15) / 16 * 16;
 }
 
-// RGB -> YCbCr, 16-bit fixed point; then replicate luma into the padding and halve the chroma.
+// Converts RGB to YCbCr in 16-bit fixed point, replicates luma into the padding and halves the chroma.
 template <class Team>
 QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
   each(team, a.h, a.w, [&](i32 y, i32 x) {
@@ -50,8 +50,8 @@ QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
     planes.luma[static_cast<i64>(a.h + y) * planes.wide + x] =
         planes.luma[static_cast<i64>(a.h - 1) * planes.wide + minimum(x, a.w - 1)];
   });
-  // Sums of 2 x 2 with bias 1, 2, 1, 2... along a row. An odd last row counts twice; rows below repeat the last
-  // average.
+  // Sums of 2 x 2 with bias 1, 2, 1, 2... along a row, as libjpeg's h2v2_downsample has them. An odd last row counts
+  // twice; the rows below repeat the last average.
   const i32 half_h = (a.h + 1) / 2, whole = a.w / 2;
   const auto halve = [&](i32 y, i32 x, i32 x0, i32 x1) {
     const i32 source = minimum(y, half_h - 1);
@@ -69,19 +69,21 @@ QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
        [&](i32 y, i32 x) { halve(y, whole + x, minimum(2 * (whole + x), a.w - 1), a.w - 1); });
 }
 
-// Quantised and restored: sign(x) * ((|x| + 4 q) / (8 q)) * q. The float quotient of integers below 2^24 cannot round
-// up to the next integer, so truncating it is the integer division.
+// Quantises and restores a coefficient: sign(x) * ((|x| + 4 q) / (8 q)) * q. The float quotient of integers below 2^24
+// cannot round up to the next integer, so truncating it gives the integer quotient.
 QPT_INLINE i32 requantise(i32 x, i32 q) {
   const i32 rounded = (x < 0 ? -x : x) + 4 * q;
   const i32 level = static_cast<i32>(static_cast<float>(rounded) / static_cast<float>(8 * q));
   return (x < 0 ? -level : level) * q;
 }
 
-// Address of block `block` of a tile of `mcus` units at unit row my, unit column mx: upper luma, lower luma, Cb, Cr.
 struct Block {
   u8* pixels;
   i32 stride;
 };
+
+// Returns block `block` of a tile of `mcus` units at unit row my, unit column mx. The blocks of a tile are those of
+// upper luma, lower luma, Cb, Cr.
 
 QPT_INLINE Block find_block(Planes planes, i32 my, i32 mx, i32 mcus, i32 block) {
   if (block < 4 * mcus) {
@@ -94,14 +96,14 @@ QPT_INLINE Block find_block(Planes planes, i32 my, i32 mx, i32 mcus, i32 block) 
   return {(red ? planes.half_cr : planes.half_cb) + static_cast<i64>(8 * my) * stride + 8 * (mx + column), stride};
 }
 
-// DCT, quantisation and inverse of one tile, in place. by_row and by_column hold element k of lane l at [k * kTileLanes
-// + l]: a lane is (block, row) in the first and (block, column) in the second, so every 1-D transform runs over
-// contiguous lanes.
+// Applies DCT, quantisation and inverse DCT to one tile, in place. by_row and by_column hold element k of lane l at
+// [k * kTileLanes + l]. A lane is (block, row) in the first and (block, column) in the second, so every 1-D transform
+// runs over contiguous lanes.
 template <class Team>
 QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, const i32* quant, i32* by_row,
                            i32* by_column) {
   const i32 blocks = 6 * mcus;
-  // A member keeps the same lanes in every loop below, so only the transpositions need barriers.
+  // A member has the same lanes in every loop below, so only the transpositions need barriers.
   each(team, blocks, 8, [&](i32 block, i32 r) {
     const Block at = find_block(planes, my, mx, mcus, block);
     const u8* p = at.pixels + static_cast<i64>(r) * at.stride;
@@ -110,7 +112,7 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
   each(team, 8 * blocks, [&](i32 lane) {
     store_eight(by_row + lane, kTileLanes, forward_dct<true>(load_eight(by_row + lane, kTileLanes)));
   });
-  team.sync();  // rows of a block, transformed by their members, are read across
+  team.sync();  // rows of a block, transformed by their members, are read by the members of its columns
   each(team, blocks, 8, [&](i32 block, i32 column) {
     for (i32 r = 0; r < 8; ++r)
       by_column[r * kTileLanes + 8 * block + column] = by_row[column * kTileLanes + 8 * block + r];
@@ -123,7 +125,7 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
          requantise(x.v4, q[32]), requantise(x.v5, q[40]), requantise(x.v6, q[48]), requantise(x.v7, q[56])};
     store_eight(lane, kTileLanes, inverse_dct<true>(x));
   });
-  team.sync();  // columns of a block, restored by their members, are read across; all are done reading by_row
+  team.sync();  // columns of a block, restored by their members, are read by those of its rows; all have read by_row
   each(team, blocks, 8, [&](i32 block, i32 r) {
     for (i32 k = 0; k < 8; ++k) by_row[k * kTileLanes + 8 * block + r] = by_column[r * kTileLanes + 8 * block + k];
   });
@@ -137,8 +139,8 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
   });
 }
 
-// Halved chroma -> full size: weights 9 3 3 1 / 16, halves rounded down and up in turn; images up to 4 px wide repeat
-// pixels.
+// Brings halved chroma to full size: weights 9 3 3 1 / 16, halves rounded down and up in turn, as libjpeg-turbo's
+// h2v2_fancy_upsample has them. Images up to 4 px wide repeat pixels.
 template <class Team>
 QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
   const i32 half_h = (a.h + 1) / 2, half_w = (a.w + 1) / 2, stride = planes.wide / 2;
@@ -150,7 +152,7 @@ QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
     });
     return;
   }
-  // left and right: the neighbouring columns, the column itself at the edges
+  // left, right: the neighbouring columns, or the column itself at an edge.
   const auto widen = [&](const u8* half, u8* full, i32 y, i32 x, i32 left, i32 right) {
     const u8* near = half + static_cast<i64>(y / 2) * stride;
     const u8* far = half + static_cast<i64>(clamp(y / 2 + ((y & 1) ? 1 : -1), 0, half_h - 1)) * stride;
@@ -170,7 +172,7 @@ QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
   });
 }
 
-// p0 = quality, 1 to 100.
+// The JPEG round trip. p0 = quality, 1 to 100.
 template <class Team>
 QPT_FN void jpeg(Team& team, OpArgs a) {
   const i32 quality = static_cast<i32>(parameter(a.params[0], 1.0f, 100.0f) + 0.5f);

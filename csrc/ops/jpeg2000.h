@@ -1,28 +1,30 @@
 // JPEG 2000 at a given compression ratio (texture family): the lossy part of ITU-T T.800 (colour transform, five levels
-// of the 9/7 wavelet, quantiser with a dead zone) without the entropy coder, which loses nothing. A coder that
-// minimises the error for its bytes ends at nearly one step for all coefficients of an orthonormal transform, so the
-// step is sought instead: that which leaves as many coefficients non-zero as the bytes pay for (He and Mitra's rho
-// domain, IEEE TCSVT 2002). What one costs is fitted to OpenJPEG by benchmarks/fit_jpeg2000.py. Listed in table.h.
+// of the 9/7 wavelet, quantiser with a dead zone) without the entropy coder, which is lossless. A coder that minimises
+// the error for a number of bytes ends at nearly one quantisation step for all coefficients of an orthonormal
+// transform. Therefore the step is searched for instead: the one that leaves as many non-zero coefficients as the bytes
+// can code (He and Mitra's rho domain, IEEE TCSVT 2002). benchmarks/fit_jpeg2000.py fits the bits per coefficient to
+// OpenJPEG. Listed in table.h.
 #pragma once
 #include "wavelet.h"
 
 namespace qpt {
 
-// Bits of a file with n of N = 3 h w coefficients non-zero: header + n (value + place log2(N / n)).
+// A file with n of N = 3 h w coefficients non-zero has header + n (value + place log2(N / n)) bits.
 constexpr float kHeaderBits = 1879.0f;
 constexpr float kValueBits = 4.85f;
 constexpr float kPlaceBits = 0.278f;
-constexpr i32 kLeastPixels = 400;  // per coefficient that is kept whatever the ratio, about as OpenJPEG does
+constexpr i32 kLeastPixels = 400;  // one coefficient per so many pixels is kept at any ratio, about as in OpenJPEG
 
-// Norms of the columns that bring Y, Cb and Cr back to RGB: with them, steps of one size are errors of one size.
+// Norms of the columns of the matrix from Y, Cb and Cr to RGB. The planes are multiplied by them, so that a
+// quantisation error of one size is, in any plane, an error of about that size in RGB.
 constexpr float kLumaNorm = 1.732050808f;
 constexpr float kBlueNorm = 1.805115f;
 constexpr float kRedNorm = 1.573403f;
 
-// How many coefficients of an h x w image a file of 24 h w / ratio bits pays for.
-QPT_INLINE i32 coefficients_paid(i32 h, i32 w, float ratio) {
+// Returns how many non-zero coefficients of an h x w image a file of 24 h w / ratio bits codes.
+QPT_INLINE i32 coefficients_coded(i32 h, i32 w, float ratio) {
   const float all = 3.0f * static_cast<float>(h) * static_cast<float>(w), bits = 8.0f * all / ratio - kHeaderBits;
-  i32 low = 0, high = 3 * h * w;  // low is paid for; the cost grows with n
+  i32 low = 0, high = 3 * h * w;  // a binary search: the bits grow with n, and those of `low` are enough
   while (low < high) {
     const i32 middle = low + (high - low + 1) / 2;
     const float n = static_cast<float>(middle), places = natural_log(all / n) * 1.44269504f;
@@ -34,12 +36,12 @@ QPT_INLINE i32 coefficients_paid(i32 h, i32 w, float ratio) {
   return maximum(low, h * w / kLeastPixels + 4);
 }
 
-// The smallest step of at least 1 that leaves at most `most` coefficients in [step, inf), to seven bits after the
-// leading one. partial: [kMaxMembers] for the members' counts.
+// Returns the smallest step of at least 1 that leaves at most `most` coefficients of a size in [step, inf), to seven
+// bits after the leading one. partial: [kMaxMembers] for the members' counts.
 template <class Team>
 QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i32 most, u32* partial) {
   constexpr i32 kShift = 16;
-  i32 low = 0x3F80 /* 1.0 */, high = 0x4680 /* 16384.0 */;  // highest 16 bits of the step
+  i32 low = 0x3F80 /* 1.0 */, high = 0x4680 /* 16384.0 */;  // the highest 16 bits of the step
   QPT_UNROLL(1)
   while (low < high) {
     const i32 middle = (low + high) / 2;
@@ -59,11 +61,11 @@ QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i
   return bits_float(static_cast<u32>(low) << kShift);
 }
 
-// p0 = ratio of the image's bytes to the file's, at least 1.
+// The JPEG 2000 round trip. p0 = ratio of the image's bytes to the file's, at least 1.
 template <class Team>
 QPT_FN void jpeg2000(Team& team, OpArgs a) {
   const float ratio = parameter(a.params[0], 1.0f, 4096.0f);
-  const i32 stride = spread(a.w), area = a.h * stride;
+  const i32 stride = spread_stride(a.w), area = a.h * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* planes = scratch.take<float>(static_cast<i64>(3) * area);  // Y, Cb, Cr times their norms; 0 beyond a row's end
   float* strip = scratch.take<float>(static_cast<i64>(maximum(a.h, a.w)) * kStripLines);
@@ -83,10 +85,10 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   QPT_UNROLL(1)
   for (i32 c = 0; c < 3; ++c)
     transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, stride, false, strip);
-  const float step = find_step(team, planes, 3 * area, coefficients_paid(a.h, a.w, ratio), partial);
+  const float step = find_step(team, planes, 3 * area, coefficients_coded(a.h, a.w, ratio), partial);
   const float per_step = 1.0f / step;
-  // Towards zero to whole steps; back to the middle of the interval, with the sign, or to 0: on bits, so that the loop
-  // has no branch.
+  // Each coefficient is truncated to an integer number of steps and restored to the middle of its interval, or to 0
+  // below one step. The sign and the choice are made with bit operations, so that the loop has no branch.
   each(team, 3 * area, [=](i32 i) {
     const u32 bits = float_bits(planes[i]), sign = bits & 0x80000000u;
     const float size = bits_float(bits & 0x7FFFFFFFu);
@@ -108,7 +110,8 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 jpeg2000_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(3) * h * spread(w)) + strip_bytes(h, w) + taken_bytes<u32>(kMaxMembers);
+  return taken_bytes<float>(static_cast<i64>(3) * h * spread_stride(w)) + strip_bytes(h, w) +
+         taken_bytes<u32>(kMaxMembers);
 }
 
 }  // namespace qpt

@@ -1,20 +1,20 @@
 // Changes in CIELAB (colour family): chroma and the brightness curve. sRGB (IEC 61966-2-1) and CIE 15 with white D65,
-// with the figures of skimage.color. L, a and b are linear in f(X), f(Y) and f(Z), so an op changes those three and no
-// L, a, b are made. Both branches of a curve are computed before one is chosen, so that loops vectorise. Listed in
-// table.h; definitions in qpt/degradations.py.
+// with the constants of skimage.color. L, a and b are linear in f(X), f(Y) and f(Z), so an op changes these three and
+// never computes L, a or b. Both branches of a curve are computed before one is selected, so that loops vectorise.
+// Listed in table.h; parameters in qpt/degradations/rows/colour.py.
 #pragma once
 #include "tone.h"
 
 namespace qpt {
 
-// Light of an sRGB share, both of [0, 1].
+// Returns the linear light of an sRGB value, both in [0, 1].
 QPT_INLINE float linear_light(float share) {
   const float curved = exponential(2.4f * natural_log((share + 0.055f) / 1.055f));
   const float straight = share / 12.92f;
   return share > 0.04045f ? curved : straight;
 }
 
-// sRGB value, 0-255, of light, clipped.
+// Returns the sRGB value, 0-255, of linear light, clipped.
 QPT_INLINE float encoded_light(float light) {
   const float bounded = clamp(light, 0.0f, 1.0f);
   const float curved = 1.055f * exponential(natural_log(maximum(bounded, 0.003f)) / 2.4f) - 0.055f;
@@ -22,8 +22,8 @@ QPT_INLINE float encoded_light(float light) {
   return 255.0f * (bounded > 0.0031308f ? curved : straight);
 }
 
-// f of CIE 15, of a share of the white's tristimulus value in [0, 1]: L = 116 f(Y) - 16, a = 500 (f(X) - f(Y)),
-// b = 200 (f(Y) - f(Z)).
+// Returns f of CIE 15 for a tristimulus value as a share of the white's, in [0, 1]: L = 116 f(Y) - 16,
+// a = 500 (f(X) - f(Y)), b = 200 (f(Y) - f(Z)).
 QPT_INLINE float lab_response(float share) {
   const float root = exponential(natural_log(maximum(share, 0.008f)) / 3.0f);
   const float straight = 7.787f * share + 16.0f / 116.0f;
@@ -49,7 +49,8 @@ struct Rgb {
   float red, green, blue;  // 0-255
 };
 
-// f(Z) is kept from falling below 0, as skimage.color.lab2xyz keeps it. The matrix is the inverse of the one above.
+// Returns the colour of responses. f(Z) is at least 0, as in skimage.color.lab2xyz. The matrix is the inverse of the
+// one above.
 QPT_INLINE Rgb rgb_of(LabResponses f) {
   const float x = 0.95047f * from_lab_response(f.x), y = from_lab_response(f.y);
   const float z = 1.08883f * from_lab_response(maximum(f.z, 0.0f));
@@ -58,19 +59,19 @@ QPT_INLINE Rgb rgb_of(LabResponses f) {
           encoded_light(0.05564664f * x - 0.20404134f * y + 1.05731107f * z)};
 }
 
-// The light of the 256 values. The caller syncs before use.
+// Writes the linear light of the 256 values to a lookup table. The caller must sync() before it is read.
 template <class Team>
-QPT_FN void fill_light(const Team& team, float* light) {
+QPT_FN void fill_light_lut(const Team& team, float* light) {
   each(team, 256, [&](i32 value) { light[value] = linear_light(static_cast<float>(value) / 255.0f); });
 }
 
-// a and b of CIELAB times p0 = factor; 1 changes nothing.
+// Multiplies a and b of CIELAB by p0 = factor; 1 changes nothing.
 template <class Team>
 QPT_FN void chroma(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 16.0f);
   float* light = Scratch{static_cast<u8*>(a.scratch)}.take<float>(256);
-  fill_light(team, light);
-  team.sync();  // the table, written by all, is read by all
+  fill_light_lut(team, light);
+  team.sync();  // the lookup table, written by all, is read by all
   each(team, a.h * a.w, [&](i32 p) QPT_BODY {
     const LabResponses f = lab_responses(light[a.src[3 * p]], light[a.src[3 * p + 1]], light[a.src[3 * p + 2]]);
     const Rgb out = rgb_of({f.y + factor * (f.x - f.y), f.y, f.y + factor * (f.z - f.y)});
@@ -80,31 +81,31 @@ QPT_FN void chroma(Team& team, OpArgs a) {
   });
 }
 
-// The parabola through (0, 0), (1/2, 1/2 + amount / 2) and (1, 1), clipped to [0, 1].
-QPT_INLINE float bent(float share, float amount) {
+// Returns the parabola through (0, 0), (1/2, 1/2 + amount / 2) and (1, 1) at `share`, clipped to [0, 1].
+QPT_INLINE float parabola(float share, float amount) {
   return clamp(share + 2.0f * amount * share * (1.0f - share), 0.0f, 1.0f);
 }
 
-// The parabola of p0 = amount on R, G and B; where it brightens, a third of the result has it on the lightness L of
-// CIELAB instead.
+// Applies the parabola of p0 = amount to R, G and B. If it brightens, a third of the result is the image with the
+// parabola applied to the lightness L of CIELAB instead.
 template <class Team>
 QPT_FN void brightness_curve(Team& team, OpArgs a) {
   const float amount = parameter(a.params[0], -2.0f, 2.0f);
   if (amount <= 0.0f) {
-    apply_curve(team, a, [&](float x) { return 255.0f * bent(x / 255.0f, amount); });
+    apply_curve(team, a, [&](float x) { return 255.0f * parabola(x / 255.0f, amount); });
     return;
   }
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* light = scratch.take<float>(256);
   float* curved = scratch.take<float>(256);
-  fill_light(team, light);
-  each(team, 256, [&](i32 value) { curved[value] = 510.0f * bent(static_cast<float>(value) / 255.0f, amount); });
-  team.sync();  // both tables, written by all, are read by all
+  fill_light_lut(team, light);
+  each(team, 256, [&](i32 value) { curved[value] = 510.0f * parabola(static_cast<float>(value) / 255.0f, amount); });
+  team.sync();  // both lookup tables, written by all, are read by all
   each(team, a.h * a.w, [&](i32 p) QPT_BODY {
     const i32 red = a.src[3 * p], green = a.src[3 * p + 1], blue = a.src[3 * p + 2];
     const LabResponses f = lab_responses(light[red], light[green], light[blue]);
     const float lightness = 1.16f * f.y - 0.16f;
-    const float lift = (bent(lightness, amount) - lightness) / 1.16f;
+    const float lift = (parabola(lightness, amount) - lightness) / 1.16f;
     const Rgb lifted = rgb_of({f.x + lift, f.y + lift, f.z + lift});
     a.dst[3 * p] = to_u8((curved[red] + lifted.red) / 3.0f);
     a.dst[3 * p + 1] = to_u8((curved[green] + lifted.green) / 3.0f);

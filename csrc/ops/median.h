@@ -1,6 +1,6 @@
-// Median filter (texture family): each channel's median over a square window, borders replicated, as cv2.medianBlur
-// has it. The median is found bit by bit, from the counts of smaller values in the window; x86 has faster forms of the
-// rows (cpu/simd.h). Listed in table.h.
+// The median filter (texture family): each channel's median over a square window, borders replicated, as in
+// cv2.medianBlur. The median is found bit by bit, from the number of smaller values in the window; cpu/simd.h has
+// faster forms for x86. Listed in table.h.
 #pragma once
 #include "op.h"
 
@@ -8,7 +8,7 @@ namespace qpt {
 
 constexpr i32 kMaxMedianRadius = 7;
 
-// p0 = radius_px, a whole number in [0, 7]: a window of 2 radius + 1.
+// The median over a window of 2 radius + 1 pixels a side. p0 = radius_px, an integer in [0, 7].
 template <class Team>
 QPT_FN void median_blur(Team& team, OpArgs a) {
   const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxMedianRadius)) + 0.5f);
@@ -16,7 +16,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
 #if QPT_SIMD_ROWS
-  constexpr u8 bias = Team::kSolo ? simd::kMedianBias : 0;  // of the padded copy, for the sake of comparisons
+  constexpr u8 bias = Team::kSolo ? simd::kMedianBias : 0;  // of the padded copy: AVX2 compares signed bytes
 #else
   constexpr u8 bias = 0;
 #endif
@@ -34,7 +34,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
     return padded + static_cast<i64>(clamp(y + dy - radius, 0, a.h - 1)) * stride;
   };
   // The median is the largest value with at most `half` samples below it.
-  if constexpr (Team::kSolo) {  // a row at a time, so that every loop runs over contiguous samples
+  if constexpr (Team::kSolo) {  // row by row, so that every loop runs over contiguous samples
     u8* low = scratch.take<u8>(samples);
     u8* below = scratch.take<u8>(samples);
     for (i32 y = 0; y < a.h; ++y) {
@@ -74,7 +74,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
   }
 }
 
-// Scratch: the padded image and two rows.
+// The padded image and two rows.
 QPT_FN i64 median_bytes(i32 h, i32 w) {
   const i64 row = static_cast<i64>(3) * w;
   return taken_bytes<u8>(h * (row + 6 * kMaxMedianRadius)) + 2 * taken_bytes<u8>(row);

@@ -1,14 +1,14 @@
-// Noise (texture family): Gaussian per sample, per pixel, in YCbCr and correlated, multiplicative, impulses. A draw
+// Noise (texture family): Gaussian per sample, per pixel, in YCbCr and correlated; multiplicative; impulses. A draw
 // depends on (seed, slot, op tag, element) only. 256 consecutive elements share 64 Philox counters: element e is word
-// (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, which keeps neighbours in neighbouring lanes and a crop's draws
-// local. Listed in table.h; definitions in qpt/degradations.py.
+// (e / 64) mod 4 of counter 64 (e / 256) + e mod 64, so that neighbouring elements are in neighbouring lanes and a
+// window needs few counters beyond its own elements. Listed in table.h; parameters in qpt/degradations/rows/texture.py.
 #pragma once
 #include "../philox.h"
 #include "op.h"
 
 namespace qpt {
 
-// Third counter word, so that different ops in the same slot draw differently.
+// The third counter word, by which different ops in the same slot draw different numbers.
 constexpr u32 kTagNoise = 4;
 constexpr u32 kTagNoiseGrey = 5;
 constexpr u32 kTagSpeckle = 6;
@@ -27,10 +27,10 @@ constexpr u32 kTagLuminance = 18;
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
-constexpr i32 kNoiseBlocks = 12;  // blocks between barriers: 12 KiB of scratch, whole pixels of three elements
+constexpr i32 kNoiseBlocks = 12;  // blocks between barriers: 12 KiB of scratch, and whole pixels of three elements
 
-// What a window holds of the image's elements, `channels` a pixel: runs of consecutive ones, a single run if the window
-// is as wide as the image, else one a row. In the window they follow each other.
+// The elements of a window, `channels` per pixel, as runs of consecutive elements of the image: a single run if the
+// window is as wide as the image, else one per row. In the window the runs follow each other.
 struct Runs {
   i32 count, length;
   i32 first, step;  // run k starts at element first + k * step of the image
@@ -45,49 +45,49 @@ QPT_INLINE i32 noise_blocks(i32 elements) {
   return (elements + kNoiseElements - 1) / kNoiseElements;
 }
 
-// The four words of a counter of this op.
+// Returns the four words of a counter of this op.
 QPT_INLINE Philox4 op_words(const OpArgs& a, u32 tag, i32 counter) {
   return philox4x32_10({static_cast<u32>(counter), a.slot, tag, 0u}, static_cast<u32>(a.seed),
                        static_cast<u32>(a.seed >> 32));
 }
 
-// Random words of elements 256 block + lane + {0, 64, 128, 192}.
+// Returns the random words of elements 256 block + lane + {0, 64, 128, 192}.
 QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
   return op_words(a, tag, kNoiseLanes * block + lane);
 }
 
-// A word as a uniform number in [0, 1), a multiple of 2^-24.
-QPT_INLINE float unit(u32 word) {
+// Maps a word to a uniform number in [0, 1), a multiple of 2^-24.
+QPT_INLINE float to_unit(u32 word) {
   return static_cast<float>(static_cast<i32>(word >> 8)) * 0x1p-24f;
 }
 
-// What the four words of a counter give its four elements.
-struct Four {
+// The random numbers that the four words of a counter give its four elements.
+struct FourNumbers {
   float values[4];
 };
 
-QPT_INLINE Four four_normals(Philox4 words) {
+QPT_INLINE FourNumbers four_normals(Philox4 words) {
   const Normal2 low = normal_pair(words.x, words.y), high = normal_pair(words.z, words.w);
   return {{low.first, low.second, high.first, high.second}};
 }
 
-QPT_INLINE Four four_uniforms(Philox4 words) {
-  return {{unit(words.x), unit(words.y), unit(words.z), unit(words.w)}};
+QPT_INLINE FourNumbers four_uniforms(Philox4 words) {
+  return {{to_unit(words.x), to_unit(words.y), to_unit(words.z), to_unit(words.w)}};
 }
 
-// out[e] = number of element 256 first_block + e; out has room for a multiple of 256 elements.
+// Writes to out[e] the number of element 256 first_block + e, for whole blocks of 256 elements.
 template <class Team, class Draw>
 QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, Draw draw, float* out) {
   each(team, blocks, kNoiseLanes, [&](i32 block, i32 lane) {
-    const Four four = draw(noise_words(a, tag, first_block + block, lane));
+    const FourNumbers four = draw(noise_words(a, tag, first_block + block, lane));
     float* const at = out + kNoiseElements * block + lane;
     for (i32 part = 0; part < 4; ++part) at[kNoiseLanes * part] = four.values[part];
   });
 }
 
-// body(first, count, number) for parts of the window, `channels` elements a pixel, as large as fit in scratch:
-// number[i] is that of element first + i of the window. Parts end at multiples of kNoiseElements * kNoiseBlocks in the
-// image, which is a multiple of 6, so the elements of a pixel are never parted.
+// Calls body(first, count, number) for parts of the window, `channels` elements per pixel, that fit in scratch:
+// number[i] is the random number of element first + i of the window. Parts end at multiples of kNoiseElements *
+// kNoiseBlocks elements of the image; this is a multiple of 6, so a part never ends within a pixel.
 template <i32 channels, class Team, class Draw, class Body>
 QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, Draw draw, Body body) {
   constexpr i32 kPart = kNoiseElements * kNoiseBlocks;
@@ -108,7 +108,7 @@ QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, Draw draw, Body bo
   }
 }
 
-// with_numbers for standard normal numbers and for uniform numbers in [0, 1).
+// with_numbers for standard normal numbers, and for uniform numbers in [0, 1).
 template <i32 channels, class Team, class Body>
 QPT_FN void with_normals(const Team& team, OpArgs a, u32 tag, Body body) {
   with_numbers<channels>(team, a, tag, [](Philox4 words) { return four_normals(words); }, body);
@@ -118,7 +118,7 @@ QPT_FN void with_uniforms(const Team& team, OpArgs a, u32 tag, Body body) {
   with_numbers<channels>(team, a, tag, [](Philox4 words) { return four_uniforms(words); }, body);
 }
 
-// x + std * n per sample. p0 = std on the 0-255 scale.
+// Maps each sample x to x + std n. p0 = std on the 0-255 scale.
 template <class Team>
 QPT_FN void gaussian_noise(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
@@ -129,7 +129,7 @@ QPT_FN void gaussian_noise(Team& team, OpArgs a) {
   });
 }
 
-// x + std * n with one n per pixel for the three channels. p0 = std on the 0-255 scale.
+// Maps x to x + std n with one n per pixel for its three channels. p0 = std on the 0-255 scale.
 template <class Team>
 QPT_FN void gaussian_noise_grey(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
@@ -145,7 +145,7 @@ QPT_FN void gaussian_noise_grey(Team& team, OpArgs a) {
   });
 }
 
-// x + x * std * n per sample. p0 = std, a share of the value.
+// Maps each sample x to x + x std n. p0 = std, a share of the value.
 template <class Team>
 QPT_FN void speckle_noise(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 4.0f);
@@ -159,8 +159,8 @@ QPT_FN void speckle_noise(Team& team, OpArgs a) {
   });
 }
 
-// Independent noise on Y, Cb and Cr of JFIF (ITU-T T.871), brought to R, G and B, which is linear. p0 = std on the
-// 0-255 scale.
+// Adds independent noise to Y, Cb and Cr of JFIF (ITU-T T.871). The conversion is linear, so it is the noise that is
+// converted to R, G and B. p0 = std on the 0-255 scale.
 template <class Team>
 QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
@@ -176,7 +176,7 @@ QPT_FN void gaussian_noise_ycbcr(Team& team, OpArgs a) {
   });
 }
 
-// Black with probability density / 2, white with density / 2, per sample. p0 = density.
+// Makes each sample black with probability density / 2 and white with density / 2. p0 = density.
 template <class Team>
 QPT_FN void impulse_noise(Team& team, OpArgs a) {
   const float density = parameter(a.params[0], 0.0f, 1.0f);
@@ -190,30 +190,32 @@ QPT_FN void impulse_noise(Team& team, OpArgs a) {
   });
 }
 
-// m n for three independent standard normal numbers n: noise of covariance m m^T.
-struct Mixing {
+// A matrix m; m n is noise of covariance m m^T for three independent standard normal numbers n.
+struct MixingMatrix {
   float m[3][3];
 };
 
-// A random covariance's square root, from the words of counters 0 and 1: the columns of a uniformly random rotation (a
-// quaternion of four normal numbers; Shoemake, Graphics Gems III, 1992), each times the root of a uniform number.
-QPT_INLINE Mixing random_mixing(OpArgs a) {
+// Draws the square root of a random covariance from the words of counters 0 and 1: the columns of a uniformly random
+// rotation (a quaternion of four normal numbers; Shoemake, Graphics Gems III, 1992), each times the square root of a
+// uniform number.
+QPT_INLINE MixingMatrix random_mixing(OpArgs a) {
   const Philox4 turn = op_words(a, kTagCovariance, 0), spread = op_words(a, kTagCovariance, 1);
   const Normal2 low = normal_pair(turn.x, turn.y), high = normal_pair(turn.z, turn.w);
   const float w = low.first, x = low.second, y = high.first, z = high.second;
   const float scale = 2.0f / maximum(w * w + x * x + y * y + z * z, 1e-12f);
-  const float u = square_root(unit(spread.x)), v = square_root(unit(spread.y)), t = square_root(unit(spread.z));
+  const float u = square_root(to_unit(spread.x)), v = square_root(to_unit(spread.y)),
+              t = square_root(to_unit(spread.z));
   return {{{u * (1.0f - scale * (y * y + z * z)), v * scale * (x * y - w * z), t * scale * (x * z + w * y)},
            {u * scale * (x * y + w * z), v * (1.0f - scale * (x * x + z * z)), t * scale * (y * z - w * x)},
            {u * scale * (x * z - w * y), v * scale * (y * z + w * x), t * (1.0f - scale * (x * x + y * y))}}};
 }
 
-// Gaussian noise correlated between the channels by a covariance drawn from the row's seed. p0 = std on the 0-255
-// scale, the most that a direction of colour can have.
+// Adds Gaussian noise that is correlated between the channels by a covariance drawn from the row's seed. p0 = std on
+// the 0-255 scale, the largest that the noise can have along a direction in colour space.
 template <class Team>
 QPT_FN void gaussian_noise_cov(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 255.0f);
-  const Mixing mixing = random_mixing(a);
+  const MixingMatrix mixing = random_mixing(a);
   with_normals<3>(team, a, kTagNoiseCov, [&](i32 first, i32 count, const float* normal) {
     const u8* src = a.src + first;
     u8* dst = a.dst + first;

@@ -1,6 +1,6 @@
-// Squares put on the picture one after another (geometry family): copies from nearby and blocks of one colour. Square n
-// draws the four words of Philox counter n; a later square covers an earlier one. Listed in table.h; definitions in
-// qpt/degradations.py.
+// Ops that paint squares one after another (geometry family): copies from nearby and blocks of one colour. Square n
+// takes the four words of Philox counter n; a later square covers an earlier one. Listed in table.h; parameters in
+// qpt/degradations/rows/geometry.py.
 #pragma once
 #include "warp.h"
 
@@ -8,13 +8,13 @@ namespace qpt {
 
 constexpr i32 kMaxPatches = 1024;
 
-// A word as an integer in [0, choices).
-QPT_INLINE i32 whole_below(u32 word, i32 choices) {
+// Maps a word to an integer in [0, choices).
+QPT_INLINE i32 integer_below(u32 word, i32 choices) {
   return static_cast<i32>((static_cast<u64>(word) * static_cast<u64>(choices)) >> 32);
 }
 
-// Copies the image, then paints `count` squares of side_px, cut to the image where that is smaller: paint(words, top,
-// left, y, x) writes the pixel (y, x) of the square whose corner is (top, left), uniform over the image.
+// Copies the image, then paints `count` squares of side_px, cut to an image that is smaller. paint(words, top, left, y,
+// x) writes pixel (y, x) of the square whose corner is (top, left); corners are uniform over the image.
 template <class Team, class Paint>
 QPT_FN void with_squares(const Team& team, OpArgs a, u32 tag, i32 count, i32 side_px, Paint paint) {
   each(team, a.h, 3 * a.w, [&](i32 y, i32 i) {
@@ -24,7 +24,7 @@ QPT_FN void with_squares(const Team& team, OpArgs a, u32 tag, i32 count, i32 sid
   const i32 rows = minimum(side_px, a.h), columns = minimum(side_px, a.w);
   for (i32 n = 0; n < count; ++n) {
     const Philox4 words = op_words(a, tag, n);
-    const i32 top = whole_below(words.x, a.h - rows + 1), left = whole_below(words.y, a.w - columns + 1);
+    const i32 top = integer_below(words.x, a.h - rows + 1), left = integer_below(words.y, a.w - columns + 1);
     team.sync();  // the copy or an earlier square, written by all, is covered by all
     each(team, rows, columns, [&](i32 y, i32 x) { paint(words, top, left, y, x); });
   }
@@ -38,7 +38,7 @@ QPT_INLINE void put_pixel(u8* to, u8 red, u8 green, u8 blue) {
 
 constexpr i32 kPatchSide = 16, kPatchReach = 8;
 
-// p0 = patches squares of 16 px of the source, each put up to 8 rows and columns away, uniformly, within the image.
+// Copies p0 = patches squares of 16 px to places up to 8 rows and columns away, uniformly, within the image.
 template <class Team>
 QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
   const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));
@@ -53,7 +53,8 @@ QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
 
 constexpr i32 kBlockSide = 32;
 
-// p0 = blocks squares of 32 px, each of one colour: the highest three bytes of the third word are its R, G and B.
+// Paints p0 = blocks squares of 32 px, each of one colour, whose R, G and B are the highest three bytes of its third
+// word.
 template <class Team>
 QPT_FN void colour_block(Team& team, OpArgs a) {
   const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));

@@ -1,7 +1,8 @@
-// Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. Pillow's
-// antialiased resize (Resample.c): filter support grows with the scale, weights in double, normalised, rounded to 22
-// fractional bits; along x then y (down a tall image y first), each pass rounded to 8 bits. Pillow's nearest
-// (Geometry.c): one pixel each, no weights. Area is OpenCV's. Listed in table.h; definitions in qpt/degradations.py.
+// Down-up scaling (geometry family): Pillow's Image.resize to round(size / factor) and back, byte for byte. In Pillow's
+// antialiased resize (Resample.c) the filter's support grows with the scale; weights are computed in double, normalised
+// and rounded to 22 fractional bits; passes run along x, then y (y first when a tall image shrinks), each rounded to 8
+// bits. Pillow's nearest (Geometry.c) copies pixels. Area is OpenCV's. Listed in table.h; parameters in
+// qpt/degradations/rows/geometry.py.
 #pragma once
 #include "op.h"
 
@@ -10,21 +11,20 @@ namespace qpt {
 constexpr i32 kWeightBits = 22;
 constexpr i32 kMaxFactor = 16;
 
-// Filters are told apart by a number, so that the code of a resize exists once: 0 is the box (support 1/2), 1 the
-// triangle, 2 Keys' cubic convolution with a = -1/2 (IEEE TASSP 1981), 3 Lanczos' windowed sinc; so far the number is
-// the support. Area is the share of an input pixel that the output pixel covers.
-constexpr i32 kBox = 0;
+// A filter is a number and not a type, so that the code of a resize exists once. The numbers of the triangle, the cubic
+// and Lanczos' filter are their supports.
+constexpr i32 kBox = 0;  // support 1/2
 constexpr i32 kBilinear = 1;
-constexpr i32 kBicubic = 2;
-constexpr i32 kLanczos = 3;
-constexpr i32 kArea = 4;
+constexpr i32 kBicubic = 2;  // Keys' cubic convolution with a = -1/2 (IEEE TASSP 1981)
+constexpr i32 kLanczos = 3;  // Lanczos' windowed sinc
+constexpr i32 kArea = 4;     // the share of an input pixel that the output pixel covers
 
 // 1 / (k (k + 1)), k = 2, 4, ... 18.
 QPT_CONSTANT double kSineSteps[] = {1.0 / 6,   1.0 / 20,  1.0 / 42,  1.0 / 72, 1.0 / 110,
                                     1.0 / 156, 1.0 / 210, 1.0 / 272, 1.0 / 342};
 
-// sin(pi x) / (pi x) for |x| <= 3: sin(pi x) is that of x's distance from the nearest integer, up to the sign; Taylor
-// to the 19th power there, errors below 1e-15.
+// Returns sin(pi x) / (pi x) for |x| <= 3. sin(pi x) is, up to the sign, that of x's distance from the nearest integer,
+// for which the Taylor series to the 19th power has errors below 1e-15.
 QPT_INLINE double normalised_sinc(double x) {
   if (x == 0.0) return 1.0;
   const i32 whole = static_cast<i32>(x < 0.0 ? x - 0.5 : x + 0.5);
@@ -36,7 +36,8 @@ QPT_INLINE double normalised_sinc(double x) {
   return ((whole & 1) ? -sine : sine) / (x * 3.14159265358979323846);
 }
 
-// x in units of the output's pixels (of the input's where they are larger); scale: how many of the input's these are.
+// Returns a filter's weight at a distance x in output pixels, or in input pixels where these are larger. scale: the
+// size of this unit in input pixels.
 QPT_INLINE double filter_weight(i32 filter, double x, double scale) {
   if (filter == kBox) return x > -0.5 && x <= 0.5 ? 1.0 : 0.0;
   x = x < 0.0 ? -x : x;
@@ -48,7 +49,7 @@ QPT_INLINE double filter_weight(i32 filter, double x, double scale) {
   return 0.0;
 }
 
-// Weights of one resize along one axis: out[i] = sum_j weight[i * taps + j] * in[first[i] + j], j < count[i].
+// The weights of a resize along one axis: out[i] = sum_j weight[i * taps + j] * in[first[i] + j], j < count[i].
 struct Resampling {
   i32* first;
   i32* count;
@@ -56,17 +57,18 @@ struct Resampling {
   i32 taps;
 };
 
-// Taps that any output needs, for scale = in / out.
+// Returns a bound of the number of taps of an output pixel.
 QPT_INLINE i32 resampling_taps(i32 filter, i32 in, i32 out) {
-  const i32 scale = in > out ? (in + out - 1) / out : 1;  // rounded up: a bound, not the layout of Pillow
+  const i32 scale = in > out ? (in + out - 1) / out : 1;  // in / out rounded up; Pillow's own bound is tighter
   return (filter == kBox || filter == kArea ? 1 : 2 * filter) * scale + 2;
 }
 
+// Computes the weights of a resize of one side. The caller must sync() before they are read.
 template <class Team>
 QPT_FN Resampling build_resampling(const Team& team, i32 filter, i32 in, i32 out, Scratch scratch) {
   const i32 taps = resampling_taps(filter, in, out);
-  const Resampling table{scratch.take<i32>(out), scratch.take<i32>(out),
-                         scratch.take<i32>(static_cast<i64>(out) * taps), taps};
+  const Resampling resampling{scratch.take<i32>(out), scratch.take<i32>(out),
+                              scratch.take<i32>(static_cast<i64>(out) * taps), taps};
   const double scale = static_cast<double>(in) / out;
   const double filter_scale = scale < 1.0 ? 1.0 : scale;
   const double reach = filter == kBox    ? 0.5 * filter_scale
@@ -88,12 +90,12 @@ QPT_FN Resampling build_resampling(const Team& team, i32 filter, i32 in, i32 out
       double w = row[j];
       if (total != 0.0) w /= total;
       w *= 1 << kWeightBits;
-      table.weight[static_cast<i64>(i) * taps + j] = static_cast<i32>(w < 0.0 ? w - 0.5 : w + 0.5);
+      resampling.weight[static_cast<i64>(i) * taps + j] = static_cast<i32>(w < 0.0 ? w - 0.5 : w + 0.5);
     }
-    table.first[i] = first;
-    table.count[i] = count;
+    resampling.first[i] = first;
+    resampling.count[i] = count;
   });
-  return table;
+  return resampling;
 }
 
 QPT_INLINE u8 weighted_to_u8(i32 sum) {
@@ -101,7 +103,7 @@ QPT_INLINE u8 weighted_to_u8(i32 sum) {
 }
 constexpr i32 kHalf = 1 << (kWeightBits - 1);
 
-// One output pixel of a resize along x.
+// Computes one output pixel of a resize along x.
 QPT_INLINE void resample_pixel(const i32* weight, i32 count, const u8* in, u8* out) {
   i32 r = kHalf, g = kHalf, b = kHalf;
   for (i32 j = 0; j < count; ++j) {
@@ -114,21 +116,22 @@ QPT_INLINE void resample_pixel(const i32* weight, i32 count, const u8* in, u8* o
   out[2] = weighted_to_u8(b);
 }
 
-// Along x: in [h, in_w, 3] -> out [h, out_w, 3].
+// Resizes along x: in [h, in_w, 3] -> out [h, out_w, 3].
 template <class Team>
-QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w, i32 out_w, Resampling table) {
+QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w, i32 out_w, Resampling resampling) {
   const auto pixel = [&](i32 y, i32 x) {
-    resample_pixel(table.weight + static_cast<i64>(x) * table.taps, table.count[x],
-                   in + (static_cast<i64>(y) * in_w + table.first[x]) * 3, out + (static_cast<i64>(y) * out_w + x) * 3);
+    resample_pixel(resampling.weight + static_cast<i64>(x) * resampling.taps, resampling.count[x],
+                   in + (static_cast<i64>(y) * in_w + resampling.first[x]) * 3,
+                   out + (static_cast<i64>(y) * out_w + x) * 3);
   };
 #if QPT_SIMD_ROWS
   if constexpr (Team::kSolo) {
     i32 y = 0;
     for (; y + simd::kRowsAtOnce <= h; y += simd::kRowsAtOnce)
       for (i32 x = 0; x < out_w; ++x) {
-        const i32 first = table.first[x], count = table.count[x];
-        if (first + count < in_w)  // the byte after the last tap is in the image
-          simd::resample_pixels<kWeightBits>(table.weight + static_cast<i64>(x) * table.taps, count, kHalf,
+        const i32 first = resampling.first[x], count = resampling.count[x];
+        if (first + count < in_w)  // the vectors read one byte after the last tap, which must be in the image
+          simd::resample_pixels<kWeightBits>(resampling.weight + static_cast<i64>(x) * resampling.taps, count, kHalf,
                                              in + (static_cast<i64>(y) * in_w + first) * 3, 3 * static_cast<i64>(in_w),
                                              out + (static_cast<i64>(y) * out_w + x) * 3, 3 * static_cast<i64>(out_w));
         else
@@ -142,22 +145,22 @@ QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w,
   each(team, h, out_w, pixel);
 }
 
-// Along y: in [., samples] -> out [out_h, samples].
+// Resizes along y: in [., samples] -> out [out_h, samples].
 template <class Team>
-QPT_FN void resample_y(const Team& team, const u8* in, u8* out, i32 out_h, i32 samples, Resampling table) {
+QPT_FN void resample_y(const Team& team, const u8* in, u8* out, i32 out_h, i32 samples, Resampling resampling) {
   const auto sample = [&](i32 y, i32 i) {
-    const u8* from = in + static_cast<i64>(table.first[y]) * samples + i;
-    const i32* weight = table.weight + static_cast<i64>(y) * table.taps;
+    const u8* from = in + static_cast<i64>(resampling.first[y]) * samples + i;
+    const i32* weight = resampling.weight + static_cast<i64>(y) * resampling.taps;
     i32 sum = kHalf;
-    for (i32 j = 0; j < table.count[y]; ++j) sum += weight[j] * from[static_cast<i64>(j) * samples];
+    for (i32 j = 0; j < resampling.count[y]; ++j) sum += weight[j] * from[static_cast<i64>(j) * samples];
     out[static_cast<i64>(y) * samples + i] = weighted_to_u8(sum);
   };
 #if QPT_SIMD_ROWS
   if constexpr (Team::kSolo) {
     for (i32 y = 0; y < out_h; ++y) {
-      const i32 done = simd::resample_row<kWeightBits>(table.weight + static_cast<i64>(y) * table.taps, table.count[y],
-                                                       kHalf, in + static_cast<i64>(table.first[y]) * samples, samples,
-                                                       samples, out + static_cast<i64>(y) * samples);
+      const i32 done = simd::resample_row<kWeightBits>(
+          resampling.weight + static_cast<i64>(y) * resampling.taps, resampling.count[y], kHalf,
+          in + static_cast<i64>(resampling.first[y]) * samples, samples, samples, out + static_cast<i64>(y) * samples);
       for (i32 i = done; i < samples; ++i) sample(y, i);
     }
     return;
@@ -166,7 +169,7 @@ QPT_FN void resample_y(const Team& team, const u8* in, u8* out, i32 out_h, i32 s
   each(team, out_h, samples, sample);
 }
 
-// round(size / factor), half to even as Python's round(), at least 1.
+// Returns round(size / factor), halves to even as Python's round() has them, and at least 1.
 QPT_INLINE i32 reduced_size(i32 size, double factor) {
   const double exact = size / factor;
   const i32 whole = static_cast<i32>(exact);
@@ -175,7 +178,7 @@ QPT_INLINE i32 reduced_size(i32 size, double factor) {
   return maximum(whole + (up ? 1 : 0), 1);
 }
 
-// Four passes, with a table for each: down along one axis and the other, up along x, up along y.
+// Resizes in four passes: down along one axis and then the other, up along x, up along y.
 template <class Team>
 QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
@@ -183,57 +186,57 @@ QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* half_way = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
   u8* small = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  const bool y_first = a.h - small_h > 2 * (a.w - small_w);  // Pillow's rule since version 13; enlarging is x first
+  const bool y_first = a.h - small_h > 2 * (a.w - small_w);  // Pillow's rule since version 13; enlarging starts with x
   const u8* in = a.src;
   i32 h = a.h, w = a.w;  // of in
-  Resampling table{};
+  Resampling resampling{};
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 4; ++pass) {
     const bool along_x = (pass & 1) == (pass < 2 && y_first ? 1 : 0);
     const i32 to_h = pass < 2 ? small_h : a.h, to_w = pass < 2 ? small_w : a.w;
     u8* out = pass == 1 ? small : pass == 3 ? a.dst : half_way;
-    if ((pass & 1) == 0 || a.h != a.w) {  // a square image has one table for both directions
-      table = build_resampling(team, pass < 2 ? down : up, along_x ? w : h, along_x ? to_w : to_h, scratch);
-      team.sync();  // the table, written by all, is read by all
+    if ((pass & 1) == 0 || a.h != a.w) {  // a square image has the same weights along both axes
+      resampling = build_resampling(team, pass < 2 ? down : up, along_x ? w : h, along_x ? to_w : to_h, scratch);
+      team.sync();  // the weights, written by all, are read by all
     }
     if (along_x) {
-      resample_x(team, in, out, h, w, to_w, table);
+      resample_x(team, in, out, h, w, to_w, resampling);
       w = to_w;
     } else {
-      resample_y(team, in, out, to_h, 3 * w, table);
+      resample_y(team, in, out, to_h, 3 * w, resampling);
       h = to_h;
     }
-    team.sync();  // out, written by all, is read across by the next pass, which overwrites the table
+    team.sync();  // out, written by all, is read by all in the next pass, which overwrites the weights
     in = out;
   }
 }
 
-// p0 = factor in [1, 16].
+// Down and up again with the triangle filter. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_bilinear(Team& team, OpArgs a) {
   rescale(team, a, kBilinear, kBilinear);
 }
 
-// p0 = factor in [1, 16].
+// Down and up again with the cubic filter. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_bicubic(Team& team, OpArgs a) {
   rescale(team, a, kBicubic, kBicubic);
 }
 
-// Blocks: down and up again with the box filter, which repeats pixels on the way up. p0 = factor in [1, 16].
+// Down and up again with the box filter, which on the way up repeats pixels, in blocks. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void pixelate(Team& team, OpArgs a) {
   rescale(team, a, kBox, kBox);
 }
 
-// p0 = factor in [1, 16].
+// Down and up again with Lanczos' filter. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_lanczos(Team& team, OpArgs a) {
   rescale(team, a, kLanczos, kLanczos);
 }
 
-// at[i]: the pixel of `in` that Pillow's nearest takes for pixel i of `out`. Positions are sums of the step, as Pillow
-// adds them up: their rounding decides which pixel an exact boundary falls to.
+// Writes to at[i] the pixel of `in` that Pillow's nearest filter copies to pixel i of `out`. Positions are sums of the
+// step, as in Pillow: their rounding decides to which pixel an exact boundary belongs.
 QPT_INLINE void nearest_pixels(i32 in, i32 out, i32* at) {
   const double step = static_cast<double>(in) / out;
   double position = 0.5 * step;
@@ -243,7 +246,7 @@ QPT_INLINE void nearest_pixels(i32 in, i32 out, i32* at) {
   }
 }
 
-// Down and up again without a filter: every pixel is one of the source's. p0 = factor in [1, 16].
+// Down and up again without a filter: every pixel is a copy of a source pixel. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_nearest(Team& team, OpArgs a) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
@@ -257,7 +260,7 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
     nearest_pixels(a.w, small_w, down_x);
     nearest_pixels(small_w, a.w, up_x);
   });
-  team.sync();  // the four tables, written by one, are read by all
+  team.sync();  // the four lists of pixels, written by one member, are read by all
   each(team, a.h, a.w, [&](i32 y, i32 x) {
     const u8* from = a.src + (static_cast<i64>(down_y[up_y[y]]) * a.w + down_x[up_x[x]]) * 3;
     u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
@@ -267,33 +270,35 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
   });
 }
 
-// Bytes of a table of build_resampling for factors in [1, 16] whose longer side is `side`. Shrinking, out <= in and in
-// <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; enlarging, taps is at most 8.
+// Returns the bytes that build_resampling needs for factors in [1, 16] if the longer side is `side`. When shrinking,
+// out <= in and in <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; when enlarging, taps is at
+// most 8.
 QPT_FN i64 resampling_bytes(i64 side) {
   return 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
 }
 
+// Rounds a sum with two weights per term; halves go up or, if `even`, to the even number.
 QPT_INLINE u8 weighted_twice_to_u8(i64 sum, bool even) {
   constexpr i32 bits = 2 * kWeightBits;
-  const i64 below = even ? 1 - ((sum >> bits) & 1) : 0;  // 1: a half goes down
+  const i64 below = even ? 1 - ((sum >> bits) & 1) : 0;  // 1 if a half goes down
   return static_cast<u8>((sum + (i64{1} << (bits - 1)) - below) >> bits);
 }
 
-// Along both axes, rounded once, halves up or, if `even`, to the even number: in [h, in_w, 3] -> out [out_h, out_w, 3].
-// line: room for a row of `in` and one more. Integers all the way, so the order of sums does not matter. Weights are
-// not negative.
+// Resizes along both axes with one rounding, of halves up or, if `even`, to the even number: in [h, in_w, 3] -> out
+// [out_h, out_w, 3]. line: scratch of the samples of a row of `in` and one more. Weights must not be negative.
+// Everything is computed in integers, so the order of sums does not matter.
 template <class Team>
 QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32 out_h, i32 out_w, Resampling along_y,
                           Resampling along_x, bool even, i32* line) {
   const i32 samples = 3 * in_w;
-  const auto column = [&](i32 y, i32 i) {  // sample i of the rows that output row y is made of
+  const auto column = [&](i32 y, i32 i) {  // the sum along y of sample i, for output row y
     const u8* from = in + static_cast<i64>(along_y.first[y]) * samples + i;
     const i32* weight = along_y.weight + static_cast<i64>(y) * along_y.taps;
     i32 sum = 0;
     for (i32 j = 0; j < along_y.count[y]; ++j) sum += weight[j] * from[static_cast<i64>(j) * samples];
     return sum;
   };
-  const auto pixel = [&](i32 y, i32 x, auto summed) {  // summed(i): column(y, i)
+  const auto pixel = [&](i32 y, i32 x, auto summed) {  // summed(i) returns column(y, i)
     const i32* weight = along_x.weight + static_cast<i64>(x) * along_x.taps;
     i64 r = 0, g = 0, b = 0;
     for (i32 j = 0; j < along_x.count[x]; ++j) {
@@ -307,7 +312,7 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
     to[1] = weighted_twice_to_u8(g, even);
     to[2] = weighted_twice_to_u8(b, even);
   };
-  if constexpr (Team::kSolo) {  // a row at a time, so that loops along y run over contiguous samples
+  if constexpr (Team::kSolo) {  // row by row, so that loops along y run over contiguous samples
     for (i32 y = 0; y < out_h; ++y) {
       for (i32 i = 0; i <= samples; ++i) line[i] = 0;
       for (i32 j = 0; j < along_y.count[y]; ++j) {
@@ -330,8 +335,8 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
   }
 }
 
-// Down by the mean over each pixel's area, parts of pixels counting as such, and up bilinear, each rounded once, halves
-// as OpenCV has them (but for its half-up mean of exactly 2 x 2). p0 = factor in [1, 16].
+// Down by the mean over each output pixel's area, which may hold parts of pixels, and up bilinear, each with one
+// rounding. Halves are rounded as OpenCV does, except for its half-up mean of exactly 2 x 2. p0 = factor in [1, 16].
 template <class Team>
 QPT_FN void rescale_area(Team& team, OpArgs a) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
@@ -347,19 +352,19 @@ QPT_FN void rescale_area(Team& team, OpArgs a) {
     const i32 to_h = down ? small_h : a.h, to_w = down ? small_w : a.w, filter = down ? kArea : kBilinear;
     const Resampling along_y = build_resampling(team, filter, h, to_h, of_y);
     const Resampling along_x = build_resampling(team, filter, w, to_w, scratch);
-    team.sync();  // the tables, written by all, are read by all
+    team.sync();  // the weights, written by all, are read by all
     resample_both(team, down ? a.src : small, down ? small : a.dst, w, to_h, to_w, along_y, along_x, down, line);
-    team.sync();  // the small image, written by all, is read across by the next pass, which overwrites the tables
+    team.sync();  // the small image, written by all, is read by all in the next pass, which overwrites the weights
   }
 }
 
-// The small image, a row of sums and two tables.
+// The small image, a row of sums and the weights along both axes.
 QPT_FN i64 area_bytes(i32 h, i32 w) {
   return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + taken_bytes<i32>(static_cast<i64>(3) * w + 1) +
          resampling_bytes(h) + resampling_bytes(w);
 }
 
-// Two images of at most h x w and a table of the longer side: more than the four tables of rescale_nearest.
+// Two images of at most h x w and the weights of the longer side, which is more than rescale_nearest needs.
 QPT_FN i64 rescale_bytes(i32 h, i32 w) {
   return 2 * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + resampling_bytes(maximum(h, w));
 }

@@ -1,6 +1,6 @@
-// The other kernels of Real-ESRGAN (texture family): generalised Gaussian, plateau, and the circular low-pass, which
-// rings. The two shapes are 21 x 21, the largest of that paper's sizes. Listed in table.h; definitions in
-// qpt/optable/texture.py.
+// The other kernels of Real-ESRGAN (texture family): generalised Gaussian, plateau, and the circular low-pass filter,
+// which causes ringing. The first two are 21 x 21, the largest of that paper's sizes. Listed in table.h; parameters in
+// qpt/degradations/rows/texture.py.
 #pragma once
 #include "blur.h"
 
@@ -8,8 +8,8 @@ namespace qpt {
 
 constexpr i32 kShapedRadius = 10;
 
-// (distance of (dx, dy) from the centre in sigmas)^2, then its power beta as a logarithm; the long axis turned by p2 =
-// angle_deg counter-clockwise as seen.
+// The distance from the centre in sigmas along two axes, of which the first is turned by p2 = angle_deg
+// counter-clockwise as seen.
 struct ShapedKernel {
   float sigma_x, sigma_y, beta;
   SinCos angle;
@@ -20,7 +20,7 @@ struct ShapedKernel {
         beta(parameter(params[3], 0.1f, 8.0f)),
         angle(sin_cos_degrees(parameter(params[2], -36000.0f, 36000.0f))) {}
 
-  // beta ln(distance^2); the centre itself has -80, whose power is as good as 0.
+  // Returns beta ln(distance^2) of (dx, dy). The centre has -80: e^-80 is 0 beside the other terms.
   QPT_INLINE float log_power(i32 dy, i32 dx) const {
     const float x = static_cast<float>(dx), y = static_cast<float>(dy);
     const float u = (x * angle.cos - y * angle.sin) / sigma_x;  // image y points down
@@ -30,9 +30,9 @@ struct ShapedKernel {
   }
 };
 
-// exp(-distance^(2 beta) / 2): beta = 1 is the Gaussian, less has a sharper peak and longer tails, more a flat top. p0,
-// p1 = sigma_x_px, sigma_y_px, p2 = angle_deg, p3 = beta. Weights below 1e-6 of the peak are left out, as in
-// gaussian_blur_aniso.
+// Blurs with weights exp(-distance^(2 beta) / 2): beta = 1 is the Gaussian, a smaller beta gives a sharper peak and
+// longer tails, a larger one a flat top. p0 = sigma_x_px, p1 = sigma_y_px, p2 = angle_deg, p3 = beta. Weights below
+// 1e-6 of the peak are set to 0, as in gaussian_blur_aniso.
 template <class Team>
 QPT_FN void generalised_blur(Team& team, OpArgs a) {
   const ShapedKernel shape(a.params);
@@ -45,7 +45,8 @@ QPT_FN void generalised_blur(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, kShapedRadius, scratch);
 }
 
-// 1 / (1 + distance^(2 beta)): a flat top with tails that fall like a power. Parameters as generalised_blur.
+// Blurs with weights 1 / (1 + distance^(2 beta)): a flat top, and tails that fall like a power. The parameters are
+// those of generalised_blur.
 template <class Team>
 QPT_FN void plateau_blur(Team& team, OpArgs a) {
   const ShapedKernel shape(a.params);
@@ -57,8 +58,8 @@ QPT_FN void plateau_blur(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, kShapedRadius, scratch);
 }
 
-// Bessel function of the first kind and order 1 over its argument x >= 0, J1(x) / x: Abramowitz and Stegun 9.4.4 and
-// 9.4.6, errors below 1e-7.
+// Returns J1(x) / x for x >= 0, the Bessel function of the first kind and order 1 over its argument: Abramowitz and
+// Stegun 9.4.4 and 9.4.6, errors below 1e-7.
 QPT_INLINE float bessel_j1_over(float x) {
   if (x <= 3.0f) {
     const float s = x * x / 9.0f;
@@ -88,8 +89,8 @@ QPT_INLINE float bessel_j1_over(float x) {
   return amplitude * sin_cos_turns((x + phase) * 0.159154943f).cos / (x * square_root(x));
 }
 
-// The circular low-pass with cutoff p0 in radians per pixel, cut off at p1 = radius_px: c^2 J1(c r) / (2 pi c r),
-// sum 1.
+// Filters with the circular low-pass of cutoff c = p0 radians per pixel, truncated at p1 = radius_px: weights
+// c^2 J1(c r) / (2 pi c r), divided by their sum.
 template <class Team>
 QPT_FN void sinc_filter(Team& team, OpArgs a) {
   const float cutoff = parameter(a.params[0], 0.1f, 3.14159265f);

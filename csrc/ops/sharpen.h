@@ -1,13 +1,13 @@
-// What mixes an image with its own Gaussian blur: sharpening (texture family) and bled colours (colour family). The
-// blur stays float, a band of rows at a time. Luma is ITU-R 601's. Listed in table.h; definitions in
-// qpt/degradations.py.
+// Ops that combine an image with its own Gaussian blur: sharpening (texture family) and colour diffusion (colour
+// family). The blur is kept in float, a band of rows at a time. Luma is that of ITU-R 601. Listed in table.h;
+// parameters in qpt/degradations/rows.
 #pragma once
 #include "blur.h"
 
 namespace qpt {
 
-// finish(first, count, blurred) for parts of the image: the Gaussian blur of channel c of pixel first + i is
-// blurred[From::channels * i + c]. from: as load_padded has it.
+// Calls finish(first, count, blurred) for parts of the image: the Gaussian blur of channel c of pixel first + i is
+// blurred[From::channels * i + c]. from is that of load_padded.
 template <class Team, class From, class Finish>
 QPT_FN void with_gaussian_blur(const Team& team, OpArgs a, From from, i32 radius, float sigma, Finish finish) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
@@ -22,7 +22,7 @@ QPT_INLINE float luma_601(const Sample* pixel) {
          0.114f * static_cast<float>(pixel[2]);
 }
 
-// The luma of an image, as load_padded reads it.
+// Reads the luma of an image for load_padded.
 struct LumaSamples {
   static constexpr i32 channels = 1;
   const u8* src;  // [h, w, 3]
@@ -30,7 +30,7 @@ struct LumaSamples {
   QPT_INLINE float operator()(i32 y, i32 x) const { return luma_601(src + (static_cast<i64>(y) * w + x) * 3); }
 };
 
-// x + amount (x - blur(x)). p0 = amount, p1 = sigma_px in (0, 8].
+// Maps x to x + amount (x - blur(x)). p0 = amount, p1 = sigma_px in (0, 8].
 template <class Team>
 QPT_FN void unsharp_mask(Team& team, OpArgs a) {
   const float amount = parameter(a.params[0], 0.0f, 16.0f);
@@ -46,8 +46,8 @@ QPT_FN void unsharp_mask(Team& team, OpArgs a) {
                      });
 }
 
-// The difference of the luma to its blur, amount times on every channel. p0 = amount, p1 = radius_px, a whole number in
-// [1, 24], which is the blur's sigma too: its kernel is cut off after one sigma, as in the source.
+// Adds to every channel amount times the difference of the luma to its blur. p0 = amount, p1 = radius_px, an integer in
+// [1, 24], which is also the blur's sigma: the kernel is truncated at one sigma, as in the source.
 template <class Team>
 QPT_FN void high_sharpen(Team& team, OpArgs a) {
   const float amount = parameter(a.params[0], 0.0f, 64.0f);
@@ -65,8 +65,8 @@ QPT_FN void high_sharpen(Team& team, OpArgs a) {
                      });
 }
 
-// Luma kept, the rest blurred and multiplied by gain: Y(x) + gain (blur(x) - Y(blur(x))), since blurring and Y commute.
-// p0 = sigma_px in (0, 8], p1 = gain.
+// Keeps the luma Y, and blurs and multiplies the colour difference by gain: x becomes Y(x) + gain (blur(x) -
+// Y(blur(x))), since blurring and Y commute. p0 = sigma_px in (0, 8], p1 = gain.
 template <class Team>
 QPT_FN void colour_diffusion(Team& team, OpArgs a) {
   const float gain = parameter(a.params[1], 0.0f, 16.0f);
@@ -84,7 +84,7 @@ QPT_FN void colour_diffusion(Team& team, OpArgs a) {
                      });
 }
 
-// Scratch of with_gaussian_blur on an h x w image.
+// Scratch of with_gaussian_blur.
 QPT_FN i64 sharpen_bytes(i32 h, i32 w) {
   return taken_bytes<float>(static_cast<i64>(kBand) * 3 * w) + blur_bytes(h, w);
 }

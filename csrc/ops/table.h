@@ -1,6 +1,6 @@
-// The op table: X(name, largest scratch as a function of h and w) in id order, the order of qpt/degradations.py
-// (compared at load time). A new op: its function in its family's file, its line here, its row in qpt/optable/, its
-// definition in tests/reference/.
+// The compiled op table: X(name of the op's function, function of h and w that gives its scratch), in the order of ids,
+// which is that of qpt/degradations/op_table.py; the two are compared when qpt._C is loaded. docs/add-an-op.md says
+// what a new op needs.
 #pragma once
 #include "bilateral.h"
 #include "blur.h"

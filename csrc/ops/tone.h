@@ -1,21 +1,21 @@
-// Tone changes (colour family): one function of a sample's value for the whole image, computed in float32 for the 256
-// values and then looked up; dither's depends on the pixel's place too. Gamma and the sigmoid are skimage.exposure's,
-// the sigmoid stretched to keep black and white. Listed in table.h; definitions in qpt/degradations.py.
+// Tone changes (colour family): a function of a sample's value alone, computed in float32 for the 256 values and then
+// looked up; dither depends on the pixel's position too. Gamma and the sigmoid are those of skimage.exposure, the
+// sigmoid stretched so that black and white stay. Listed in table.h; parameters in qpt/degradations/rows/colour.py.
 #pragma once
 #include "op.h"
 
 namespace qpt {
 
-// dst = curve(src), clipped and rounded; curve takes and gives float values of 0-255.
+// Writes dst = curve(src), clipped and rounded. curve maps float values of 0-255 to such values.
 template <class Team, class Curve>
 QPT_FN void apply_curve(const Team& team, OpArgs a, Curve curve) {
-  u8* table = Scratch{static_cast<u8*>(a.scratch)}.take<u8>(256);
-  each(team, 256, [&](i32 value) { table[value] = to_u8(curve(static_cast<float>(value))); });
-  team.sync();  // the table, written by all, is read by all
-  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = table[a.src[i]]; });
+  u8* lut = Scratch{static_cast<u8*>(a.scratch)}.take<u8>(256);
+  each(team, 256, [&](i32 value) { lut[value] = to_u8(curve(static_cast<float>(value))); });
+  team.sync();  // the lookup table, written by all, is read by all
+  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = lut[a.src[i]]; });
 }
 
-// 255 (x / 255)^gamma. p0 = gamma; 1 changes nothing.
+// Maps x to 255 (x / 255)^gamma. p0 = gamma; 1 changes nothing.
 template <class Team>
 QPT_FN void gamma(Team& team, OpArgs a) {
   const float exponent = parameter(a.params[0], 0.1f, 8.0f);
@@ -25,7 +25,7 @@ QPT_FN void gamma(Team& team, OpArgs a) {
   });
 }
 
-// The logistic function of gain (x / 255 - 1/2), stretched so that 0 and 255 stay. p0 = gain.
+// Maps x to the logistic function of gain (x / 255 - 1/2), stretched so that 0 and 255 stay. p0 = gain.
 template <class Team>
 QPT_FN void contrast_curve(Team& team, OpArgs a) {
   const float gain = parameter(a.params[0], 0.5f, 32.0f);
@@ -37,22 +37,22 @@ QPT_FN void contrast_curve(Team& team, OpArgs a) {
   apply_curve(team, a, [&](float x) { return 255.0f * (logistic(x / 255.0f) - low) / range; });
 }
 
-// x + p0. p0 = shift on the 0-255 scale.
+// Maps x to x + shift. p0 = shift on the 0-255 scale.
 template <class Team>
 QPT_FN void mean_shift(Team& team, OpArgs a) {
   const float shift = parameter(a.params[0], -255.0f, 255.0f);
   apply_curve(team, a, [&](float x) { return x + shift; });
 }
 
-// The nearest of p0 = levels equally spaced values, 0 and 255 among them. 2 x (levels - 1) is even and 255 odd, so no
-// value lies half way.
+// Maps x to the nearest of p0 = levels equally spaced values, 0 and 255 among them. No value lies half way between two,
+// since 2 x (levels - 1) is even and 255 is odd.
 template <class Team>
 QPT_FN void quantise(Team& team, OpArgs a) {
   const float steps = nearest(parameter(a.params[0], 2.0f, 256.0f)) - 1.0f;
   apply_curve(team, a, [&](float x) { return nearest(x * steps / 255.0f) * 255.0f / steps; });
 }
 
-// Keep the highest p0 = bits bits of every value; 8 changes nothing. Pillow's ImageOps.posterize.
+// Keeps the highest p0 = bits bits of every value, as Pillow's ImageOps.posterize does; 8 changes nothing.
 template <class Team>
 QPT_FN void posterise(Team& team, OpArgs a) {
   const i32 bits = static_cast<i32>(parameter(a.params[0], 1.0f, 8.0f));
@@ -60,15 +60,16 @@ QPT_FN void posterise(Team& team, OpArgs a) {
   each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = static_cast<u8>(a.src[i] & mask); });
 }
 
-// Bayer's 8 x 8 matrix of 0..63 at (y, x): the bits of y ^ x and y, interleaved from the lowest up, are its bits from
-// the highest down.
+// Returns the element (y, x) of Bayer's 8 x 8 matrix of 0..63. Its bits from the highest down are the bits of y ^ x and
+// y from the lowest up, interleaved.
 QPT_INLINE i32 bayer(i32 y, i32 x) {
   const i32 v = y ^ x;
   return (v & 1) << 5 | (y & 1) << 4 | (v & 2) << 2 | (y & 2) << 1 | (v & 4) >> 1 | (y & 4) >> 2;
 }
 
-// One of p0 = levels equally spaced values, the one above or below by the matrix: floor(x steps / 255 + (m + 1/2) /
-// 64). In integers: the sum over the denominator 255 x 128 is odd, so it is never whole and nothing hangs on rounding.
+// Maps x to one of p0 = levels equally spaced values, the one above or the one below by the matrix element m: value
+// number floor(x steps / 255 + (m + 1/2) / 64). In integers the sum over the denominator 255 x 128 is odd, so it is
+// never an integer itself, and the result does not depend on rounding.
 template <class Team>
 QPT_FN void dither(Team& team, OpArgs a) {
   const i32 steps = static_cast<i32>(nearest(parameter(a.params[0], 2.0f, 256.0f))) - 1;

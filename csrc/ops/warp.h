@@ -1,7 +1,6 @@
-// Ops that take pixels from elsewhere: zoom and glass blur (texture family), spatial jitter (geometry family), shifted
-// and magnified channels (colour family).
-// Positions beyond the border take the nearest pixel of the image (replicated border). Listed in table.h; definitions
-// in qpt/degradations.py.
+// Ops that read pixels at other positions: zoom and glass blur (texture family), spatial jitter (geometry family),
+// shifted and magnified channels (colour family). A position beyond the border reads the nearest pixel of the image
+// (replicated border). Listed in table.h; parameters in qpt/degradations/rows.
 #pragma once
 #include "blur.h"
 #include "noise.h"
@@ -9,20 +8,20 @@
 namespace qpt {
 
 constexpr i32 kZoomViews = 16;
-constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and a spare for vectors
+constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and one more that vectors read
 
-// Mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. A row at a
-// time: between two source rows for every view, then between two pixels of each.
+// The mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. Row by
+// row: first interpolation between two source rows for every view, then between two pixels of each view.
 template <class Team>
 QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float zoom = parameter(a.params[0], 1.0f, 2.0f);
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
-  const i32 samples = 3 * a.w, stride = spread(samples + kZoomPadding), places = spread(a.w);
+  const i32 samples = 3 * a.w, stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);    // pixel to the left of the position
-  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);  // how far beyond it, [0, 1)
+  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);    // the pixel to the left of the position
+  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
   float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
-  // Where view v shows position i of n: always inside, since views are enlarged.
+  // Returns the position of the source that view v shows at i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
     const float centre = 0.5f * static_cast<float>(n - 1);
     const float inverse = 1.0f / (1.0f + step * static_cast<float>(v));
@@ -43,7 +42,7 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
       const float lower = a.src[static_cast<i64>(minimum(whole + 1, a.h - 1)) * samples + i];
       rows[v * stride + i] = upper + (at - static_cast<float>(whole)) * (lower - upper);
     });
-    team.sync();  // rows of all views and the tables, written by all, are read by all
+    team.sync();  // rows of all views, left_at and right, written by all, are read by all
     u8* const to = a.dst + static_cast<i64>(y) * samples;
     const auto sample = [&](i32 x, i32 c) {
       float sum = 0.0f;
@@ -69,12 +68,12 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 zoom_bytes(i32, i32 w) {
-  const i64 places = kZoomViews * static_cast<i64>(spread(w));
+  const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
   return taken_bytes<i32>(places) + taken_bytes<float>(places) +
-         taken_bytes<float>(kZoomViews * static_cast<i64>(spread(3 * w + kZoomPadding)));
+         taken_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)));
 }
 
-// A word as an integer in [-reach, reach].
+// Maps a word to an integer in [-reach, reach].
 QPT_INLINE i32 offset_within(u32 word, i32 reach) {
   const u64 choices = 2 * static_cast<u64>(reach) + 1;
   return static_cast<i32>((word * choices) >> 32) - reach;
@@ -82,8 +81,8 @@ QPT_INLINE i32 offset_within(u32 word, i32 reach) {
 
 constexpr i32 kMaxGlass = 16;
 
-// Every pixel from up to p0 = delta_px rows and columns away, then a Gaussian blur of p1 = sigma_px. Pixel p takes the
-// words x and y of counter p as its row and column offsets.
+// Reads every pixel from up to p0 = delta_px rows and columns away, then applies a Gaussian blur of p1 = sigma_px.
+// Words x and y of counter p give the row and column offsets of pixel p.
 template <class Team>
 QPT_FN void glass_blur(Team& team, OpArgs a) {
   const i32 reach = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxGlass)) + 0.5f);
@@ -100,13 +99,14 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[1] = from[1];
     to[2] = from[2];
   });
-  // Not synced: the first barrier of separable_blur comes before anyone reads moved.
+  // Not synced: the first barrier of separable_blur comes before any member reads moved.
   a.src = moved;
   a.scratch = scratch.next;
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
 }
 
-// Green from p0 = shift_px away in the direction p1 = angle_deg, counter-clockwise as seen; rows and columns rounded.
+// Moves green by p0 = shift_px in the direction p1 = angle_deg, counter-clockwise as seen; rows and columns are
+// rounded.
 template <class Team>
 QPT_FN void colour_shift(Team& team, OpArgs a) {
   const float distance = parameter(a.params[0], 0.0f, 64.0f);
@@ -122,10 +122,10 @@ QPT_FN void colour_shift(Team& team, OpArgs a) {
   });
 }
 
-// The four pixels around a position, which is kept inside the image, and the bilinear weights of the farther ones.
-struct Between {
+// The four pixels around a position, and the bilinear weights of the pixels on the right and below.
+struct BilinearSample {
   const u8* upper_left;
-  i32 across, below;  // samples to the pixel on the right and below; 0 at the border
+  i32 across, below;  // distance in samples to the pixel on the right and below; 0 at the border
   float right, down;
 
   QPT_INLINE float channel(i32 c) const {
@@ -136,7 +136,8 @@ struct Between {
   }
 };
 
-QPT_INLINE Between between(const OpArgs& a, float y, float x) {
+// Returns the sample at a position, which is clamped to the image.
+QPT_INLINE BilinearSample bilinear_at(const OpArgs& a, float y, float x) {
   const float row = clamp(y, 0.0f, static_cast<float>(a.h - 1)), column = clamp(x, 0.0f, static_cast<float>(a.w - 1));
   const i32 whole_row = static_cast<i32>(row), whole_column = static_cast<i32>(column);
   return {a.src + (static_cast<i64>(whole_row) * a.w + whole_column) * 3, whole_column < a.w - 1 ? 3 : 0,
@@ -144,7 +145,7 @@ QPT_INLINE Between between(const OpArgs& a, float y, float x) {
           row - static_cast<float>(whole_row)};
 }
 
-// Red magnified about the image's centre by 1 + p0 and blue by 1 - p0, bilinear; green stays.
+// Magnifies red about the image's centre by 1 + p0 and blue by 1 - p0, bilinear; green stays. p0 = ratio.
 template <class Team>
 QPT_FN void chromatic_aberration(Team& team, OpArgs a) {
   const float ratio = parameter(a.params[0], -0.25f, 0.25f);
@@ -153,22 +154,22 @@ QPT_FN void chromatic_aberration(Team& team, OpArgs a) {
   each(team, a.h, a.w, [&](i32 y, i32 x) {
     const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
     const float from_y = static_cast<float>(y) - centre_y, from_x = static_cast<float>(x) - centre_x;
-    a.dst[at] = to_u8(between(a, centre_y + from_y * red, centre_x + from_x * red).channel(0));
+    a.dst[at] = to_u8(bilinear_at(a, centre_y + from_y * red, centre_x + from_x * red).channel(0));
     a.dst[at + 1] = a.src[at + 1];
-    a.dst[at + 2] = to_u8(between(a, centre_y + from_y * blue, centre_x + from_x * blue).channel(2));
+    a.dst[at + 2] = to_u8(bilinear_at(a, centre_y + from_y * blue, centre_x + from_x * blue).channel(2));
   });
 }
 
-// Every pixel from a place that a normal step of standard deviation sqrt(5) p0 away in rows and in columns leads to,
-// bilinear: elements 2 p and 2 p + 1 of the noise are pixel p's.
+// Reads every pixel, bilinear, at a distance that is normal in rows and in columns with standard deviation sqrt(5) p0.
+// p0 = std_px. Elements 2 p and 2 p + 1 of the noise belong to pixel p.
 template <class Team>
 QPT_FN void spatial_jitter(Team& team, OpArgs a) {
   const float std = 2.23606798f * parameter(a.params[0], 0.0f, 8.0f);
   with_normals<2>(team, a, kTagJitter, [&](i32 first, i32 count, const float* normal) {
     each(team, count / 2, [&](i32 i) {
       const i32 p = first / 2 + i, y = p / a.w;
-      const Between from = between(a, static_cast<float>(y) + std * normal[2 * i],
-                                   static_cast<float>(p - y * a.w) + std * normal[2 * i + 1]);
+      const BilinearSample from = bilinear_at(a, static_cast<float>(y) + std * normal[2 * i],
+                                              static_cast<float>(p - y * a.w) + std * normal[2 * i + 1]);
       u8* to = a.dst + static_cast<i64>(3) * p;
       to[0] = to_u8(from.channel(0));
       to[1] = to_u8(from.channel(1));

@@ -1,25 +1,26 @@
-// The 9/7 wavelet of Cohen, Daubechies and Feauveau by lifting (Daubechies and Sweldens, 1998), as JPEG 2000 has it
-// (ITU-T T.800, annex F), scaled to be nearly orthonormal. In place: after a level the low half comes first. Signals
-// are mirrored about the centres of their end samples; a signal of one sample stays as it is. Used by jpeg2000.h.
+// The 9/7 wavelet of Cohen, Daubechies and Feauveau by lifting (Daubechies and Sweldens, 1998), as in JPEG 2000 (ITU-T
+// T.800, annex F), scaled to be nearly orthonormal. The transform is in place; after a level the low half comes first.
+// Signals are mirrored about the centres of their end samples, and a signal of one sample stays unchanged. Used by
+// jpeg2000.h.
 #pragma once
 #include "op.h"
 
 namespace qpt {
 
 constexpr i32 kWaveletLevels = 5;
-constexpr i32 kStripLines = 32;  // transformed side by side
+constexpr i32 kStripLines = 32;  // lines that are transformed together
 constexpr float kLowGain = 1.149604398f;
 
-// One lifting step on a strip [n][kStripLines] whose low half comes first: the samples of one half gain factor times
-// the sum of their two neighbours in the other.
+// One lifting step on a strip [n][kStripLines] whose low half comes first: adds to the samples of one half, the high
+// one if `to_high`, factor times the sum of their two neighbours in the other half.
 template <class Team>
-QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool high_gains, float factor) {
+QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool to_high, float factor) {
   const i32 lows = (n + 1) / 2, highs = n / 2;
   float *const low = strip, *const high = strip + static_cast<i64>(lows) * kStripLines;
-  float* const to = high_gains ? high : low;
-  const float* const from = high_gains ? low : high;
-  const i32 shift = high_gains ? 0 : -1, last = (high_gains ? lows : highs) - 1;
-  each(team, high_gains ? highs : lows, lines, [=](i32 i, i32 line) {
+  float* const to = to_high ? high : low;
+  const float* const from = to_high ? low : high;
+  const i32 shift = to_high ? 0 : -1, last = (to_high ? lows : highs) - 1;
+  each(team, to_high ? highs : lows, lines, [=](i32 i, i32 line) {
     const float left = from[clamp(i + shift, 0, last) * kStripLines + line];
     const float right = from[clamp(i + shift + 1, 0, last) * kStripLines + line];
     float* const x = to + i * kStripLines + line;
@@ -28,7 +29,7 @@ QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool high_gai
   team.sync();  // this half, written by all, is read by all in the next step
 }
 
-// One level along lines of n samples: sample p of line l is at plane[l line_step + p sample_step].
+// Transforms lines of n samples by one level; sample p of line l is at plane[l line_step + p sample_step].
 template <class Team>
 QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_step, i32 n, i32 sample_step,
                             bool inverse, float* strip) {
@@ -39,7 +40,7 @@ QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_
   for (i32 first = 0; first < lines; first += kStripLines) {
     const i32 count = minimum(kStripLines, lines - first);
     float* const from = plane + static_cast<i64>(first) * line_step;
-    // Place p of the strip is sample p of the transform, and sample 2 p or 2 (p - lows) + 1 of the signal.
+    // Place p of the strip holds sample p of the transform, which is sample 2 p or 2 (p - lows) + 1 of the signal.
     each(team, n, count, [=](i32 p, i32 line) {
       const i32 sample = inverse ? p : p < lows ? 2 * p : 2 * (p - lows) + 1;
       const float gain = !inverse ? 1.0f : p < lows ? low_gain : high_gain;
@@ -57,20 +58,20 @@ QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_
       const float gain = inverse ? 1.0f : p < lows ? low_gain : high_gain;
       from[sample * sample_step + line * line_step] = strip[p * kStripLines + line] * gain;
     });
-    team.sync();  // the plane, written by all, is read by all; so was the strip, which is overwritten
+    team.sync();  // the plane, written by all, is read by all; the strip, which all have read, is overwritten
   }
 }
 
-// Size of what is left of a side after `level` levels.
+// Returns the size of the low part of a side after `level` levels.
 QPT_INLINE i32 low_size(i32 size, i32 level) {
   return (size - 1) / (1 << level) + 1;
 }
 
-// All levels of one plane [h, w], rows `stride` apart, finest first, or back.
+// Transforms one plane [h, w], whose rows are `stride` apart, by all levels from the finest on, or back if `inverse`.
 template <class Team>
 QPT_FN void transform_plane(const Team& team, float* plane, i32 h, i32 w, i32 stride, bool inverse, float* strip) {
   QPT_UNROLL(1)
-  for (i32 i = 0; i < 2 * kWaveletLevels; ++i) {  // two directions per level: along y, along x; backwards if inverse
+  for (i32 i = 0; i < 2 * kWaveletLevels; ++i) {  // per level along y, then along x; in reverse order if inverse
     const i32 pass = inverse ? 2 * kWaveletLevels - 1 - i : i, level = pass / 2;
     const i32 rows = low_size(h, level), columns = low_size(w, level);
     const bool along_x = pass & 1;

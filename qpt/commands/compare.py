@@ -1,4 +1,4 @@
-"""``qpt compare``: is one method better than another on the same test sets? The work is in ``qpt.evaluate.compare``."""
+"""``qpt compare``: test whether one method is better than another. The work is in ``qpt.evaluate.compare``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from qpt.errors import InputError
+    from qpt.errors import InputError, check_int
     from qpt.evaluate.compare import compare, comparison_lines, read_result
-    from qpt.evaluate.report import check_writable, to_json, write_json
+    from qpt.io import check_writable, to_json, write_json
 
     if len(args.results) > 2:
         raise InputError(f"compare: results must be one or two files, got {len(args.results)}")
-    if args.seed < 0:
-        raise InputError(f"compare: seed must be >= 0, got {args.seed}")
+    check_int("compare", "seed", args.seed, 0)
     if len(args.results) == 1 and args.method_b is None:
         raise InputError("compare: method_b must be given to compare two methods of one file")
     if args.out is not None:

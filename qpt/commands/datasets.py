@@ -1,4 +1,4 @@
-"""``qpt datasets``: what each known data set needs and whether a folder holds it. The work is in ``qpt.data.iqa``."""
+"""``qpt datasets``: list the known data sets and check folders. The work is in ``qpt.evaluate.datasets``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ EXAMPLE = (
     "  qpt datasets check koniq10k --root data/koniq10k\n"
     "  qpt datasets check live:original --root data/live --json"
 )
-
-
 _SHOWN = 20
 
 
@@ -30,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0; of a check, 1 where the folder is not the whole data set."""
+    """Return 0, or 1 for a check of a folder that is not the whole data set."""
     import json
 
-    from qpt.data.iqa import DATASETS, as_dict, markdown
     from qpt.errors import InputError
+    from qpt.evaluate.datasets import DATASETS, as_dict, markdown
 
     if args.action == "check":
         return _check(args)
@@ -52,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import json
 
-    from qpt.data.iqa import check_dataset
     from qpt.errors import InputError
+    from qpt.evaluate.datasets import check_dataset
 
     if args.name is None or args.root is None or args.markdown:
         raise InputError("datasets: check needs a name and --root: qpt datasets check NAME --root FOLDER")
-    report = check_dataset(args.name, args.root, leaks=args.leaks)
-    print(json.dumps(report, indent=1) if args.json else _checked(report))
-    return 0 if report["complete"] else 1
+    found = check_dataset(args.name, args.root, leaks=args.leaks)
+    print(json.dumps(found, indent=1) if args.json else _checked(found))
+    return 0 if found["complete"] else 1
 
 
 def _described(entry: dict[str, Any]) -> str:
@@ -77,20 +75,20 @@ def _described(entry: dict[str, Any]) -> str:
     return f"{entry['name']}: {entry['title']}\n" + "\n".join(f"  {k:<8} {v}" for k, v in lines.items() if v)
 
 
-def _checked(report: dict[str, Any]) -> str:
-    lines = [f"{report['name']}: {report['images']} of {report['expected']} images"]
-    if report.get("references") is not None:
-        lines.append(f"references: {report['references']} of {report['expected_references']}")
-    for name, (train, val, test) in report.get("splits", {}).items():
+def _checked(found: dict[str, Any]) -> str:
+    lines = [f"{found['name']}: {found['images']} of {found['expected']} images"]
+    if found.get("references") is not None:
+        lines.append(f"references: {found['references']} of {found['expected_references']}")
+    for name, (train, val, test) in found.get("splits", {}).items():
         lines.append(f"split {name}: {train} train, {val} val, {test} test")
-    lines += report.get("notes", [])
-    lines += [f"warning: {warning}" for warning in report.get("warnings", [])]
-    if report["missing"]:
-        lines.append(f"{len(report['missing'])} missing file(s)")
-    if report["problems"]:
-        lines.append(f"{len(report['problems'])} problem(s):")
-        lines += [f"  {problem}" for problem in report["problems"][:_SHOWN]]
-        if len(report["problems"]) > _SHOWN:
-            lines.append(f"  ... and {len(report['problems']) - _SHOWN} more; --json has all")
-    lines.append("complete" if report["complete"] else "not complete, or not the published set")
+    lines += found.get("notes", [])
+    lines += [f"warning: {warning}" for warning in found.get("warnings", [])]
+    if found["missing"]:
+        lines.append(f"{len(found['missing'])} missing file(s)")
+    if found["problems"]:
+        lines.append(f"{len(found['problems'])} problem(s):")
+        lines += [f"  {problem}" for problem in found["problems"][:_SHOWN]]
+        if len(found["problems"]) > _SHOWN:
+            lines.append(f"  ... and {len(found['problems']) - _SHOWN} more; --json has all")
+    lines.append("complete" if found["complete"] else "not complete, or not the published set")
     return "\n".join(lines)

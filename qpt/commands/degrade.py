@@ -1,6 +1,6 @@
-"""``qpt degrade``: draw what the degradations do to one photograph; list the ops and the named spaces.
+"""The command ``qpt degrade``: draw what the degradations do to one photograph; list the ops and the named spaces.
 
-Run by ``qpt.cli``; the drawing is ``qpt.pictures.draw_degradations``.
+Run by ``qpt.cli``; ``qpt.report.degradation_grid.draw_degradations`` draws.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qpt.space import DegradationSpace
+    from qpt.degradations.space import DegradationSpace
 
 HELP = "draw every op at every level, and random compositions, of one photograph; list ops and spaces"
 EXAMPLE = """\
@@ -52,9 +52,9 @@ def _draw(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from qpt.data.images import UNREADABLE, load_rgb
+    from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
-    from qpt.pictures import draw_degradations
-    from qpt.space import DegradationSpace
+    from qpt.report.degradation_grid import draw_degradations
 
     for name, value in (("IMAGE", args.image), ("--out", args.out)):
         if not value:
@@ -64,30 +64,30 @@ def _draw(args: argparse.Namespace) -> int:
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
     try:
-        photograph = load_rgb(args.image)
+        image = load_rgb(args.image)
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.filename:  # a missing or forbidden file is named by its own error
+        if isinstance(error, OSError) and error.filename:  # the error of a missing or forbidden file names it already
             raise
         raise InputError(f"degrade: IMAGE must be a whole, readable image file, got {args.image}: {error}") from error
-    picture = draw_degradations(photograph, space, size=args.size, compositions=args.compositions, seed=args.seed)
-    picture.image.save(out)
+    grid = draw_degradations(image, space, size=args.size, compositions=args.compositions, seed=args.seed)
+    grid.image.save(out)
 
     if args.json:
         facts = {
             "out": str(out),
-            "width": picture.image.width,
-            "height": picture.image.height,
+            "width": grid.image.width,
+            "height": grid.image.height,
             "space": args.space,
             "seed": args.seed,
-            "table": picture.levels.table,
+            "table": grid.levels.table,
             **_sizes(space),
-            "levels": [[asdict(step) for step in chain.steps] for chain in picture.levels],
-            "compositions": [[asdict(step) for step in chain.steps] for chain in picture.compositions],
+            "levels": [[asdict(step) for step in chain.steps] for chain in grid.levels],
+            "compositions": [[asdict(step) for step in chain.steps] for chain in grid.compositions],
         }
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{out}: {len(picture.levels)} single ops and {len(picture.compositions)} compositions of {args.space}")
-        for chain in picture.compositions:
+        print(f"{out}: {len(grid.levels)} single ops and {len(grid.compositions)} compositions of {args.space}")
+        for chain in grid.compositions:
             print(f"  {chain}")
     return 0
 
@@ -97,7 +97,7 @@ def _sizes(space: DegradationSpace) -> dict[str, Any]:
 
 
 def _ops() -> list[dict[str, Any]]:
-    from qpt.degradations import DEGRADATIONS, levels_in_words
+    from qpt.degradations.op_table import DEGRADATIONS, describe_levels
 
     return [
         {
@@ -105,7 +105,7 @@ def _ops() -> list[dict[str, Any]]:
             "family": row.family,
             "doc": row.doc,
             "parameters": [
-                {"name": p.name, "unit": p.unit, "low": p.low, "high": p.high, "levels": levels_in_words(p)}
+                {"name": p.name, "unit": p.unit, "low": p.low, "high": p.high, "levels": describe_levels(p)}
                 for p in row.parameters
             ],
             "source": row.source,
@@ -115,8 +115,8 @@ def _ops() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from qpt import presets
-    from qpt.space import DegradationSpace
+    from qpt.degradations import presets
+    from qpt.degradations.space import DegradationSpace
 
     spaces = {name: DegradationSpace.preset(name) for name in presets.NAMES}
     return [

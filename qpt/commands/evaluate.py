@@ -1,12 +1,14 @@
-"""``qpt evaluate``: how well an encoder's features predict mean opinion scores. The work is in ``qpt.evaluate.run``."""
+"""``qpt evaluate``: predict mean opinion scores from an encoder's features. The work is in ``qpt.evaluate.run``."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
+from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
+
 if TYPE_CHECKING:  # `qpt --help` imports neither NumPy nor Pillow
-    from qpt.evaluate.plan import Plan
+    from qpt.evaluate.regimes import EvaluationConfig
     from qpt.evaluate.table import ScoreTable
 
 HELP = "measure an encoder on photographs with mean opinion scores, beside untrained and classical features"
@@ -19,21 +21,20 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The table's arguments are shared with ``fit`` and ``score``: see ``add_table_arguments``."""
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run directories or checkpoint files")
     add_table_arguments(parser, required=True)
     parser.add_argument(
         "--untrained", type=int, default=1, metavar="N", help="number of untrained encoders (default 1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
-    add_plan_arguments(parser)
+    add_protocol_arguments(parser)
     add_feature_arguments(parser)
     parser.add_argument("--out", type=str, default=None, help="write the whole result, every split included, as JSON")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
-    """Splits, labels, regressor and fine-tuning; ``docs/evaluation.md`` defines them."""
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of splits, labels, regressor and fine-tuning; ``docs/evaluation.md`` defines them."""
     parser.add_argument(
         "--protocol",
         choices=("random", "official", "cross", "leave-one-out"),
@@ -68,97 +69,22 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fine-tune-loss", choices=("huber", "plcc"), default="huber", help="(default huber)")
 
 
-def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What names a table of scores: --csv or --dataset, and how to read it. ``read_table_arguments`` reads it.
-
-    required: only for the help; that one of the two is given is checked when the table is read.
-    """
-    one_of = "one of --csv and --dataset is required" if required else "or --dataset"
-    parser.add_argument(
-        "--csv",
-        type=str,
-        default=None,
-        help=f"UTF-8 CSV with columns image, mos and, optionally, ref and split; pyiqa's meta files too ({one_of})",
-    )
-    parser.add_argument(
-        "--dataset",
-        type=str,
-        default=None,
-        metavar="NAME",
-        help="an official data set below --root, such as koniq10k or koniq10k:512x384 (list: qpt datasets)",
-    )
-    parser.add_argument(
-        "--root", type=str, default=None, help="folder the image names start from (default: the CSV's), or the data set"
-    )
-    parser.add_argument(
-        "--splits",
-        type=str,
-        default=None,
-        metavar="FILE",
-        help="published splits: ARNIQA's folder of .npy, pyiqa's .pkl, or a CSV with split columns",
-    )
-    parser.add_argument("--lower-better", action="store_true", help="the scores of the CSV are DMOS: lower is better")
-    parser.add_argument("--name", type=str, default=None, help="what results call the set (default: its folder's name)")
-
-
-def read_table_arguments(args: argparse.Namespace, *, leaks: bool = False) -> ScoreTable:
-    """The table that the arguments of ``add_table_arguments`` name; notes and leak warnings go to standard error.
-
-    leaks: also look for near-duplicates, which decodes every photograph. Raises InputError for what they name, or for
-    neither or both of --csv and --dataset.
-    """
-    import sys
-    from dataclasses import replace
-
-    from qpt.data.iqa import load_dataset
-    from qpt.errors import InputError
-    from qpt.evaluate.leaks import leak_warnings, near_duplicates
-    from qpt.evaluate.splits import import_splits
-    from qpt.evaluate.table import read_table
-
-    if (args.csv is None) == (args.dataset is None):
-        got = "neither" if args.csv is None else "both"
-        raise InputError(f"table: give either --csv FILE or --dataset NAME with --root FOLDER, got {got}")
-    if args.csv is not None:
-        table = read_table(args.csv, root=args.root, name=args.name, lower_better=args.lower_better)
-    else:
-        if args.root is None or args.lower_better:
-            raise InputError(
-                "table: --dataset needs --root, the folder with its files, and knows the direction of its scores"
-            )
-        table = load_dataset(args.dataset, args.root)
-        if args.name is not None:
-            table = replace(table, name=args.name)
-    if args.splits is not None:
-        table = import_splits(table, args.splits)
-    warnings = leak_warnings(table, near_duplicates(table) if leaks else ())
-    for line in (*table.notes, *(f"warning: {line}" for line in warnings)):
-        print(line, file=sys.stderr)
-    return table
-
-
-def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
-    """--crops, --crop-px and --cache: what of a photograph is looked at, and where features are kept."""
-    parser.add_argument("--crops", type=int, default=9, help="most crops seen of a large photograph (default 9)")
-    parser.add_argument("--crop-px", type=int, default=384, help="side of a crop in pixels (default 384)")
-    parser.add_argument("--cache", type=str, default=None, help="folder for computed features (default: RUN/features)")
-
-
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from qpt.evaluate.features import FeatureProtocol
-    from qpt.evaluate.report import check_writable, result_table, to_json, write_json
+    from qpt.evaluate.result import render_result
     from qpt.evaluate.run import evaluate
+    from qpt.io import check_writable, to_json, write_json
 
     if args.out is not None:
         check_writable(args.out, "evaluate")
-    plan = _plan(args)
+    config = _config(args)
     result = evaluate(
         args.runs,
         read_table_arguments(args, leaks=True),
         others=_other_tables(args),
-        plan=plan,
+        config=config,
         untrained=args.untrained,
         seed=args.seed,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
@@ -171,13 +97,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         console = Console()
         # Piped output has no width of its own; the table needs about 110 columns.
-        (console if console.is_terminal else Console(width=110)).print(result_table(result))
+        (console if console.is_terminal else Console(width=110)).print(render_result(result))
     return 0
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _config(args: argparse.Namespace) -> EvaluationConfig:
     from qpt.evaluate.finetune import FineTuning
-    from qpt.evaluate.plan import Plan
+    from qpt.evaluate.regimes import EvaluationConfig
 
     tuning = FineTuning(
         epochs=args.fine_tune_epochs,
@@ -186,7 +112,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         lr=args.fine_tune_lr,
         loss=args.fine_tune_loss,
     )
-    return Plan(
+    return EvaluationConfig(
         protocol=args.protocol,
         splits=args.split_count,
         label_shares=None if args.label_shares is None else tuple(args.label_shares),
@@ -196,9 +122,9 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _other_tables(args: argparse.Namespace) -> list[ScoreTable]:
-    """The tables of --test-csv, then those of --test-dataset."""
-    from qpt.data.iqa import load_dataset
+    """Read the tables of --test-csv, then those of --test-dataset."""
     from qpt.errors import InputError
+    from qpt.evaluate.datasets import load_dataset
     from qpt.evaluate.table import read_table
 
     roots = args.test_root or [None] * len(args.test_csv)

@@ -1,4 +1,4 @@
-"""``qpt export``: an encoder or a scorer as files for other programs. The work is in ``qpt.export``."""
+"""``qpt export``: write an encoder or a scorer for other programs. The work is in ``qpt.export``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from qpt.errors import InputError
-    from qpt.evaluate.report import check_writable
+    from qpt.evaluate.result import read_evaluation
     from qpt.evaluate.scorer import Scorer
-    from qpt.export import export_head, export_onnx, export_safetensors, export_state_dict
-    from qpt.model_card import model_card
+    from qpt.export.formats import export_head, export_onnx, export_safetensors, export_state_dict
+    from qpt.export.model_card import model_card
+    from qpt.io import check_writable
     from qpt.models import load_encoder
     from qpt.models.encoder import load_plain, run_record
 
@@ -45,14 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"export: onnx needs a scorer (an encoder alone has no score), got {source}; see `qpt fit`")
     encoder = scorer.encoder if scorer is not None else load_encoder(source)
     pretraining = scorer.pretraining if scorer is not None else run_record(source)
-    evaluation = None
-    if args.evaluation is not None:
-        try:
-            evaluation = json.loads(Path(args.evaluation).read_text(encoding="utf-8"))
-        except ValueError:
-            raise InputError(f"export: evaluation must be a JSON of `qpt evaluate`, got {args.evaluation}") from None
-        if not isinstance(evaluation, dict) or not str(evaluation.get("format")).startswith("qpt-evaluation-"):
-            raise InputError(f"export: evaluation must be a JSON of `qpt evaluate`, got {args.evaluation}")
+    evaluation = read_evaluation("export", "evaluation", args.evaluation) if args.evaluation is not None else None
     check_writable(out / "README.md", "export")
 
     files: list[tuple[Path, str]] = []

@@ -1,10 +1,10 @@
-"""``qpt fit``: turn a pre-trained encoder and a table of scores into a scorer file. Work in ``qpt.evaluate.scorer``."""
+"""``qpt fit``: make a scorer file of an encoder and a score table. The work is in ``qpt.evaluate.scorer``."""
 
 from __future__ import annotations
 
 import argparse
 
-from qpt.commands.evaluate import add_feature_arguments, add_table_arguments, read_table_arguments
+from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
 
 HELP = "fit a scorer: an encoder, the read-out chosen for it, and a ridge on photographs with mean opinion scores"
 EXAMPLE = "  qpt fit runs/first --csv photos/scores.csv --out scorer.pt\n  qpt score holiday.jpg --scorer scorer.pt"
@@ -26,10 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from qpt.evaluate.features import FeatureProtocol
-    from qpt.evaluate.report import check_writable, to_json
-    from qpt.evaluate.run import feature_cache
+    from qpt.evaluate.features import FeatureProtocol, feature_cache
     from qpt.evaluate.scorer import Scorer
+    from qpt.io import check_writable, to_json
     from qpt.models import load_encoder
     from qpt.models.encoder import run_record
 

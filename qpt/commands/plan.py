@@ -1,4 +1,4 @@
-"""``qpt plan``: what batch, chunk and pool fit a GPU, before a run is started. Needs no GPU."""
+"""``qpt plan``: the batch, chunk and pool that fit a GPU, before a run is started. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from jsonargparse import ActionConfigFile
 
 HELP = "Say what batch, chunk and pool of a pre-training run fit a GPU, and where the memory goes."
 EXAMPLE = """\
-  qpt plan RTX4090 --precision bfloat16 --batch_images 7560
-  qpt plan 24 --config runs/a/config.yaml --activation_checkpointing true
-  qpt plan A100-80 --arch resnet18 --patch_size 96 --mode in_batch --json"""
+  qpt plan RTX4090 --precision bfloat16 --batch-images 7560
+  qpt plan 24 --config runs/a/config.yaml --activation-checkpointing true
+  qpt plan A100-80 --arch resnet18 --patch-size 96 --mode in_batch --json"""
 
 
 def add_arguments(parser: Any) -> None:
-    from qpt.pretraining.config import PretrainConfig
+    from qpt.pretraining.config import RENAMED, PretrainConfig
 
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("gpu", type=str, metavar="GPU", help="its memory in GiB, or a name: RTX4090, A100-80, ...")
     parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    parser.renamed = RENAMED
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 
 
 def run(args: argparse.Namespace) -> int:
-    from qpt.evaluate.report import to_json
+    from qpt.io import to_json
     from qpt.planning.gpus import find_gpu
     from qpt.planning.search import plan
     from qpt.planning.text import as_dict, render

@@ -9,12 +9,12 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
-from qpt import recipes
 from qpt.errors import InputError
+from qpt.pretraining import recipes
 
 HELP = "Pre-train an encoder on a folder of photographs, without labels."
 EXAMPLE = """\
-  qpt pretrain photos --out runs/a --arch resnet18 --patch_size 96 --batch_images 64 --steps 2000
+  qpt pretrain photos --out runs/a --arch resnet18 --patch-size 96 --batch-images 64 --steps 2000
   qpt pretrain photos --out runs/l --recipe laptop --steps 2000
   qpt pretrain photos --out runs/b --config runs/a/config.yaml --seed 1
   qpt pretrain 'shards/train-{000000..000099}.tar' --out runs/c --workers 8
@@ -22,22 +22,20 @@ EXAMPLE = """\
   qpt pretrain --replay runs/a/failed_step_1207"""
 
 
-class _Recipe(argparse.Action):
-    """Takes a named recipe's settings, except where the command line says otherwise, before or after.
-
-    A flag before it that gives the default value cannot be told from no flag: there, the recipe wins.
-    """
+class _UseRecipe(argparse.Action):
+    """Takes the settings of a named recipe, except those that flags before or after it give."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if values not in recipes.NAMES:
             parser.error(f"--recipe must be one of {', '.join(recipes.NAMES)}, got {values!r}")
+        # A flag before this one that gives the default value cannot be told from no flag; there the recipe wins.
         given = {key: value for key, value in vars(namespace).items() if value != parser.get_default(key)}
         ActionConfigFile.apply_config(parser, namespace, "config", str(recipes.path(values)))
         vars(namespace).update(given)
 
 
-class _Recipes(argparse.Action):
-    """Prints the recipes, a line each, and ends."""
+class _ListRecipes(argparse.Action):
+    """Prints one line per recipe and exits."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         for name in recipes.NAMES:
@@ -46,15 +44,18 @@ class _Recipes(argparse.Action):
 
 
 def add_arguments(parser: Any) -> None:
-    from qpt.pretraining.config import PretrainConfig
+    from qpt.pretraining.config import RENAMED, PretrainConfig
 
-    parser.add_argument("--recipe", action=_Recipe, metavar="NAME", help="start from a named recipe; flags win over it")
-    parser.add_argument("--recipes", action=_Recipes, nargs=0, help="list the recipes and exit")
+    parser.add_argument(
+        "--recipe", action=_UseRecipe, metavar="NAME", help="start from a named recipe; flags win over it"
+    )
+    parser.add_argument("--recipes", action=_ListRecipes, nargs=0, help="list the recipes and exit")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
     parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
     parser.add_argument("--out", type=str, help="run directory to create")
+    parser.renamed = RENAMED
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
 
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"{name} must be given")
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(PretrainConfig)}
     saved = Path(args.out) / "config.yaml"
-    if args.resume and saved.is_file():  # what was not given on the command line is what the run was started with
+    if args.resume and saved.is_file():  # settings that no flag gives are those that the run was started with
         run_fields = dataclasses.asdict(PretrainConfig.load(saved, data=args.data, out=args.out))
         for field in dataclasses.fields(PretrainConfig):
             if field.default is not dataclasses.MISSING and fields[field.name] == field.default:

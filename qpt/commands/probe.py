@@ -1,4 +1,4 @@
-"""``qpt probe``: what an encoder sees of degradations, without any opinion score. The work is in ``qpt.probe``."""
+"""``qpt probe``: measure how well an encoder tells degradations apart. The work is in ``qpt.evaluate.probe``."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from qpt.evaluate.report import to_json
-    from qpt.probe import probe_run
+    from qpt.evaluate.probe import probe_run
+    from qpt.io import to_json
 
     settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "space", "seed")}
     result = probe_run(args.run, args.data, **settings)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     console = Console()
     console = console if console.is_terminal else Console(width=110)  # piped output has no width of its own
-    console.print(_table(result))
+    console.print(_render(result))
     counts = result["photographs"]
     console.print(
         f"probes fitted on {counts['fit']} photographs, measured on {counts['measure']} others; chance is "
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(result: Mapping[str, Any]) -> Table:
-    """A row for each figure: means over ops first, then every op; both encoders side by side."""
+def _render(result: Mapping[str, Any]) -> Table:
+    """Lay the result out for a terminal: means over ops first, then every op; both encoders side by side."""
     from rich import box
     from rich.table import Table
 
@@ -63,12 +63,12 @@ def _table(result: Mapping[str, Any]) -> Table:
     title = f"{result['run']} on {result['held_out_images']} degraded images of {result['data']}"
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for figure in ("SRCC of predicted level", "SRCC of distance to pristine"):
+    for measure in ("SRCC of predicted level", "SRCC of distance to pristine"):
         for encoder in ("trained", "untrained"):
-            table.add_column(f"{figure}\n{encoder}", justify="right")
+            table.add_column(f"{measure}\n{encoder}", justify="right")
     kinds = ("level_srcc", "distance_srcc")
     table.add_row("mean over ops", *(f"{e[k]:.3f}" for k in kinds for e in (trained, untrained)), end_section=True)
     for op in trained["level_srcc_per_op"]:
         table.add_row(op, *(f"{e[f'{k}_per_op'][op]:.3f}" for k in kinds for e in (trained, untrained)))
-    table.caption = f"op named rightly: trained {trained['op_accuracy']:.1%}, untrained {untrained['op_accuracy']:.1%}"
+    table.caption = f"op accuracy: trained {trained['op_accuracy']:.1%}, untrained {untrained['op_accuracy']:.1%}"
     return table

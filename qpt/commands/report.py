@@ -1,10 +1,10 @@
-"""``qpt report``: one HTML page about one or several runs. The work is in ``qpt.report.build``."""
+"""``qpt report``: write one HTML page about one or several runs. The work is in ``qpt.report.build``."""
 
 from __future__ import annotations
 
 import argparse
 
-from qpt.commands.evaluate import add_feature_arguments, add_table_arguments, read_table_arguments
+from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
 
 HELP = "write one self-contained HTML page about runs: predictions, severity curves, maps, training"
 EXAMPLE = (
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.features import FeatureProtocol
-    from qpt.evaluate.report import check_writable
+    from qpt.io import check_writable
     from qpt.report.build import write_report
 
     out = check_writable(args.out, "report")

@@ -1,7 +1,7 @@
-"""``qpt score``: the quality of photographs as numbers and as heat maps.
+"""``qpt score``: the quality of images as numbers and as heat maps.
 
-The work is in ``qpt.evaluate.scorer`` and ``qpt.evaluate.local``. Results go to standard output, progress and what
-could not be scored to standard error; the exit status is 1 if any photograph could not be scored.
+The work is in ``qpt.evaluate.scorer`` and ``qpt.evaluate.quality_map``. Results go to standard output, progress and
+errors of single files to standard error; the exit status is 1 if any image could not be scored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from qpt.commands.evaluate import add_table_arguments, read_table_arguments
+from qpt.commands.options import add_table_arguments, read_table_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(args: argparse.Namespace) -> list[str]:
-    """What was named, lists read out. A list has one name a line, or ends names with NUL (``find -print0``)."""
+    """Return the named files, folders and patterns, those in lists included."""
     import os
     import sys
     from pathlib import Path
@@ -116,6 +116,7 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _lines(content: bytes) -> list[str]:
+    """Return the names in a list: one a line, or each ended by NUL (``find -print0``)."""
     import os
 
     parts = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -123,15 +124,14 @@ def _lines(content: bytes) -> list[str]:
 
 
 def _scorer(args: argparse.Namespace) -> Scorer:
-    from qpt.errors import InputError
-    from qpt.evaluate.run import feature_cache
+    from qpt.errors import InputError, check_int
+    from qpt.evaluate.features import feature_cache
     from qpt.evaluate.scorer import Scorer
     from qpt.models import load_encoder
 
-    if args.max_pixels < 1 or (args.tile_px is not None and args.tile_px < 32):
-        raise InputError(
-            f"score: --max-pixels must be >= 1 and --tile-px >= 32, got {args.max_pixels} and {args.tile_px}"
-        )
+    check_int("score", "--max-pixels", args.max_pixels, 1)
+    if args.tile_px is not None:
+        check_int("score", "--tile-px", args.tile_px, 32)
     labelled = args.csv is not None or args.dataset is not None
     if args.scorer is not None and args.run is None and not labelled:
         return Scorer.load(args.scorer, dtype=args.dtype, max_pixels=args.max_pixels)
@@ -147,10 +147,10 @@ def _scorer(args: argparse.Namespace) -> Scorer:
 
 
 def _map_files(folder: str, images: Iterable[str]) -> dict[str, Path]:
-    """Where each photograph's map goes: NAME.png, with a number where names repeat. Makes the folder."""
+    """Return the file of each image's map, NAME.png, with a number where names repeat; make the folder."""
     from pathlib import Path
 
-    from qpt.evaluate.report import check_writable
+    from qpt.io import check_writable
 
     files: dict[str, Path] = {}
     for image in images:
@@ -166,22 +166,22 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     from pathlib import Path
 
     from qpt.errors import InputError
-    from qpt.evaluate.local import draw_local_quality, local_quality
-    from qpt.evaluate.photograph import load_photograph
+    from qpt.evaluate.image_crops import load_image
+    from qpt.evaluate.quality_map import draw_quality_map, quality_map
 
     try:
-        pixels = load_photograph(image, max_pixels=scorer.max_pixels)
+        pixels = load_image(image, max_pixels=scorer.max_pixels)
         score = scorer(pixels)
     except InputError as error:
         return _Scored(image, fault=str(error).removeprefix(f"photograph: {image}: "))
     if map_file is not None:
-        local = local_quality(scorer, pixels, tile_px=tile_px)
-        draw_local_quality(local, pixels, scorer, map_file, title=f"{Path(image).name}: {score:.3f}")
+        found = quality_map(scorer, pixels, tile_px=tile_px)
+        draw_quality_map(found, pixels, scorer, map_file, title=f"{Path(image).name}: {score:.3f}")
     return _Scored(image, score, None if map_file is None else str(map_file))
 
 
 def _print(style: str, scorer: Scorer, results: Iterable[_Scored], unusable: list[_Scored]) -> list[_Scored]:
-    """Print scores as CSV (rows as they come), JSON or a table; returns all results, those without a score last."""
+    """Print scores as CSV (rows as they come), JSON or a table; return all results, those without a score last."""
     import csv
     import sys
 
@@ -204,7 +204,7 @@ def _print(style: str, scorer: Scorer, results: Iterable[_Scored], unusable: lis
 
 
 def _json(scorer: Scorer, scored: list[_Scored]) -> str:
-    from qpt.evaluate.report import to_json
+    from qpt.io import to_json
 
     scale = {
         "min": scorer.mos_min,
@@ -241,7 +241,7 @@ def _print_table(good: list[_Scored], scorer: Scorer) -> None:
 
 
 def _shown(name: str) -> str:
-    """A file's name as text that can be printed, also where it is not UTF-8."""
+    """Return a file's name as text that can be printed, also where it is not UTF-8."""
     import os
 
     return os.fsencode(name).decode("utf-8", errors="replace")

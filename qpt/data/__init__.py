@@ -1,0 +1,1 @@
+"""Images: finding, decoding, cutting and normalising them, and readers of score files."""

@@ -1,9 +1,9 @@
-"""Overlapping square patches, drawn from the exact set of offsets that satisfy the overlap rule.
+"""Overlapping square patches, drawn from the exact list of offsets that satisfy the overlap rule.
 
 Two crops of side ``s`` whose corners differ by (dy, dx) share (s − |dy|)(s − |dx|) pixels, so their intersection over
-union is I / (2 s² − I). All integer offsets with IoU in [low, high] are listed once; drawing is then a table look-up
-that cannot fail and never returns the same crop twice (high < 1). Overlap range 0.1–0.3: Re-IQA (arXiv 2304.00451), as
-used with QPT. Of more than two patches each further one overlaps the first as asked; no crop comes twice.
+union is I / (2 s² − I). All integer offsets with IoU in [low, high] are listed once; a draw then picks one of the list,
+cannot fail and never returns the same crop twice (high < 1). Overlap range 0.1–0.3: Re-IQA (arXiv 2304.00451), as used
+with QPT. Each patch after the second overlaps the first by the same rule; no crop occurs twice.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from numpy.typing import NDArray
 from qpt.errors import InputError
 
 
-class Uniform(Protocol):
-    """Anything that draws uniform numbers, as ``random.Random`` and ``numpy.random.Generator`` do."""
+class RandomSource(Protocol):
+    """A source of uniform random numbers, such as ``random.Random`` and ``numpy.random.Generator``."""
 
     def random(self) -> float:
-        """A number in [0, 1), a multiple of 2^-53."""
+        """Return a number in [0, 1), a multiple of 2^-53."""
 
 
-def below(rng: Uniform, bound: int) -> int:
-    """A number drawn from 0 to bound - 1. (NumPy's own way costs some per cent of decoding a small photograph.)"""
+def random_below(rng: RandomSource, bound: int) -> int:
+    """Draw an integer from 0 to bound - 1."""
+    # numpy.random.Generator.integers costs some per cent of decoding a small image.
     return int(rng.random() * bound)
 
 
 @lru_cache(maxsize=8)
 def overlap_offsets(patch: int, region: int, iou_min: float, iou_max: float) -> NDArray[np.int32]:
-    """All (|dy|, |dx|) with IoU in [iou_min, iou_max] that fit two ``patch``-pixel squares in a ``region``-pixel
+    """List all (|dy|, |dx|) with IoU in [iou_min, iou_max] that fit two ``patch``-pixel squares in a ``region``-pixel
     square.
 
     Returns (n, 2) int32, n >= 1. Raises InputError when the rule leaves none.
@@ -52,42 +53,45 @@ def overlap_offsets(patch: int, region: int, iou_min: float, iou_max: float) -> 
     return found
 
 
-def draw_pair(rng: Uniform, patch: int, region: int, iou_min: float, iou_max: float) -> list[list[int]]:
-    """[[top, left], [top, left]] of two patches, each within [0, region − patch], with IoU in [iou_min, iou_max]."""
+def draw_pair(rng: RandomSource, patch: int, region: int, iou_min: float, iou_max: float) -> list[list[int]]:
+    """Draw [[top, left], [top, left]] of two patches within [0, region − patch], with IoU in [iou_min, iou_max]."""
     offsets = overlap_offsets(patch, region, iou_min, iou_max)
     first, second = [], []
-    for step in offsets[below(rng, len(offsets))].tolist():
-        nearer = below(rng, region - patch - step + 1)  # of the two corners on this axis, the one nearer the origin
-        corners = (nearer, nearer + step) if below(rng, 2) else (nearer + step, nearer)
+    for offset in offsets[random_below(rng, len(offsets))].tolist():
+        # The corner that is nearer the origin on this axis; a second draw decides whose it is.
+        nearer = random_below(rng, region - patch - offset + 1)
+        corners = (nearer, nearer + offset) if random_below(rng, 2) else (nearer + offset, nearer)
         first.append(corners[0])
         second.append(corners[1])
     return [first, second]
 
 
-def draw_boxes(rng: Uniform, patches: int, patch: int, region: int, iou_min: float, iou_max: float) -> list[list[int]]:
-    """[top, left] of different patches, each within [0, region − patch]; every one after the first has an IoU with the
+def draw_boxes(
+    rng: RandomSource, patches: int, patch: int, region: int, iou_min: float, iou_max: float
+) -> list[list[int]]:
+    """Draw [top, left] of different patches within [0, region − patch]; every one after the first has an IoU with the
     first in [iou_min, iou_max].
 
     patches: >= 2.  The first two are drawn by ``draw_pair``, again if too few others fit around the first; the others
-    uniformly from what does. Raises InputError when no place in the region has room for so many.
+    uniformly from those that fit. Raises InputError when no place in the region has room for all.
     """
     check_boxes(patches, patch, region, iou_min, iou_max)
     pair = draw_pair(rng, patch, region, iou_min, iou_max)
     if patches == 2:
         return pair
     offsets = _signed_offsets(patch, region, iou_min, iou_max)
-    while True:
+    while True:  # ends: check_boxes found a place with room enough, and any pair may be drawn
         corners = pair[0] + offsets
         fits = ((corners >= 0) & (corners <= region - patch)).all(1) & (corners != pair[1]).any(1)
         room = corners[fits].tolist()
         if len(room) >= patches - 2:
-            return pair + [room.pop(below(rng, len(room))) for _ in range(patches - 2)]
+            return pair + [room.pop(random_below(rng, len(room))) for _ in range(patches - 2)]
         pair = draw_pair(rng, patch, region, iou_min, iou_max)
 
 
 def check_boxes(patches: int, patch: int, region: int, iou_min: float, iou_max: float) -> None:
-    """Raises InputError unless a first patch in a corner of the region, from where every offset fits, has room for
-    patches - 1 others around it."""
+    """Raise InputError unless some first patch of the region has room for patches - 1 others around it."""
+    # From a corner of the region every offset fits in exactly one direction: no place has more room.
     room = len(overlap_offsets(patch, region, iou_min, iou_max))
     if patches < 2 or patches - 1 > room:
         raise InputError(
@@ -98,7 +102,7 @@ def check_boxes(patches: int, patch: int, region: int, iou_min: float, iou_max: 
 
 @lru_cache(maxsize=8)
 def _signed_offsets(patch: int, region: int, iou_min: float, iou_max: float) -> NDArray[np.int32]:
-    """The offsets of ``overlap_offsets`` in every direction, each once: (m, 2) int32."""
+    """List the offsets of ``overlap_offsets`` in every direction, each once: (m, 2) int32."""
     offsets = overlap_offsets(patch, region, iou_min, iou_max)
     signed = np.concatenate([offsets * (dy, dx) for dy in (1, -1) for dx in (1, -1)])
     return np.unique(signed, axis=0).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Square crops of photographs, cut at random places and scales. Called by the demonstration, ``qpt probe`` and reports.
+"""Square crops of images, cut at random places and scales. Called by the demonstration, ``qpt probe`` and reports.
 
 Relies on Pillow for the antialiased reduction. Everything derives from the seed.
 """
@@ -13,18 +13,18 @@ from PIL import Image
 
 
 def cut_crops(
-    photographs: Sequence[NDArray[np.uint8]], count: int, *, size: int, seed: int, scales: Sequence[float] = (1.0,)
+    images: Sequence[NDArray[np.uint8]], count: int, *, size: int, seed: int, scales: Sequence[float] = (1.0,)
 ) -> NDArray[np.uint8]:
-    """(count, size, size, 3) uint8 crops, photographs in turn: crop i is cut from photograph i % len(photographs).
+    """Cut (count, size, size, 3) uint8 crops from the images in turn: crop i is of image i % len(images).
 
-    photographs: (H, W, 3) uint8 each.  size: side of a crop, px.  scales: in (0, 1]; a crop covers size / scale px of
-    the photograph, antialiased down to size, at a scale drawn from those that fit. Where none fits, the crop is the
-    largest square of the photograph at a random place, resized up.
+    images: (H, W, 3) uint8 each.  size: side of a crop, px.  scales: in (0, 1]; a crop covers size / scale px of the
+    image, antialiased down to size, at a scale drawn from those that fit. Where none fits, the crop is the largest
+    square of the image at a random place, resized up.
     """
     rng = np.random.default_rng(seed)
     crops = []
     for index in range(count):
-        image = photographs[index % len(photographs)]
+        image = images[index % len(images)]
         sides = [side for side in (round(size / scale) for scale in scales) if side <= min(image.shape[:2])]
         side = int(rng.choice(sides)) if sides else min(image.shape[:2])
         top, left = (int(rng.integers(0, image.shape[axis] - side + 1)) for axis in (0, 1))

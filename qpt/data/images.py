@@ -1,6 +1,7 @@
-"""Find and decode photographs. Called by pre-training (regions) and by everything else that opens an image file.
+"""Find and decode image files. Called by pre-training (regions) and by everything else that opens an image file.
 
-One place decides what "an image" is: any format Pillow opens, upright (EXIF orientation), 8-bit RGB.
+Every room gets the same pixels of a file: any format that Pillow opens, upright (EXIF orientation), 8-bit RGB. Relies
+on Pillow and, where it is installed, on simplejpeg.
 """
 
 from __future__ import annotations
@@ -43,16 +44,17 @@ UNREADABLE = (
 
 _PILLOW_LIMIT = threading.Lock()
 _BAND_PIXELS = 1 << 20  # converted at a time
-_READ_BYTES = 4 << 20  # given to a decoder at a time: by Pillow's own 64 KiB it stops and starts again in most files
-_SPARE = 2  # a reduced JPEG keeps so many times the size it is resized to: closer, and the decoder's filter shows
-_ENCODER: Any = getattr(Image, "_getencoder", None)  # not public: done without where a Pillow does not have it
+_READ_BYTES = 4 << 20  # given to a decoder at a time: with Pillow's own 64 KiB it stops and resumes in most files
+#: A JPEG decoded at a reduced size keeps this many times the target size; at less, the decoder's filter shows.
+_DRAFT_FACTOR = 2
+_ENCODER: Any = getattr(Image, "_getencoder", None)  # not public; ``_to_rgb`` has another way for a Pillow without it
 
-# EXIF orientations (1 to 8) by what they make of the stored rows and columns.
+# EXIF orientations (1 to 8) whose stored rows and columns are reversed or swapped.
 _BOTTOM_UP, _RIGHT_TO_LEFT, _TRANSPOSED = (3, 4, 7, 8), (2, 3, 6, 7), (5, 6, 7, 8)
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Every file below ``folder`` with an image's extension, nested folders included, sorted by relative path.
+    """List every file below ``folder`` with an image's extension, nested folders included, sorted by relative path.
 
     Symbolic links are followed. A folder that several links (or a loop of them) lead to is taken once: under its own
     name if that is below ``folder``, else under the first link's. A link to nothing is listed, to be reported as
@@ -63,10 +65,10 @@ def list_images(folder: str | Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"list_images: folder must be an existing folder of images, got {root}")
     found: list[Path] = []
-    links, seen = _walk(root, found, set())
+    links, walked = _walk(root, found, set())
     while links:  # after everything that has a name of its own, in the order of their names
         link = links.pop(0)
-        more, seen = _walk(link, found, seen)
+        more, walked = _walk(link, found, walked)
         links += more
     if not found:
         kinds = " ".join(sorted(EXTENSIONS))
@@ -74,32 +76,32 @@ def list_images(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def _walk(top: Path, found: list[Path], seen: set[tuple[int, int]]) -> tuple[list[Path], set[tuple[int, int]]]:
-    """Adds the images below ``top`` to ``found``; returns the links to folders met on the way and the folders seen.
+def _walk(top: Path, found: list[Path], walked: set[tuple[int, int]]) -> tuple[list[Path], set[tuple[int, int]]]:
+    """Add the images below ``top`` to ``found``; return the links to folders met on the way and the folders walked.
 
-    seen: (device, inode) of the folders that were walked before and are not walked again.
+    walked: (device, inode) of the folders that are not walked again.
     """
     links: list[Path] = []
-    for place, folders, names in os.walk(top, onerror=_left_out):
+    for place, folders, names in os.walk(top, onerror=_warn_left_out):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in walked:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        walked.add((status.st_dev, status.st_ino))
         folders.sort()
         here = Path(place)
         links += [here / name for name in folders if (here / name).is_symlink()]
         images = (here / name for name in names if os.path.splitext(name)[1].lower() in EXTENSIONS)
         found += [path for path in images if path.is_file() or path.is_symlink()]
-    return links, seen
+    return links, walked
 
 
-def _left_out(error: OSError) -> None:
+def _warn_left_out(error: OSError) -> None:
     warnings.warn(f"list_images: {error.filename} is left out: {error.strerror}", stacklevel=4)
 
 
 def find_images(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The image files that names stand for, each once, and what is wrong with names that stand for none.
+    """Find the image files that names stand for, each once, and the reasons why other names stand for none.
 
     A name is a file, taken as it is whatever its extension; a folder, of which every image below it is taken
     (``list_images``); or, if there is no such file, a pattern with ``*``, ``?``, ``[...]`` or ``**``.
@@ -132,7 +134,7 @@ def open_image(file: str | Path | BinaryIO, *, max_pixels: int | None = None) ->
     Pillow's own limit (``Image.MAX_IMAGE_PIXELS``). Raises one of ``UNREADABLE``; Pillow's setting is as it was once
     the header is read.
     """
-    # Pillow knows one limit for the whole process, and warns before it refuses. It is lifted for the header alone; no
+    # Pillow has one limit for the whole process, and warns before it refuses. It is lifted for the header alone; no
     # pixels are decoded here.
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -149,12 +151,12 @@ def open_image(file: str | Path | BinaryIO, *, max_pixels: int | None = None) ->
         yield opened
 
 
-class Picture:
-    """The decoded pixels of an opened image, seen upright; converted to RGB where they are asked for.
+class DecodedImage:
+    """The decoded pixels of an opened image, upright; only the pixels asked for are converted to RGB.
 
-    Transparency is dropped after compositing on white; 16-bit greyscale is scaled to 8 bits; of an animation, the first
-    frame. height, width: pixels of the upright picture; transposed: stored columns are its rows. Raises one of
-    ``UNREADABLE`` for a file that is not whole.
+    Transparency is composited on white and dropped; 16-bit greyscale is scaled to 8 bits; an animation gives its first
+    frame. height, width: pixels of the upright image; transposed: whether the file stores its rows as columns. Raises
+    one of ``UNREADABLE`` for a file that is not complete.
     """
 
     def __init__(self, opened: Image.Image) -> None:
@@ -162,7 +164,8 @@ class Picture:
         if self._stored is None:
             if isinstance(opened, ImageFile.ImageFile):
                 opened.decodermaxblock = _READ_BYTES
-            opened.load()  # before getexif: a PNG may have its EXIF behind the pixels, and a TIFF turns itself
+            # Before getexif: a PNG may have its EXIF behind the pixels, and a TIFF turns itself upright here.
+            opened.load()
         self._image = opened
         self._orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
         self.transposed = self._orientation in _TRANSPOSED
@@ -171,19 +174,18 @@ class Picture:
             self.width, self.height = self.height, self.width
 
     def rgb(self) -> NDArray[np.uint8]:
-        """The whole picture as (height, width, 3) uint8. Beside what Pillow decoded (4 bytes a pixel) it takes these 3
-        bytes a pixel and little more: the conversion goes by bands. What simplejpeg decoded upright is given as it is.
-        """
+        """Return the whole image as (height, width, 3) uint8; what simplejpeg decoded upright is not copied."""
         if self._stored is not None:
             return np.ascontiguousarray(_upright(self._stored, self._orientation))
         upright = np.empty((self.height, self.width, 3), np.uint8)
+        # By bands, so that besides what Pillow decoded (4 bytes a pixel) only these 3 bytes a pixel are held.
         rows = max(1, _BAND_PIXELS // self.width)
         for top in range(0, self.height, rows):
             upright[top : top + rows] = self.window(top, 0, min(rows, self.height - top), self.width)
         return upright
 
     def window(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
-        """``rgb()[top : top + height, left : left + width]``, for the price of these pixels; not to be written to."""
+        """Return ``rgb()[top : top + height, left : left + width]``, converting these pixels alone; read-only."""
         if self._orientation in _BOTTOM_UP:
             top = self.height - top - height
         if self._orientation in _RIGHT_TO_LEFT:
@@ -194,7 +196,7 @@ class Picture:
         return _upright(self._cut(box), self._orientation)
 
     def _cut(self, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-        """The (left, top, right, bottom) box of the stored pixels as (h, w, 3) uint8."""
+        """Return the (left, top, right, bottom) box of the stored pixels as (h, w, 3) uint8."""
         if self._stored is None:
             return _to_rgb(self._image, box)
         left, top, right, bottom = box
@@ -202,26 +204,26 @@ class Picture:
 
 
 def load_rgb(file: str | Path | BinaryIO, *, max_pixels: int | None = None, shorter_side: int = 0) -> NDArray[np.uint8]:
-    """Decode one image file to an (H, W, 3) uint8 array, upright, RGB: see ``Picture``.
+    """Decode one image file to an (H, W, 3) uint8 array, upright, RGB: see ``DecodedImage``.
 
-    max_pixels: see ``open_image``.  shorter_side: if not 0, resize (bicubic, antialiased) to a shorter side of so many
-    pixels; a JPEG is then decoded at the half, quarter or eighth of its size that still has twice that.
+    max_pixels: see ``open_image``.  shorter_side: if not 0, resize (bicubic, antialiased) to a shorter side of that
+    length; a JPEG is then decoded at the half, quarter or eighth of its size that still has twice that.
     Raises one of ``UNREADABLE`` for a file that is not a complete image.
     """
     with open_image(file, max_pixels=max_pixels) as image:
         if not shorter_side:
-            return Picture(image).rgb()
+            return DecodedImage(image).rgb()
         scale = shorter_side / min(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
-        image.draft(None, (_SPARE * width, _SPARE * height))  # nothing but JPEG knows smaller sizes
-        picture = Picture(image)
-        if picture.transposed:
+        image.draft(None, (_DRAFT_FACTOR * width, _DRAFT_FACTOR * height))  # has no effect on any format but JPEG
+        decoded = DecodedImage(image)
+        if decoded.transposed:
             width, height = height, width
-        return np.array(Image.fromarray(picture.rgb()).resize((width, height), Image.Resampling.BICUBIC))
+        return np.array(Image.fromarray(decoded.rgb()).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _plain_jpeg(opened: Image.Image) -> NDArray[np.uint8] | None:
-    """The stored (h, w, 3) uint8 pixels of an undamaged colour JPEG that is wanted at its full size; else None.
+    """Decode an undamaged colour JPEG at its full size to its stored (h, w, 3) uint8 pixels; None for any other image.
 
     simplejpeg and Pillow's wheels have the same decoder, libjpeg-turbo: the pixels are those that Pillow would give.
     """
@@ -231,13 +233,13 @@ def _plain_jpeg(opened: Image.Image) -> NDArray[np.uint8] | None:
     opened.fp.seek(0)
     try:
         stored = np.asarray(simplejpeg.decode_jpeg(opened.fp.read(), "RGB"))
-    except ValueError:  # anything but a clean stream: it is Pillow that decides, and has the words
+    except ValueError:  # anything but a clean stream: Pillow decides whether it is readable, and words the error
         return None
     return stored if stored.shape[1::-1] == opened.size else None
 
 
 def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """A view of (h, w, 3) pixels, as a file of this EXIF orientation (1 to 8) stores them, in upright order."""
+    """Return an upright view of (h, w, 3) pixels as a file of this EXIF orientation (1 to 8) stores them."""
     if orientation in _TRANSPOSED:
         stored = stored.transpose(1, 0, 2)
     if orientation in _BOTTOM_UP:
@@ -246,10 +248,10 @@ def _upright(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """The (left, top, right, bottom) box of an image of any mode as (h, w, 3) uint8."""
+    """Return the (left, top, right, bottom) box of an image of any mode as (h, w, 3) uint8."""
     left, top, right, bottom = box
     if image.mode == "RGB" and not image.has_transparency_data and _ENCODER is not None:
-        # What crop and tobytes do, in one pass instead of three: they take as long as a tenth of decoding a small JPEG.
+        # The same as crop and tobytes in one pass instead of three, which take a tenth of decoding a small JPEG.
         encoder = _ENCODER("RGB", "raw", ("RGB", 0, 1))
         encoder.setimage(image.im, box)
         _, _, packed = encoder.encode(3 * (right - left) * (bottom - top))

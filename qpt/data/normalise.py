@@ -1,6 +1,7 @@
-"""The one statement of how pixels enter an encoder: ImageNet mean and standard deviation on a 0-1 scale.
+"""Normalisation of pixels for an encoder: ImageNet's mean and standard deviation on a 0-1 scale.
 
-Source: the values torchvision's ResNet weights were trained with, which the whole field keeps.
+Source: the values torchvision's ResNet weights were trained with, which the whole field keeps. Every room that feeds
+an encoder calls it; the degradation engine's table of normalised values is made by it.
 """
 
 import torch
@@ -11,7 +12,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(N, 3, H, W) uint8 -> (value / 255 - mean) / std per channel, in ``dtype``.
+    """Return (value / 255 - mean) / std per channel of (N, 3, H, W) uint8 pixels, in ``dtype``.
 
     Computed in float32 (float64 for float64), then cast. Keeps the memory format and the device.
     """

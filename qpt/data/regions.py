@@ -1,8 +1,8 @@
-"""The pre-training data set: one native-resolution square region per photograph and epoch, and what is drawn with it.
+"""The pre-training data set: one native-resolution square region per image and epoch, and what is drawn with it.
 
-Used through ``torch.utils.data.DataLoader`` by ``qpt.pretrain``. Everything random about sample (epoch, index) — the
-region, the patch boxes, the seed of its degradation program — derives from (seed, epoch, index) alone, so it does not
-depend on workers, on the batch or on how often the run was interrupted.
+Used by ``qpt.pretraining.loader``. Everything random about sample (epoch, index), that is the region, the patch boxes
+and the seed of its degradation program, derives from (seed, epoch, index) alone, so it does not depend on workers, on
+the batch or on how often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from qpt.data.boxes import Uniform, below, check_boxes, draw_boxes
-from qpt.data.images import UNREADABLE, Picture, load_rgb, open_image
+from qpt.data.boxes import RandomSource, check_boxes, draw_boxes, random_below
+from qpt.data.images import UNREADABLE, DecodedImage, load_rgb, open_image
 from qpt.data.sources import Source
 
-_SAMPLE, _ORDER = 1, 2  # first word of a seed: what the stream is for
+_SAMPLE, _ORDER = 1, 2  # first word of a seed: the purpose of the stream
 
 
 @dataclass(frozen=True)
 class Region:
-    """One sample. pixels (R, R, 3) uint8; boxes (compositions, patches, 2) int32 (top, left); seed for its programs."""
+    """One sample: pixels (R, R, 3) uint8; boxes (compositions, patches, 2) int32 (top, left); seed of its programs."""
 
     index: int
     pixels: NDArray[np.uint8]
@@ -35,8 +35,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Batch:
-    """regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B, compositions, patches, 2)
-    int32 · program_seeds (B,) int64 · unreadable: (index, reason) of the files left out of this batch.
+    """The samples of one step: regions (B, R, R, 3) uint8 · images (B,) int64: position in the file list · boxes (B,
+    compositions, patches, 2) int32 · program_seeds (B,) int64 · unreadable: (index, reason) of the files left out.
 
     B is 0 if no file of the batch could be read.
     """
@@ -49,26 +49,31 @@ class Batch:
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """The numbers that everything random about a sample is drawn from."""
+    """Return the generator that everything random about a sample is drawn from."""
     return random.Random(((_SAMPLE << 64 | seed) << 64 | epoch) << 64 | index)
 
 
-def place_region(height: int, width: int, size: int, rng: Uniform) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of what a region of side ``size`` takes of an image, uniform over positions.
+def place_region(height: int, width: int, size: int, rng: RandomSource) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width) of the part of an image that a region of side ``size`` takes, uniform over
+    positions.
 
     An image that is smaller than the region on an axis is taken whole on that axis.
     """
-    top, left = (below(rng, max(0, side - size) + 1) for side in (height, width))
+    top, left = (random_below(rng, max(0, side - size) + 1) for side in (height, width))
     return top, left, min(height, size), min(width, size)
 
 
 def pad_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels; the same as NumPy's pad."""
-    for axis in (1, 0):  # columns first: fewer rows of them
+    """Reflect an (H, W, 3) image at its edges until each side has at least ``size`` pixels.
+
+    The pixels are those of ``numpy.pad`` in mode "reflect".
+    """
+    # numpy.pad has a fixed cost per call that shows beside the decoding of a small image.
+    for axis in (1, 0):  # columns first: there are fewer rows then
         side = image.shape[axis]
         if side < size:
             before = (size - side) // 2
-            period = max(1, 2 * (side - 1))
+            period = max(1, 2 * (side - 1))  # reflection without repeated edges; one pixel repeats itself
             place = np.arange(-before, size - before) % period
             place = np.minimum(place, period - place)
             edges = (image.take(place[:before], axis), image, image.take(place[before + side :], axis))
@@ -76,8 +81,8 @@ def pad_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return image
 
 
-def cut_region(image: NDArray[np.uint8], size: int, rng: Uniform) -> NDArray[np.uint8]:
-    """A (size, size, 3) region at native resolution, uniform over positions; reflect-pads smaller images."""
+def cut_region(image: NDArray[np.uint8], size: int, rng: RandomSource) -> NDArray[np.uint8]:
+    """Cut a (size, size, 3) region at native resolution, uniform over positions; smaller images are reflected."""
     top, left, height, width = place_region(image.shape[0], image.shape[1], size, rng)
     return pad_to(image[top : top + height, left : left + width], size)
 
@@ -85,8 +90,8 @@ def cut_region(image: NDArray[np.uint8], size: int, rng: Uniform) -> NDArray[np.
 class RegionDataset(Dataset[Region | tuple[int, str]]):
     """Maps (epoch, index) to a Region, or to (index, reason) for a file that cannot be read.
 
-    source: the photographs.  resize_shorter: see ``PretrainConfig``.  cache_mib: keep up to this much of decoded
-    photographs in memory (per loader process); the first ones seen stay.
+    source: the images.  resize_shorter: see ``PretrainConfig``.  cache_mib: keep up to this much of decoded images in
+    memory (per loader process); the first ones decoded stay.
     """
 
     def __init__(
@@ -114,30 +119,10 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         self.shared_boxes = shared_boxes
         self.resize_shorter = resize_shorter
         self._cache: dict[int, NDArray[np.uint8]] = {}
-        self._room = cache_mib << 20
+        self._free_bytes = cache_mib << 20
 
     def __len__(self) -> int:
         return len(self.source)
-
-    def _region(self, index: int, rng: Uniform) -> NDArray[np.uint8]:
-        size = self.region_size
-        image = self._cache.get(index)
-        if image is None and self.resize_shorter:
-            image = self._keep(index, load_rgb(self.source.open(index), shorter_side=self.resize_shorter))
-        if image is None:
-            with open_image(self.source.open(index)) as opened:
-                picture = Picture(opened)
-                if 3 * picture.height * picture.width > self._room:  # then the rest need not be converted
-                    return pad_to(picture.window(*place_region(picture.height, picture.width, size, rng)), size)
-                image = self._keep(index, picture.rgb())
-        return cut_region(image, size, rng)
-
-    def _keep(self, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``image``, which is kept for the next epochs as long as there is room."""
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            self._cache[index] = image
-        return image
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
@@ -153,10 +138,31 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         boxes = np.array(drawn * (self.compositions if self.shared_boxes else 1), np.int32)
         return Region(index, pixels, boxes, rng.getrandbits(63))
 
+    def _region(self, index: int, rng: RandomSource) -> NDArray[np.uint8]:
+        size = self.region_size
+        image = self._cache.get(index)
+        if image is None and self.resize_shorter:
+            image = self._keep(index, load_rgb(self.source.open(index), shorter_side=self.resize_shorter))
+        if image is None:
+            with open_image(self.source.open(index)) as opened:
+                decoded = DecodedImage(opened)
+                # An image that will not be kept need not be converted outside the region.
+                if 3 * decoded.height * decoded.width > self._free_bytes:
+                    return pad_to(decoded.window(*place_region(decoded.height, decoded.width, size, rng)), size)
+                image = self._keep(index, decoded.rgb())
+        return cut_region(image, size, rng)
+
+    def _keep(self, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return ``image``, kept for the next epochs as long as the cache has room."""
+        if image.nbytes <= self._free_bytes:
+            self._free_bytes -= image.nbytes
+            self._cache[index] = image
+        return image
+
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) keys of each step from ``first_step`` on: a fresh permutation per epoch, its ragged end
-    dropped. share: the part of each step's keys that is wanted, None for all."""
+    """The (epoch, index) keys of each step from ``first_step`` on: a new permutation per epoch, whose incomplete last
+    batch is dropped. share: the part of each step's keys that is wanted, None for all."""
 
     def __init__(
         self, images: int, batch: int, seed: int, first_step: int, steps: int, share: slice | None = None

@@ -1,71 +1,46 @@
-"""Where pre-training's photographs come from: a folder of files or tar shards, as one numbered list.
+"""The images that pre-training reads: files of a folder or members of tar shards, as one numbered list.
 
-``open_source(data)`` decides which; ``qpt.data.regions`` opens photographs by their number, and the engine names those
-that cannot be read. The order of a source is part of what a run computes: its fingerprint is kept in checkpoints.
+``open_source(data)`` decides which; ``qpt.data.regions`` opens images by their number, and the engine names those that
+cannot be read. The order of a source is part of what a run computes: its fingerprint is kept in checkpoints.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import io
+import os
+import re
+import tarfile
+import warnings
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from qpt.data.images import list_images
-from qpt.data.shards import ShardSource, expand_braces
+import numpy as np
+
+from qpt.data.images import EXTENSIONS, list_images
 from qpt.errors import InputError
+
+MAX_MEMBER_BYTES = 1 << 30  # of one image's file in a shard, which is read whole
 
 
 class Source(Protocol):
-    """Photographs in a fixed order, numbered from 0."""
+    """Images in a fixed order, numbered from 0."""
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """How messages call a photograph: its path below the data."""
+        """Return the name of an image in messages: its path below the data."""
 
     def open(self, index: int) -> Path | BinaryIO:
-        """What ``load_rgb`` takes. Raises OSError for a photograph that is no longer there."""
+        """Return what ``load_rgb`` takes. Raises OSError for an image that is no longer there."""
 
     def fingerprint(self) -> str:
-        """sha256 over the names and sizes (bytes) of all photographs in their order."""
-
-
-class FolderSource:
-    """The image files below a folder, in the order of ``list_images``."""
-
-    def __init__(self, root: str | Path, files: list[Path] | None = None) -> None:
-        self.root = Path(root)
-        self.files = list_images(root) if files is None else files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return self.files[index].relative_to(self.root).as_posix()
-
-    def open(self, index: int) -> Path:
-        return self.files[index]
-
-    def fingerprint(self) -> str:
-        return data_fingerprint(self.root, self.files)
-
-
-def data_fingerprint(root: Path, files: list[Path]) -> str:
-    """sha256 over the sorted relative names and sizes of the photographs; a link to nothing has size -1."""
-    listing = "\n".join(f"{path.relative_to(root).as_posix()} {_size(path)}" for path in files)
-    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+        """Return the sha256 over the names and sizes (bytes) of all images in their order."""
 
 
 def open_source(data: str) -> Source:
-    """The photographs that ``data`` stands for.
+    """Open the images that ``data`` names.
 
     data: a folder of image files; a folder of tar shards, with no image file in it; one ``.tar`` file; or a pattern of
     tar files with ``{000..099}``, ``{a,b}``, ``*``, ``?`` or ``[...]``. Shards of a folder and of ``*`` are taken in
@@ -93,8 +68,159 @@ def open_source(data: str) -> Source:
     return ShardSource(shards)
 
 
+class FolderSource:
+    """The image files below a folder, in the order of ``list_images``."""
+
+    def __init__(self, root: str | Path, files: list[Path] | None = None) -> None:
+        self.root = Path(root)
+        self.files = list_images(root) if files is None else files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def open(self, index: int) -> Path:
+        return self.files[index]
+
+    def fingerprint(self) -> str:
+        return data_fingerprint(self.root, self.files)
+
+
+def data_fingerprint(root: Path, files: list[Path]) -> str:
+    """Return the sha256 over the relative names and sizes of sorted image files; a link to nothing has size -1."""
+    listing = "\n".join(f"{path.relative_to(root).as_posix()} {_size(path)}" for path in files)
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+class ShardSource:
+    """The members of tar files that have an image's extension: shard after shard, each in its own order.
+
+    shards: at least one; names are relative to the folder they share.  Every such member is an image, whatever key
+    WebDataset would file it under (``0001.jpg``, ``train/0001.left.png``); other members are passed over.
+    Raises InputError for a file that is not a tar, and if there is no image at all. Of a shard that is cut short or
+    damaged, the members up to there are images (the one that is cut cannot be read); a warning says so.
+    """
+
+    # The headers are read once, at the start; an image is then one read at its offset. So the data order stays a
+    # function of (seed, epoch, index), as for files, and a run resumes anywhere. The readers of the WebDataset library
+    # are streams through a shuffle buffer, which would not allow that.
+
+    def __init__(self, shards: list[Path]) -> None:
+        self.shards = shards
+        self._root = os.path.commonpath([shard.parent for shard in shards])
+        self._descriptors: dict[int, int] = {}  # shard -> file descriptor of this process, opened when first needed
+        self._names: list[bytes] = []  # of each shard's images, one per line: takes less memory than as many str
+        offsets, sizes, counts = [], [], []
+        digest = hashlib.sha256()
+        for shard in shards:
+            names = []
+            for member in _image_members(shard):
+                names.append(member.name)
+                offsets.append(member.offset_data)
+                sizes.append(member.size)
+                digest.update(f"{self._relative(shard)}/{member.name} {member.size}\n".encode(errors="surrogateescape"))
+            self._names.append("\n".join(names).encode(errors="surrogateescape"))
+            counts.append(len(names))
+        self._offsets, self._sizes = np.array(offsets, np.int64), np.array(sizes, np.int64)
+        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # number of each shard's first image
+        self._fingerprint = digest.hexdigest()
+        if not offsets:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise InputError(f"pretrain: data must hold at least one image ({kinds}), got none in {len(shards)} shards")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_descriptors": {}}  # a descriptor means nothing in another process
+
+    def name(self, index: int) -> str:
+        shard = self._shard(index)
+        member = self._names[shard].split(b"\n")[index - self._first[shard]]
+        return f"{self._relative(self.shards[shard])}/{member.decode(errors='surrogateescape')}"
+
+    def open(self, index: int) -> io.BytesIO:
+        shard, size = self._shard(index), int(self._sizes[index])
+        if size > MAX_MEMBER_BYTES:
+            raise OSError(f"{size:,} bytes are more than the limit of {MAX_MEMBER_BYTES:,}")
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            descriptor = self._descriptors[shard] = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        # pread has no position of its own, so forked processes may share the descriptor.
+        content = os.pread(descriptor, size, int(self._offsets[index]))
+        if len(content) < size:
+            raise OSError(f"the shard ends after {len(content):,} of {size:,} bytes")
+        return io.BytesIO(content)
+
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self._first, index, side="right")) - 1
+
+    def _relative(self, shard: Path) -> str:
+        return Path(os.path.relpath(shard, self._root)).as_posix()
+
+
+def _image_members(shard: Path) -> list[tarfile.TarInfo]:
+    """Return the members of a tar that are regular files named like images. Only headers are read."""
+    found = []
+    try:
+        with tarfile.open(shard, "r:") as tar:  # uncompressed alone: a compressed tar has no offsets to read at
+            try:
+                while (member := tar.next()) is not None:
+                    if member.isreg() and not member.issparse() and Path(member.name).suffix.lower() in EXTENSIONS:
+                        found.append(member)
+                    tar.members.clear()  # type: ignore[attr-defined] # it keeps every member otherwise
+            except tarfile.ReadError:  # the last member reaches beyond the end of the file
+                whole = False
+            else:
+                # At bytes that are not a header, tarfile stops as it does at the zeros that end a tar.
+                assert tar.fileobj is not None
+                tar.fileobj.seek(tar.offset)
+                whole = not any(tar.fileobj.read(tarfile.BLOCKSIZE))
+    except tarfile.ReadError as error:
+        raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
+    except OSError as error:
+        raise InputError(f"pretrain: data must hold readable shards, got {shard}: {error.strerror}") from error
+    if not whole:
+        warnings.warn(f"shard {shard} is damaged: what follows its first {len(found)} images is left out", stacklevel=3)
+    return found
+
+
 def _matching(pattern: str) -> list[Path]:
     found: list[Path] = []
     for name in expand_braces(pattern):
         found += map(Path, sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name])
     return found
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``a-{000..002}.tar`` to a-000.tar, a-001.tar, a-002.tar and ``{a,b}`` to a, b.
+
+    Several braces multiply, the last one fastest. The rules are a shell's, without nesting; a range keeps the width of
+    its zero-padded ends.
+    """
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    if words is not None:
+        parts = words.split(",")
+    else:
+        low, high = int(first), int(last)
+        step = 1 if low <= high else -1
+        padded = first.startswith("0") or last.startswith("0")
+        width = max(len(first), len(last)) if padded else 0
+        parts = [str(number).zfill(width) for number in range(low, high + step, step)]
+    rests = expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + part + rest for part in parts for rest in rests]

@@ -1,8 +1,8 @@
-"""Reading the files that scores come in: CSV, lists of words, Excel sheets and MATLAB files.
+"""Readers of the files that hold scores: CSV, plain text, Excel sheets and MATLAB files.
 
-Called by ``qpt.evaluate.table`` and by the readers of official data sets in ``qpt.data.iqa``. Whatever is wrong with a
-file as a whole is one InputError that names the file, what it must be and what was found; what is wrong with single
-rows is the caller's to collect. Relies on openpyxl and SciPy, imported when such a file is read.
+Called by ``qpt.evaluate.table`` and by the readers of official data sets in ``qpt.evaluate.datasets``. A file that is
+wrong as a whole is one InputError that names the file, what it must be and what was found; faults of single rows are
+left to the caller. Relies on openpyxl and SciPy, imported when such a file is read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from qpt.errors import InputError
 
-_HEADER_WITHIN = 20  # rows of a sheet; CSIQ's header is in its fourth
+_HEADER_ROWS = 20  # the header of a sheet is looked for among its first rows; CSIQ's is the fourth
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, with or without a byte order mark. Raises InputError for a missing file or other bytes."""
+    """Read a UTF-8 file, with or without a byte order mark. Raises InputError for a missing file or other bytes."""
     if not path.is_file():
         raise InputError(f"table: csv must be a file, got {path}")
     data = path.read_bytes()
@@ -42,9 +42,10 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(path: Path, columns: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """The header and the other lines, split at commas and stripped; an empty line is an empty list.
+    """Read the header and the other lines, split at commas and stripped; an empty line is an empty list.
 
-    columns: of each inner sequence, alternative names, at least one must be in the header, and none twice.
+    columns: each inner sequence holds alternative names of a column, of which the header must have at least one, and
+    none twice. Raises InputError otherwise.
     """
     try:
         lines = [[field.strip() for field in line] for line in csv.reader(io.StringIO(read_text(path), newline=""))]
@@ -64,14 +65,14 @@ def read_csv(path: Path, columns: Sequence[Sequence[str]]) -> tuple[list[str], l
 
 
 def refuse_repeated(path: Path, header: Sequence[str], names: set[str]) -> None:
-    """InputError for a column that is used and stands in the header more than once."""
+    """Raise InputError if the header has any of ``names`` more than once."""
     twice = sorted(name for name in names if header.count(name) > 1)
     if twice:
         raise InputError(f"table: {path} has column(s) {', '.join(twice)} more than once")
 
 
 def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, fields by column) of every line that is not empty; a line that is too short has empty fields."""
+    """Read (line number, fields by column) of every line that is not empty; missing fields of a line are empty."""
     header, lines = read_csv(path, [(column,) for column in columns])
     where = {column: header.index(column) for column in columns}
     return [
@@ -82,10 +83,10 @@ def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
 
 
 def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[tuple[int, dict[str, str]]]:
-    """(row number, fields by column) of an Excel sheet, from the row below its header to its last row.
+    """Read (row number, fields by column) of an Excel sheet, from the row below its header to its last row.
 
-    The header is the first of the first rows that holds all of ``columns``, in any order and any letter case. A whole
-    number is written without a point, however Excel stored it: 1600.0 is "1600". sheet: by default the first one.
+    The header is the first row that holds all of ``columns``, in any order and any letter case. A whole number is
+    written without a point, however Excel stored it: 1600.0 is "1600". sheet: its name, by default the first one.
     """
     from openpyxl import load_workbook
 
@@ -98,9 +99,9 @@ def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> 
             rows = [[_cell(value) for value in row] for row in chosen.iter_rows(values_only=True)]
     except InputError:
         raise
-    except Exception as error:  # openpyxl lets zipfile's, the XML parser's and its own errors through
+    except Exception as error:  # of zipfile, of the XML parser or of openpyxl itself
         raise InputError(f"table: {path} must be an Excel workbook (.xlsx), got {_reason(error)}") from None
-    titled = ((top, [title.lower() for title in row]) for top, row in enumerate(rows[:_HEADER_WITHIN]))
+    titled = ((top, [title.lower() for title in row]) for top, row in enumerate(rows[:_HEADER_ROWS]))
     top, titles = next((found for found in titled if {column.lower() for column in columns} <= set(found[1])), (0, []))
     if not titles:
         raise InputError(f"table: {path} lacks a row with the columns {', '.join(columns)} among its first rows")
@@ -113,12 +114,12 @@ def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> 
 
 
 def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
-    """The named variables of a MATLAB file (up to version 7), each flat; cells of text become Python strings."""
+    """Read the named variables of a MATLAB file (up to version 7), each flat; cells of text become strings."""
     from scipy.io import loadmat
 
     try:
         found = loadmat(path, variable_names=list(names))
-    except Exception as error:  # SciPy's readers raise what they stumble over
+    except Exception as error:  # SciPy's readers let any error of parsing through
         raise InputError(f"table: {path} must be a MATLAB file (version 7 or older), got {_reason(error)}") from None
     missing = [name for name in names if name not in found]
     if missing:
@@ -127,7 +128,7 @@ def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 def number(text: str) -> float:
-    """The number a field holds, nan if it holds none."""
+    """Return the number that a field holds, nan if it holds none."""
     try:
         return float(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Evaluation and use of encoders: tables of scores, features, the protocol, results, scorers."""
+"""Evaluation and use of encoders: score tables, features, the protocol, results, scorers, the probe."""

@@ -1,9 +1,12 @@
-"""Confidence intervals of metrics by resampling photographs, whole groups at a time, with trained models held fixed.
+"""Confidence intervals of metrics by resampling images, whole groups at a time, with trained models held fixed.
 
-Called by ``qpt.evaluate.summary`` and ``qpt.evaluate.compare``. A resample is a vector of weights, how often each image
-was drawn, so that one sort serves all resamples. Relies on NumPy. Source: Efron and Tibshirani, An Introduction to
-the Bootstrap, 1993 (percentile interval, chapter 13), with groups as the units drawn.
+Called by ``qpt.evaluate.summary`` and ``qpt.evaluate.compare``; it touches nothing but its arguments. A resample is a
+vector of weights, the number of times each image was drawn. Source: Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993 (percentile interval, chapter 13), with groups as the units drawn.
 """
+
+# ``scipy.stats.bootstrap`` draws rows, not groups, and calls the metric once for each resample. Weights let one sort
+# serve all resamples; SciPy's coefficients take no weights, so the weighted ones are written out here.
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ Index = NDArray[np.int64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
-#: The cost of KRCC grows with the square of the images; above so many in a test part it gets fewer resamples.
+#: The cost of KRCC grows with the square of the images: a test part of more than KRCC_IMAGES gets fewer resamples.
 KRCC_IMAGES, KRCC_RESAMPLES = 500, 200
 _ROWS = 256  # of the pair matrix at once: bounds memory
 
 
 def draw_weights(groups: Index, seed: int, resamples: int = RESAMPLES) -> NDArray[np.int16]:
-    """(resamples, n) int16: how often each image is drawn when its group is, as many groups as there are. groups: (n,).
+    """Return (resamples, n) int16: the number of times each image is drawn, with its group.
 
-    The same groups and seed give the same draws, whatever is measured on them: that pairs two results.
+    groups: (n,); as many are drawn as there are. The same groups and seed give the same draws, whatever is measured on
+    them: that pairs two results.
     """
     names, inverse = np.unique(groups, return_inverse=True)
     generator = np.random.default_rng([seed, zlib.crc32(b"bootstrap")])
@@ -40,11 +44,11 @@ def draw_weights(groups: Index, seed: int, resamples: int = RESAMPLES) -> NDArra
 def resample(
     predictions: Array, mos: Array, weights: NDArray[Any], fits: Mapping[str, tuple[float, ...]]
 ) -> dict[str, Array]:
-    """Every metric of every resample: (b,) each, nan where it is not defined.
+    """Return every metric of every resample: (b,) each, nan where it is not defined.
 
-    predictions, mos: (n,).  weights: (b, n).  fits: as ``metrics.measure_and_fit`` gives them; the logistic curves are
-    those fitted to all the images, so their intervals leave out the (small) uncertainty of the fit. KRCC of more than
-    KRCC_IMAGES images uses the first KRCC_RESAMPLES rows.
+    predictions, mos: (n,).  weights: (b, n).  fits: as ``metrics.measure_and_fit`` returns them; the logistic curves
+    are those fitted to all the images, so their intervals leave out the (small) uncertainty of the fit. KRCC of more
+    than KRCC_IMAGES images uses the first KRCC_RESAMPLES rows.
     """
     w = weights.astype(np.float64)
     total = w.sum(axis=1)
@@ -70,11 +74,11 @@ def resample(
 def resampled_metrics(
     records: Sequence[Mapping[str, Any]], tests: Sequence[Index], mos: Array, weights: NDArray[Any]
 ) -> dict[str, Array]:
-    """Every metric of every split and resample: (splits, b) each.
+    """Return every metric of every split and resample: (splits, b) each.
 
     records: of the splits (predictions and fits).  tests: their test parts.  mos: (n,) of the whole table.  weights:
-    (b, n): a photograph is drawn for all splits at once, since splits share it. Undefined coefficients count as 0, as
-    in a summary; a split of which a resample has no image is nan there.
+    (b, n): an image is drawn for all splits at once, since splits share it. Undefined coefficients count as 0, as in a
+    summary; a split is nan in a resample that has none of its images.
     """
     found = []
     for record, test in zip(records, tests, strict=True):
@@ -95,13 +99,13 @@ def resampled_metrics(
 def intervals(
     records: Sequence[Mapping[str, Any]], tests: Sequence[Index], mos: Array, groups: Index, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """The interval at LEVEL of the median over splits of each metric; arguments as of ``resampled_metrics``."""
+    """Return the interval at LEVEL of the median over splits of each metric; see ``resampled_metrics``."""
     found = resampled_metrics(records, tests, mos, draw_weights(groups, seed))
     return {metric: percentile_interval(median_over_splits(values)) for metric, values in found.items()}
 
 
 def median_over_splits(values: Array) -> Array:
-    """(splits, b) -> (b,): the median of what is not nan; nan where all is."""
+    """Return the (b,) medians over the splits of (splits, b) values, nan left out; nan where all are."""
     usable = ~np.isnan(values).all(axis=0)
     result = np.full(values.shape[1], np.nan)
     result[usable] = np.nanmedian(values[:, usable], axis=0)
@@ -109,7 +113,7 @@ def median_over_splits(values: Array) -> Array:
 
 
 def percentile_interval(values: Array) -> tuple[float, float]:
-    """The middle LEVEL of the finite values; nan if there is none."""
+    """Return the ends of the middle LEVEL of the finite values; nan if there is none."""
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")
@@ -118,14 +122,14 @@ def percentile_interval(values: Array) -> tuple[float, float]:
 
 
 def _ranks(values: Array, w: Array) -> Array:
-    """(b, n) average rank of each image among the drawn ones, each as often as it was drawn."""
+    """Return the (b, n) average rank of each image among the drawn ones, each as often as it was drawn."""
     place, counts = _counts(values, w)
     middle = np.cumsum(counts, axis=1) - counts / 2  # the ranks of equal values average to below + (count + 1) / 2
     return middle[:, place] + 0.5
 
 
 def _correlations(x: Array, y: Array, w: Array) -> Array:
-    """Pearson correlation with weights (b, n); x, y: (n,) or (b, n). nan where x or y is constant."""
+    """Return (b,) Pearson correlations with weights (b, n); nan where x or y, (n,) or (b, n), is constant."""
     total = w.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         a = x - ((w * x).sum(axis=1) / total)[:, None]
@@ -138,7 +142,7 @@ def _correlations(x: Array, y: Array, w: Array) -> Array:
 
 
 def _kendall(x: Array, y: Array, w: Array) -> Array:
-    """tau-b with weights: ordered pairs of images count w_i w_j times; an image drawn twice is tied with itself."""
+    """Return (b,) tau-b with weights: a pair of images counts w_i w_j times, and an image is tied with itself."""
     ranks = [np.unique(values, return_inverse=True)[1].astype(np.float32) for values in (x, y)]
     w32 = w.astype(np.float32)
     concordance = np.zeros(len(w))
@@ -154,7 +158,7 @@ def _kendall(x: Array, y: Array, w: Array) -> Array:
 
 
 def _counts(values: Array, w: Array) -> tuple[Index, Array]:
-    """Which distinct value each image has, (n,), and how many drawn images have each, (b, distinct values)."""
+    """Return the index (n,) of each image's distinct value, and the number (b, distinct) of draws of each value."""
     distinct, place = np.unique(values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     return place, np.add.reduceat(w[:, order], np.searchsorted(place[order], np.arange(len(distinct))), axis=1)

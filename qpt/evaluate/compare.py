@@ -1,13 +1,11 @@
 """Comparison of two methods on shared test sets, from the results that ``qpt evaluate`` wrote.
 
-Called by ``qpt compare``. Two tests: a paired bootstrap over photographs (groups), models held fixed; and the corrected
-resampled t-test over splits. A plain t-test over splits is not offered: splits share training and test images, so it
-finds differences where there are none. Relies on ``bootstrap``; computes from the stored predictions.
+Called by ``qpt compare``; it computes from the stored predictions. There are two tests: a paired bootstrap over groups
+of images, models held fixed, and the corrected resampled t-test over splits.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,25 +18,21 @@ from scipy import stats
 from qpt.errors import InputError
 from qpt.evaluate.bootstrap import draw_weights, median_over_splits, percentile_interval, resampled_metrics
 from qpt.evaluate.metrics import METRICS
-from qpt.evaluate.run import FORMAT
+from qpt.evaluate.result import FORMAT, read_evaluation
 
 COMPARISON_FORMAT = "qpt-comparison-1"
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A JSON file of ``qpt evaluate --out``. Raises InputError for a file that is missing, is not one, is damaged, or
-    is of a version that kept no predictions."""
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"compare: result must be a file, got {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise InputError(f"compare: {path} must be JSON written by `qpt evaluate --out`, got: {error}") from None
-    made_by = result.get("format") if isinstance(result, dict) else None
-    if made_by == "qpt-evaluation-1":
-        raise InputError(f"compare: {path} has no predictions ({made_by}); run `qpt evaluate --out` again")
-    if made_by != FORMAT:
-        raise InputError(f"compare: {path} must be a {FORMAT} file, got {made_by!r}")
+    """Read a JSON file of ``qpt evaluate --out`` that holds predictions.
+
+    Raises InputError for a file that is missing, is not a result, is damaged, or is of a version without predictions.
+    """
+    result = read_evaluation("compare", "result", path)
+    if result["format"] == "qpt-evaluation-1":
+        raise InputError(f"compare: {path} has no predictions ({result['format']}); run `qpt evaluate --out` again")
+    if result["format"] != FORMAT:
+        raise InputError(f"compare: {path} must be a {FORMAT} file, got {result['format']!r}")
     try:
         data, images = result["data"], result["data"]["images"]
         for name in ("image_names", "group_of_image", "mos"):
@@ -52,11 +46,11 @@ def read_result(path: str | Path) -> dict[str, Any]:
                     raise InputError(f"compare: {path} is damaged: {method['name']} must predict every test image")
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"compare: {path} is damaged ({type(error).__name__}: {error})") from None
-    return dict(result)
+    return result
 
 
 def find_method(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
-    """The method of this name, by default the first. Raises InputError listing the names there are."""
+    """Return the method of this name, by default the first. Raises InputError listing the names there are."""
     methods = result["methods"]
     for method in methods:
         if name is None or method["name"] == name:
@@ -73,11 +67,11 @@ def compare(
     metric: str = "srcc",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Method a of the first result minus method b of the second, for each regime whose splits both share.
+    """Compare method a of the first result with method b of the second, in each regime whose splits both share.
 
     first, second: as ``read_result`` returns them; may be the same.  metric: one of METRICS; for rmse, less is better.
-    seed: of the resamples. Raises InputError if the results are of other photographs or MOS, share no regime with equal
-    splits, or if both methods are one.
+    seed: of the resamples. Differences are a minus b. Raises InputError if the results are of other images or MOS,
+    share no regime with equal splits, or if both methods are one.
     """
     if metric not in METRICS:
         raise InputError(f"compare: metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -90,7 +84,7 @@ def compare(
                 f"compare: results must be of the same {words}, got {first['data']['name']} and "
                 f"{second['data']['name']} with different {key}"
             )
-    shared = [name for name, splits in first["splits"].items() if _parts(second["splits"].get(name)) == _parts(splits)]
+    shared = [name for name, splits in first["splits"].items() if _tests(second["splits"].get(name)) == _tests(splits)]
     if not shared:
         raise InputError("compare: results must share a regime with the same splits; evaluate with the same seed")
     mos = np.array(first["data"]["mos"])
@@ -116,7 +110,7 @@ def compare(
                 train=float(np.mean([len(split["train"]) for split in splits])),
                 test=float(np.mean([len(test) for test in tests])),
             )
-            if _resampled(splits)
+            if _are_random(splits)
             else None,
         }
     return {
@@ -132,16 +126,17 @@ def compare(
 
 
 def corrected_t_test(difference: NDArray[np.float64], *, train: float, test: float) -> dict[str, float] | None:
-    """The corrected resampled t-test for the mean difference over J random splits; None for one split.
+    """Return t, degrees and the two-sided p of the corrected resampled t-test over J splits; None for one split.
 
-    t = mean / sqrt((1 / J + test / train) var), J - 1 degrees of freedom, var the sample variance (J - 1). The term
-    test / train stands for the correlation of splits that share training images, which a plain t-test leaves out.
-    difference: (J,) per split.  train, test: images in each part. Returns t, degrees and the two-sided p.
+    t = mean / sqrt((1 / J + test / train) var), J - 1 degrees of freedom, var the sample variance (J - 1).
+    difference: (J,) per split.  train, test: images in each part.
     Source: Nadeau and Bengio, Inference for the generalization error, Machine Learning 52(3), 2003, section 3.2.
     """
     count = len(difference)
     if count < 2:
         return None
+    # test / train stands for the correlation of splits that share images. A plain t-test leaves it out and finds
+    # differences where there are none; it is not offered.
     variance = (1 / count + test / train) * float(difference.var(ddof=1))
     mean = float(difference.mean())
     t = mean / math.sqrt(variance) if variance else math.copysign(math.inf, mean) if mean else 0.0
@@ -149,30 +144,30 @@ def corrected_t_test(difference: NDArray[np.float64], *, train: float, test: flo
 
 
 def _bootstrap(values: NDArray[np.float64]) -> dict[str, float]:
-    """Interval and two-sided p of the resampled differences: twice the smaller share on one side of 0, each resample
-    and the sample itself counted (so p is never 0)."""
+    """Return interval and two-sided p of the resampled differences: twice the smaller share on one side of 0."""
     values = values[np.isfinite(values)]
     low, high = percentile_interval(values)
     smaller = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
+    # The sample itself counts as a resample, so p is never 0.
     return {"ci_low": low, "ci_high": high, "p": min(1.0, 2 * (smaller + 1) / (len(values) + 1))}
 
 
-def _resampled(splits: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the splits are random ones of one set, which the corrected t-test is about; imported ones have names."""
+def _are_random(splits: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the splits are random ones of one table; imported ones have names."""
     return len(splits) > 1 and not any(split["name"] for split in splits)
 
 
-def _parts(splits: Sequence[Mapping[str, Any]] | None) -> list[tuple[Any, Any]] | None:
+def _tests(splits: Sequence[Mapping[str, Any]] | None) -> list[tuple[Any, Any]] | None:
     return None if splits is None else [(split["test"], split["name"]) for split in splits]
 
 
 def _number(value: float | None) -> float:
-    """A stored coefficient that is null orders nothing: 0."""
+    """Return a stored coefficient; null, which orders nothing, is 0."""
     return 0.0 if value is None else float(value)
 
 
 def comparison_lines(result: Mapping[str, Any]) -> list[str]:
-    """For people: a few lines for each regime."""
+    """Return the comparison as text, a few lines for each regime."""
     lines = [f"{result['metric']} on {result['data']['name']}: {result['a']} minus {result['b']}"]
     for name, found in result["regimes"].items():
         boot, t = found["bootstrap"], found["corrected_t"]

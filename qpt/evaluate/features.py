@@ -1,14 +1,12 @@
-"""Features of an encoder for photographs: mean and standard deviation over positions, four stages, two scales.
+"""Features of an encoder for images: mean and standard deviation over positions, four stages, two scales.
 
-Called by ``qpt.evaluate.run`` (many photographs, cached) and ``Scorer`` (one). Everything any read-out needs comes
-from one pass over a photograph; ``ReadOut.select`` slices it afterwards. One photograph at a time, so its features do
-not depend on its neighbours; memory is bounded by the grid of crops (``photograph.crop_boxes``).
+Called by ``qpt.evaluate.run`` and reports (many images, cached) and by ``Scorer`` (one image). One pass over an image
+yields what every read-out needs, which ``ReadOut.select`` slices afterwards. It reads image files and writes the cache.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -19,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from qpt.data.normalise import normalise
-from qpt.errors import InputError
-from qpt.evaluate.photograph import check_pixels, crops, extend, half_scale, load_photograph
+from qpt.errors import InputError, check_int
+from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, load_images, mirror_pad
+from qpt.evaluate.table import ScoreTable
+from qpt.io import write_whole
 from qpt.models import ResNet
 
 SCALES = ("full", "half")
@@ -36,24 +34,30 @@ DEFINITION = "qpt-features-1"
 
 @dataclass(frozen=True)
 class FeatureProtocol:
-    """What is looked at. crop_px, crops: at each scale a photograph of more than crops x crop_px^2 pixels is seen
-    through a grid of that many crops at native resolution, evenly spaced; a smaller one is seen whole."""
+    """The part of an image that the encoder gets.
+
+    At each scale an image of more than crops x crop_px^2 pixels is seen through a grid of that many crops at native
+    resolution, evenly spaced; a smaller one is seen whole. crop_px: >= 32.  crops: >= 1.
+    """
 
     crop_px: int = 384
     crops: int = 9
 
     def __post_init__(self) -> None:
-        if self.crop_px < 32 or self.crops < 1:
-            raise InputError(f"features: crop_px must be >= 32 and crops >= 1, got {self.crop_px} and {self.crops}")
+        check_int("features", "crop_px", self.crop_px, 32)
+        check_int("features", "crops", self.crops, 1)
 
     def describe(self) -> dict[str, object]:
-        """For the record of a result."""
+        """Return the entry ``protocol.features`` of a result."""
         return {**asdict(self), "scales": list(SCALES), "half_scale": "Pillow bicubic, antialiased", "id": DEFINITION}
 
 
 @dataclass(frozen=True)
 class ReadOut:
-    """What a regressor sees: stages "last" or "all", statistics "mean" or "mean+std", always both scales."""
+    """The part of the features that a regressor gets, always of both scales.
+
+    stages: "last" or "all".  statistics: "mean" or "mean+std".
+    """
 
     stages: str
     statistics: str
@@ -66,7 +70,7 @@ class ReadOut:
         return f"{self.stages}, {self.statistics}"
 
     def select(self, features: NDArray[np.float32], stage_dims: Sequence[int]) -> NDArray[np.float64]:
-        """(n, 2 scales, 2 statistics, sum(stage_dims)) -> (n, d) float64."""
+        """Slice (n, 2 scales, 2 statistics, sum(stage_dims)) features to (n, d) float64."""
         first = 0 if self.stages == "all" else sum(stage_dims[:-1])
         kept = 1 if self.statistics == "mean" else 2
         return features[:, :, :kept, first:].reshape(len(features), -1).astype(np.float64)
@@ -76,24 +80,23 @@ READ_OUTS = tuple(ReadOut(stages, statistics) for stages, statistics in product(
 
 
 @torch.inference_mode()
-def photograph_features(
+def image_features(
     encoder: ResNet, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
 ) -> NDArray[np.float32]:
-    """Features of one photograph: (2 scales, 2 statistics, sum(stage_dims)) float32.
+    """Compute the features of one image: (2 scales, 2 statistics, sum(stage_dims)) float32.
 
     encoder: in eval mode (``prepare``); it may be float16 or bfloat16.  pixels: (H, W, 3) uint8; a side under 32 px is
-    continued by mirror images (``extend``).
-    The statistics of a stage are taken over the positions of all crops together; std is the population's. They are
-    float32 or better whatever the encoder is.
+    padded (``mirror_pad``). The statistics of a stage are taken over the positions of all crops together; std is the
+    population's. They are float32 or better whatever the encoder is.
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
-    pixels, dtype = extend(pixels), encoder.conv1.weight.dtype
+    pixels, dtype = mirror_pad(pixels), encoder.conv1.weight.dtype
     rows = []
-    for picture in (pixels, half_scale(pixels)):
-        parts = crops(picture, side=protocol.crop_px, count=protocol.crops)
+    for scaled in (pixels, half_scale(pixels)):
+        crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
-        moments = torch.stack([_moments(encoder.stages(_to_input(part).to(dtype))) for part in parts])
+        moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(dtype))) for crop in crops])
         # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
         mean, square = moments.mean(0)
         rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))
@@ -101,7 +104,7 @@ def photograph_features(
 
 
 def prepare(encoder: ResNet) -> ResNet:
-    """Put an encoder in eval mode and channels-last, in which photographs go through about three times faster."""
+    """Put an encoder in eval mode and channels-last, in which it is about three times faster on a CPU."""
     return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -112,23 +115,23 @@ def extract(
     protocol: FeatureProtocol,
     label: str,
     cache: Path | None = None,
-    photographs_key: str = "",
+    images_key: str = "",
     quiet: bool = False,
 ) -> NDArray[np.float32]:
-    """Features of many photographs: (n, 2 scales, 2 statistics, sum(stage_dims)) float32, in the order of paths.
+    """Compute or read features of many images: (n, 2 scales, 2 statistics, sum(stage_dims)) float32.
 
-    cache: a folder for ``NAME.npz`` keyed by encoder weights, ``photographs_key`` (names, order, contents) and
-    protocol; None keeps nothing. A damaged cache file is computed again.  quiet: no progress bar. Raises InputError
-    listing every photograph that cannot be decoded.
+    cache: a folder for ``NAME.npz`` keyed by encoder weights, ``images_key`` (names, order, contents) and protocol;
+    None keeps nothing. A damaged cache file is computed again.  quiet: no progress bar. Raises InputError listing every
+    image that cannot be decoded.
     """
     encoder = prepare(encoder)
-    file = cache / f"{_cache_key(encoder, protocol, photographs_key)}.npz" if cache is not None else None
+    file = cache / f"{_cache_key(encoder, protocol, images_key)}.npz" if cache is not None else None
     shape = (len(paths), len(SCALES), len(STATISTICS), sum(encoder.stage_dims))
     if file is not None and (stored := _read_cache(file, shape)) is not None:
         return stored
     features = np.empty(shape, np.float32)
-    for index, pixels in enumerate(photographs(paths, label=label, quiet=quiet)):
-        features[index] = photograph_features(encoder, pixels, protocol)
+    for index, pixels in enumerate(load_images(paths, label=label, quiet=quiet)):
+        features[index] = image_features(encoder, pixels, protocol)
     if not np.isfinite(features).all():
         raise InputError(f"features: encoder must give finite features, got NaN or infinity from {label}")
     if file is not None:
@@ -136,23 +139,24 @@ def extract(
     return features
 
 
-def photographs(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterable[NDArray[np.uint8]]:
-    """Decode photographs one by one under a progress bar; at the end, one InputError for all that could not be."""
-    faults = []
-    for path in track(paths, description=label, disable=quiet, console=Console(stderr=True)):
-        try:
-            pixels = load_photograph(path)
-        except InputError as error:
-            faults.append(str(error).removeprefix("photograph: "))
-            continue
-        if not faults:  # after a fault the rest is only checked
-            yield pixels
-    if faults:
-        raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
+def read_out_features(
+    encoder: ResNet, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
+) -> dict[str, NDArray[np.float64]]:
+    """Return the features of every read-out of an encoder for a table: name -> (n, d) float64."""
+    # The fingerprint is of a set; features also depend on the order of its rows.
+    key = hashlib.sha256("\n".join((table.fingerprint, *table.images)).encode()).hexdigest()
+    features = extract(encoder, table.paths, protocol=protocol, label=label, cache=cache, images_key=key, quiet=quiet)
+    return {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
+
+
+def feature_cache(run: str | Path) -> Path:
+    """Return the folder that keeps features of a run: ``features`` inside its directory."""
+    path = Path(run)
+    return (path if path.is_dir() else path.parent) / "features"
 
 
 def weights_hash(encoder: ResNet) -> str:
-    """sha256 over the names, shapes and values of an encoder's weights and buffers."""
+    """Return the sha256 over the names, shapes and values of an encoder's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
@@ -160,20 +164,20 @@ def weights_hash(encoder: ResNet) -> str:
     return digest.hexdigest()
 
 
-def _to_input(part: NDArray[np.uint8]) -> Tensor:
-    """(h, w, 3) uint8 -> (1, 3, h, w) float32 normalised; the permuted view already is channels-last."""
-    return normalise(torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None])
+def _to_input(crop: NDArray[np.uint8]) -> Tensor:
+    """Return (h, w, 3) uint8 as normalised (1, 3, h, w) float32; the permuted tensor already is channels-last."""
+    return normalise(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None])
 
 
 def _moments(maps: Iterable[Tensor]) -> Tensor:
-    """First and second moment over positions of (1, C_i, h_i, w_i) maps: (2, sum C_i) float64."""
+    """Return the first and second moment over positions of (1, C_i, h_i, w_i) maps: (2, sum C_i) float64."""
     pairs = [torch.var_mean(stage[0].flatten(1).float(), dim=1, correction=0) for stage in maps]
     mean = torch.cat([mean for _, mean in pairs]).double()
     return torch.stack([mean, torch.cat([variance for variance, _ in pairs]).double() + mean * mean])
 
 
-def _cache_key(encoder: ResNet, protocol: FeatureProtocol, photographs_key: str) -> str:
-    parts = (weights_hash(encoder), photographs_key, repr(protocol), DEFINITION)
+def _cache_key(encoder: ResNet, protocol: FeatureProtocol, images_key: str) -> str:
+    parts = (weights_hash(encoder), images_key, repr(protocol), DEFINITION)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -187,12 +191,12 @@ def _read_cache(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | Non
 
 
 def _write_cache(file: Path, features: NDArray[np.float32]) -> None:
-    """Whole or not at all: written beside its place, then renamed. A failure costs the cache, not the result."""
-    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    def write(unfinished: Path) -> None:
+        with unfinished.open("wb") as stream:  # given a name, NumPy would add its own extension
+            np.savez(stream, features=features)
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as out:
-            np.savez(out, features=features)
-        os.replace(unfinished, file)
-    except OSError as error:
+        write_whole(file, write)
+    except OSError as error:  # it costs the cache, not the result
         warnings.warn(f"features are not kept for the next time: {error}", stacklevel=3)

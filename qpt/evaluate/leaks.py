@@ -1,8 +1,7 @@
-"""Near-duplicates across groups: photographs that are copies of each other although splits treat them as unrelated.
+"""Near-duplicates across groups: images that are copies of each other although splits treat them as unrelated.
 
-Called by the commands that read a table and by ``qpt datasets check``. Equal files are found while a table is read
-(``ScoreTable.repeated``); here perceptual hashes find the resized, recompressed or retouched ones. A finding is a
-warning, not an error: a hash of 64 bits can be wrong, and only a person can tell. Relies on the ImageHash package.
+Called by the commands that read a table and by ``qpt datasets check``; it reads image files. Equal files are found
+while a table is read (``ScoreTable.repeated``); perceptual hashes find the resized, recompressed or retouched ones.
 """
 
 from __future__ import annotations
@@ -17,18 +16,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from qpt.data.images import UNREADABLE
-from qpt.evaluate.table import ScoreTable, TableSplit
+from qpt.evaluate.table import ScoreTable, Split
 
 MAX_DISTANCE = 4  # of 64 bits: what resizing, JPEG and small retouches change
 _DECODED_PX = 256  # JPEG files are decoded at the smallest scale that is still at least this large
 _BLOCK = 128  # hashes compared with all others at once
-_MOST = 10_000  # pairs: a set with more has no use for the rest of the list
+_MAX_PAIRS = 10_000  # a set with more has no use for the rest of the list
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Two images of different groups. distance: bits in which their hashes differ, 0 to MAX_DISTANCE.
-    crosses: the splits, by name, that have them in different parts."""
+    """Two images of different groups with similar hashes.
+
+    distance: bits in which the hashes differ, 0 to MAX_DISTANCE.  crosses: names of the splits that have the images in
+    different parts.
+    """
 
     first: str
     second: str
@@ -37,8 +39,10 @@ class NearDuplicate:
 
 
 def perceptual_hash(path: Path) -> int | None:
-    """The 64-bit DCT hash of an image file, upright (Zauner 2010, as ImageHash computes it); None where it has no
-    detail to hash, as a plain colour, or cannot be decoded."""
+    """Return the 64-bit DCT hash of an upright image file (Zauner 2010, as ImageHash computes it).
+
+    None where the image has no detail to hash, as a plain colour, or cannot be decoded.
+    """
     from imagehash import phash
 
     try:
@@ -53,8 +57,11 @@ def perceptual_hash(path: Path) -> int | None:
 
 
 def near_duplicates(table: ScoreTable, *, max_distance: int = MAX_DISTANCE) -> tuple[NearDuplicate, ...]:
-    """Pairs of images of different groups whose perceptual hashes differ in at most ``max_distance`` bits, the nearest
-    first. Decodes every photograph once, at reduced scale where the format allows it; stops after 10,000 pairs."""
+    """Return pairs of images of different groups whose perceptual hashes differ in at most ``max_distance`` bits.
+
+    The nearest come first. Every image is decoded once, at reduced scale where the format allows it; the search stops
+    after 10,000 pairs.
+    """
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(perceptual_hash, table.paths))
     rows = np.array([row for row, value in enumerate(found) if value is not None], np.int64)
@@ -70,13 +77,14 @@ def near_duplicates(table: ScoreTable, *, max_distance: int = MAX_DISTANCE) -> t
             if a < b and table.groups[a] != table.groups[b]:
                 crosses = tuple(name for name, parts in part.items() if -1 != parts[a] != parts[b] != -1)
                 pairs.append(NearDuplicate(table.images[a], table.images[b], int(distance), crosses))
-        if len(pairs) >= _MOST:
+        if len(pairs) >= _MAX_PAIRS:
             break
-    return tuple(sorted(pairs[:_MOST], key=lambda pair: (pair.distance, pair.first, pair.second)))
+    return tuple(sorted(pairs[:_MAX_PAIRS], key=lambda pair: (pair.distance, pair.first, pair.second)))
 
 
 def leak_warnings(table: ScoreTable, pairs: Iterable[NearDuplicate] = (), *, shown: int = 10) -> list[str]:
-    """What to tell a person about a table's repeated images and these near-duplicates: a line each, a list below it."""
+    """Return warnings of a table's repeated images and near-duplicates: a line for each kind, examples below it."""
+    # Warnings, not errors: a hash of 64 bits can be wrong, and only a person can tell.
     lines = []
     if table.repeated:
         lines.append(f"{len(table.repeated)} pair(s) of equal files in different groups: splits may leak")
@@ -91,8 +99,8 @@ def leak_warnings(table: ScoreTable, pairs: Iterable[NearDuplicate] = (), *, sho
     return lines
 
 
-def _parts(split: TableSplit, rows: int) -> NDArray[np.int64]:
-    """(rows,) number of the part each row is in, -1 for none."""
+def _parts(split: Split, rows: int) -> NDArray[np.int64]:
+    """Return the number of the part that each row is in, (rows,); -1 for none."""
     numbers = np.full(rows, -1, np.int64)
     for number, members in enumerate((split.train, split.val, split.test)):
         numbers[members] = number

@@ -1,13 +1,14 @@
 """Agreement between predicted scores and mean opinion scores (MOS): SRCC, PLCC (raw, after a logistic), KRCC, RMSE.
 
-Called by ``qpt.evaluate.protocol`` once per split. Relies on SciPy for every coefficient, so ties are treated as SciPy
-treats them: average ranks in SRCC, tau-b in KRCC. A coefficient that is not defined (constant predictions or constant
-labels) is nan and no warning is shown: what a nan means for a summary is decided in ``summary.summarise``.
+Called by ``qpt.evaluate.protocol`` once per split, by the bootstrap and by reports. Every coefficient is SciPy's, so
+ties get average ranks in SRCC and count as in tau-b in KRCC. A coefficient that is not defined (constant predictions or
+constant labels) is nan, without a warning.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,18 +21,18 @@ METRICS = ("srcc", "plcc_raw", "plcc_logistic", "plcc_logistic5", "krcc", "rmse"
 
 Array = NDArray[np.float64]
 
-# Of each metric after a fit: the fit, the curve, and the fewest images, one more than parameters.
+# Metric after a fit -> (the fit, the curve, the fewest images: one more than parameters).
 _LOGISTIC: dict[str, tuple[Callable[..., tuple[float, ...]], Callable[..., Array], int]] = {
     "plcc_logistic": (fit_logistic, logistic, 5),
     "plcc_logistic5": (fit_logistic5, logistic5, 6),
 }
 
-# Predictions whose spread is below this share of their size are constant: only rounding separates them.
+#: Values whose spread is below this share of their size are constant: only rounding separates them.
 _CONSTANT = 1e-10
 
 
 def measure(predictions: ArrayLike, mos: ArrayLike) -> dict[str, float]:
-    """All metrics of one set of predictions, in the order of ``METRICS``.
+    """Return all metrics of one set of predictions, in the order of ``METRICS``.
 
     predictions, mos: (n,) finite numbers, n >= 2, same length; higher is better in both.
     Returns srcc, plcc_raw, plcc_logistic (4 parameters), plcc_logistic5, krcc in [-1, 1] and rmse in the units of
@@ -43,7 +44,7 @@ def measure(predictions: ArrayLike, mos: ArrayLike) -> dict[str, float]:
 
 
 def measure_rank_and_error(predictions: ArrayLike, mos: ArrayLike) -> dict[str, float]:
-    """srcc, plcc_raw and rmse alone, without a fit; arguments and nan as of ``measure``."""
+    """Return srcc, plcc_raw and rmse alone, without a fit; arguments and nan are those of ``measure``."""
     x, y = _checked(predictions, mos)
     rmse = float(np.sqrt(np.mean((x - y) ** 2)))
     if is_constant(x) or is_constant(y):
@@ -53,7 +54,7 @@ def measure_rank_and_error(predictions: ArrayLike, mos: ArrayLike) -> dict[str, 
 
 
 def measure_and_fit(predictions: ArrayLike, mos: ArrayLike) -> tuple[dict[str, float], dict[str, tuple[float, ...]]]:
-    """``measure``, and the parameters of the fitted curves by the name of their metric; one not defined is absent."""
+    """Return ``measure`` and the parameters of the fitted curves by their metric; one not defined is absent."""
     x, y = _checked(predictions, mos)
     values = dict.fromkeys(METRICS, float("nan")) | measure_rank_and_error(x, y)
     if is_constant(x) or is_constant(y):
@@ -64,38 +65,29 @@ def measure_and_fit(predictions: ArrayLike, mos: ArrayLike) -> tuple[dict[str, f
 
 
 def curves(x: Array, y: Array, fits: Mapping[str, tuple[float, ...]]) -> dict[str, Array]:
-    """Fitted curves at the predictions x, (n,) each, turned where the metric's sign is: their correlation with y is the
-    metric. fits: as ``measure_and_fit`` returns them."""
+    """Return the fitted curves at the predictions x by their metric, which is their Pearson correlation with y.
+
+    x, y: (n,).  fits: as ``measure_and_fit`` returns them. The curve of a negative metric is multiplied by -1.
+    """
     found = {}
     for name, b in fits.items():
-        # A falling 4-parameter curve; of the 5-parameter one, see plcc_logistic5.
+        # A 4-parameter curve that falls gets a negative value, not the credit of a right order. The 5-parameter one
+        # need not be monotone; the line within it makes it correlate with the predictions exactly as MOS does, so its
+        # sign is that of the raw PLCC.
         falls = b[0] < b[1] if name == "plcc_logistic" else np.mean((x - x.mean()) * (y - y.mean())) < 0
         found[name] = _LOGISTIC[name][1](x, *b) * (-1.0 if falls else 1.0)
     return found
 
 
-def plcc_logistic(predictions: ArrayLike, mos: ArrayLike) -> float:
-    """PLCC after the 4-parameter logistic (``logistic.logistic``) fitted on these same images, by least squares.
-
-    The curve may fall; then the sign of the result is turned, so that predictions in the wrong order get a negative
-    figure and not the credit of a right order. predictions, mos: (n,) finite numbers. Returns a value in [-1, 1]; nan
-    when either is constant or when n < 5.
-    """
-    return measure(predictions, mos)["plcc_logistic"]
-
-
-def plcc_logistic5(predictions: ArrayLike, mos: ArrayLike) -> float:
-    """PLCC after the 5-parameter logistic (``logistic.logistic5``) fitted on these same images, by least squares.
-
-    This curve need not be monotone, as in its source. Its sign is that of the raw PLCC: the line within the model makes
-    the fitted curve correlate with the predictions exactly as MOS does. predictions, mos: (n,) finite numbers. Returns
-    a value in [-1, 1]; nan when either is constant or when n < 6.
-    """
-    return measure(predictions, mos)["plcc_logistic5"]
+def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Return Spearman's correlation of two (n,) arrays; 0 where one is constant, since it orders nothing."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def is_constant(values: Array) -> bool:
-    """Whether only rounding separates the values (n,)."""
+    """Return whether only rounding separates the values (n,)."""
     return bool(np.ptp(values) <= _CONSTANT * max(1e-300, float(np.abs(values).max())))
 
 

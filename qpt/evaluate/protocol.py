@@ -1,14 +1,14 @@
-"""The protocol: splits, and a regressor whose read-out and setting are chosen inside the training part of each.
+"""The evaluation protocol: splits, and a regressor whose read-out and setting are chosen inside the training part.
 
 Called by ``qpt.evaluate.run`` for encoders and classical features alike, and by ``Scorer.fit`` for the choice. All
-methods meet the same splits, so their scores can be compared split by split. Relies on ``regressors``, ``metrics`` and
-scikit-learn's GroupKFold. Every random number comes from a generator seeded by (seed, regime, split).
+methods get the same splits, so their scores can be compared split by split. Every random number comes from a generator
+seeded by (seed, regime, split).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupKFold
 from qpt.errors import InputError
 from qpt.evaluate.metrics import measure_and_fit
 from qpt.evaluate.regressors import Regressor, RidgeRegressor
-from qpt.evaluate.table import ScoreTable
+from qpt.evaluate.table import ScoreTable, Split, check_splits
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -31,7 +31,7 @@ _OFFICIAL, _SHARES = 100, 101  # parts of seeds, apart from the numbers of the r
 
 @dataclass(frozen=True)
 class Regime:
-    """A kind of split. name: "all" or "few".  splits: how many.  train_share: of the groups, at least 2 of them."""
+    """A kind of random split. name: "all" or "few".  splits: their number.  train_share: of the groups, at least 2."""
 
     name: str
     splits: int
@@ -42,27 +42,13 @@ REGIMES = (Regime("all", splits=10, train_share=0.8), Regime("few", splits=20, t
 _REGIME_IDS = {regime.name: index for index, regime in enumerate(REGIMES)}
 
 
-def _nothing() -> Index:
-    return np.empty(0, np.int64)
-
-
 @dataclass(frozen=True)
-class Split:
-    """train, test, val: indices into the table, disjoint; the choice is made on val if it is not empty.  seed: what
-    ``numpy.random.default_rng`` was given, or of a split that was not drawn, what draws on it start from.  name: of an
-    imported split."""
+class ChosenReadOut:
+    """The result of inner cross-validation.
 
-    train: Index
-    test: Index
-    seed: tuple[int, ...]
-    val: Index = field(default_factory=_nothing)
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What inner cross-validation chose. read_out: its name.  penalty: per feature.  folds: what it was chosen on.
-    srcc, rmse: of the pooled held-out predictions; rmse in MOS units."""
+    read_out: name.  penalty: per feature.  folds: name of the folds.  srcc, rmse: of the pooled held-out predictions;
+    rmse in MOS units.
+    """
 
     read_out: str
     penalty: float
@@ -72,11 +58,10 @@ class Choice:
 
 
 def make_splits(mos: Array, groups: Index, regime: Regime, seed: int) -> list[Split]:
-    """Random splits by group, different from each other while the set is large enough to have different ones.
+    """Draw random splits by group, different from each other while the set is large enough to have different ones.
 
     The training part gets max(2, round(train_share x groups)) groups. Both parts hold at least two images with
-    different MOS; a draw without that, or one that came up before, is drawn again. Raises InputError if no draw
-    qualifies.
+    different MOS. Raises InputError if no draw qualifies.
     """
     names = np.unique(groups)
     count = max(2, round(regime.train_share * len(names)))
@@ -85,32 +70,35 @@ def make_splits(mos: Array, groups: Index, regime: Regime, seed: int) -> list[Sp
             f"evaluate: groups must be at least {count + 1} for the regime {regime.name!r}, got {len(names)}"
         )
     splits: list[Split] = []
-    seen: set[tuple[int, ...]] = set()
+    drawn: set[tuple[int, ...]] = set()
     for number in range(regime.splits):
         usable = None
         for attempt in range(_DRAWS):
             key = (seed, _REGIME_IDS[regime.name], number, attempt)
             chosen = np.sort(np.random.default_rng(key).choice(names, count, replace=False))
             inside = np.isin(groups, chosen)
-            split = Split(np.flatnonzero(inside), np.flatnonzero(~inside), key)
+            split = Split(np.flatnonzero(inside), np.flatnonzero(~inside), seed=key)
             if len(np.unique(mos[split.train])) < 2 or len(np.unique(mos[split.test])) < 2:
                 continue
             usable = split
-            if tuple(chosen) not in seen:
+            if tuple(chosen) not in drawn:
                 break
         if usable is None:
             raise InputError(f"evaluate: mos must differ within both parts of a split; {_DRAWS} draws gave none")
         splits.append(usable)
-        seen.add(tuple(np.unique(groups[usable.train])))
+        drawn.add(tuple(np.unique(groups[usable.train])))
     return splits
 
 
 def inner_folds(groups: Index, seed: Sequence[int]) -> tuple[list[tuple[Index, Index]], str]:
-    """Folds inside a training part, and their name: GroupKFold(min(5, groups)); one image out below 3 groups."""
+    """Return folds inside a training part and their name: GroupKFold(min(5, groups)).
+
+    Below three groups they leave one image out. A fold is a pair (rows fitted on, rows held out).
+    """
     number = len(np.unique(groups))
     if number < 3:
-        everything = np.arange(len(groups))
-        return [(np.delete(everything, i), everything[[i]]) for i in everything], "leave one image out"
+        rows = np.arange(len(groups))
+        return [(np.delete(rows, i), rows[[i]]) for i in rows], "leave one image out"
     folds = min(INNER_FOLDS, number)
     state = int(np.random.default_rng([*seed, 1]).integers(2**31))
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=state)
@@ -118,29 +106,26 @@ def inner_folds(groups: Index, seed: Sequence[int]) -> tuple[list[tuple[Index, I
 
 
 def official_splits(table: ScoreTable, seed: int) -> list[Split]:
-    """The splits that came with a table. Raises InputError if there are none, or if one cannot be used: parts that
-    overlap, rows that do not exist, a training or test part with fewer than two different MOS."""
+    """Return the splits that came with a table.
+
+    Raises InputError if there are none, for what ``check_splits`` refuses, or for a training or test part with fewer
+    than two different MOS.
+    """
     if not table.splits:
         raise InputError(f"evaluate: protocol must be random, since {table.name} has no official or imported splits")
-    splits = []
-    for number, given in enumerate(table.splits):
-        rows = np.concatenate([given.train, given.val, given.test])
-        if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
-            raise InputError(f"evaluate: split {given.name!r} must name rows 0 to {len(table) - 1}, got {rows.max()}")
-        if len(np.unique(rows)) != len(rows):
-            raise InputError(f"evaluate: parts of split {given.name!r} must be disjoint, got rows in two of them")
+    check_splits(table.splits, table.images, table.groups)
+    for given in table.splits:
         for part, index in (("training", given.train), ("test", given.test)):
             if len(np.unique(table.mos[index])) < 2:
                 raise InputError(
                     f"evaluate: the {part} part of split {given.name!r} must have images of different MOS, "
                     f"got {len(index)} image(s)"
                 )
-        splits.append(Split(given.train, given.test, (seed, _OFFICIAL, number), given.val, given.name))
-    return splits
+    return [replace(given, seed=(seed, _OFFICIAL, number)) for number, given in enumerate(table.splits)]
 
 
 def label_share(splits: Sequence[Split], mos: Array, groups: Index, share: float) -> list[Split]:
-    """The same splits with part of their training labels: the test parts stay, so that shares form a curve.
+    """Return the same splits with part of their training labels; the test parts stay, so that shares form a curve.
 
     share: of the groups of the training part, 0 < share < 1; at least two are kept, and so many that two MOS differ.
     A smaller share of a split is within every larger one.
@@ -149,6 +134,7 @@ def label_share(splits: Sequence[Split], mos: Array, groups: Index, share: float
         raise InputError(f"evaluate: label_shares must be above 0 and below 1, got {share:g}")
     kept = []
     for split in splits:
+        # The order of the groups does not depend on the share, so the shares are nested.
         order = np.random.default_rng([*split.seed, _SHARES]).permutation(np.unique(groups[split.train]))
         count = max(2, round(share * len(order)))
         while True:
@@ -156,49 +142,54 @@ def label_share(splits: Sequence[Split], mos: Array, groups: Index, share: float
             if count >= len(order) or len(np.unique(mos[train])) > 1:
                 break
             count += 1
-        kept.append(Split(train, split.test, split.seed, split.val, split.name))
+        kept.append(replace(split, train=train))
     return kept
 
 
-def choose(views: Mapping[str, Array], mos: Array, groups: Index, seed: Sequence[int]) -> Choice:
-    """``search`` for the ridge over ``inner_folds``. views: read-out name -> (n, d) features of the training part
-    alone.  mos, groups: (n,).  seed: shuffles the folds."""
+def choose_read_out(features: Mapping[str, Array], mos: Array, groups: Index, seed: Sequence[int]) -> ChosenReadOut:
+    """Choose read-out and ridge penalty by ``grid_search`` over ``inner_folds``.
+
+    features: read-out name -> (n, d), of the training part alone.  mos, groups: (n,).  seed: shuffles the folds.
+    """
     folds, name = inner_folds(groups, seed)
     regressor = RidgeRegressor()
-    read_out, setting, srcc, rmse = search(views, mos, folds, regressor)
-    return Choice(read_out, regressor.settings[setting]["penalty"], name, srcc, rmse)
+    read_out, setting, srcc, rmse = grid_search(features, mos, folds, regressor)
+    return ChosenReadOut(read_out, regressor.settings[setting]["penalty"], name, srcc, rmse)
 
 
-def search(
-    views: Mapping[str, Array], mos: Array, folds: Sequence[tuple[Index, Index]], regressor: Regressor
+def grid_search(
+    features: Mapping[str, Array], mos: Array, folds: Sequence[tuple[Index, Index]], regressor: Regressor
 ) -> tuple[str, int, float, float]:
-    """Read-out and setting with the highest SRCC of the pooled held-out predictions; ties go to the smaller error.
+    """Find the read-out and setting with the highest SRCC of the pooled held-out predictions.
 
-    SRCC, not squared error: where groups differ in level (scenes), squared error favours penalties so large that the
-    order within a group is lost. Compared on random encoders only. views: read-out name -> (n, d).  folds: pairs
-    (fitted on, held out).  Returns (read-out, number of the setting, SRCC, RMSE).
+    Ties go to the smaller error. features: read-out name -> (n, d).  folds: pairs (rows fitted on, rows held out).
+    Returns (read-out, index of the setting, SRCC, RMSE).
     """
-    every = range(len(regressor.settings))
-    held_all = np.sort(np.concatenate([held for _, held in folds]))
+    # SRCC, not squared error: where groups differ in level (scenes), squared error favours penalties so large that the
+    # order within a group is lost. Compared on random encoders only.
+    settings = range(len(regressor.settings))
+    held_out = np.sort(np.concatenate([held for _, held in folds]))
     best: tuple[float, float, str, int] | None = None
-    for read_out, features in views.items():
-        held_out = np.empty((len(every), len(mos)))
+    for read_out, x in features.items():
+        predictions = np.empty((len(settings), len(mos)))
         for fitted, held in folds:
-            held_out[:, held] = regressor.predict(features[fitted], mos[fitted], features[held], every)
-        predicted, wanted = held_out[:, held_all], mos[held_all]
-        errors = np.sqrt(np.mean((predicted - wanted) ** 2, axis=1))
-        correlations = _rank_correlations(predicted, wanted)
-        for setting, srcc, error in zip(every, correlations, errors, strict=True):
+            predictions[:, held] = regressor.predict(x[fitted], mos[fitted], x[held], settings)
+        predicted, targets = predictions[:, held_out], mos[held_out]
+        errors = np.sqrt(np.mean((predicted - targets) ** 2, axis=1))
+        correlations = _rank_correlations(predicted, targets)
+        for setting, srcc, error in zip(settings, correlations, errors, strict=True):
             if best is None or (srcc, -error) > (best[0], -best[1]):
                 best = (float(srcc), float(error), read_out, setting)
     if best is None:
-        raise InputError("choose: views must hold at least one read-out, got none")
+        raise InputError("grid_search: features must hold at least one read-out, got none")
     srcc, error, read_out, setting = best
     return read_out, setting, srcc, error
 
 
 def _rank_correlations(predictions: Array, mos: Array) -> Array:
-    """SRCC of each row of (m, n) predictions with (n,) mos; 0 for a constant row."""
+    """Return the SRCC of each row of (m, n) predictions with (n,) mos; 0 for a constant row."""
+    # Sums of multiples of 1/4 are exact: equal orders give equal values, so that ties between settings are seen as
+    # ties. SciPy's spearmanr rounds before it sums, and warns of constant rows.
     x = stats.rankdata(predictions, axis=1)
     x -= x.mean(axis=1, keepdims=True)
     y = stats.rankdata(mos)
@@ -208,39 +199,42 @@ def _rank_correlations(predictions: Array, mos: Array) -> Array:
 
 
 def evaluate_splits(
-    views: Mapping[str, Array],
+    features: Mapping[str, Array],
     mos: Array,
     groups: Index,
     splits: Sequence[Split],
     regressor: Regressor | None = None,
 ) -> list[dict[str, Any]]:
-    """One record per split: its seed, sizes, the metrics on the test part, the choice, and the test predictions.
+    """Return one record for each split: seed, sizes, metrics on the test part, the choice, the test predictions.
 
     The choice is made by cross-validation inside the training part, or on the validation part where the split has
-    one; the fit is on the training part alone either way.
+    one; the fit is on the training part alone either way. features: read-out name -> (n, d) of the whole table.
     """
     regressor = regressor or RidgeRegressor()
     records = []
     for split in splits:
         if len(split.val):
             rows = np.concatenate([split.train, split.val])
-            everything = np.arange(len(rows))
-            folds, name = [(everything[: len(split.train)], everything[len(split.train) :])], "validation part"
+            places = np.arange(len(rows))
+            folds, name = [(places[: len(split.train)], places[len(split.train) :])], "validation part"
         else:
             rows = split.train
             folds, name = inner_folds(groups[rows], split.seed)
-        inside = {read_out: features[rows] for read_out, features in views.items()}
-        read_out, setting, srcc, rmse = search(inside, mos[rows], folds, regressor)
-        view = views[read_out]
-        predicted = regressor.predict(view[split.train], mos[split.train], view[split.test], [setting])[0]
+        inside = {read_out: x[rows] for read_out, x in features.items()}
+        read_out, setting, srcc, rmse = grid_search(inside, mos[rows], folds, regressor)
+        x = features[read_out]
+        predicted = regressor.predict(x[split.train], mos[split.train], x[split.test], [setting])[0]
         chosen = {"read_out": read_out, **regressor.settings[setting], "folds": name, "srcc": srcc, "rmse": rmse}
         records.append(split_record(split, predicted, mos, {f"chosen_{key}": value for key, value in chosen.items()}))
     return records
 
 
 def split_record(split: Split, predicted: Array, mos: Array, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of one split: seed, sizes, metrics, ``more``, and what it takes to measure again: the predictions of
-    its test part, to 7 digits, and the parameters of the logistic curves fitted to them."""
+    """Return the record of one split: seed, sizes, metrics, ``more``, fitted curves and predictions.
+
+    The predictions of the test part, to 7 digits, and the parameters of the logistic curves fitted to them are what
+    it takes to measure again.
+    """
     kept = [float(f"{value:.7g}") for value in predicted]
     metrics, fits = measure_and_fit(kept, mos[split.test])
     return {

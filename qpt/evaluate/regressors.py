@@ -1,7 +1,7 @@
-"""What stands between frozen features and a score: ridge (the default) or a support vector regression.
+"""Regressors from frozen features to scores: ridge (the default) and support vector regression.
 
-Called by ``qpt.evaluate.protocol``, which chooses one of a regressor's settings by inner cross-validation. A regressor
-fits every setting at once, so that ridge can use its single decomposition. Relies on ``ridge`` and scikit-learn.
+Called by ``qpt.evaluate.protocol``, which chooses one of a regressor's settings by inner cross-validation; they touch
+nothing but their arguments. A regressor fits every setting at once, so that ridge needs a single decomposition.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.errors import InputError
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 
 Array = NDArray[np.float64]
 
 
 class Regressor(Protocol):
-    """description: for the record.  settings: what inner cross-validation chooses from."""
+    """A regressor. description: for the result.  settings: the grid that inner cross-validation chooses from."""
 
     @property
     def description(self) -> str: ...
@@ -27,18 +26,21 @@ class Regressor(Protocol):
     @property
     def settings(self) -> Sequence[Mapping[str, float]]: ...
 
-    def predict(self, features: Array, targets: Array, asked: Array, settings: Sequence[int]) -> Array:
-        """Fit on (n, d) features and (n,) targets; predict (m, d) asked with the settings of these numbers: (s, m)."""
+    def predict(self, features: Array, targets: Array, test: Array, settings: Sequence[int]) -> Array:
+        """Fit on (n, d) features and (n,) targets, and predict (m, d) test features.
+
+        settings: indices into ``self.settings``, s of them. Returns (s, m).
+        """
 
 
 class RidgeRegressor:
-    """``ridge.fit_ridge`` with its 15 penalties."""
+    """Ridge regression (``ridge.fit_ridge``) with its 15 penalties."""
 
     description = "ridge on standardised features"
     settings: Sequence[Mapping[str, float]] = tuple({"penalty": penalty} for penalty in PENALTIES)
 
-    def predict(self, features: Array, targets: Array, asked: Array, settings: Sequence[int]) -> Array:
-        return fit_ridge(features, targets, [PENALTIES[i] for i in settings]).predict(asked)
+    def predict(self, features: Array, targets: Array, test: Array, settings: Sequence[int]) -> Array:
+        return fit_ridge(features, targets, [PENALTIES[i] for i in settings]).predict(test)
 
 
 class SupportVectorRegressor:
@@ -53,26 +55,19 @@ class SupportVectorRegressor:
         {"C": c, "gamma_times_d": gamma} for c in (0.1, 1.0, 10.0, 100.0) for gamma in (0.1, 1.0)
     )
 
-    def predict(self, features: Array, targets: Array, asked: Array, settings: Sequence[int]) -> Array:
+    def predict(self, features: Array, targets: Array, test: Array, settings: Sequence[int]) -> Array:
         from sklearn.preprocessing import StandardScaler
         from sklearn.svm import SVR
 
         scaler = StandardScaler().fit(features)
-        known, unknown = scaler.transform(features), scaler.transform(asked)
-        level, spread = float(targets.mean()), float(targets.std()) or 1.0
+        x, x_test = scaler.transform(features), scaler.transform(test)
+        mean, std = float(targets.mean()), float(targets.std()) or 1.0
         rows = []
-        for number in settings:
-            chosen = self.settings[number]
-            model = SVR(C=chosen["C"], gamma=chosen["gamma_times_d"] / features.shape[1], epsilon=0.1)
-            rows.append(model.fit(known, (targets - level) / spread).predict(unknown) * spread + level)
+        for index in settings:
+            setting = self.settings[index]
+            model = SVR(C=setting["C"], gamma=setting["gamma_times_d"] / features.shape[1], epsilon=0.1)
+            rows.append(model.fit(x, (targets - mean) / std).predict(x_test) * std + mean)
         return np.stack(rows)
 
 
 REGRESSORS: Mapping[str, type[Regressor]] = {"ridge": RidgeRegressor, "svr": SupportVectorRegressor}
-
-
-def regressor(name: str) -> Regressor:
-    """The regressor of this name, "ridge" or "svr"."""
-    if name not in REGRESSORS:
-        raise InputError(f"evaluate: regressor must be one of {', '.join(REGRESSORS)}, got {name!r}")
-    return REGRESSORS[name]()

@@ -1,9 +1,8 @@
 """Ridge regression for all penalties from one eigen-decomposition.
 
-Called by ``qpt.evaluate.protocol`` and ``Scorer.fit``. Relies on NumPy; equal to scikit-learn's StandardScaler +
-Ridge (tested), but one decomposition serves a whole grid of penalties, and it is of the smaller of the two Gram
-matrices. Formula: Z = (X - mean) / std, w = (Z'Z + p d I)^-1 Z'(y - mean y), where d is the number of features and p
-the penalty per feature; the intercept is not penalised. In the dual, w = Z'(ZZ' + p d I)^-1 (y - mean y).
+Called by ``qpt.evaluate.protocol``, ``Scorer.fit``, calibration, probe and reports; it touches nothing but its
+arguments. Formula: Z = (X - mean) / std, w = (Z'Z + p d I)^-1 Z'(y - mean y) for d features and the penalty p per
+feature; the intercept is not penalised. In the dual, w = Z'(ZZ' + p d I)^-1 (y - mean y).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 #: Penalties per feature. Multiplied by the number of features they mean the same for read-outs of any length: with
-#: standardised features the Gram matrix of n photographs has trace n d.
+#: standardised features the Gram matrix of n images has trace n d.
 PENALTIES: tuple[float, ...] = tuple(float(p) for p in np.logspace(-5, 2, 15))
 
 
@@ -31,7 +30,7 @@ class RidgePath:
     intercept: float
 
     def predict(self, features: Array) -> Array:
-        """(m, d) -> (penalties, m)."""
+        """Predict (m, d) features with every penalty: (penalties, m)."""
         return self.weights @ ((features - self.mean) / self.scale).T + self.intercept
 
 
@@ -48,6 +47,8 @@ def fit_ridge(features: Array, targets: Array, penalties: Sequence[float] = PENA
     centred = targets - targets.mean()
     n, d = z.shape
     shrink = np.asarray(penalties, np.float64)[:, None] * d
+    # scikit-learn's StandardScaler + Ridge gives the same (tested), but for several penalties it takes an SVD of Z,
+    # which costs several times the decomposition of the smaller of the two Gram matrices.
     if n <= d:
         values, vectors = np.linalg.eigh(z @ z.T)
         dual = (vectors.T @ centred) / (np.maximum(values, 0) + shrink)

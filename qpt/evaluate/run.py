@@ -1,13 +1,11 @@
-"""One evaluation from end to end: runs and a table in, a result (a JSON-ready dict) and a printed table out.
+"""One evaluation from end to end: runs and a score table in, a result (a JSON-ready dict) out.
 
-Called by ``qpt evaluate``. Relies on ``features`` for what an encoder sees, on ``plan`` and ``protocol`` for what is
-done with it and on ``summary`` for figures over splits. The result holds all that is needed to repeat it, or to
-compare it with another, and no path: runs and sets are named, files are hashed.
+Called by ``qpt evaluate`` alone; it reads checkpoints and images, and writes feature caches. The result holds all that
+is needed to repeat it, or to compare it with another, and no path: runs and sets are named, files are hashed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,40 +19,36 @@ import torch
 from numpy.typing import NDArray
 from PIL import __version__ as pillow_version
 
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int
 from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, weights_hash
-from qpt.evaluate.finetune import Photographs, fine_tune, hold_out
-from qpt.evaluate.plan import Plan, make_regimes
-from qpt.evaluate.protocol import Split, evaluate_splits, split_record
-from qpt.evaluate.regressors import regressor
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, feature_cache, read_out_features, weights_hash
+from qpt.evaluate.finetune import FineTuning, ImageCache, fine_tune, hold_out
+from qpt.evaluate.protocol import evaluate_splits, split_record
+from qpt.evaluate.regimes import EvaluationConfig, make_regimes
+from qpt.evaluate.regressors import REGRESSORS
+from qpt.evaluate.result import FORMAT
 from qpt.evaluate.summary import paired_difference, summarise_on
-from qpt.evaluate.table import ScoreTable
-from qpt.models import ResNet, build_encoder, load_encoder
-from qpt.models.encoder import read_checkpoint
+from qpt.evaluate.table import ScoreTable, Split
+from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import run_record, untrained_encoder
+from qpt.runs.files import run_name
 from qpt.version import __version__
-
-FORMAT = "qpt-evaluation-2"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the result. kind: "pretrained", "untrained" or "classical".  about: what identifies it, for the record.
-    views: read-out name -> (n, d) float64 features of all images of the table; empty: ``encoder`` is fine-tuned."""
+    """One method of the result.
+
+    kind: "pretrained", "untrained" or "classical".  about: hashes and settings that identify it.  features: read-out
+    name -> (n, d) float64 of all images of the table; empty where ``encoder`` is fine-tuned.
+    """
 
     name: str
     kind: str
     about: Mapping[str, Any]
-    views: Mapping[str, NDArray[np.float64]]
+    features: Mapping[str, NDArray[np.float64]]
     encoder: ResNet | None = None
-
-
-def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
-    """An encoder with the initial weights of this seed, in eval mode; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_encoder(arch, width).eval()
 
 
 def evaluate(
@@ -62,7 +56,7 @@ def evaluate(
     table: ScoreTable,
     *,
     others: Sequence[ScoreTable] = (),
-    plan: Plan | None = None,
+    config: EvaluationConfig | None = None,
     untrained: int = 1,
     seed: int = 0,
     protocol: FeatureProtocol | None = None,
@@ -71,38 +65,38 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate pre-trained encoders beside untrained ones and two classical features, all on the same splits.
 
-    runs: run directories or checkpoint files, at least one.  others: further tables, for a plan across data sets.
-    plan: splits, regressor and fine-tuning, by default random splits and ridge.  untrained: random initialisations for
-    each architecture and width among the runs, >= 0, with seeds 0, 1, ...  seed: of the splits.  protocol: what of a
-    photograph is looked at.  cache: folder for features; by default ``features`` in the first run directory.  quiet: no
-    progress bars. Returns the result as plain data: data, protocol, versions, splits, methods (with every split and its
-    predictions) and paired differences. Raises InputError for what ``load_encoder`` or the photographs refuse, tables
-    that do not fit the plan, or a set too small to split.
+    runs: run directories or checkpoint files, at least one.  others: further tables, for protocols across data sets.
+    config: splits, regressor and fine-tuning, by default random splits and ridge.  untrained: random initialisations
+    for each architecture and width among the runs, >= 0, with seeds 0, 1, ...  seed: of the splits.  protocol: the part
+    of an image that the encoder gets.  cache: folder for features; by default ``features`` in the first run directory.
+    quiet: no progress bars. Returns the result as plain data: data, protocol, versions, splits, methods (with every
+    split and its predictions) and paired differences. Raises InputError for what ``load_encoder`` or the reading of
+    images refuses, tables that do not fit the config, or a set too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
-    if untrained < 0 or seed < 0:
-        raise InputError(f"evaluate: untrained and seed must be >= 0, got {untrained} and {seed}")
-    protocol, plan = protocol or FeatureProtocol(), plan or Plan()
+    check_int("evaluate", "untrained", untrained, 0)
+    check_int("evaluate", "seed", seed, 0)
+    protocol, config = protocol or FeatureProtocol(), config or EvaluationConfig()
     folder = Path(cache) if cache is not None else feature_cache(runs[0])
     tables = (table, *others)
-    whole, regimes = make_regimes(plan, tables, seed)
+    whole, regimes = make_regimes(config, tables, seed)
     encoders = _encoders(runs, untrained)
-    # The classical features decode every photograph: a damaged one is found here, before the longer passes.
+    # The classical features decode every image: a damaged one is found here, before the longer passes.
     classical = classical_features(whole.paths, quiet=quiet)
     methods = []
     for name, kind, about, encoder in encoders:
-        # Table by table: then the cache of one serves every plan that includes it.
-        views = [encoder_views(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
-        methods.append(Method(name, kind, about, {key: np.concatenate([v[key] for v in views]) for key in views[0]}))
-    if plan.fine_tuning is not None:
+        # Table by table: then the cache of one serves every evaluation that includes it.
+        parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
+        methods.append(Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}))
+    if config.fine_tuning is not None:
         methods += [
             Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
         ]
     methods += [Method(name, "classical", {}, {name: feature}) for name, feature in classical.items()]
-    photographs = Photographs(whole.paths)
-    records = [_evaluate_method(method, whole, regimes, plan, photographs, seed) for method in methods]
-    chosen = regressor(plan.regressor)
+    images = ImageCache(whole.paths)
+    records = [_evaluate_method(method, whole, regimes, config, images, seed) for method in methods]
+    regressor = REGRESSORS[config.regressor]()
     return {
         "format": FORMAT,
         "data": {
@@ -118,16 +112,16 @@ def evaluate(
             "mos": whole.mos.tolist(),
         },
         "protocol": {
-            "name": plan.protocol,
+            "name": config.protocol,
             "seed": seed,
             "mos_scale": "standardised in each table" if others else "as in the table",
             "features": protocol.describe(),
             "read_outs": [str(read_out) for read_out in READ_OUTS],
-            "regressor": chosen.description,
-            "settings": [dict(setting) for setting in chosen.settings],
+            "regressor": regressor.description,
+            "settings": [dict(setting) for setting in regressor.settings],
             "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation, or of the validation part",
-            "fine_tuning": plan.fine_tuning.describe() if plan.fine_tuning is not None else None,
-            "label_shares": plan.label_shares,
+            "fine_tuning": config.fine_tuning.describe() if config.fine_tuning is not None else None,
+            "label_shares": config.label_shares,
             "regimes": [
                 {"name": name, "splits": len(splits), "train_share": len(splits[0].train) / len(whole)}
                 for name, splits in regimes.items()
@@ -141,7 +135,7 @@ def evaluate(
             },
         },
         "versions": _versions(),
-        "splits": {name: [_split_places(split) for split in splits] for name, splits in regimes.items()},
+        "splits": {name: [_split_rows(split) for split in splits] for name, splits in regimes.items()},
         "methods": records,
         "paired": _paired(records),
     }
@@ -159,50 +153,22 @@ def _table_record(table: ScoreTable) -> dict[str, Any]:
     }
 
 
-def _split_places(split: Split) -> dict[str, Any]:
-    """Row numbers of the parts, into ``data.image_names``."""
+def _split_rows(split: Split) -> dict[str, Any]:
+    """Return the row numbers of the parts, into ``data.image_names``."""
     parts = {"train": split.train, "val": split.val, "test": split.test}
     return {"name": split.name, "seed": list(split.seed), **{name: rows.tolist() for name, rows in parts.items()}}
 
 
-def encoder_views(
-    encoder: ResNet, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
-) -> dict[str, NDArray[np.float64]]:
-    """Every read-out of an encoder for a table: name -> (n, d) float64."""
-    # The fingerprint is of a set; features also depend on the order of its rows.
-    key = hashlib.sha256("\n".join((table.fingerprint, *table.images)).encode()).hexdigest()
-    features = extract(
-        encoder, table.paths, protocol=protocol, label=label, cache=cache, photographs_key=key, quiet=quiet
-    )
-    return {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
-
-
-def feature_cache(run: str | Path) -> Path:
-    """Where features of a run are kept: ``features`` inside its directory."""
-    path = Path(run)
-    return (path if path.is_dir() else path.parent) / "features"
-
-
-def run_name(run: str | Path) -> str:
-    """What results call a run: the name of its directory."""
-    path = Path(run).resolve()
-    return path.name if path.is_dir() else path.parent.name
-
-
 def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str, dict[str, Any], ResNet]]:
-    """(name, kind, about, encoder) for every run, then the untrained ones of each architecture among them."""
+    """Return (name, kind, about, encoder) of every run, then of the untrained ones of each architecture among them."""
     names = [run_name(run) for run in runs]
     found: list[tuple[str, str, dict[str, Any], ResNet]] = []
     shapes: dict[tuple[str, int], None] = {}
     for position, run in enumerate(runs):
         encoder = load_encoder(run)
-        file = Path(run) / "checkpoint.pt" if Path(run).is_dir() else Path(run)
         name = names[position] if names.count(names[position]) == 1 else f"{names[position]} #{position + 1}"
-        about = {
-            "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            "config": _plain(read_checkpoint(run)["config"]),
-            **_shape(encoder),
-        }
+        record = run_record(run)
+        about = {key: record[key] for key in ("checkpoint_sha256", "config")} | _shape(encoder)
         found.append((name, "pretrained", about, encoder))
         shapes[encoder.arch, encoder.width] = None
     for arch, width in shapes:
@@ -217,65 +183,60 @@ def _shape(encoder: ResNet) -> dict[str, Any]:
     return {"arch": encoder.arch, "width": encoder.width, "weights_sha256": weights_hash(encoder)}
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the paths in it: of a path only the last part is kept."""
-    return {k: Path(v).name if isinstance(v, str) and ("/" in v or "\\" in v) else v for k, v in config.items()}
-
-
 def _evaluate_method(
     method: Method,
     table: ScoreTable,
     regimes: Mapping[str, Sequence[Split]],
-    plan: Plan,
-    photographs: Photographs,
+    config: EvaluationConfig,
+    images: ImageCache,
     seed: int,
 ) -> dict[str, Any]:
     found = {}
     for name, splits in regimes.items():
         if method.encoder is None:
-            # The ridge and the SVR meet the same splits; classical features have one read-out and no choice of it.
-            records = evaluate_splits(method.views, table.mos, table.groups, splits, regressor(plan.regressor))
+            regressor = REGRESSORS[config.regressor]()
+            records = evaluate_splits(method.features, table.mos, table.groups, splits, regressor)
         else:
-            records = [_fine_tuned(method.encoder, table, split, plan, photographs) for split in splits]
+            assert config.fine_tuning is not None
+            records = [_fine_tuned(method.encoder, table, split, config.fine_tuning, images) for split in splits]
         summary = summarise_on(records, [split.test for split in splits], table, seed)
         found[name] = {"summary": summary, "splits": records}
     return {"name": method.name, "kind": method.kind, **method.about, "regimes": found}
 
 
 def _fine_tuned(
-    encoder: ResNet, table: ScoreTable, split: Split, plan: Plan, photographs: Photographs
+    encoder: ResNet, table: ScoreTable, split: Split, config: FineTuning, images: ImageCache
 ) -> dict[str, Any]:
-    """The record of one fine-tuned split; on the split's validation part, else on a fifth of its training part."""
-    assert plan.fine_tuning is not None
+    """Fine-tune on one split, validated on its own validation part, else on a fifth of its training part."""
     train, val = split.train, split.val
     if not len(val):
         train, val = hold_out(train, table.mos, table.groups, split.seed)
     predicted, more = fine_tune(
-        encoder, photographs, table.mos, train=train, val=val, test=split.test, config=plan.fine_tuning, seed=split.seed
+        encoder, images, table.mos, train=train, val=val, test=split.test, config=config, seed=split.seed
     )
     return split_record(split, predicted, table.mos, {**more, "chosen_folds": f"{len(val)} validation images"})
 
 
 def _paired(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each architecture and regime: every run against every untrained encoder of the same shape."""
+    """Compare every run with every untrained encoder of the same shape, for each architecture and regime."""
     results = []
     shapes = dict.fromkeys((r["arch"], r["width"]) for r in records if r["kind"] == "untrained")
     for arch, width in shapes:
         same = [r for r in records if (r.get("arch"), r.get("width")) == (arch, width)]
-        ours = [r for r in same if r["kind"] == "pretrained"]
-        random = [r for r in same if r["kind"] == "untrained"]
-        for regime in random[0]["regimes"]:
+        pretrained = [r for r in same if r["kind"] == "pretrained"]
+        untrained = [r for r in same if r["kind"] == "untrained"]
+        for regime in untrained[0]["regimes"]:
             difference = paired_difference(
-                [r["regimes"][regime]["splits"] for r in ours],
-                [r["regimes"][regime]["splits"] for r in random],
+                [r["regimes"][regime]["splits"] for r in pretrained],
+                [r["regimes"][regime]["splits"] for r in untrained],
             )
             results.append(
                 {
                     "regime": regime,
                     "arch": arch,
                     "width": width,
-                    "pretrained": [r["name"] for r in ours],
-                    "untrained": [r["name"] for r in random],
+                    "pretrained": [r["name"] for r in pretrained],
+                    "untrained": [r["name"] for r in untrained],
                     **difference,
                 }
             )

@@ -1,24 +1,25 @@
-"""A scorer: an encoder, the read-out chosen for it, and a ridge fitted on a table of scores; photograph in, score out.
+"""A scorer: an encoder, the read-out chosen for it, and a ridge fitted on a score table; image in, score out.
 
-Made by ``qpt fit``, used by ``qpt score`` and as ``qpt.Scorer``. Relies on the same feature code as evaluation, one
-photograph at a time and one crop at a time, so that a photograph's score does not depend on what else is scored. Files
-hold tensors and plain data only.
+Made by ``qpt fit``, used by ``qpt score`` and as ``qpt.Scorer``; it reads images and writes scorer files, which hold
+tensors and plain data only. Features are computed one image and one crop at a time, as in evaluation, so that the score
+of an image does not depend on what else is scored.
 """
 
 from __future__ import annotations
 
 import copy
-import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int, describe
 from qpt.evaluate.calibration import LogisticCalibration, calibrate
 from qpt.evaluate.features import (
     DEFINITION,
@@ -27,40 +28,38 @@ from qpt.evaluate.features import (
     STATISTICS,
     FeatureProtocol,
     ReadOut,
-    photograph_features,
+    image_features,
     prepare,
+    read_out_features,
 )
-from qpt.evaluate.photograph import MAX_PIXELS, check_pixels, load_photograph
-from qpt.evaluate.protocol import choose
+from qpt.evaluate.image_crops import MAX_PIXELS, check_pixels, load_image
+from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
-from qpt.evaluate.run import encoder_views
 from qpt.evaluate.table import ScoreTable
+from qpt.io import write_whole
 from qpt.models import ResNet, build_encoder
 from qpt.models.encoder import load_plain
 
-if TYPE_CHECKING:
-    from qpt.evaluate.metric import Metric
-
 SCORER_FORMAT = "qpt-scorer-2"
-#: What the encoder may run in. Everything after it, from the statistics over positions on, is float32 or better.
+#: Arithmetic of the encoder. Everything after it, from the statistics over positions on, is float32 or better.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CHOICE_SEED = (0,)
 
 
 @dataclass
 class Scorer:
-    """Scores photographs on the scale of the labels it was fitted on; higher is better.
+    """A quality score for images on the scale of the labels it was fitted on; higher is better.
 
-    encoder: in eval mode.  read_out, protocol: what it sees.  weights: (d,) float64 and intercept: the ridge, on raw
-    features.  mos_min, mos_max: the range of the labels; a score is not clipped to it, so an unusual photograph may
-    fall slightly outside.  fitted_on: name, sha256 and size of the table, and the choice made on it.
+    encoder: in eval mode.  read_out, protocol: the features that the ridge gets.  weights: (d,) float64 and intercept:
+    the ridge, on raw features.  mos_min, mos_max: the range of the labels; a score is not clipped to it, so an unusual
+    image may fall slightly outside.  fitted_on: name, sha256 and size of the table, and the choice made on it.
     calibration: applied to the ridge's output, or None.  pretraining: the record of the encoder's run (``run_record``),
-    if known.  max_pixels: larger photographs are refused, with a side counted as at least 32 px; not kept in the file.
+    if known.  max_pixels: larger images are refused, with a side counted as at least 32 px; not kept in the file.
 
-    A photograph of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many
-    crops, at full and at half scale; the score is the ridge on the statistics of all crops together, not a mean of
-    scores of crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole,
-    if it is small).
+    An image of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many crops, at
+    full and at half scale; the score is the ridge on the statistics of all crops together, not a mean of scores of
+    crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole image, if it
+    is small).
     """
 
     encoder: ResNet
@@ -75,42 +74,49 @@ class Scorer:
     pretraining: dict[str, Any] | None = None
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, photograph: str | Path | NDArray[np.uint8]) -> float:
-        """The score of one photograph.
+    def __call__(
+        self,
+        image: str | Path | NDArray[np.uint8] | None = None,
+        *,
+        photograph: str | Path | NDArray[np.uint8] | None = None,
+    ) -> float:
+        """Return the score of one image.
 
-        photograph: a file, turned upright as its EXIF orientation says, or (H, W, 3) uint8 RGB pixels; any size from
-        1x1 to ``max_pixels``. A side under 32 px is continued by mirror images (``photograph.extend``). Raises
-        InputError for a file that cannot be decoded, pixels of another form, a photograph that is too large, or an
-        encoder that gives no finite features (float16 ends at 65,504).
+        image: a file, turned upright as its EXIF orientation says, or (H, W, 3) uint8 RGB pixels; any size from 1x1 to
+        ``max_pixels``. A side under 32 px is padded by mirroring. Raises InputError for a file that cannot be decoded,
+        pixels of another form, an image that is too large, or an encoder that gives no finite features (float16 ends
+        at 65,504). photograph: the former name of ``image``.
         """
-        if isinstance(photograph, (str, Path)):
-            pixels = load_photograph(photograph, max_pixels=self.max_pixels)
+        if photograph is not None:
+            warnings.warn("scorer: photograph is now called image", FutureWarning, stacklevel=2)
+            image = photograph
+        if isinstance(image, (str, Path)):
+            pixels = load_image(image, max_pixels=self.max_pixels)
         else:
-            pixels = photograph
-            check_pixels(pixels, max_pixels=self.max_pixels)
-        score = self.head(photograph_features(self.encoder, pixels, self.protocol))
+            pixels = check_pixels(image, max_pixels=self.max_pixels)
+        score = self.head(image_features(self.encoder, pixels, self.protocol))
         if not np.isfinite(score):
             raise InputError(f"scorer: encoder must give finite features, got none in {self.dtype}; try float32")
         return score
 
     def head(self, features: NDArray[np.float32]) -> float:
-        """(2 scales, 2 statistics, sum(stage_dims)) features of one photograph -> its score."""
-        seen = self.read_out.select(features[None], self.encoder.stage_dims)[0]
-        raw = seen @ self.weights + self.intercept
+        """Return the score of one image from its (2 scales, 2 statistics, sum(stage_dims)) features."""
+        selected = self.read_out.select(features[None], self.encoder.stage_dims)[0]
+        raw = selected @ self.weights + self.intercept
         return float(raw if self.calibration is None else self.calibration(raw))
 
     @property
     def dtype(self) -> str:
-        """What the encoder runs in: a name of ``DTYPES``."""
+        """The dtype of the encoder: a name of ``DTYPES``."""
         return str(self.encoder.conv1.weight.dtype).removeprefix("torch.")
 
     def in_dtype(self, dtype: str) -> Scorer:
-        """The same scorer with a copy of the encoder in float32, float16 or bfloat16.
+        """Return the same scorer with a copy of the encoder in float32, float16 or bfloat16; from float32 only.
 
         Half precision halves the encoder's memory, and its time where the processor multiplies in it; without such
         instructions a CPU is several times slower. Scores move by at most 0.001 (float16) or 0.01 (bfloat16) of the
         range of the labels where the ridge's penalty is 1 per feature or more (tested); a smaller one, chosen on few
-        photographs, magnifies the rounding of features. From float32 only.
+        images, magnifies the rounding of features.
         """
         if dtype not in DTYPES or self.dtype != "float32":
             allowed = ", ".join(DTYPES)
@@ -120,11 +126,9 @@ class Scorer:
         encoder = prepare(copy.deepcopy(self.encoder).to(DTYPES[dtype]))
         return replace(self, encoder=encoder)
 
-    def as_metric(self) -> Metric:
-        """A ``torch.nn.Module`` with pyiqa's calling convention: see ``qpt.evaluate.metric``."""
-        from qpt.evaluate.metric import Metric
-
-        return Metric(self)
+    def as_metric(self) -> PyiqaMetric:
+        """Return a ``torch.nn.Module`` with pyiqa's calling convention: see ``PyiqaMetric``."""
+        return PyiqaMetric(self)
 
     @classmethod
     def fit(
@@ -138,25 +142,25 @@ class Scorer:
         cache: Path | None = None,
         quiet: bool = False,
     ) -> Scorer:
-        """Fit on every image of a table; read-out and penalty by the inner cross-validation of the evaluation.
+        """Fit on every image of a table; read-out and penalty come from the inner cross-validation of the evaluation.
 
         calibration: also fit a logistic on the out-of-fold predictions of that cross-validation; ``fitted_on`` then
-        says what it does to the error.  pretraining: the record to keep.  cache: folder for features, None keeps none.
-        quiet: no progress bar.
+        has the error with and without it.  pretraining: the record to keep.  cache: folder for features, None keeps
+        none.  quiet: no progress bar.
         """
         protocol = protocol or FeatureProtocol()
-        views = encoder_views(encoder, table, protocol, label="features", cache=cache, quiet=quiet)
-        choice = choose(views, table.mos, table.groups, seed=_CHOICE_SEED)
-        ridge = fit_ridge(views[choice.read_out], table.mos, (choice.penalty,))
+        features = read_out_features(encoder, table, protocol, label="features", cache=cache, quiet=quiet)
+        chosen = choose_read_out(features, table.mos, table.groups, seed=_CHOICE_SEED)
+        x = features[chosen.read_out]
+        ridge = fit_ridge(x, table.mos, (chosen.penalty,))
         weights = ridge.weights[0] / ridge.scale
-        fitted_on = {"name": table.name, "sha256": table.fingerprint, "images": len(table), **asdict(choice)}
+        fitted_on = {"name": table.name, "sha256": table.fingerprint, "images": len(table), **asdict(chosen)}
         mapping = None
         if calibration:
-            seen = views[choice.read_out]
-            mapping, fitted_on["calibration"] = calibrate(seen, table.mos, table.groups, choice.penalty, _CHOICE_SEED)
+            mapping, fitted_on["calibration"] = calibrate(x, table.mos, table.groups, chosen.penalty, _CHOICE_SEED)
         return cls(
             encoder=prepare(encoder),
-            read_out={str(read_out): read_out for read_out in READ_OUTS}[choice.read_out],
+            read_out={str(read_out): read_out for read_out in READ_OUTS}[chosen.read_out],
             protocol=protocol,
             weights=weights,
             intercept=float(ridge.intercept - ridge.mean @ weights),
@@ -171,7 +175,6 @@ class Scorer:
         """Write one file, whole or not at all. Raises InputError for a scorer in half precision."""
         if self.dtype != "float32":
             raise InputError(f"scorer: only a float32 scorer is saved, got {self.dtype}; choose the dtype when loading")
-        target = Path(path)
         state = {
             "format": SCORER_FORMAT,
             "features": DEFINITION,
@@ -188,15 +191,13 @@ class Scorer:
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "pretraining": self.pretraining,
         }
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        torch.save(state, unfinished)
-        os.replace(unfinished, target)
+        write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
         """Read a file written by ``save`` onto the CPU; only tensors and plain data are unpickled.
 
-        dtype: see ``in_dtype``.  max_pixels: of a photograph, >= 1. Raises InputError if the file is missing, damaged,
+        dtype: see ``in_dtype``.  max_pixels: of an image, >= 1. Raises InputError if the file is missing, damaged,
         carries code, or was not written by this version's ``save``.
         """
         if not Path(path).is_file():
@@ -208,8 +209,7 @@ class Scorer:
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by != (SCORER_FORMAT, DEFINITION):
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
-        if max_pixels < 1:
-            raise InputError(f"scorer: max_pixels must be >= 1, got {max_pixels}")
+        check_int("scorer", "max_pixels", max_pixels, 1)
         try:
             scorer = replace(cls._from_state(state), max_pixels=max_pixels)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -222,8 +222,8 @@ class Scorer:
         encoder.load_state_dict(state["encoder"])
         read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
         weights = state["weights"].numpy()
-        stack = np.zeros((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
-        if weights.shape != read_out.select(stack, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
+        features = np.zeros((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
+        if weights.shape != read_out.select(features, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
             raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
         return cls(
             encoder=prepare(encoder),
@@ -237,3 +237,40 @@ class Scorer:
             calibration=None if calibration is None else LogisticCalibration(**calibration),
             pretraining=state["pretraining"],
         )
+
+
+class PyiqaMetric(nn.Module):
+    """A scorer with pyiqa's calling convention: ``metric(x)`` returns (N, 1) float32 scores on the CPU.
+
+    x is a file or an (N, 3, H, W) float tensor of values 0 to 1, which are rounded to 8 bits first, as a file's would
+    be. lower_better: False.  metric_mode: "NR", no reference.  score_range: "lowest, highest" label of the table it was
+    fitted on, as text like pyiqa's. It has no gradient: it is a metric to look at, not a loss.
+    """
+
+    lower_better = False
+    metric_mode = "NR"
+    metric_name = "qpt"
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.score_range = f"{scorer.mos_min:g}, {scorer.mos_max:g}"
+
+    def forward(self, target: str | Path | Tensor, ref: object = None) -> Tensor:
+        """Return the scores of the images of ``target``; ``ref`` is there for the convention and is not used.
+
+        Raises InputError for a tensor of another shape or type, or with values outside 0 to 1 (or NaN), besides all
+        that ``Scorer`` refuses.
+        """
+        if isinstance(target, (str, Path)):
+            return torch.tensor([[self.scorer(target)]], dtype=torch.float32)
+        if not isinstance(target, Tensor) or target.ndim != 4 or target.shape[1] != 3 or not target.is_floating_point():
+            raise InputError(f"metric: target must be a path or an (N, 3, H, W) float tensor, got {describe(target)}")
+        scores = np.empty((len(target), 1), np.float32)
+        for index, image in enumerate(target.detach()):
+            values = image.float().cpu()
+            if values.numel() and not (values.min() >= 0 and values.max() <= 1):
+                raise InputError(f"metric: target must hold values from 0 to 1, got others in image {index}")
+            pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+            scores[index, 0] = self.scorer(pixels.numpy())
+        return torch.from_numpy(scores)

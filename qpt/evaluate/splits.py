@@ -1,14 +1,14 @@
 """Published splits for a table: ARNIQA's ``.npy`` files, pyiqa's ``.pkl`` files, and CSVs with split columns.
 
-Called by the commands that take ``--splits``. Files with row numbers count the rows of the table, which is the official
-score file in its order, or those of a list of images that lies beside them; a CSV is matched by image name. Every split
-read is checked: rows in range, no row twice, no reference in two parts. Nothing in a file is executed: pickles are read
-by an unpickler that knows plain data only.
+Called by the commands that take ``--splits``; it reads these files and executes nothing in them. Row numbers count the
+rows of the table, which are those of the official score file, or those of a list of images beside the file; a CSV is
+matched by image name.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from qpt.evaluate.table import (
     SPLIT_COLUMN,
     Index,
     ScoreTable,
-    TableSplit,
+    Split,
     check_splits,
     split_of_indices,
     split_of_parts,
@@ -36,22 +36,21 @@ _LIST_COLUMN = "dis_img_path"
 
 
 def import_splits(table: ScoreTable, path: str | Path) -> ScoreTable:
-    """The table with the splits of a file in place of its own.
+    """Return the table with the splits of a file in place of its own.
 
-    path: a folder with ARNIQA's train.npy, val.npy and test.npy, or one of the three (the others lie beside it); their
-    numbers count the lines of a list with the column dis_img_path in that folder or the one above (ARNIQA's CSIQ.txt
-    and LIVE.txt), where there is one; a .pkl as pyiqa writes them, {1: {"train": rows, "val": rows, "test": rows},
-    ...}; or a .csv with an image column and split columns (pyiqa's meta files). Where a split has no test part, its val
-    part is used as test, as pyiqa does. Raises InputError for what is none of these, or a split that does not fit the
-    table or leaks a reference.
+    path: a folder with ARNIQA's train.npy, val.npy and test.npy, or one of the three; their numbers count the lines of
+    a list with the column dis_img_path in that folder or the one above (ARNIQA's CSIQ.txt and LIVE.txt), where there is
+    one; a .pkl as pyiqa writes them, {1: {"train": rows, "val": rows, "test": rows}, ...}; or a .csv with an image
+    column and split columns (pyiqa's meta files). Where a split has no test part, its val part is used as test, as
+    pyiqa does. Raises InputError for any other file, or a split that does not fit the table or leaks a reference.
     """
     source = Path(path)
     note = source.name
     if source.is_dir() or source.suffix == ".npy":
         folder = source if source.is_dir() else source.parent
-        numbered = _list_beside(folder)
-        splits = _read_npy(folder, None if numbered is None else _order_of(numbered, table))
-        note += "" if numbered is None else f", which number the lines of {numbered.name}"
+        listing = _find_listing(folder)
+        splits = _read_npy(folder, None if listing is None else _listed_rows(listing, table))
+        note += "" if listing is None else f", which number the lines of {listing.name}"
     elif not source.is_file():
         raise InputError(f"splits: file must exist, got {source}")
     elif source.suffix in (".pkl", ".pickle"):
@@ -67,9 +66,11 @@ def import_splits(table: ScoreTable, path: str | Path) -> ScoreTable:
     return replace(table, splits=splits, notes=(*table.notes, f"splits: {len(splits)} from {note}"))
 
 
-def _read_npy(folder: Path, order: Index | None) -> tuple[TableSplit, ...]:
-    """(splits, rows) integers for each part, short rows filled with -1; one dimension is one split. order: the table's
-    row of each number, where numbers do not count the table's rows."""
+def _read_npy(folder: Path, order: Index | None) -> tuple[Split, ...]:
+    """Read an array of (splits, rows) integers for each part, short rows filled with -1; (rows,) is one split.
+
+    order: the table's row of each number, where numbers do not count the table's rows.
+    """
     parts: dict[str, list[Index]] = {}
     for part in PARTS:
         file = folder / f"{part}.npy"
@@ -92,8 +93,8 @@ def _read_npy(folder: Path, order: Index | None) -> tuple[TableSplit, ...]:
     return tuple(split_of_indices(f"split {i}", of_split) for i, of_split in enumerate(rows, start=1))
 
 
-def _list_beside(folder: Path) -> Path | None:
-    """The list of images that row numbers in this folder count: a .txt in or above it that starts with its header."""
+def _find_listing(folder: Path) -> Path | None:
+    """Find the list of images that row numbers in this folder count: a .txt in or above it with its header."""
     files = sorted([*folder.glob("*.txt"), *folder.resolve().parent.glob("*.txt")])
     for file in filter(Path.is_file, files):
         with file.open("rb") as opened:
@@ -102,9 +103,9 @@ def _list_beside(folder: Path) -> Path | None:
     return None
 
 
-def _order_of(file: Path, table: ScoreTable) -> Index:
-    """The table's row of each line of a list of images."""
-    rows = _names(table)
+def _listed_rows(file: Path, table: ScoreTable) -> Index:
+    """Return the table's row of each line of a list of images."""
+    rows = _rows_by_name(table)
     images = [fields[_LIST_COLUMN] for _, fields in read_records(file, (_LIST_COLUMN,))]
     unknown = [image for image in images if _row_of(rows, image) is None]
     if unknown:
@@ -127,13 +128,13 @@ def _rows_of(numbers: Index, order: Index | None, file: Path) -> Index:
 
 
 class _PlainData(pickle.Unpickler):
-    """Dicts, lists, tuples, text and numbers need no look-up by name; anything that does is refused."""
+    """An unpickler of dicts, lists, tuples, text and numbers; anything that needs a look-up by name is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
+def _read_pickle(file: Path) -> tuple[Split, ...]:
     if file.stat().st_size > _PICKLE_BYTES:
         raise InputError(f"splits: {file} must be at most {_PICKLE_BYTES >> 20} MiB")
     try:
@@ -141,15 +142,15 @@ def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
             data = _PlainData(opened).load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise InputError(f"splits: {file} must be a pickle of plain dicts, lists and integers, got {error}") from None
-    wanted = "{1: {'train': rows, 'val': rows, 'test': rows}, ...}"
+    expected = "{1: {'train': rows, 'val': rows, 'test': rows}, ...}"
     if not isinstance(data, dict) or not data:
-        raise InputError(f"splits: {file} must hold {wanted}, got {type(data).__name__}")
+        raise InputError(f"splits: {file} must hold {expected}, got {type(data).__name__}")
     if set(data) <= set(PARTS):
         data = {1: data}
     splits = []
     for key, split in data.items():
         if not isinstance(split, Mapping) or not split or not set(split) <= set(PARTS):
-            raise InputError(f"splits: {file} must hold {wanted}, got {split!r:.60} for {key!r}")
+            raise InputError(f"splits: {file} must hold {expected}, got {split!r:.60} for {key!r}")
         rows = []
         for part in PARTS:
             given = split.get(part, [])
@@ -160,14 +161,14 @@ def _read_pickle(file: Path) -> tuple[TableSplit, ...]:
     return tuple(splits)
 
 
-def _read_csv(file: Path, table: ScoreTable) -> tuple[TableSplit, ...]:
-    """Split columns, matched to the table by image name, or by its last part where that is unique."""
+def _read_csv(file: Path, table: ScoreTable) -> tuple[Split, ...]:
+    """Read split columns, matched to the table by image name, or by its last part where that is unique."""
     header, lines = read_csv(file, (IMAGE_COLUMNS,))
     image_at = next(header.index(column) for column in IMAGE_COLUMNS if column in header)
     columns = [column for column in header if SPLIT_COLUMN.fullmatch(column)]
     if not columns:
         raise InputError(f"splits: {file} must have a column named split or ending in split or split01, got none")
-    rows = _names(table)
+    rows = _rows_by_name(table)
     parts: dict[str, list[int | None]] = {column: [None] * len(table) for column in columns}
     unknown, problems = [], []
     for number, line in enumerate(lines, start=2):
@@ -191,19 +192,17 @@ def _read_csv(file: Path, table: ScoreTable) -> tuple[TableSplit, ...]:
     return tuple(split_of_parts(column, parts[column]) for column in columns)
 
 
-def _names(table: ScoreTable) -> dict[str, int]:
-    """Row by whole name and by last part, both in lower case; a last part that two images share is left out."""
+def _rows_by_name(table: ScoreTable) -> dict[str, int]:
+    """Return rows by whole name and by last part, both in lower case; a last part that two images share is left out."""
     last = [PurePosixPath(image).name.lower() for image in table.images]
-    count: dict[str, int] = {}
-    for name in last:
-        count[name] = count.get(name, 0) + 1
+    count = Counter(last)
     rows = {name: row for row, name in enumerate(last) if count[name] == 1}
     rows.update((image.lower(), row) for row, image in enumerate(table.images))
     return rows
 
 
 def _row_of(rows: Mapping[str, int], image: str) -> int | None:
-    """The row of an image by its whole name, by it without the first folder (of the set), or by its last part."""
+    """Find an image by its whole name, by it without the first folder (of the set), or by its last part."""
     path = PurePosixPath(image.lower())
     names = (str(path), "/".join(path.parts[1:]), path.name)
     return next((rows[name] for name in names if name in rows), None)

@@ -1,6 +1,6 @@
-"""Summaries of split records: median, mean, spread and interval of every metric, by distortion, and in pairs.
+"""Summaries of split records: median, mean, spread and interval of every metric, by distortion, and paired.
 
-Called by ``qpt.evaluate.run``. Relies on ``bootstrap`` for intervals and on NumPy.
+Called by ``qpt.evaluate.run``; it touches nothing but its arguments. Intervals come from ``bootstrap``.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from qpt.evaluate.table import ScoreTable
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-MIN_OF_KIND = 5  # test images of a distortion that a split must have to say something about it
+MIN_OF_KIND = 5  # test images of a distortion that a split needs to be counted for it
 
 
 def summarise(
-    records: Sequence[Mapping[str, Any]], found: Mapping[str, tuple[float, float]] | None = None
+    records: Sequence[Mapping[str, Any]], confidence: Mapping[str, tuple[float, float]] | None = None
 ) -> dict[str, Any]:
-    """Median, mean, quartiles and standard deviation of each metric over splits, and its interval.
+    """Return median, mean, quartiles and standard deviation of each metric over splits, and its interval.
 
-    found: the interval of each metric (``bootstrap.intervals``); None leaves it out. The standard deviation is the
-    sample's (n - 1), nan for one split; splits share images, so it is no standard error. A coefficient that is nan
-    (constant predictions: labels of a split never are) counts as 0, since such predictions order nothing;
-    ``undefined`` says how many did.
+    confidence: the interval of each metric (``bootstrap.intervals``); None leaves it out. The standard deviation is
+    the sample's (n - 1), nan for one split; splits share images, so it is no standard error. A coefficient that is nan
+    counts as 0; ``undefined`` is their number.
     """
     summary: dict[str, Any] = {"splits": len(records)}
     for metric in METRICS:
         values = np.array([record[metric] for record in records], np.float64)
         missing = np.isnan(values)
-        values = np.where(missing, 0.0, values)
+        values = np.where(missing, 0.0, values)  # predictions are constant there (labels never are): no order
         q25, median, q75 = np.quantile(values, (0.25, 0.5, 0.75))
         summary[metric] = {
             "median": float(median),
@@ -47,8 +46,8 @@ def summarise(
             "iqr": float(q75 - q25),
             "undefined": int(missing.sum()),
         }
-        if found is not None:
-            summary[metric] |= {"ci_low": found[metric][0], "ci_high": found[metric][1]}
+        if confidence is not None:
+            summary[metric] |= {"ci_low": confidence[metric][0], "ci_high": confidence[metric][1]}
     if "chosen_read_out" in records[0]:
         names, counts = np.unique([record["chosen_read_out"] for record in records], return_counts=True)
         summary["chosen_read_outs"] = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
@@ -59,7 +58,7 @@ def summarise(
 def summarise_on(
     records: Sequence[Mapping[str, Any]], tests: Sequence[Index], table: ScoreTable, seed: int
 ) -> dict[str, Any]:
-    """``summarise`` with bootstrap intervals and, where the table has them, the metrics by distortion and by level.
+    """Return ``summarise`` with bootstrap intervals and, where the table has them, metrics by distortion and level.
 
     tests: the test part of each split.  seed: of the resamples, one for every method so that they are paired.
     """
@@ -73,14 +72,18 @@ def summarise_on(
 def _by_label(
     records: Sequence[Mapping[str, Any]], tests: Sequence[Index], mos: Array, labels: NDArray[Any]
 ) -> dict[str, dict[str, float]]:
-    """Of each label the median SRCC, raw PLCC and RMSE among its test images alone, over the splits with enough."""
+    """Return for each label the median over splits of SRCC, raw PLCC and RMSE among its test images alone.
+
+    Splits with fewer than MIN_OF_KIND such images, or of one MOS, are left out.
+    """
     result = {}
     for label in np.unique(labels):
         rows = []
         for record, test in zip(records, tests, strict=True):
-            mine = labels[test] == label
-            if np.count_nonzero(mine) >= MIN_OF_KIND and np.ptp(mos[test][mine]) > 0:
-                rows.append(measure_rank_and_error(np.array(record["predictions"])[mine], mos[test][mine]))
+            of_label = labels[test] == label
+            predictions, targets = np.array(record["predictions"])[of_label], mos[test][of_label]
+            if len(targets) >= MIN_OF_KIND and np.ptp(targets) > 0:
+                rows.append(measure_rank_and_error(predictions, targets))
         if rows:
             medians = {name: float(np.median([np.nan_to_num(row[name]) for row in rows])) for name in rows[0]}
             result[str(label)] = {"splits": len(rows), **medians}
@@ -92,7 +95,7 @@ def paired_difference(
     untrained: Sequence[Sequence[Mapping[str, Any]]],
     metric: str = "srcc",
 ) -> dict[str, Any]:
-    """Pre-trained minus untrained, split by split: the median over splits for every pair, and the median over pairs.
+    """Subtract untrained from pre-trained, split by split: the median over splits of every pair, and over pairs.
 
     pretrained, untrained: one list of split records for each pre-training seed and each random initialisation, all
     over the same splits. A nan counts as 0. Returns per_pair (pre-trained x untrained), median, min and max over

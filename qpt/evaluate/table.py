@@ -1,9 +1,8 @@
-"""Tables of scores: photographs with their mean opinion scores (MOS), where from and how they are split.
+"""Score tables: images with their mean opinion scores (MOS), groups and splits.
 
-``read_table`` reads a CSV; the readers of official data sets in ``qpt.data.iqa`` hand their rows to ``assemble``, which
-checks and builds every table. A table is read whole and checked whole before any photograph is decoded: one TableError
-lists everything that is wrong with it. Called by ``qpt evaluate``, ``qpt fit`` and ``qpt score``. Relies on
-``qpt.data.tabular`` for files and on Pillow for the headers of photographs.
+``read_table`` reads a CSV; the readers of official data sets in ``qpt.evaluate.datasets`` pass their rows to
+``assemble``, which checks and builds every table. Called by every command that takes scores; it reads score files, the
+headers of images and, for hashes, their bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from qpt.data.tabular import number, read_csv, refuse_repeated
 from qpt.errors import InputError
-from qpt.evaluate.photograph import check_header
+from qpt.evaluate.image_crops import check_header
 
 MIN_IMAGES = 10  # two test images in an 80/20 split by image
 MIN_GROUPS = 3  # two to train on with few labels, one to test on
@@ -38,26 +37,32 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TableSplit:
-    """One split of a table. train, val, test: (n,) int64 row numbers, ascending, disjoint; val may be empty."""
+class Split:
+    """One split of a table.
 
-    name: str
+    train, test, val: (n,) int64 row numbers, ascending, disjoint.  name: of an official or imported split.  seed: the
+    entropy of ``numpy.random.default_rng`` that a random split was drawn with, or the start of the seeds of what is
+    drawn on the split; empty as long as it is not used in an evaluation.
+    """
+
     train: Index
-    val: Index
     test: Index
+    val: Index = field(default_factory=lambda: np.empty(0, np.int64))
+    name: str = ""
+    seed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Labelled photographs, in the order of the score file.
+    """Labelled images, in the order of the score file.
 
-    name: what results call the set; never a path.  images: names as written in the file.  paths: the files.
+    name: of the set in results; never a path.  images: names as written in the file.  paths: the files.
     mos: (n,) float64, higher is better.  groups: (n,) int64, equal for images with the same ref; each image its own
-    group where there is no ref.  grouped: whether there is.  fingerprint: sha256 over names and file contents.
+    group where there is no ref.  grouped: whether there is a ref.  fingerprint: sha256 over names and file contents.
     repeated: pairs of names with the same content but different groups (a leak between splits).
-    kinds, levels: distortion type and level (n,) int64 of each image, where the set says so.  splits: the official or
-    imported ones, references disjoint.  lower_better: of the file's own scores.  raw_scores: (n,) float64, those.
-    notes: choices made in reading, in words: which score file, which rows were left out.
+    kinds, levels: distortion type and level (n,) int64 of each image, where the set has them.  splits: the official or
+    imported ones, references disjoint.  lower_better: whether the file's own scores are.  raw_scores: (n,) float64, the
+    file's own.  notes: choices made in reading, in words: the score file, the rows left out.
     """
 
     name: str
@@ -70,7 +75,7 @@ class ScoreTable:
     repeated: tuple[tuple[str, str], ...]
     kinds: tuple[str, ...] | None = None
     levels: Index | None = None
-    splits: tuple[TableSplit, ...] | None = None
+    splits: tuple[Split, ...] | None = None
     lower_better: bool = False
     raw_scores: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
@@ -80,7 +85,10 @@ class ScoreTable:
 
 
 class TableError(InputError):
-    """A table cannot be used. problems: all of them, one line each.  missing: names of images without a file."""
+    """Raised for a table that cannot be used.
+
+    problems: all of them, one line each.  missing: names of images without a file.
+    """
 
     def __init__(self, source: str | Path, problems: Sequence[str], missing: Sequence[str] = ()) -> None:
         rest = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -92,8 +100,11 @@ class TableError(InputError):
 
 @dataclass(frozen=True)
 class Row:
-    """One image before it is checked. where: its place in the score file, for messages.  score: as written.
-    ref: None where the set has none.  parts: for each split of the table, 0, 1, 2 (train, val, test) or None."""
+    """One image before it is checked.
+
+    where: its line in the score file, for messages.  score: as written.  ref: None where the set has none.  parts: for
+    each split of the table, 0, 1, 2 (train, val, test) or None.
+    """
 
     where: str
     image: str
@@ -117,11 +128,12 @@ def assemble(
 ) -> ScoreTable:
     """Check rows and make the table of them.
 
-    source: what messages call the table.  rows: in the order of the score file; a string is a problem the reader found
-    there.  split_names: what the places in ``Row.parts`` are called.  lower_better: of the scores as written; then
-    mos = mirror - score.  Raises TableError listing scores that are not finite, empty refs, images listed twice,
-    missing or damaged files, too few images or groups, constant scores; InputError for a split that leaks.
+    source: name of the table in messages.  rows: in the order of the score file; a string is a problem the reader found
+    there.  split_names: of the entries of ``Row.parts``.  lower_better: whether the scores as written are; then mos =
+    mirror - score.  Raises TableError listing scores that are not finite, empty refs, images listed twice, missing or
+    damaged files, too few images or groups, constant scores; InputError for a split that leaks.
     """
+    # Everything is checked before any image is decoded, and one error lists all that is wrong.
     problems: list[str] = []
     missing: list[str] = []
     kept: list[Row] = []
@@ -194,10 +206,10 @@ def read_table(
 
     csv_path: UTF-8, comma separated, with a header line; pyiqa's column names (IMAGE_COLUMNS, REF_COLUMNS,
     SPLIT_COLUMN) are understood too, the first that is there counts.  root: the folder that image names are relative
-    to, by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  ref: photographs that
-    share it (distorted versions of one original, near duplicates) always stay on one side of a split.  split: train,
-    val, test, or empty for a row in no part.  lower_better: the scores are DMOS; the table's mos is then their
-    negative. Raises InputError listing everything wrong, as ``assemble`` does, and for encoding, delimiter, columns.
+    to, by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  lower_better: the scores
+    are DMOS; the table's mos is then their negative. Images that share ref (distorted versions of one original, near
+    duplicates) always stay on one side of a split; split is train, val, test, or empty for a row in no part. Raises
+    InputError listing everything wrong, as ``assemble`` does, and for encoding, delimiter, columns.
     """
     path = Path(csv_path)
     header, lines = read_csv(path, (IMAGE_COLUMNS, MOS_COLUMNS))
@@ -240,22 +252,28 @@ def read_table(
     )
 
 
-def split_of_parts(name: str, parts: Sequence[int | None]) -> TableSplit:
-    """The split in which row i is in part ``parts[i]``: 0, 1, 2 for train, val, test, None for no part."""
+def split_of_parts(name: str, parts: Sequence[int | None]) -> Split:
+    """Return the split in which row i is in part ``parts[i]``: 0, 1, 2 for train, val, test, None for no part."""
     return split_of_indices(name, [[row for row, part in enumerate(parts) if part == p] for p in range(3)])
 
 
-def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> TableSplit:
-    """The split with these row numbers as train, val and test. Without a test part, val is it, as in pyiqa's files."""
+def split_of_indices(name: str, rows: Sequence[Sequence[int] | Index]) -> Split:
+    """Return the split with these row numbers as train, val and test.
+
+    Without a test part, the val part is the test part, as in pyiqa's files.
+    """
     train, val, test = (np.sort(np.asarray(part, np.int64)) for part in rows)
     if not len(test):
         val, test = test, val
-    return TableSplit(name, train, val, test)
+    return Split(train, test, val, name)
 
 
-def check_splits(splits: Sequence[TableSplit], images: Sequence[str], groups: Index) -> None:
-    """Refuse, by InputError, a split that has an empty train or test part, a row outside the table, a row twice, or
-    images of one reference (one group) in two parts."""
+def check_splits(splits: Sequence[Split], images: Sequence[str], groups: Index) -> None:
+    """Check splits of a table with these images and groups.
+
+    Raises InputError for an empty train or test part, a row outside the table, a row twice, or images of one reference
+    (one group) in two parts.
+    """
     for split in splits:
         parts = {part: getattr(split, part) for part in PARTS}
         for part in ("train", "test"):

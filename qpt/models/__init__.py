@@ -1,4 +1,4 @@
-"""Encoders and the projection head."""
+"""Encoders, their checkpoints, and the projection head."""
 
 from qpt.models.encoder import build_encoder, load_encoder
 from qpt.models.heads import projection_head

@@ -1,4 +1,4 @@
-"""Build an encoder by name, and read one back from a checkpoint. Called by pre-training, evaluation and users."""
+"""Encoders by name, and from checkpoints. Called by pre-training, evaluation and users; it reads checkpoint files."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from typing import Any
 
 import torch
 
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int
 from qpt.models.resnet import ARCHITECTURES, ResNet
 
 CHECKPOINT_FORMAT = "qpt-checkpoint-1"
 
 
 def build_encoder(arch: str = "resnet18", width: int = 64) -> ResNet:
-    """A freshly initialised encoder; draws its weights from torch's global generator.
+    """Return a freshly initialised encoder; its weights are drawn from torch's global generator.
 
-    arch: one of ``ARCHITECTURES``.  width: channels of the first stage, >= 1 (64 = the standard network).
+    arch: one of ``ARCHITECTURES``.  width: channels of the first stage, >= 1 (64 is the standard network).
     """
     if arch not in ARCHITECTURES:
         raise InputError(f"build_encoder: arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise InputError(f"build_encoder: width must be a positive int, got {width!r}")
-    return ResNet(arch, width)
+    return ResNet(arch, check_int("build_encoder", "width", width, 1))
+
+
+def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
+    """Return an encoder with the initial weights of this seed, in eval mode; the global random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(arch, width).eval()
 
 
 def load_plain(kind: str, path: str | Path, *, mmap: bool = False) -> Any:
-    """What ``torch.save`` wrote to a file, on the CPU; only tensors and plain data are unpickled.
+    """Read what ``torch.save`` wrote to a file, onto the CPU; only tensors and plain data are unpickled.
 
     mmap: read a tensor's bytes only when they are used.
     Raises InputError, opening with ``kind``, if the file is damaged or carries code.
@@ -58,14 +63,15 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def run_record(path: str | Path) -> dict[str, Any]:
-    """What a run's checkpoint says of itself, as plain data without paths: for scorer files and model cards.
+    """Return the record of a run in its checkpoint, without paths, for results, scorer files and model cards.
 
-    path: as for ``load_encoder``. Returns checkpoint_sha256, config (of a path only its last part), and as far as the
-    checkpoint has them steps, op_table, data_fingerprint, unreadable (a count), seconds and threads.
+    path: as for ``load_encoder``. The record is plain data: checkpoint_sha256, config (paths without their folders),
+    and as far as the checkpoint has them steps, op_table, data_fingerprint, unreadable (a count), seconds and threads.
     """
     state, file = read_checkpoint(path), Path(path)
     file = file / "checkpoint.pt" if file.is_dir() else file
-    config = {k: Path(v).name if k in ("data", "out", "init") else v for k, v in state["config"].items()}
+    is_path = {k: isinstance(v, str) and ("/" in v or "\\" in v) for k, v in state["config"].items()}
+    config = {k: Path(v).name if is_path[k] else v for k, v in state["config"].items()}
     record: dict[str, Any] = {"checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "config": config}
     names = {"step": "steps", "table": "op_table", "data_fingerprint": "data_fingerprint", "threads": "threads"}
     record |= {new: state[old] for old, new in names.items() if old in state}
@@ -77,7 +83,7 @@ def run_record(path: str | Path) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path) -> ResNet:
-    """The pre-trained encoder of a run, in eval mode on the CPU.
+    """Return the pre-trained encoder of a run, in eval mode on the CPU.
 
     path: ``checkpoint.pt`` or its run directory. Features: ``encoder(x)`` -> (N, feature_dim), or
     ``encoder.stages(x)``, for x (N, 3, H, W) float normalised with ImageNet mean and standard deviation.

@@ -6,6 +6,6 @@ from torch import nn
 
 
 def projection_head(inputs: int, outputs: int, hidden: int | None = None) -> nn.Sequential:
-    """(N, inputs) -> (N, outputs), one hidden layer of ``hidden`` (default ``inputs``) units."""
+    """Return a head from (N, inputs) to (N, outputs) with one hidden layer of ``hidden`` (default ``inputs``) units."""
     hidden = inputs if hidden is None else hidden
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs))

@@ -1,6 +1,7 @@
-"""Batch norm as pre-training needs it: statistics over all processes, and passes that leave running ones alone.
+"""Batch norm over all processes, and forward passes that leave its running statistics alone.
 
-Called by ``qpt.models.resnet`` and by pre-training (``learner``, ``embed``).
+Called by ``qpt.models.resnet`` and by pre-training (``learner``, ``embed``); it communicates through
+``torch.distributed``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norm normalises by the batch, as in training, without touching running means, variances and counts."""
+    """Let batch norm normalise by the batch, as in training, without updating running means, variances and counts."""
     # A rate of 0, not track_running_stats = False: that would save other tensors, which checkpointing refuses.
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [(module.momentum, module.num_batches_tracked) for module in norms]
@@ -31,7 +32,7 @@ def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
 
 
 def synchronise(network: nn.Module, device: torch.device) -> None:
-    """Turn every batch norm inside into one whose statistics are those of all processes; weights and names stay."""
+    """Replace every batch norm by one whose statistics are those of all processes; weights and names stay."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return
@@ -69,22 +70,22 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         channels = x.shape[1]
-        own = wide.numel() // channels
-        # Mean and squared distance from it, first of this process, then put together as Chan et al. (1979) do: a
+        local = wide.numel() // channels
+        # Mean and squared distance from it, first of this process, then combined as Chan et al. (1979) do: a
         # difference of squares would cancel.
-        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0) if own else (wide.new_zeros(channels),) * 2
-        message = torch.cat([mean, variance * own, mean.new_tensor([own])])
-        everyone = [torch.empty_like(message) for _ in range(dist.get_world_size())]
-        dist.all_gather(everyone, message)
-        means, distances, counts = torch.stack(everyone).split([channels, channels, 1], 1)
+        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0) if local else (wide.new_zeros(channels),) * 2
+        statistics = torch.cat([mean, variance * local, mean.new_tensor([local])])
+        gathered = [torch.empty_like(statistics) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, statistics)
+        means, distances, counts = torch.stack(gathered).split([channels, channels, 1], 1)
         count = counts.sum()
         mean = (means * counts).sum(0) / count
         variance = (distances + counts * (means - mean).square()).sum(0) / count
         scale = torch.rsqrt(variance + eps)
-        normal = (wide - _over(mean)) * _over(scale)
+        normal = (wide - _per_channel(mean)) * _per_channel(scale)
         ctx.save_for_backward(normal, weight, scale, count)
         ctx.mark_non_differentiable(mean, variance, count)
-        return (normal * _over(weight) + _over(bias)).to(x.dtype), mean, variance, count
+        return (normal * _per_channel(weight) + _per_channel(bias)).to(x.dtype), mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
@@ -94,9 +95,9 @@ class _Normalise(torch.autograd.Function):
         sums = torch.cat([for_bias, for_weight])
         dist.all_reduce(sums)
         mean, along = (sums / count).chunk(2)
-        gradient = (wide - _over(mean) - normal * _over(along)) * _over(scale * weight)
+        gradient = (wide - _per_channel(mean) - normal * _per_channel(along)) * _per_channel(scale * weight)
         return gradient.to(upstream.dtype), for_weight, for_bias, None
 
 
-def _over(channels: Tensor) -> Tensor:
+def _per_channel(channels: Tensor) -> Tensor:
     return channels[:, None, None]

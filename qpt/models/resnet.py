@@ -2,8 +2,8 @@
 
 Used by pre-training (``forward``: pooled features) and evaluation (``stages``: the four feature maps). Weights at
 ``width=64`` load into torchvision's or timm's ResNet of the same name unchanged, but for the classifier ``fc``, which
-an encoder does not have. ResNet-50 puts the stride of a stage on its 3×3 convolution, as torchvision does (ResNet
-v1.5).
+an encoder does not have. This file is here only because no torchvision can be installed beside the torch that
+``requirements/`` pins; once there is one, torchvision's ResNet takes its place.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut."""
+    """A block of two 3×3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1 down, 3×3, 1×1 up by four, and a shortcut."""
+    """A block of a 1×1, a 3×3 and a 1×1 convolution, the last to four times the channels, and a shortcut."""
 
     expansion = 4
 
@@ -65,7 +65,7 @@ class Bottleneck(nn.Module):
         outputs = planes * self.expansion
         self.conv1 = _conv(inputs, planes, 1)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv(planes, planes, 3, stride)
+        self.conv2 = _conv(planes, planes, 3, stride)  # the stride is here, as in torchvision's ResNet v1.5
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = _conv(planes, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -79,8 +79,9 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + shortcut)
 
 
-def _once_and_again(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed block's two passes: batch norm records its statistics in the first only."""
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of a checkpointed block's forward pass and of its recomputation in the backward pass."""
+    # Batch norm must update its running statistics once only.
     return contextlib.nullcontext(), unrecorded_statistics(block)
 
 
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
             dims.append(channels)
         self.stage_dims: tuple[int, ...] = tuple(dims)
         self.feature_dim: int = channels
-        #: In training keep only each block's input, and compute the rest again in the backward pass.
+        #: In training keep only each block's input, and recompute the rest in the backward pass.
         self.activation_checkpointing = False
         self._reset()
 
@@ -127,7 +128,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The outputs of the four stages, (N, stage_dims[i], H/2^(i+2), W/2^(i+2)) each, rounded up."""
+        """Return the outputs of the four stages, (N, stage_dims[i], H/2^(i+2), W/2^(i+2)) each, rounded up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         first = self._stage(self.layer1, x)
         second = self._stage(self.layer2, first)
@@ -138,10 +139,10 @@ class ResNet(nn.Module):
         if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return blocks(x)
         for block in blocks:
-            contexts = functools.partial(_once_and_again, block)
+            contexts = functools.partial(_recompute_contexts, block)
             x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, feature_dim): the last stage averaged over positions."""
+        """Return the last stage averaged over positions, (N, feature_dim), for x (N, 3, H, W)."""
         return torch.flatten(nn.functional.adaptive_avg_pool2d(self.stages(x)[-1], 1), 1)

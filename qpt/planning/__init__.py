@@ -1,1 +1,1 @@
-"""What of a pre-training run fits a GPU: ``qpt.planning.search.plan``, behind ``qpt plan``."""
+"""Memory plans: the batch, chunk and pool of a pre-training run that fit a GPU (``qpt plan``)."""

@@ -1,8 +1,8 @@
 """The search behind ``qpt plan``: from traces of the step at a few sizes to the largest batch and pool that fit.
 
-Every part of a step (``qpt.planning.tracker``) needs memory that grows in a straight line with the batch, or in one
-line after another, so a few traces give it for any batch, and the batch that comes out is traced as well. With gradient
-caching a trace walks every chunk, so a batch of many chunks is checked by one of a few. Called by the command.
+The memory of every part of a step (``qpt.planning.tracker``) is piecewise linear in the batch, so a few traces give it
+for any batch, and the batch that comes out is traced as well. With gradient caching a trace takes every chunk, so a
+batch of many chunks is checked by one of a few. Called by ``qpt.commands.plan``.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from dataclasses import dataclass
 import torch
 
 from qpt.errors import InputError
+from qpt.ops.contrastive.pool import MAX_CAPACITY
 from qpt.planning.gpus import GIB, Gpu, known_gpus
 from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import Peak, Peaks
-from qpt.pool import MAX_CAPACITY
 from qpt.pretraining.config import PretrainConfig
 
-DEVICE_BATCHES = 2  # regions of the batch under way and of the next one, which the feed copies meanwhile
-MOST_CHUNK = 64  # photographs; larger chunks gain little speed
-CHUNK_SHARE = 0.25  # of the memory, at most, that goes to a chunk's activations where the chunk is ours to choose
-CHUNKS_TRACED = 4  # of a check
-MOST_CHECKS = 4
-# Not tensors, and not measured here: what a process needs beside them.
+DEVICE_BATCHES = 2  # regions of the batch of this step and of the next one, which the loader copies meanwhile
+MAX_CHUNK = 64  # images; larger chunks gain little speed
+MAX_CHUNK_SHARE = 0.25  # of the memory, for a chunk's activations, where the config leaves the chunk open
+CHECK_CHUNKS = 4  # chunks of the batch that checks one of many
+MAX_CHECKS = 4
+# Memory of a process beside its tensors; these three are estimates, not measured here.
 CONTEXT_BYTES = GIB // 2  # CUDA context and loaded kernels
 LIBRARY_BYTES = GIB // 2  # workspaces of cuDNN and cuBLAS
-FRAGMENTATION = 0.05  # of the memory: what the caching allocator cannot hand out
+FRAGMENTATION = 0.05  # share of the memory that the caching allocator cannot use
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """Bytes kept free for what no trace sees."""
+    """Bytes reserved for memory that no trace counts."""
 
     context: int
     libraries: int
@@ -47,9 +47,9 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Need:
-    """A batch and its memory. images: photographs a step.  chunk: embedded at a time, 0 for all at once.  peak_bytes:
-    of tensors; by_category: where they go.  checked_images: a batch that was traced to check the line through smaller
-    ones, which had said predicted_bytes; the trace says traced_bytes."""
+    """A batch and its memory. images: per step.  chunk: images embedded at a time, 0 for all at once.  peak_bytes: of
+    tensors, and by_category.  checked_images: a batch that was traced to check the interpolation between others, which
+    had given predicted_bytes, and the trace traced_bytes."""
 
     images: int
     chunk: int
@@ -62,10 +62,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Plan:
-    """Answer of ``plan``. asked: the config as it is; chunked: the same batch with gradient caching.  plain, cached:
-    the largest batches without and with it; None where not even the smallest fits.  pool_rows: the largest pool at the
-    asked batch, 0 where there is no room; None without a pool.  full_logits_bytes: what the loss alone would need at
-    the asked batch with its logits in memory, next to loss_bytes of this one."""
+    """The answer of ``plan``. asked: the config as it is; chunked: its batch with gradient caching.  plain, cached: the
+    largest batches without and with it; None where not even the smallest fits.  pool_rows: the largest pool at the
+    asked batch, 0 where there is no room; None without a pool.  full_logits_bytes: memory of the loss alone at the
+    asked batch with its logits in memory; loss_bytes: of this project's loss."""
 
     gpu: Gpu
     config: PretrainConfig
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def available_bytes(self) -> int:
-        """What tensors may take."""
+        """Memory for tensors."""
         return self.gpu.memory_bytes - self.allowance.total
 
     @property
@@ -89,7 +89,7 @@ class Plan:
 
 
 class Curve:
-    """Peak memory against the number of photographs: straight lines between traced points, and beyond them."""
+    """Peak memory by the number of images: linear between traced points, and beyond them."""
 
     def __init__(self, trace: Callable[[int], Peaks], *points: int) -> None:
         self._trace = trace
@@ -98,12 +98,13 @@ class Curve:
             self.add(images)
 
     def add(self, images: int) -> int:
-        """Trace a batch; its peak bytes. From then on ``peak`` of it is exact."""
+        """Trace a batch, of which ``peak`` is exact from then on; return its peak bytes."""
         if images not in self._points:
             self._points[images] = self._trace(images)
         return max(peak.bytes for peak in self._points[images].values())
 
     def peak(self, images: int) -> Peak:
+        """Interpolate the peak of every part of the step at a batch, and return the highest."""
         known = sorted(self._points)
         place = min(max(bisect.bisect_left(known, images), 1), len(known) - 1)
         low, high = known[place - 1], known[place]
@@ -123,8 +124,8 @@ class Curve:
         return max(parts, key=lambda peak: peak.bytes)
 
     def largest(self, available: int, unit: int) -> int:
-        """The most photographs, a multiple of ``unit``, that fit; 0 if ``unit`` do not."""
-        low, high = 0, 1
+        """Return the largest number of images, a multiple of ``unit``, that fits; 0 if ``unit`` does not."""
+        low, high = 0, 1  # bisection: ``low`` fits, ``high`` does not
         while self.peak(high * unit).bytes <= available:
             low, high = high, 2 * high
         while high - low > 1:
@@ -140,42 +141,43 @@ class _Search:
         self.available = gpu.memory_bytes - self.allowance.total
         self.trace = StepTrace(config, Target(gpu=True, teams=gpu.multiprocessors, batches=DEVICE_BATCHES))
         self.parts = config.accumulate
-        first = 2 * self.parts  # batch norm wants two photographs at least
+        first = 2 * self.parts  # batch norm needs at least two samples
         self.plain = Curve(lambda images: self.trace.peaks(images, 0), first, 32 * self.parts)
         self._cached: dict[int, Curve] = {}
 
     def cached(self, chunk: int) -> Curve:
-        """Through batches of two and three chunks."""
+        """Return the curve of batches in chunks, traced at two and three chunks."""
         if chunk not in self._cached:
             whole = chunk * self.parts
             self._cached[chunk] = Curve(lambda images: self.trace.peaks(images, chunk), 2 * whole, 3 * whole)
         return self._cached[chunk]
 
     def chunk(self) -> int:
-        """The config's, or the largest power of two that leaves most of the memory to the batch."""
+        """Return the config's chunk, or the largest power of two that leaves most of the memory to the batch."""
         if self.config.chunk_images:
             return self.config.chunk_images
         base = self.plain.peak(0).bytes
-        share = CHUNK_SHARE * max(0, self.available - base)
-        sizes = [2**k for k in range(1, MOST_CHUNK.bit_length())]
+        share = MAX_CHUNK_SHARE * max(0, self.available - base)
+        sizes = [2**k for k in range(1, MAX_CHUNK.bit_length())]
         return max((size for size in sizes if self.plain.peak(size).bytes - base <= share), default=2)
 
     def need(self, images: int, chunk: int) -> Need:
-        """Of a batch; traced unless it has many chunks."""
+        """Return the memory of a batch, traced unless it has many chunks."""
         if not chunk or chunk * self.parts >= images:
             self.plain.add(images)
             return _need(self.plain, images, 0)
         return _need(self.cached(chunk), images, chunk)
 
     def largest(self, chunk: int) -> Need | None:
-        """The largest batch that fits, with its check; None if there is none."""
+        """Return the largest batch that fits, with its check; None if there is none."""
         curve = self.cached(chunk) if chunk else self.plain
         unit = self.parts * max(1, chunk)
         images = curve.largest(self.available, unit)
-        for _ in range(MOST_CHECKS):
+        # Each check adds a point to the curve, which may change the answer.
+        for _ in range(MAX_CHECKS):
             if images < 2 * self.parts:
                 return None
-            check = min(images, CHUNKS_TRACED * unit) if chunk else images
+            check = min(images, CHECK_CHUNKS * unit) if chunk else images
             predicted = curve.peak(check).bytes
             traced = curve.add(check)
             found = curve.largest(self.available, unit)
@@ -193,9 +195,9 @@ def _need(curve: Curve, images: int, chunk: int) -> Need:
 
 
 def plan(config: PretrainConfig, gpu: Gpu) -> Plan:
-    """What of ``config`` fits on ``gpu``, and what would. One process; of several, each has its share of the batch.
+    """Plan the memory of ``config`` on ``gpu`` for one process; of several, each has its share of the batch.
 
-    Raises InputError if not even two photographs fit, which says what would.
+    Raises InputError if not even two images fit, which says what would.
     """
     search = _Search(config, gpu)
     chunk = search.chunk()
@@ -222,7 +224,7 @@ def plan(config: PretrainConfig, gpu: Gpu) -> Plan:
 
 
 def loss_shape(config: PretrainConfig) -> tuple[int, int]:
-    """Queries and keys, the pool's among them, of one loss at the config's batch."""
+    """Return the numbers of queries and of keys, the pool's among them, of one loss at the config's batch."""
     rows = config.batch_images * config.compositions // config.accumulate
     if config.mode == "in_batch":
         return rows * config.patches, rows * config.patches
@@ -230,7 +232,7 @@ def loss_shape(config: PretrainConfig) -> tuple[int, int]:
 
 
 def key_bytes(config: PretrainConfig) -> int:
-    """Bytes of a key in the pool, with its ids."""
+    """Return the bytes of a key in the pool, with its two int64 ids."""
     return config.projection_dim * getattr(torch, config.pool_dtype).itemsize + 16
 
 
@@ -243,7 +245,7 @@ def _nothing_fits(search: _Search) -> str:
     need = search.plain.peak(2 * config.accumulate).bytes
     pool = config.pool_size * key_bytes(config) if config.mode == "moco" else 0
     what = f"{config.arch} at {config.patch_size} px, {config.precision}, {config.optimizer}"
-    gib = f"{need / GIB:.2f} GiB of tensors for 2 photographs a step, where {gpu.name} has {search.available / GIB:.2f}"
+    gib = f"{need / GIB:.2f} GiB of tensors for 2 images a step, where {gpu.name} has {search.available / GIB:.2f}"
     left = search.available - (need - pool)
     if pool and left >= key_bytes(config):
         return (
@@ -254,4 +256,4 @@ def _nothing_fits(search: _Search) -> str:
             return (
                 f"plan: {what} needs {gib}; what would fit: the memory of {other.name}, or a smaller encoder or patch"
             )
-    return f"plan: {what} needs {gib}; no GPU of the table has that: take a smaller encoder, patch, region or pool"
+    return f"plan: {what} needs {gib}; no known GPU has that: take a smaller encoder, patch, region or pool"

@@ -1,4 +1,4 @@
-"""A plan as text for people and as plain data for programs. Called by ``qpt.commands.plan``."""
+"""A memory plan as text for people and as plain data for programs. Called by ``qpt.commands.plan``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qpt.planning.trace import CATEGORIES
 
 
 def render(plan: Plan) -> str:
-    """What ``qpt plan`` prints."""
+    """Return the text that ``qpt plan`` prints."""
     config, gpu, allowance = plan.config, plan.gpu, plan.allowance
     needs = _needs(plan)
     pool = f", pool {config.pool_size:,} x {config.projection_dim} {config.pool_dtype}" if config.mode == "moco" else ""
@@ -35,12 +35,12 @@ def render(plan: Plan) -> str:
         chunk = f"{need.chunk:,}" if need.chunk else "0"
         pairs = need.images * config.compositions
         lines.append(f"{name:26} {need.images:12,} {chunk:>12} {pairs:8,} {_gib(need.peak_bytes):>9}{verdict}")
-    lines += ["", *_where(needs), "", *_remarks(plan)]
+    lines += ["", *_categories(needs), "", *_remarks(plan)]
     return "\n".join(lines)
 
 
-def _where(needs: dict[str, Need | None]) -> list[str]:
-    """Categories down, batches across."""
+def _categories(needs: dict[str, Need | None]) -> list[str]:
+    """Return a table with a row per category and a column per batch."""
     columns = [need for need in needs.values() if need is not None]
     head = [f"{need.images:,}" + (f" by {need.chunk}" if need.chunk else "") for need in columns]
     lines = [f"{'GiB at the peak of':26} " + " ".join(f"{text:>14}" for text in head)]
@@ -66,14 +66,14 @@ def _remarks(plan: Plan) -> list[str]:
         if need is not None and need.checked_images:
             error = need.predicted_bytes / need.traced_bytes - 1
             chunked = f" in chunks of {need.chunk}" if need.chunk else ""
-            lines.append(f"checked by a trace of {need.checked_images:,} photographs{chunked}: {error:+.1%}")
+            lines.append(f"checked by a trace of {need.checked_images:,} images{chunked}: {error:+.1%}")
     if config.compile:
         lines.append("compile is on: traced as without it, which needs no less")
     return lines
 
 
 def as_dict(plan: Plan) -> dict[str, Any]:
-    """Plain data: bytes throughout."""
+    """Return the plan as plain data, sizes in bytes."""
     queries, keys = loss_shape(plan.config)
     return {
         "gpu": dataclasses.asdict(plan.gpu),

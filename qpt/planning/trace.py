@@ -1,9 +1,7 @@
-"""Trace the real training step with fake tensors: its peak memory, without computing and without a GPU.
+"""Trace the training step with fake tensors: its peak memory, without computing and without a GPU.
 
 ``StepTrace`` holds a ``Learner`` whose tensors have shapes and no values; ``peaks(images)`` runs what the engine runs
-for a batch (degrade, cut, ``Learner.step``) under the memory tracker. Used by ``qpt.planning.search`` and tests. The
-trace is made on fake CPU tensors, as autocast wants the device that it is asked for; what differs on a GPU is set here:
-optimisers work on all tensors at once, the feed holds one batch ahead, and the ops' workspaces are those of CUDA.
+for a batch (degrade, cut, ``Learner.step``) under the memory tracker. Used by ``qpt.planning.search`` and tests.
 """
 
 from __future__ import annotations
@@ -17,18 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from qpt import degradations
-from qpt.degradations import SLOTS
+from qpt.degradations import op_table
+from qpt.degradations.op_table import MAX_PARAMS
+from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 from qpt.ops import workspace
-from qpt.ops.degrade import degrade_patches
+from qpt.ops.contrastive.pool import NegativePool
+from qpt.ops.degrade.api import degrade_patches
 from qpt.planning.tracker import MemoryTracker, Peaks
-from qpt.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.program import Program
-from qpt.space import DegradationSpace
 
-#: In the order of a report: what memory goes to.
+# The tensors are fake CPU tensors, because autocast refuses a device that is not there. What differs on a GPU is set
+# here: optimisers work on all tensors at once, the loader holds one batch ahead, and the workspaces are those of CUDA.
+
+#: Categories of memory, in the order of the printed plan.
 CATEGORIES = (
     "weights",
     "gradients",
@@ -44,8 +45,8 @@ CATEGORIES = (
 
 @dataclass(frozen=True)
 class Target:
-    """What the step runs on. gpu: with ``teams`` multiprocessors; otherwise a CPU with so many threads.
-    batches: how many batches' regions are held at a time (the feed moves one ahead of the step on CUDA)."""
+    """The device of the step. gpu: a GPU with ``teams`` multiprocessors, otherwise a CPU with as many threads.
+    batches: number of batches whose regions are held at a time (the loader copies one ahead of the step on CUDA)."""
 
     gpu: bool
     teams: int
@@ -53,10 +54,10 @@ class Target:
 
 
 class StepTrace:
-    """The fake learner of ``config`` on ``target``; made once, traced at as many sizes as wanted.
+    """The fake learner of ``config`` on ``target``, made once and traced at any number of sizes.
 
-    Its batch_images and chunk_images are those that ``peaks`` is asked for. The pool is full, and the optimiser has
-    its state, as after the first steps of a run. An encoder under torch.compile is traced as it is without.
+    batch_images and chunk_images of the config are replaced by the arguments of ``peaks``. The pool is full, and the
+    optimiser has its state, as after the first steps of a run. ``compile`` is ignored.
     """
 
     def __init__(self, config: PretrainConfig, target: Target) -> None:
@@ -70,7 +71,7 @@ class StepTrace:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(self._mode):
             self._learner = copy.deepcopy(real)
-        # It holds two numbers, and would take a step without values for one that overflowed.
+        # A GradScaler reads a value to find out whether the gradient overflowed; a fake tensor has none.
         self._learner.scaler = torch.amp.GradScaler("cpu", enabled=False)
         if target.gpu:
             for group in self._learner.optimizer.param_groups:
@@ -81,23 +82,23 @@ class StepTrace:
             self._run(2 * config.accumulate, 0)  # the optimiser makes its state in its first step
 
     def peaks(self, images: int, chunk_images: int) -> Peaks:
-        """The highest moments of a step of ``images`` photographs, embedded ``chunk_images`` at a time (0: at once)."""
+        """Return the peaks of a step of ``images`` images, embedded ``chunk_images`` at a time (0: at once)."""
         with self._mode:
             return self._run(images, chunk_images)
 
     def _run(self, images: int, chunk_images: int) -> Peaks:
-        """What ``qpt.pretraining.engine`` does for one batch."""
+        """Run what ``qpt.pretraining.engine`` runs for one batch."""
         learner, target = self._learner, self.target
         config = learner.config = dataclasses.replace(self.config, batch_images=images, chunk_images=chunk_images)
         rows, slots, side = images * config.compositions, self._slots, config.region
-        # The program is the host's; its copy on the device is a part of the op's workspace.
+        # The program is on the host; its copy on the device is counted in the op's workspace.
         program = Program(
             ops=torch.zeros(rows, slots, dtype=torch.int16),
             levels=torch.zeros(rows, slots, dtype=torch.int8),
-            params=torch.zeros(rows, slots, SLOTS),
+            params=torch.zeros(rows, slots, MAX_PARAMS),
             seeds=torch.zeros(rows, dtype=torch.int64),
             source=torch.zeros(rows, dtype=torch.int32),
-            table=degradations.fingerprint(),
+            table=op_table.fingerprint(),
         )
         boxes = torch.zeros(rows, config.patches, 2, dtype=torch.int32)
         with MemoryTracker(self._workspace) as tracker:
@@ -110,7 +111,7 @@ class StepTrace:
         return tracker.peaks
 
     def _register(self, tracker: MemoryTracker) -> None:
-        """Count what a step finds there, and know gradients when they come."""
+        """Assign the learner's tensors to their categories, and gradients when they are made."""
         learner = self._learner
         for network, name in ((learner.query, "weights"), (learner.key, "EMA encoder")):
             for tensor in () if network is None else (*network.parameters(), *network.buffers()):
@@ -136,27 +137,31 @@ class StepTrace:
             teams, side = self.target.teams, config.region
             size = workspace.degrade_bytes(rows, slots, config.patches, side, resizes=self._resizes, teams=teams)
             return size, "patches and degradation"
-        same = config.mode == "in_batch"
+        queries, size = arguments[0], 0
         if op == "contrastive_forward":
-            queries, pool = arguments[0], arguments[6]
+            pool = arguments[6]
             keys = 0 if pool is None else len(pool)
-            return workspace.contrastive_forward_bytes(*_sizes(queries, keys), same=same, native=native), "loss"
-        queries = arguments[2]
-        return (workspace.contrastive_backward_bytes(*queries.shape, native=native) if same else 0), "loss"
+            size = workspace.contrastive_forward_bytes(*_sizes(queries, keys), native=native)
+        elif op == "contrastive_self_forward":
+            size = workspace.contrastive_self_forward_bytes(*queries.shape, native=native)
+        elif op == "contrastive_self_backward":
+            size = workspace.contrastive_self_backward_bytes(*queries.shape, native=native)
+        return size, "loss"
 
     def loss_bytes(self, rows: int) -> int:
-        """What the loss takes of itself for so many queries: outputs and workspace of its ops, forward or backward."""
-        dim, same, native = self.config.projection_dim, self.config.mode == "in_batch", not self.target.gpu
+        """Return the memory of the loss alone for ``rows`` queries: outputs and workspace of its ops."""
+        dim, native = self.config.projection_dim, not self.target.gpu
         pool = 0 if self._learner.pool is None else len(self._learner.pool)
         output = rows * (dim * 4 + 12)  # gradient of the queries, log-sum-exps, numbers of positives
-        forward = workspace.contrastive_forward_bytes(rows, pool, dim, same=same, native=native)
-        backward = workspace.contrastive_backward_bytes(rows, dim, native=native) if same else 0
-        return output + max(forward, backward)
+        if self.config.mode != "in_batch":
+            return output + workspace.contrastive_forward_bytes(rows, pool, dim, native=native)
+        forward = workspace.contrastive_self_forward_bytes(rows, dim, native=native)
+        return output + max(forward, workspace.contrastive_self_backward_bytes(rows, dim, native=native))
 
 
 def full_logits_bytes(queries: int, keys: int, pool: int, dim: int) -> int:
-    """Peak bytes of the loss as MoCo's code has it, its N x (M + K) logits in memory: similarities over temperature,
-    cross entropy, backward. Ids are not looked at; a mask of same-image pairs would come on top."""
+    """Return the peak bytes of the loss as MoCo's code has it, with N x (M + K) logits in memory: similarities over
+    temperature, cross entropy, backward. A mask of same-image pairs would add to it."""
     with FakeTensorMode(), MemoryTracker(lambda *_: (0, "")) as tracker:
         embedded = torch.empty(queries, dim, requires_grad=True)
         logits = embedded @ torch.empty(keys + pool, dim).T / 0.2
@@ -170,7 +175,7 @@ def _sizes(queries: Tensor, keys: int) -> tuple[int, int, int]:
 
 
 def _full_pool(config: PretrainConfig) -> NegativePool:
-    """A pool as it is from the time on when it is full."""
+    """Return a pool that counts as full."""
     pool = NegativePool(config.pool_size, config.projection_dim, dtype=getattr(torch, config.pool_dtype))
     pool.load_state_dict({**pool.state_dict(), "count": config.pool_size})
     return pool

@@ -1,8 +1,7 @@
-"""MemoryTracker: which tensor bytes are alive at the highest moment of a traced step, and what they are for.
+"""``MemoryTracker``: the tensor bytes that are alive at the peak of a traced step, by category.
 
 A dispatch mode that sees every operation of the step. ``qpt.planning.trace`` runs the step under it with fake tensors,
-so nothing is computed. torch's own ``MemTracker`` does the like per module; it knows neither the parts of a
-pre-training step nor what a custom op takes while it runs, and copies its tables at every module.
+so nothing is computed.
 """
 
 from __future__ import annotations
@@ -19,23 +18,26 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-#: Part of a step (below) -> bytes by category.
+# torch's own MemTracker counts per module; it knows neither the parts of a pre-training step nor the workspace of a
+# custom op, and copies its statistics at every module.
+
+#: Part of a step, a custom op or "step" for the rest -> its peak.
 Peaks = dict[str, "Peak"]
 
 
 @dataclass
 class Peak:
-    """The highest moment of one part of the step: bytes in all, and by category."""
+    """The peak of one part of the step: bytes in all, and by category."""
 
     bytes: int = 0
     by_category: dict[str, int] = field(default_factory=dict)
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Counts the storages that operations make, from their birth to their end.
+    """Counts the storages that operations allocate until they are freed.
 
-    workspace: (op's name, its arguments) -> bytes that it takes while it runs beyond its outputs, and their category;
-    asked for ops of the ``qpt`` namespace. ``peaks`` has an entry for each such op, and "step" for everything else.
+    workspace: (op's name, its arguments) -> bytes that an op of the ``qpt`` namespace allocates while it runs, beyond
+    its outputs, and their category. ``peaks`` has an entry for each such op, and "step" for everything else.
     """
 
     def __init__(self, workspace: Callable[[str, tuple[Any, ...]], tuple[int, str]]) -> None:
@@ -49,23 +51,23 @@ class MemoryTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1  # a value that the host reads: there is none, and no shape depends on it
+            return 1  # the host reads a value of a tensor; a fake one has none, and no shape depends on it
         out = func(*args, **(kwargs or {}))
         if func.namespace == "qpt":
             name = func._schema.name.removeprefix("qpt::")
             extra, category = self._workspace(name, args)
             for tensor in tree_leaves(out):
                 self._add(tensor, category)
-            self._look(name, extra, category)
+            self._update_peak(name, extra, category)
         else:
             for tensor in tree_leaves(out):
                 self._add(tensor, self._category)
-            self._look("step")
+            self._update_peak("step")
         return out
 
     @contextmanager
     def category(self, name: str) -> Iterator[None]:
-        """What is made inside is counted as ``name``."""
+        """Count tensors made inside the block as ``name``."""
         before, self._category = self._category, name
         try:
             yield
@@ -73,7 +75,7 @@ class MemoryTracker(TorchDispatchMode):
             self._category = before
 
     def assign(self, tensor: Tensor, category: str) -> None:
-        """Count a tensor, known or not, as ``category`` from now on."""
+        """Count a tensor, counted before or not, as ``category`` from now on."""
         self._add(tensor, category)
         reference, size, old = self._live[id(tensor.untyped_storage())]
         if old != category:
@@ -98,8 +100,8 @@ class MemoryTracker(TorchDispatchMode):
         self._bytes[category] -= size
         self._total -= size
 
-    def _look(self, part: str, extra: int = 0, category: str = "") -> None:
-        """Remember this moment if it is the highest of its part."""
+    def _update_peak(self, part: str, extra: int = 0, category: str = "") -> None:
+        """Keep the bytes alive now, and ``extra`` of ``category``, if they are more than the part's peak."""
         peak = self.peaks.setdefault(part, Peak())
         if self._total + extra > peak.bytes:
             peak.bytes = self._total + extra

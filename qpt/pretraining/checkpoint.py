@@ -2,12 +2,11 @@
 
 Called by ``qpt.pretraining.engine``; read back by it on resume and by ``qpt.models.load_encoder`` (which checks the
 format). A run holds ``checkpoint.pt``, the newest, and in ``checkpoints/`` older ones, ``step-00000500.pt``, and
-``best.pt``. At every moment, a power cut included, the newest that was saved is whole.
+``best.pt``. At every moment, a power cut included, the newest that was saved is complete.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import sys
@@ -20,28 +19,32 @@ from typing import Any
 import torch
 
 from qpt.errors import InputError
-from qpt.files import write_aside
+from qpt.io import flush_to_disk, write_whole
 from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.observe import FILE as OBSERVATIONS
-from qpt.pretraining.records import HISTORY, SEEN
+from qpt.runs.first_batch import FIRST_BATCH
+from qpt.runs.history import HISTORY
+from qpt.runs.log import LOG, last_logged_step
+from qpt.runs.observations import OBSERVATIONS
 
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
 BEST = "best.pt"
-#: What a run has written before its first checkpoint: beside nothing else, it may be started over.
-EARLY = frozenset({"config.yaml", "space.yaml", "log.csv", "tensorboard", OBSERVATIONS, HISTORY, SEEN})
+#: What a run writes before its first checkpoint: a folder that holds nothing else may be started over.
+BEFORE_FIRST = frozenset({"config.yaml", "space.yaml", LOG, "tensorboard", OBSERVATIONS, HISTORY, FIRST_BATCH})
 
 
 @dataclass
 class SmoothedLoss:
-    """Running mean of the training loss over about the last 100 comparable steps: what ``best.pt`` is chosen by.
+    """Running mean of the training loss over about the last 100 comparable steps, by which ``best.pt`` is chosen.
 
-    Comparable steps have the same number of negatives, so counting begins when the pool is full: while it fills, the
-    loss is low because there is little to tell apart, and the lowest of a run would be its first. A collapse or a
-    divergence raises the loss, so the best precedes it. Which encoder predicts quality best only a table with scores
-    can say (``qpt evaluate``). The mean is a part of the checkpoint, so an interrupted run chooses the same one.
+    Steps are comparable when they have the same number of negatives. The mean is a part of the checkpoint, so an
+    interrupted run chooses the same one.
     """
+
+    # While the pool fills, the loss is low because there are few negatives, so counting begins when it is full;
+    # otherwise the first step would be the best. A collapse or a divergence raises the loss, so the best precedes it.
+    # Which encoder predicts quality best, only scores can say (``qpt evaluate``).
 
     loss: float = 0.0
     steps: int = 0
@@ -52,32 +55,31 @@ class SmoothedLoss:
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 1) -> None:
-    """Replace ``run/checkpoint.pt`` atomically; after a crash or on a full disk the old one is still whole.
+    """Replace ``run/checkpoint.pt`` atomically; after a crash or on a full disk the old one is still complete.
 
-    state: ``step`` in it names the file later; ``smoothed`` (a ``SmoothedLoss`` as a dict), if there, is what it
-    competes for ``best.pt`` with.  keep: checkpoints to keep, this one included, the best besides.
+    state: its ``step`` names the file later; its ``smoothed`` (a ``SmoothedLoss`` as a dict), if there is one, is
+    compared with that of ``best.pt``.  keep: checkpoints to keep, this one included, the best besides.
     The old one moves to ``checkpoints/`` and the best is another name (a hard link) of a file already there, so nothing
     is written twice; a file system without links gets a copy of the best.  Raises OSError when the disk is full.
     """
-    target, aside = run / NAME, run / f"{NAME}.part"
-    try:
-        _write(aside, {"format": CHECKPOINT_FORMAT, **state})
+    target = run / NAME
+
+    def write(unfinished: Path) -> None:
+        _save_tensors(unfinished, {"format": CHECKPOINT_FORMAT, **state})
         if keep > 1:
+            flush_to_disk(unfinished)  # before the old checkpoint loses its name
             _demote(run, state["step"])
-        os.replace(aside, target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    _sync(run)
+
+    write_whole(target, write, durable=True)
     _keep_if_best(run, target, state)
     older = _older(run)
-    passed = [path for path in older if _step_in_name(path) >= state["step"]]  # of a future that was given up
-    for path in [*passed, *[path for path in older if path not in passed][max(0, keep - 1) :]]:
+    abandoned = [path for path in older if _step_in_name(path) >= state["step"]]  # from before a return to an older one
+    for path in [*abandoned, *[path for path in older if path not in abandoned][max(0, keep - 1) :]]:
         path.unlink(missing_ok=True)
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether ``run`` holds anything to resume from, sound or not."""
+    """Return True if ``run`` holds a checkpoint, sound or not."""
     return (run / NAME).exists() or bool(_older(run))
 
 
@@ -85,18 +87,18 @@ def make_resumable(run: Path, config: PretrainConfig) -> None:
     """Leave a sound checkpoint in ``run``, or make sure that the run may begin at step 0; stderr says which was done.
 
     One process calls this before all call ``load_for_resume``. A damaged checkpoint is set aside as ``*.damaged`` and
-    the one before takes its place. Without any, the run starts at step 0: a scheduler gives the same command, with
-    --resume, to a job's first start and to all later ones. There is no checkpoint of step 0: the config makes the same
-    one again.
+    the one before takes its place. Without any, the run starts at step 0.
     Raises InputError if no checkpoint is sound, or if there is none and the folder holds anything but what this run
     writes before its first.
     """
     for path in (*run.glob("*.part"), *run.glob("*/*.part")):
-        path.unlink(missing_ok=True)  # what a killed process was writing aside
+        path.unlink(missing_ok=True)  # unfinished files of a killed process
     if has_checkpoint(run):
         newest_sound(run)
         return
-    strange = sorted(path.name for path in run.iterdir() if path.name not in EARLY | {FOLDER})
+    # A scheduler gives the same command, with --resume, to a job's first start and to all later ones. There is no
+    # checkpoint of step 0, because the config makes the same weights again.
+    strange = sorted(path.name for path in run.iterdir() if path.name not in BEFORE_FIRST | {FOLDER})
     if (run / FOLDER).is_dir():
         strange += sorted(f"{FOLDER}/{path.name}" for path in (run / FOLDER).iterdir())
     if strange:
@@ -107,22 +109,25 @@ def make_resumable(run: Path, config: PretrainConfig) -> None:
     if (run / "config.yaml").is_file():
         started = PretrainConfig.load(run / "config.yaml", data=config.data, out=config.out)
         _refuse(started.differences(config))
-    _say(f"{run} holds no checkpoint yet: starting at step 0")
+    _report(f"{run} holds no checkpoint yet: starting at step 0")
 
 
-def load_for_resume(run: Path, config: PretrainConfig, data_fingerprint: str, table: str, space: str) -> dict[str, Any]:
-    """The last checkpoint of ``run``, after checking that it continues the same computation.
+def load_for_resume(
+    run: Path, config: PretrainConfig, data_fingerprint: str, op_table_fingerprint: str, space_fingerprint: str
+) -> dict[str, Any]:
+    """Return the last checkpoint of ``run``, after checking that it continues the same computation.
 
-    data_fingerprint, table, space: fingerprints of the file list, the op table and the degradation space.
-    Raises InputError naming every setting, and each of these, that differ from those the checkpoint was made with.
+    Raises InputError naming every setting, and each of the file list, op table and degradation space, that differs from
+    what the checkpoint was made with.
     """
     state = read_checkpoint(run / NAME)
     changed = PretrainConfig.from_dict(state["config"]).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
         changed.append("data: the folder's file list is not the one the run was started on")
-    if state["table"] != table:
+    if state["table"] != op_table_fingerprint:
         changed.append("degradations: the op table is not the one the run was started with")
-    elif state.get("space", space) != space:  # older checkpoints have presets only, which the table vouches for
+    # Older checkpoints have presets only, which the op table's fingerprint covers.
+    elif state.get("space", space_fingerprint) != space_fingerprint:
         changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
     _refuse(changed)
     return state
@@ -134,7 +139,7 @@ def _refuse(changed: list[str]) -> None:
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint and compare every record with its checksum, which ``torch.load`` does not.
+    """Read a checkpoint and compare every entry with its checksum, which ``torch.load`` does not.
 
     Raises InputError naming what is wrong with it.
     """
@@ -152,26 +157,26 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_sound(run: Path) -> dict[str, Any]:
-    """The newest checkpoint of ``run`` that is whole; it becomes ``checkpoint.pt`` if it was not.
+    """Return the newest checkpoint of ``run`` that is complete; it becomes ``checkpoint.pt`` if it was not.
 
     Raises InputError if there is none.
     """
-    wrong: list[str] = []
+    faults: list[str] = []
     for path in (run / NAME, *_older(run)):
         try:
             state = verify_checkpoint(path)
         except InputError as error:
-            wrong.append(str(error))
+            faults.append(str(error))
             continue
-        if wrong:
-            _fall_back(run, path, state, wrong)
+        if faults:
+            _fall_back(run, path, state, faults)
         return state
-    raise InputError(f"pretrain: out must hold a sound checkpoint for --resume, got {run}: {'; '.join(wrong)}")
+    raise InputError(f"pretrain: out must hold a sound checkpoint for --resume, got {run}: {'; '.join(faults)}")
 
 
-def _fall_back(run: Path, path: Path, state: dict[str, Any], wrong: list[str]) -> None:
+def _fall_back(run: Path, path: Path, state: dict[str, Any], faults: list[str]) -> None:
     """Make ``path`` the newest checkpoint of ``run`` and set aside what is newer and damaged."""
-    reached, step = _log_reaches(run), state["step"]
+    reached, step = last_logged_step(run), state["step"]
     again = f"{reached - step} steps are" if reached > step else "the steps since are"
     for newer in (run / NAME, *_older(run)):
         if newer == path:
@@ -179,11 +184,11 @@ def _fall_back(run: Path, path: Path, state: dict[str, Any], wrong: list[str]) -
         if newer.exists():
             os.replace(newer, newer.with_name(f"{newer.name}.damaged"))
     os.replace(path, run / NAME)
-    _say(
-        f"{'; '.join(wrong)}. Going on from {path.relative_to(run)}, step {step}: {again} done again; "
+    _report(
+        f"{'; '.join(faults)}. Going on from {path.relative_to(run)}, step {step}: {again} done again; "
         "what was damaged is kept as *.damaged"
     )
-    best = run / FOLDER / BEST  # often the same file as a damaged one
+    best = run / FOLDER / BEST  # often another name of a damaged one
     try:
         if best.exists():
             verify_checkpoint(best)
@@ -192,34 +197,23 @@ def _fall_back(run: Path, path: Path, state: dict[str, Any], wrong: list[str]) -
         for kept in (run / NAME, *_older(run)):
             with suppress(InputError):
                 _keep_if_best(run, kept, verify_checkpoint(kept))
-        _say(f"{error}: chosen again among those kept")
+        _report(f"{error}: chosen again among those kept")
 
 
-def _log_reaches(run: Path) -> int:
-    """The last step of log.csv, 0 if it has none."""
-    try:
-        with open(run / "log.csv", newline="") as stream:
-            steps = [row["step"] or "" for row in csv.DictReader(stream)]
-    except (OSError, KeyError, csv.Error, UnicodeDecodeError):
-        return 0
-    return max((int(step) for step in steps if step.isdigit()), default=0)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
+def _save_tensors(path: Path, state: dict[str, Any]) -> None:
     with open(path, "wb") as stream:
         try:
             torch.save(state, stream)
-        except RuntimeError as error:  # torch's own, about an unfinished file: a full disk, an interruption
+        except RuntimeError as error:
+            # torch reports an unfinished archive, and hides what interrupted it: a full disk, a signal.
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, (OSError, KeyboardInterrupt)):
                 cause = cause.__context__
             raise (cause or error) from None
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _demote(run: Path, step: int) -> None:
-    """Give the newest checkpoint its place among the older ones, before that of ``step`` replaces it."""
+    """Move the newest checkpoint to the older ones, before that of ``step`` replaces it."""
     newest = run / NAME
     try:
         old = read_checkpoint(newest, mmap=True)["step"]
@@ -230,38 +224,38 @@ def _demote(run: Path, step: int) -> None:
         kept = run / FOLDER / f"step-{old:08d}.pt"
         if not _link(newest, kept):
             os.replace(newest, kept)  # until the new one has the name, resuming finds this one
-        _sync(run / FOLDER)
+        flush_to_disk(run / FOLDER)
 
 
 def _keep_if_best(run: Path, path: Path, state: dict[str, Any]) -> None:
-    mine, best = state.get("smoothed", {"steps": 0}), run / FOLDER / BEST
-    if not mine["steps"]:
+    smoothed, best = state.get("smoothed", {"steps": 0}), run / FOLDER / BEST
+    if not smoothed["steps"]:
         return
     try:
-        if read_checkpoint(best, mmap=True)["smoothed"]["loss"] <= mine["loss"]:
+        if read_checkpoint(best, mmap=True)["smoothed"]["loss"] <= smoothed["loss"]:
             return
     except InputError:  # none yet, or damaged since
         best.parent.mkdir(exist_ok=True)
     if not _link(path, best):
-        write_aside(best, lambda aside: shutil.copyfile(path, aside))
-    _sync(best.parent)
+        write_whole(best, lambda unfinished: shutil.copyfile(path, unfinished))
+    flush_to_disk(best.parent)
 
 
 def _link(source: Path, target: Path) -> bool:
     """Make ``target`` another name of ``source``, replacing what had it; False where the file system has no links."""
-    aside = target.with_name(f"{target.name}.part")
-    aside.unlink(missing_ok=True)
+    unfinished = target.with_name(f"{target.name}.part")  # os.link does not replace a file
+    unfinished.unlink(missing_ok=True)
     try:
-        os.link(source, aside)
+        os.link(source, unfinished)
     except OSError:
         return False
-    os.replace(aside, target)
-    aside.unlink(missing_ok=True)  # a rename between two names of one file leaves both
+    os.replace(unfinished, target)
+    unfinished.unlink(missing_ok=True)  # a rename between two names of one file leaves both
     return True
 
 
 def _older(run: Path) -> list[Path]:
-    """The kept older checkpoints, newest first."""
+    """List the kept older checkpoints, newest first."""
     return sorted((run / FOLDER).glob("step-*.pt"), key=_step_in_name, reverse=True)
 
 
@@ -270,14 +264,5 @@ def _step_in_name(path: Path) -> int:
     return int(digits) if digits.isdigit() else -1
 
 
-def _sync(folder: Path) -> None:
-    """Have the folder's renames reach the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _say(message: str) -> None:
+def _report(message: str) -> None:
     print(f"pretrain: {message}", file=sys.stderr)

@@ -1,25 +1,31 @@
-"""The one description of a pre-training run: defaults, checks, YAML in and out.
+"""The settings of a pre-training run: defaults, checks, YAML in and out.
 
-Read by ``qpt pretrain`` (its flags are these fields, spelled alike), written as ``config.yaml`` into the run, and
+Read by ``qpt pretrain`` (its flags have the names of these fields), written as ``config.yaml`` into the run, and
 stored in the checkpoint. What the QPT paper (arXiv 2303.00521) does not publish has MoCo v2's value (arXiv 2003.04297).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
-from qpt.errors import InputError
+from qpt.errors import InputError, check_int
+from qpt.runs.files import FREE_ON_RESUME
 
-#: Fields that may change when a run is resumed: they do not touch what is computed.
-FREE_ON_RESUME = frozenset(
-    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
-    | {"keep_checkpoints", "tensorboard", "page"}
-)
+#: Former name -> field. A config with a former name loads with a FutureWarning, until the next minor version.
+RENAMED = {"preset": "space", "keys_travel": "key_exchange"}
+#: Smallest value of each field that is an integer.
+_AT_LEAST = {
+    **dict.fromkeys(("seed", "region_size", "resize_shorter", "steps", "epochs", "pool_size", "warmup_steps"), 0),
+    **dict.fromkeys(("chunk_images", "threads", "workers", "cache_mib", "stall_seconds", "observe_every"), 0),
+    **dict.fromkeys(("width", "projection_dim", "compositions", "patches", "patch_size", "batch_images"), 1),
+    **dict.fromkeys(("accumulate", "log_every", "checkpoint_every", "keep_checkpoints"), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class PretrainConfig:
         space: degradation space: a preset's name, or a YAML file of one.
         compositions: degraded views of each photograph per step; they are negatives of each other.
         patches: patches cut from each composition; in moco mode the first is the query, the others are its keys.
-        positives: composition (patches of one composition are alike), or image (all patches of a photograph are, under
-            whatever composition: what quality-aware pre-training must not do, for comparison).
+        positives: composition (patches of one composition are positives), or image (all patches of a photograph are,
+            under whatever composition: what quality-aware pre-training must not do, for comparison).
         patch_size: side of a patch, pixels.
         region_size: side of the region cut from each photograph, pixels; 0 means twice patch_size.
         resize_shorter: resize photographs to this shorter side before cutting; 0 keeps the native resolution.
@@ -59,26 +65,27 @@ class PretrainConfig:
         optimizer: sgd (momentum 0.9), adamw, or lars (momentum 0.9; for large batches).
         lr: peak learning rate.
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
-        trust_coefficient: of lars, the relative change of a layer's weights per step at a rate of 1.
+        trust_coefficient: of lars: relative change of a layer's weights per step at a rate of 1.
         warmup_steps: linear warm-up, before the cosine decay to zero.
-        chunk_images: photographs embedded at a time, by each process: memory is that of so many, the loss that of all
+        chunk_images: photographs embedded at a time, by each process: memory is that of a chunk, the loss that of all
             (gradient caching, one more forward pass); 0 for the whole batch at once. Batch norm is over a chunk.
-        accumulate: parts of the batch that have a loss of their own, one after another, before the weights move; of
+        accumulate: parts of the batch that have a loss of their own, one after another, before the update; of
             several processes each divides its own share.
         activation_checkpointing: keep only the input of each residual block, and compute the rest a second time.
         compile: compile the encoder with torch.compile.
         precision: arithmetic of the encoder; the loss is always float32. float16 scales the gradient.
-        batch_norm: over what encoders normalise when chunks or processes share a batch. sync: a chunk of all processes;
-            shuffled: of one process, and keys are dealt to the processes anew (moco mode); in both, keys are dealt to
-            chunks anew, so that none shares one with its query. local: of one process, in order; keys leak.
-        keys_travel: how processes see each other's keys: gather (all at once) or ring (one block at a time).
+        batch_norm: rows that encoders normalise over when chunks or processes share a batch. sync: a chunk of all
+            processes; shuffled: a chunk of one process, and keys are assigned to the processes anew (moco mode); in
+            both, keys are assigned to chunks anew, so that none shares one with its query. local: a chunk of one
+            process, in order, where a key can be recognised by the statistics it shares with its query.
+        key_exchange: how processes see each other's keys: gather (all at once) or ring (one block at a time).
         pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
             forgets its own part).
         device: auto, cpu, cuda, cuda:1, ...
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
         cache_mib: decoded photographs kept in memory, MiB per loader process.
-        stall_seconds: end the run, saved, when the loader gives nothing for so long; 0 waits for ever.
+        stall_seconds: save and end the run when the loader gives nothing for this long; 0 waits for ever.
         log_every: steps between lines of log.csv.
         observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
         checkpoint_every: steps between checkpoints.
@@ -126,7 +133,7 @@ class PretrainConfig:
     compile: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_norm: Literal["sync", "shuffled", "local"] = "sync"
-    keys_travel: Literal["gather", "ring"] = "gather"
+    key_exchange: Literal["gather", "ring"] = "gather"
     pool_layout: Literal["replicated", "sharded"] = "replicated"
     device: str = "auto"
     threads: int = 0
@@ -151,30 +158,34 @@ class PretrainConfig:
                 self._require(field.name, "a finite number", _is_number(value))
                 object.__setattr__(self, field.name, float(value))
             elif kind is int:
-                self._require(field.name, "an int", isinstance(value, int) and not isinstance(value, bool))
+                object.__setattr__(self, field.name, check_int("pretrain", field.name, value, _AT_LEAST[field.name]))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
-        for name in (
-            *("width", "projection_dim", "compositions", "patch_size", "accumulate"),
-            *("log_every", "checkpoint_every", "keep_checkpoints"),
-        ):
-            self._require(name, ">= 1", getattr(self, name) >= 1)
-        for name in (
-            *("seed", "region_size", "resize_shorter", "steps", "epochs", "same_image_weight", "pool_size"),
-            *("weight_decay", "warmup_steps", "threads", "workers", "cache_mib", "chunk_images", "stall_seconds"),
-            *("observe_every",),
-        ):
+        for name in ("same_image_weight", "weight_decay"):
             self._require(name, ">= 0", getattr(self, name) >= 0)
-        self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
-        self._require("batch_images", ">= 2 (batch norm and negatives need company)", self.batch_images >= 2)
-        whole = self.batch_images % self.accumulate == 0
-        self._require("batch_images", f"a multiple of accumulate ({self.accumulate})", whole)
         for name in ("temperature", "lr", "trust_coefficient"):
             self._require(name, "> 0", getattr(self, name) > 0)
+        self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
+        enough = self.batch_images >= 2
+        self._require("batch_images", ">= 2 (batch norm and negatives need at least two samples)", enough)
+        whole = self.batch_images % self.accumulate == 0
+        self._require("batch_images", f"a multiple of accumulate ({self.accumulate})", whole)
         self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)
         several = self.positives == "composition" or self.compositions > 1
         self._require("compositions", ">= 2 when positives is image", several)
         self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
+
+    def check_processes(self, size: int) -> None:
+        """Raise InputError unless ``size`` processes can share a run of these settings."""
+        parts = size * self.accumulate
+        whole = self.batch_images % parts == 0
+        self._require("batch_images", f"a multiple of {parts} (processes x accumulate) with {size} processes", whole)
+        if self.pool_layout == "sharded" and self.mode == "moco":
+            rule = f"a multiple of the number of processes with {size} processes"
+            self._require("pool_size", rule, self.pool_size % size == 0)
+        if self.mode == "in_batch" and size > 1:  # a key has a gradient in this mode, and stays in its process
+            rule = f"sync or local in in_batch mode with {size} processes"
+            self._require("batch_norm", rule, self.batch_norm != "shuffled")
 
     def _require(self, name: str, rule: str, holds: bool) -> None:
         if not holds:
@@ -186,8 +197,8 @@ class PretrainConfig:
         return self.region_size or 2 * self.patch_size
 
     @property
-    def rows_alike(self) -> int:
-        """Adjacent rows of a batch, one for each composition of a photograph, whose patches are positives."""
+    def rows_per_group(self) -> int:
+        """Adjacent rows of a batch, one per composition of an image, that form one group of positives."""
         return self.compositions if self.positives == "image" else 1
 
     def save(self, path: Path) -> None:
@@ -213,8 +224,11 @@ class PretrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PretrainConfig:
-        if "preset" in fields:  # what the field was called when it could name nothing else
-            fields = {"space" if name == "preset" else name: value for name, value in fields.items()}
+        """Make a config of a mapping, ``data`` and ``out`` included. Raises InputError for missing or unknown names."""
+        for old, new in RENAMED.items():
+            if old in fields:
+                warnings.warn(f"pretrain: config key {old} is now called {new}", FutureWarning, stacklevel=2)
+                fields = {new if name == old else name: value for name, value in fields.items()}
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -225,7 +239,7 @@ class PretrainConfig:
         return cls(**fields)
 
     def differences(self, other: PretrainConfig) -> list[str]:
-        """Fields that matter to the result and differ: ``name: mine -> other's``."""
+        """List the fields that the result depends on and that differ: ``name: own -> other's``."""
         return [
             f"{field.name}: {getattr(self, field.name)!r} -> {getattr(other, field.name)!r}"
             for field in dataclasses.fields(self)

@@ -1,9 +1,9 @@
-"""Embeddings of a batch of patches by one network, in chunks: batch size set apart from memory.
+"""Embeddings of a batch of patches by one network, in chunks, so that memory does not grow with the batch.
 
 Gradient caching (Gao et al., 2021, arXiv 2101.06983): every chunk is embedded without a graph, the loss is taken over
 all embeddings at once, and each chunk is embedded again, with a graph, to pass the embeddings' gradient on to the
 weights. The gradient is that of one graph over the same chunks, for the memory of one chunk and one more forward pass.
-A chunk is what batch norm normalises over, so ``deal`` decides which patches share one. Called by
+Batch norm normalises over a chunk, so ``assign_chunks`` decides which patches share statistics. Called by
 ``qpt.pretraining.learner``.
 """
 
@@ -34,58 +34,62 @@ class Embeddings:
         chunks: Sequence[Tensor],
     ) -> None:
         self._embed, self._patches, self._chunks = embed, patches, chunks
-        self._random: list[list[Tensor]] = []
+        self._rng_states: list[list[Tensor]] = []
         if len(chunks) == 1:
-            self.values = restore(chunks, [embed(patches[chunks[0]])])
+            self.values = restore_order(chunks, [embed(patches[chunks[0]])])
             return
-        found = []
-        with torch.no_grad(), unrecorded_statistics(network):  # the second pass records them, once
+        parts = []
+        with torch.no_grad(), unrecorded_statistics(network):  # ``backward`` records them, so once per chunk
             for chunk in chunks:
-                self._random.append(_random_state(patches.device))
-                found.append(embed(patches[chunk]))
-        self.values = restore(chunks, found).requires_grad_()
+                self._rng_states.append(_rng_state(patches.device))
+                parts.append(embed(patches[chunk]))
+        self.values = restore_order(chunks, parts).requires_grad_()
 
     def backward(self) -> None:
-        """Embed each chunk again and add its part of ``values.grad`` to the weights' gradients; nothing for one
-        chunk, whose graph the loss's own backward has gone through."""
+        """Embed each chunk again and add its part of ``values.grad`` to the weights' gradients.
+
+        One chunk is left as it is: the backward pass of the loss has gone through its graph.
+        """
         if len(self._chunks) == 1:
             return
         assert self.values.grad is not None
         devices = [self._patches.device] if self._patches.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            for chunk, state in zip(self._chunks, self._random, strict=True):
-                _set_random_state(state, self._patches.device)
+            for chunk, state in zip(self._chunks, self._rng_states, strict=True):
+                _set_rng_state(state, self._patches.device)  # dropout of the first pass again
                 self._embed(self._patches[chunk]).backward(self.values.grad[chunk])
 
 
 @torch.no_grad()
-def embed_frozen(embed: Callable[[Tensor], Tensor], patches: Tensor, chunks: Sequence[Tensor]) -> Tensor:
-    """[N, D] embeddings without a graph, chunk by chunk."""
-    return restore(chunks, [embed(patches[chunk]) for chunk in chunks])
+def embed_no_grad(embed: Callable[[Tensor], Tensor], patches: Tensor, chunks: Sequence[Tensor]) -> Tensor:
+    """Return [N, D] embeddings without a graph, computed chunk by chunk."""
+    return restore_order(chunks, [embed(patches[chunk]) for chunk in chunks])
 
 
-def restore(chunks: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-    """Rows of the chunks put back where their indices say."""
+def restore_order(chunks: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate the rows of the parts in the order that the chunks' indices give."""
     order = torch.cat(list(chunks))
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     return torch.cat(list(parts))[place]
 
 
-def deal(photographs: int, rows_each: int, count: int, rng: np.random.Generator | None) -> tuple[Tensor, ...]:
-    """Deal the rows of a batch to ``count`` chunks: index tensors of nearly equal length.
+def assign_chunks(images: int, rows_each: int, count: int, rng: np.random.Generator | None) -> tuple[Tensor, ...]:
+    """Assign the rows of a batch to ``count`` chunks: index tensors of nearly equal length.
 
-    A photograph has ``rows_each`` adjacent rows, which stay together. Without ``rng`` photographs go in order. With it
-    in random order such that none is in the chunk where the order would put it, as far as sizes allow: a query and
-    its key then never share a chunk, and which of them do says nothing about who belongs to whom.
+    An image has ``rows_each`` adjacent rows, which stay together. Without ``rng`` images go in order. With it they go
+    in random order such that none is in the chunk where the order would put it, as far as sizes allow.
     """
-    order = np.arange(photographs)
-    home = np.concatenate([np.full(len(part), i) for i, part in enumerate(np.array_split(order, count))])
+    order = np.arange(images)
+    in_order = np.concatenate([np.full(len(part), i) for i, part in enumerate(np.array_split(order, count))])
     if rng is not None and count > 1:
-        order = rng.permutation(photographs)
-        for place in np.flatnonzero(home == home[order]):  # a swap is good if it brings neither home
-            if home[place] == home[order[place]]:
-                others = (home != home[order[place]]) & (home[order] != home[place])
+        # A key normalised together with its query would share statistics with it, by which the encoder could recognise
+        # the pair. If no chunk holds both, the statistics say nothing about which rows belong together.
+        order = rng.permutation(images)
+        for place in np.flatnonzero(in_order == in_order[order]):
+            if in_order[place] == in_order[order[place]]:  # not yet moved by an earlier swap
+                # Places to swap with such that neither image lands in its own chunk.
+                others = (in_order != in_order[order[place]]) & (in_order[order] != in_order[place])
                 if others.any():
                     other = rng.choice(np.flatnonzero(others))
                     order[[place, other]] = order[[other, place]]
@@ -93,12 +97,12 @@ def deal(photographs: int, rows_each: int, count: int, rng: np.random.Generator 
     return tuple(part.flatten() for part in torch.tensor_split(rows, count))
 
 
-def _random_state(device: torch.device) -> list[Tensor]:
+def _rng_state(device: torch.device) -> list[Tensor]:
     state = [torch.get_rng_state()]
     return [*state, torch.cuda.get_rng_state(device)] if device.type == "cuda" else state
 
 
-def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+def _set_rng_state(state: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)

@@ -1,16 +1,16 @@
-"""What a run says while it works: a progress line, ``log.csv``, ``observations.jsonl`` and TensorBoard events.
+"""The output of a run while it works: progress, ``log.csv``, observations, TensorBoard events and ``index.html``.
 
-Used by ``qpt.pretraining.engine``. On resume the files are cut back to the checkpoint, so that no step appears twice.
+Used by ``qpt.pretraining.engine`` in the process that writes the run's files. On resume the files are cut back to the
+checkpoint, so that no step appears twice. Formats are those of ``qpt.runs``; the page is ``qpt.report.build``'s.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import datetime
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -19,46 +19,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qpt.pretraining.clocks import STARVED
-from qpt.pretraining.observe import KINDS, Observation, ObservationLog, bin_edges, bin_middles, rewrite
+from qpt.io import write_whole
+from qpt.runs.files import DATA_BOUND
+from qpt.runs.log import FIELDS, LogWriter
+from qpt.runs.observations import KINDS, Observation, ObservationWriter, bin_centres, bin_edges
 
-FIELDS = (
-    "step",
-    "loss",
-    "lr",
-    "positive_similarity",
-    "negative_similarity",
-    "same_image_similarity",
-    "valid_rows",
-    "pool_rows",
-    "alignment",  # these two: of the latest observation
-    "uniformity",
-    "images_per_s",
-    "load_share",
-    "degrade_share",
-    "decode_images_per_s",
-    "copy_images_per_s",
-    "degrade_images_per_s",
-    "step_images_per_s",
-)
-_SILENCE_S = 15.0  # between lines where there is no terminal
+PAGE = "index.html"
+PAGE_TIME_SHARE = 0.01  # of the time of a run that its pages may take before its end
+_FIRST_PAGE_S = 5.0  # assumed cost of the first page
+_LINE_INTERVAL_S = 15.0  # between lines where there is no terminal
+_OBSERVED = ("alignment", "uniformity")
 
 
 class RunLog:
     """Writes one row per logged step and one line per observation; use as a context manager."""
 
     def __init__(self, run: Path, *, first_step: int, steps: int, tensorboard: bool) -> None:
-        self.path = run / "log.csv"
         self.steps = steps
-        kept: list[dict[str, str]] = []
-        if first_step and self.path.exists():
-            with open(self.path, newline="") as stream:
-                kept = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
-            kept = [row for row in kept if int(row["step"]) <= first_step and None not in row.values()]
-        rewrite(self.path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
-        self._stream = open(self.path, "a", newline="")  # noqa: SIM115 - closed in __exit__
-        self._observations = ObservationLog(run, first_step)
-        self._complained = False  # that the disk is full: said once
+        self._rows = LogWriter(run, first_step)
+        self._observations = ObservationWriter(run, first_step)
+        self._disk_full_reported = False
         self._events: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -76,7 +56,7 @@ class RunLog:
         )
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task("steps", total=steps, completed=first_step, loss="-", speed="-", limit="")
-        self._spoke = self._began = time.monotonic()
+        self._last_line = self._began = time.monotonic()
         self._first = first_step
 
     def __enter__(self) -> RunLog:
@@ -87,86 +67,82 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        with suppress(OSError):  # a full disk: what was asked of the run matters more than the end of its log
-            self._stream.close()
+        with suppress(OSError):  # on a full disk, an error of the run matters more than the end of its log
+            self._rows.close()
             self._observations.close()
         if self._events is not None:
             self._events.close()
 
-    def flush(self, *, events: bool = True) -> None:
-        """Have everything reach the disk; before each checkpoint, so that no step up to it is missing after a crash."""
-        for stream in (self._stream, self._observations.stream):
+    def flush(self) -> None:
+        """Flush everything to the disk; called before each checkpoint, so that a crash loses no step up to it."""
+        for stream in (self._rows.stream, self._observations.stream):
             stream.flush()
             os.fsync(stream.fileno())
-        if events and self._events is not None:
+        if self._events is not None:
             self._events.flush()
 
     def say(self, text: str) -> None:
-        """A line for the reader, above the progress line."""
+        """Print a line above the progress bar."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         self._bar.update(self._task, completed=step)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """One row of FIELDS but the observed ones; flushed, so that a crash loses nothing that was printed.
-
-        On a full disk the run goes on: rows wait in memory until there is room.
-        """
+        """Write one row, the FIELDS of ``qpt.runs.log`` but the observed ones, flushed; on a full disk rows wait in
+        memory until there is room."""
         last = self._observations.last
-        observed = {name: getattr(last, name) if last else math.nan for name in ("alignment", "uniformity")}
-        row = {**row, **observed}
+        row = {**row, **{name: getattr(last, name) if last else math.nan for name in _OBSERVED}}
         step = int(row["step"])
-        with self.going_on(step):
-            self._stream.write(_csv([{name: _short(row[name]) for name in FIELDS}]))
-            self._stream.flush()
+        with self.tolerate_full_disk(step):
+            self._rows.write(row)
             if self._events is not None:
                 for name in FIELDS[1:]:
-                    if name not in observed:  # ``observe`` writes those, at their own steps
+                    if name not in _OBSERVED:  # ``observe`` writes those, at their own steps
                         self._events.add_scalar(name, row[name], step)
         loss, speed, limit = f"{row['loss']:.3f}", f"{row['images_per_s']:.0f}", limited_by(row)
         self._bar.update(self._task, completed=step, loss=loss, speed=speed, limit=limit)
         now = time.monotonic()
-        if self._bar.disable and (now - self._spoke > _SILENCE_S or step == self.steps):
-            self._spoke = now
+        if self._bar.disable and (now - self._last_line > _LINE_INTERVAL_S or step == self.steps):
+            self._last_line = now
             left = (now - self._began) / max(1, step - self._first) * (self.steps - step)
-            text = f"pre-training {step}/{self.steps}  loss {loss}  {speed} images/s  {limit}  ETA {_clock(left)}"
+            eta = datetime.timedelta(seconds=round(left))
+            text = f"pre-training {step}/{self.steps}  loss {loss}  {speed} images/s  {limit}  ETA {eta}"
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def observe(self, step: int, observation: Observation) -> None:
-        """One line of ``observations.jsonl``; to TensorBoard the same, the histograms as they are."""
-        with self.going_on(step):
+        """Write one line of ``observations.jsonl`` and the same, with the histograms, to TensorBoard."""
+        with self.tolerate_full_disk(step):
             self._observations.write(step, observation)
             if self._events is None:
                 return
-            for name in ("alignment", "uniformity"):
+            for name in _OBSERVED:
                 self._events.add_scalar(name, getattr(observation, name), step)
             for kind in KINDS:
                 self._add_histogram(f"similarity/{kind}", getattr(observation, kind), step)
 
     @contextmanager
-    def going_on(self, step: int) -> Iterator[None]:
-        """Around what is only to be looked at later: a full disk is said once and does not end the run."""
+    def tolerate_full_disk(self, step: int) -> Iterator[None]:
+        """Report a full disk once, and do not let it end the run; for files that the result does not depend on."""
         try:
             yield
-            self._complained = False
+            self._disk_full_reported = False
         except OSError as error:
-            if not self._complained:
-                self._complained = True
+            if not self._disk_full_reported:
+                self._disk_full_reported = True
                 self.say(f"cannot write the log at step {step}: {error}")
 
     def _add_histogram(self, tag: str, counts: list[int], step: int) -> None:
-        """Sums are those of the bins' middles."""
-        middles = bin_middles()
-        filled = [middle for middle, count in zip(middles, counts, strict=True) if count]
+        centres = bin_centres()  # stand for the values in their bins
+        filled = [centre for centre, count in zip(centres, counts, strict=True) if count]
         if filled:
             self._events.add_histogram_raw(
                 tag,
                 min=filled[0],
                 max=filled[-1],
                 num=sum(counts),
-                sum=sum(count * middle for count, middle in zip(counts, middles, strict=True)),
-                sum_squares=sum(count * middle**2 for count, middle in zip(counts, middles, strict=True)),
+                sum=sum(count * centre for count, centre in zip(counts, centres, strict=True)),
+                sum_squares=sum(count * centre**2 for count, centre in zip(counts, centres, strict=True)),
                 bucket_limits=bin_edges()[1:],
                 bucket_counts=counts,
                 global_step=step,
@@ -174,23 +150,33 @@ class RunLog:
 
 
 def limited_by(row: Mapping[str, float]) -> str:
-    """What holds the run up, for a row of the log: waiting for photographs, or the work on them."""
-    if row["load_share"] >= STARVED:
-        return f"data starves ({row['load_share']:.0%} waiting)"
+    """Return what limits the run at a row of the log: the wait for images, or the work on them."""
+    if row["load_share"] >= DATA_BOUND:
+        return f"data-bound ({row['load_share']:.0%} waiting)"
     return "step-bound"
 
 
-def _csv(rows: Iterable[Mapping[str, str]]) -> str:
-    out = io.StringIO()
-    csv.DictWriter(out, FIELDS, restval="nan", extrasaction="ignore").writerows(rows)
-    return out.getvalue()
+class RunPage:
+    """``RUN/index.html``, the run's report: written at its end, and before it as often as PAGE_TIME_SHARE allows."""
 
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._cost_s, self._written = _FIRST_PAGE_S, time.monotonic()
 
-def _short(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+    def update(self, say: Callable[[str], None], *, finished: bool = False) -> None:
+        """Write the page from the last checkpoint and the files of the run.
 
+        finished: write it even if it was just written, and with the nearest neighbours, which take a pass of the
+        encoder over images. An error is passed to ``say`` and does not end the run.
+        """
+        started = time.monotonic()
+        if not finished and (started - self._written) * PAGE_TIME_SHARE < self._cost_s:
+            return
+        try:
+            from qpt.report.build import write_report  # here: nothing else in a run needs what it imports
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+            write_whole(self.run / PAGE, lambda path: write_report([self.run], path, neighbours=finished, quiet=True))
+        except Exception as error:
+            say(f"{PAGE} was not written: {type(error).__name__}: {error}")
+        self._written = time.monotonic()
+        self._cost_s = self._written - started

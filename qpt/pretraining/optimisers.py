@@ -19,7 +19,7 @@ MOMENTUM = 0.9
 
 
 def build_optimizer(config: PretrainConfig, network: nn.Module) -> Optimizer:
-    """The optimiser that ``config`` names, over all parameters of ``network``."""
+    """Return the optimiser that ``config`` names, over all parameters of ``network``."""
     parameters = list(network.parameters())
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
@@ -35,8 +35,8 @@ def build_optimizer(config: PretrainConfig, network: nn.Module) -> Optimizer:
 
 
 def lars_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
-    """Parameter groups of LARS: weights of layers; then biases and those of batch norm (at most one axis), which are
-    neither decayed nor adapted (SimCLR, arXiv 2002.05709; BYOL, arXiv 2006.07733)."""
+    """Return the parameter groups of LARS: weights of layers; then biases and the weights of batch norm (at most one
+    axis), which are neither decayed nor adapted (SimCLR, arXiv 2002.05709; BYOL, arXiv 2006.07733)."""
     parameters = list(parameters)
     layers = [parameter for parameter in parameters if parameter.ndim > 1]
     others = [parameter for parameter in parameters if parameter.ndim <= 1]
@@ -44,14 +44,15 @@ def lars_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+# torch has no LARS. timm has one, but needs torchvision, which cannot be installed beside the pinned torch.
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg, 2017, arXiv 1708.03888, algorithm 1).
 
     For each parameter w with gradient g:  v <- momentum v + lr r (g + weight_decay w),  w <- w - v,  where
-    r = trust_coefficient |w| / (|g| + weight_decay |w|), or 1 if either norm is 0 or the group is not to adapt.
+    r = trust_coefficient |w| / (|g| + weight_decay |w|), or 1 if either norm is 0 or the group has ``adapt=False``.
 
     parameters: tensors, or groups, whose own ``lr``, ``momentum``, ``weight_decay``, ``trust_coefficient`` and
-    ``adapt`` win.  The rate is inside the velocity, as in the paper, so that a change of it acts on new gradients only.
+    ``adapt`` take precedence.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; parameters without a gradient stay. Nothing is read back from the device."""
+        """Update every parameter that has a gradient. Nothing is read back from the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,4 +91,5 @@ class LARS(Optimizer):
         state = self.state[parameter]
         if "velocity" not in state:
             state["velocity"] = torch.zeros_like(parameter)
+        # The rate is inside the velocity, as in the paper, so that a change of it acts on new gradients only.
         parameter.sub_(state["velocity"].mul_(group["momentum"]).add_(move, alpha=group["lr"]))

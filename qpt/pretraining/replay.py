@@ -1,7 +1,7 @@
-"""Run a kept step again and say where it went wrong: ``qpt pretrain --replay RUN/failed_step_N``.
+"""Run a failed step again and report where it first went wrong: ``qpt pretrain --replay RUN/failed_step_N``.
 
-Every module of both encoders is watched on the way forward and, through its output's gradient, on the way back; the
-first tensor that is not finite is named. Nothing is updated. Relies on ``qpt.pretraining.failure`` for what was kept.
+Every module of both encoders is watched in the forward pass and, through its output's gradient, in the backward pass;
+the first tensor that is not finite is named. Nothing is updated. Relies on ``qpt.pretraining.failure`` for the step.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from qpt.errors import InputError
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import FailedStep, check_gradients, read_failed_step
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.world import World, join, threads
+from qpt.pretraining.process_group import ProcessGroup, join_process_group, use_threads
 
 
 @dataclass
 class Replay:
-    """What a replayed step did.
+    """The outcome of a replayed step.
 
-    failure: why the step cannot be taken, None when it went through.  before: tensors of the state that were not
-    finite before the step.  forward, backward: the first module output, and the first gradient of one, that is not
-    finite.  loss: None if it was not reached.  norms: gradient norm of each part of the network.
+    error: of the original step.  failure: why the step fails again, None if it does not.  before: tensors of the state
+    that were not finite before the step.  forward, backward: the first module output, and the first gradient of one,
+    that is not finite.  loss: None if it was not reached.  norms: gradient norm of each part of the network.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Replay:
 
     @property
     def reproduced(self) -> bool:
-        """Whether the step failed again."""
+        """True if the step failed again."""
         return self.failure is not None
 
     def __str__(self) -> str:
@@ -64,42 +64,43 @@ class Replay:
 
 
 def replay(path: str | Path, device: str = "auto") -> Replay:
-    """Run the step kept in ``path`` (a folder ``failed_step_N`` or a file in it) again, up to the update of weights.
+    """Run the step in ``path`` (a folder ``failed_step_N`` or a file in it) again, up to the update of weights.
 
-    device: where; auto for where it failed, if that is here, else the CPU. With the same device, number of threads and
-    version the step is the same, byte for byte; but a compiled encoder is run uncompiled. A step of several processes
-    needs as many: start this with torchrun.
+    device: as in ``PretrainConfig``; auto is the one where the step failed, or the CPU where there is none. With the
+    same device, number of threads and version the step is the same, byte for byte; but a compiled encoder is run
+    uncompiled. A step of several processes needs as many: start this with torchrun.
     Raises InputError if ``path`` holds no failed step, the device is not usable or the number of processes another.
     """
-    recorded = read_failed_step(path).notes["device"]
+    recorded = read_failed_step(path).metadata["device"]
     if device == "auto" and (torch.cuda.is_available() or not recorded.startswith("cuda")):
         device = recorded
-    with join(device) as (world, here):
-        kept = read_failed_step(path, world.rank)
-        if world.size != (processes := kept.notes["processes"]):
+    with join_process_group(device) as (processes, own_device):
+        failed = read_failed_step(path, processes.rank)
+        if processes.size != (needed := failed.metadata["processes"]):
             raise InputError(
-                f"replay: the step needs {processes} processes (torchrun --nproc_per_node), got {world.size}"
+                f"replay: the step needs {needed} processes (torchrun --nproc_per_node), got {processes.size}"
             )
-        with threads(kept.state["threads"], 1):
-            return _replay(kept, world, here)
+        with use_threads(failed.state["threads"], 1):
+            return _replay(failed, processes, own_device)
 
 
-def _replay(kept: FailedStep, world: World, device: torch.device) -> Replay:
-    config = dataclasses.replace(PretrainConfig.from_dict(kept.state["config"]), init="", compile=False)
-    learner = Learner(config, device, world)
-    learner.load_state_dict(kept.state["learner"])
-    given, notes = kept.given, kept.notes
-    where = f"{device}, process {world.rank} of {world.size}" if world.size > 1 else str(device)
-    result = Replay(notes["step"], notes["lr"], where, notes["error"], _not_finite(kept.state["learner"]))
-    patches = given.patches(config.patch_size, device)
+def _replay(failed: FailedStep, processes: ProcessGroup, device: torch.device) -> Replay:
+    config = dataclasses.replace(PretrainConfig.from_dict(failed.state["config"]), init="", compile=False)
+    learner = Learner(config, device, processes)
+    learner.load_state_dict(failed.state["learner"])
+    step_input, metadata = failed.step_input, failed.metadata
+    where = f"{device}, process {processes.rank} of {processes.size}" if processes.size > 1 else str(device)
+    before = _not_finite(failed.state["learner"])
+    result = Replay(metadata["step"], metadata["lr"], where, metadata["error"], before)
+    patches = step_input.patches(config.patch_size, device)
     try:
-        with _watching(learner, result):
-            loss, _ = learner.gradients(patches, given.groups.to(device), given.images.to(device))
+        with _watch_modules(learner, result):
+            loss, _ = learner.gradients(patches, step_input.groups.to(device), step_input.images.to(device))
         result.loss = float(loss)
-        result.norms = _norms(learner.query, learner.scaler.get_scale())
+        result.norms = _gradient_norms(learner.query, learner.scaler.get_scale())
         if not math.isfinite(result.loss):
             raise InputError(f"the loss must be finite, got {result.loss}")
-        if config.precision != "float16":  # its scaler takes care of infinite gradients
+        if config.precision != "float16":  # an infinite gradient is no failure there, see qpt.pretraining.failure
             check_gradients(learner.query)
     except InputError as error:
         result.failure = str(error).removeprefix("pretrain: ")
@@ -107,20 +108,20 @@ def _replay(kept: FailedStep, world: World, device: torch.device) -> Replay:
 
 
 @contextmanager
-def _watching(learner: Learner, result: Replay) -> Iterator[None]:
+def _watch_modules(learner: Learner, result: Replay) -> Iterator[None]:
     """Note in ``result`` the first module whose output, and whose output's gradient, is not finite."""
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 return
-            if result.forward is None and (count := _bad(output)):
+            if result.forward is None and (count := _count_not_finite(output)):
                 result.forward = f"output of {name}, {count} of {output.numel()} values"
             if output.requires_grad:
                 output.register_hook(watch_gradient)
 
         def watch_gradient(gradient: Tensor) -> None:
-            if result.backward is None and (count := _bad(gradient)):
+            if result.backward is None and (count := _count_not_finite(gradient)):
                 result.backward = f"gradient of the output of {name}, {count} of {gradient.numel()} values"
 
         return hook
@@ -137,21 +138,20 @@ def _watching(learner: Learner, result: Replay) -> Iterator[None]:
             handle.remove()
 
 
-def _bad(tensor: Tensor) -> int:
+def _count_not_finite(tensor: Tensor) -> int:
     return int((~tensor.isfinite()).sum())
 
 
 def _not_finite(state: Any, name: str = "") -> list[str]:
-    """Names of the floating-point tensors in a nested state that hold nan or infinity."""
+    """List the tensors in a nested state that hold nan or infinity."""
     if isinstance(state, Tensor):
-        return [f"{name} ({count} of {state.numel()} values)"] if (count := _bad(state)) else []
+        return [f"{name} ({count} of {state.numel()} values)"] if (count := _count_not_finite(state)) else []
     parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
     return [found for key, part in parts for found in _not_finite(part, f"{name}.{key}".lstrip("."))]
 
 
-def _norms(network: nn.Module, scale: float) -> dict[str, float]:
-    """Gradient norm of the network's parts, one or two names deep: encoder.layer1, head; gradients are ``scale`` times
-    what they stand for."""
+def _gradient_norms(network: nn.Module, scale: float) -> dict[str, float]:
+    """Return the gradient norm, divided by ``scale``, of the network's parts: encoder.layer1, ..., head."""
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:

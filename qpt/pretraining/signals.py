@@ -1,7 +1,7 @@
-"""Signals of a run: stop after this step (SIGTERM, SIGINT), save now and go on (SIGUSR1).
+"""Signals of a run: stop after this step (SIGTERM, SIGINT), save now and continue (SIGUSR1).
 
-A handler only notes what was asked; ``qpt.pretraining.engine`` acts between two steps, so neither a step nor a save is
-cut through. Schedulers send signals to every process of a job, so the loader's workers must not die of them.
+A handler only sets a flag, which ``qpt.pretraining.engine`` reads between two steps, so that neither a step nor a save
+is interrupted. Schedulers send signals to every process of a job; the loader's workers must ignore them.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 _SAVE = tuple(getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name))  # not on Windows
 
 
-class Asked:
-    """stop: end after this step.  save: save after this step; whoever does so sets it back."""
+class SignalFlags:
+    """stop: end after this step.  save: save after this step; the reader sets it back."""
 
     stop = False
     save = False
 
 
 @contextmanager
-def listening() -> Iterator[Asked]:
-    """What signals ask for while the block runs. A second SIGINT raises KeyboardInterrupt at once."""
-    asked = Asked()
+def capture_signals() -> Iterator[SignalFlags]:
+    """Set flags for the signals that arrive while the block runs. A second SIGINT raises KeyboardInterrupt at once."""
+    flags = SignalFlags()
 
-    def note(number: int, frame: object) -> None:
-        if asked.stop and number == signal.SIGINT:
+    def set_flag(number: int, frame: object) -> None:
+        if flags.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.stop = asked.stop or number in _STOP
-        asked.save = asked.save or number in _SAVE
+        flags.stop = flags.stop or number in _STOP
+        flags.save = flags.save or number in _SAVE
 
     try:
-        before = {number: signal.signal(number, note) for number in (*_STOP, *_SAVE)}
-    except ValueError:  # not the main thread: signals are the caller's business
-        yield asked
+        before = {number: signal.signal(number, set_flag) for number in (*_STOP, *_SAVE)}
+    except ValueError:  # Python allows handlers in the main thread alone; elsewhere signals are left to the caller
+        yield flags
         return
     try:
-        yield asked
+        yield flags
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def ignore_in_worker(worker: int = 0) -> None:
-    """The ``worker_init_fn`` of the loader: its processes end when the run does, not when the job is signalled."""
+    """Ignore the signals in a loader process, which ends when the run does; the loader's ``worker_init_fn``."""
     for number in (*_STOP, *_SAVE):
         signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-"""Reports: one self-contained HTML page about one or several runs.
+"""HTML reports: one self-contained page about one or several runs.
 
-``page`` writes any page (the demonstration's too), ``figures`` draws, ``measurements`` computes, ``build`` puts a
-report of runs together. ``qpt report`` is the command.
+``build`` composes the report of runs behind ``qpt report`` from sections (``training``, ``neighbours``, ``severity``);
+``measurements`` computes their values, ``figures`` and ``curves`` draw them, ``page`` writes the HTML.
 """

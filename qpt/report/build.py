@@ -1,13 +1,11 @@
-"""A report: runs, and optionally a table of scores, in; one HTML page out.
+"""The HTML report: runs, and optionally a score table, in; one page out.
 
-Called by ``qpt report``, and by pre-training for the page of its own run. Relies on ``records`` for what a run left,
-``measurements`` for the numbers, ``training``, ``neighbours`` and ``severity`` for their sections, ``figures`` for the
-drawings and ``page`` for the HTML. A section without data says what it needs, all of them in one table at the end.
+Called by ``qpt report``, and by pre-training for the page of its own run; it reads run directories and images and
+writes the page. A section without data names what it needs; all of these stand in one table at the end.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +13,21 @@ from typing import Any
 import numpy as np
 import yaml
 
-from qpt.errors import InputError
-from qpt.evaluate.features import FeatureProtocol, weights_hash
+from qpt.errors import InputError, check_int
+from qpt.evaluate.features import FeatureProtocol, feature_cache, read_out_features, weights_hash
 from qpt.evaluate.metrics import measure
-from qpt.evaluate.run import encoder_views, feature_cache
+from qpt.evaluate.result import read_evaluation
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
-from qpt.pretraining.config import FREE_ON_RESUME
 from qpt.report import figures
 from qpt.report.measurements import embedding_map, out_of_fold, srcc_by_kind
-from qpt.report.neighbours import neighbour_sections, pick_photographs
+from qpt.report.neighbours import neighbour_sections, pick_images
 from qpt.report.page import Picture, Section, write_page
-from qpt.report.records import RunRecord, read_runs
-from qpt.report.severity import degraded_photographs, degraded_sections
+from qpt.report.run_records import RunRecord, read_runs
+from qpt.report.severity import degrade_images, degraded_sections
 from qpt.report.thumbnails import thumbnail
-from qpt.report.training import final_figures, record_section, training_sections
+from qpt.report.training import last_values, record_section, training_sections
+from qpt.runs.files import FREE_ON_RESUME
 
 THUMBNAILS = 6  # of each kind
 _METRIC_NAMES = {
@@ -62,37 +60,36 @@ def write_report(
 ) -> None:
     """Write the page about one or several runs (run directories or checkpoint files).
 
-    table: photographs with scores, for everything about predictions.  scorer: a file made from the one run, for the
-    severity curves; without it one is fitted on the table.  evaluation: a result of ``qpt evaluate --out``.
-    photographs: a folder to degrade; without it the best rated of the table are.  protocol, cache: of the table's
-    features, as for ``evaluate``; each run's cache is its own by default.  seed: of folds, maps, crops.  neighbours:
-    look for nearest neighbours, without photographs or table among those that the first run learned from.  quiet: no
-    progress bars. Raises InputError for no runs or too many, for what ``load_encoder``, ``Scorer.load`` or the
-    photographs refuse, a scorer of another encoder or with several runs, or another kind of JSON.
+    table: images with scores, for everything about predictions.  scorer: a file made from the one run, for the severity
+    curves; without it one is fitted on the table.  evaluation: a result of ``qpt evaluate --out``.  photographs: a
+    folder of images to degrade; without it the best rated of the table are.  protocol, cache: of the table's features,
+    as for ``evaluate``; each run's cache is its own by default.  seed: of folds, maps, crops.  neighbours: look for
+    nearest neighbours, without photographs or table among the images that the first run learned from.  quiet: no
+    progress bars. Raises InputError for no runs or too many, for what ``load_encoder``, ``Scorer.load`` or the reading
+    of images refuses, a scorer of another encoder or with several runs, or another kind of JSON.
     """
     records = read_runs(runs)
-    if seed < 0:
-        raise InputError(f"report: seed must be >= 0, got {seed}")
+    check_int("report", "seed", seed, 0)
     if scorer is not None:
         records[0].scorer = _read_scorer(scorer, records)
-    result = _read_evaluation(evaluation) if evaluation is not None else None
+    result = read_evaluation("report", "evaluation", evaluation) if evaluation is not None else None
     protocol = protocol or FeatureProtocol()
     if table is not None:
         for run in records:
             folder = Path(cache) if cache is not None else feature_cache(run.place)
             label = f"features of {run.name}"
-            run.views = encoder_views(run.encoder, table, protocol, label=label, cache=folder, quiet=quiet)
-            run.predictions = out_of_fold(run.views, table.mos, table.groups, seed)
+            run.features = read_out_features(run.encoder, table, protocol, label=label, cache=folder, quiet=quiet)
+            run.predictions = out_of_fold(run.features, table.mos, table.groups, seed)
             if run.scorer is None:
                 run.scorer = Scorer.fit(run.encoder, table, protocol=protocol, cache=folder, quiet=True)
     *severity, map_of_patches = degraded_sections(
         {run.name: run.encoder for run in records},
         {run.name: run.scorer for run in records if run.scorer is not None},
-        degraded_photographs(photographs, table, seed=seed, quiet=quiet),
+        degrade_images(photographs, table, seed=seed, quiet=quiet),
         seed=seed,
         quiet=quiet,
     )
-    picked = pick_photographs(photographs, table, records, quiet=quiet) if neighbours else _LATER
+    picked = pick_images(photographs, table, records, quiet=quiet) if neighbours else _LATER
     sections = [
         _summary(records, table),
         *_differences(records),
@@ -104,7 +101,7 @@ def write_report(
         *severity,
         _map_of_table(records, table, seed),
         map_of_patches,
-        *_evaluation(result),
+        *_evaluation_sections(result),
         *record_section(records),
         *_settings(records),
     ]
@@ -113,7 +110,7 @@ def write_report(
 
 
 def _absent_last(sections: Sequence[Section]) -> list[Section]:
-    """The sections that have something to show, then one table of those that have not, and what they need."""
+    """Return the sections that have content, then one table of those that have none, and what they need."""
     absent = [section for section in sections if section.text.startswith(_ABSENT) and not section.part]
     rows = [[section.title, section.text.removeprefix(_ABSENT).strip()] for section in absent]
     shown = [section for section in sections if section not in absent]
@@ -127,16 +124,6 @@ def _read_scorer(path: str | Path, records: Sequence[RunRecord]) -> Scorer:
     if weights_hash(scorer.encoder) != weights_hash(records[0].encoder):
         raise InputError(f"report: scorer must be made from {records[0].name}, got one with other encoder weights")
     return scorer
-
-
-def _read_evaluation(path: str | Path) -> dict[str, Any]:
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"report: evaluation must be a JSON file, got {path}: {error}") from None
-    if not isinstance(result, dict) or not str(result.get("format")).startswith("qpt-evaluation-"):
-        raise InputError(f"report: evaluation must be a result of `qpt evaluate --out`, got another file: {path}")
-    return result
 
 
 def _lead(records: Sequence[RunRecord], table: ScoreTable | None) -> str:
@@ -159,7 +146,7 @@ def _summary(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:
 
 
 def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
-    """What identifies a run and its figures; settings that an older checkpoint lacks are left out."""
+    """Return settings and values of a run by name; settings that an older checkpoint lacks are left out."""
     facts = {"encoder": f"{run.encoder.arch}, width {run.encoder.width}"}
     if run.predictions is not None and table is not None:
         for metric, value in measure(run.predictions.predictions, table.mos).items():
@@ -168,8 +155,8 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
         facts["steps"] = f"{run.checkpoint['step']:,}"
     if "seconds" in run.checkpoint:
         facts["time in training"] = f"{run.checkpoint['seconds'] / 60:.1f} min"
-    facts |= final_figures(run)
-    wanted = {
+    facts |= last_values(run)
+    templates = {
         "batch": "{batch_images} photographs × {compositions} compositions",
         "patches": "{patch_size} px, overlap {iou_min:g}–{iou_max:g}",
         "method": "{mode}, temperature {temperature:g}",
@@ -177,7 +164,7 @@ def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
         "optimiser": "{optimizer}, peak rate {lr:g}",
         "seed": "{seed}",
     }
-    for name, text in wanted.items():
+    for name, text in templates.items():
         try:
             facts[name] = text.format(**run.config)
         except KeyError:
@@ -252,7 +239,7 @@ def _map_of_table(records: Sequence[RunRecord], table: ScoreTable | None, seed: 
         return Section(title, _NO_TABLE)
     pictures, method, shown = [], "", 0
     for run in records:
-        cloud = embedding_map(run.views["all, mean+std"], seed)
+        cloud = embedding_map(run.features["all, mean+std"], seed)
         method, shown = cloud.method, len(cloud.kept)
         pictures.append(Picture(figures.map_by_value(cloud, table.mos[cloud.kept], "MOS"), run.name))
     text = (
@@ -262,7 +249,7 @@ def _map_of_table(records: Sequence[RunRecord], table: ScoreTable | None, seed: 
     return Section(title, text, pictures=pictures, size="medium")
 
 
-def _evaluation(result: dict[str, Any] | None) -> list[Section]:
+def _evaluation_sections(result: dict[str, Any] | None) -> list[Section]:
     title = "Evaluation over splits"
     if result is None:
         return [Section(title, "Not shown: no result of `qpt evaluate --out` was given (--evaluation).")]
@@ -285,7 +272,7 @@ def _evaluation(result: dict[str, Any] | None) -> list[Section]:
 
 
 def _plain_configs(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Run name -> its settings. Paths stay out of the page."""
+    """Return settings by run name; paths stay out of the page."""
     configs = {}
     for run in records:
         configs[run.name] = {key: value for key, value in run.config.items() if key not in ("data", "out")}
@@ -295,7 +282,7 @@ def _plain_configs(records: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
 
 
 def _differences(records: Sequence[RunRecord]) -> list[Section]:
-    """Of several runs: the settings in which they differ, as a table; without those that touch no result."""
+    """Return a table of the settings in which several runs differ, without those that touch no result."""
     if len(records) == 1:
         return []
     configs = _plain_configs(records)
@@ -308,7 +295,7 @@ def _differences(records: Sequence[RunRecord]) -> list[Section]:
 
 
 def _settings(records: Sequence[RunRecord]) -> list[Section]:
-    """Everything each run was run with."""
+    """Return all settings of each run, folded."""
     return [
         Section("Settings"),
         *(

@@ -1,7 +1,7 @@
-"""What every drawing of a report shares: sizes, colours, empty axes, the bytes of a PNG file.
+"""Sizes, colours, empty axes and PNG bytes: the common parts of a report's figures.
 
-Called by ``figures`` and ``curves``; relies on matplotlib, without pyplot and so without global state. A drawing has
-twice its size on the page.
+Called by ``figures`` and ``curves``. It uses matplotlib without pyplot, and so without global state. A figure has twice
+its size on the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Of runs, in order; more runs than colours are refused by ``build``.
+#: Colours of runs, in order; ``run_records`` refuses more runs than there are colours.
 COLOURS = ("#0b62a4", "#bc4c00", "#1a7f37", "#8250df", "#9a6700", "#57606a")
 GREY = "#57606a"
 MEDIUM, SMALL = (5.2, 3.9), (2.3, 1.9)  # inches

@@ -1,7 +1,7 @@
-"""The drawings of how runs were trained: each function returns the bytes of a PNG file.
+"""Figures of the training of runs: each function returns the bytes of a PNG file.
 
-Called by ``qpt.report.training`` and ``qpt.demo``. Curves of several runs lie in one plot, a colour each. What is
-measured per batch is noisy: a thin line shows it as logged, a thick one its moving average. Relies on ``canvas``.
+Called by ``qpt.report.training`` and ``qpt.commands.demo_run``. Curves of several runs are in one plot, a colour each.
+Values of single batches are noisy: a thin line shows them as logged, a thick one their moving average.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.pretraining.observe import BINS, KINDS, Observation, bin_edges
 from qpt.report.canvas import COLOURS, GREY, MEDIUM, as_png, new_axes
+from qpt.runs.observations import BINS, KINDS, Observation, bin_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,15 +31,17 @@ _PAIRS = {
 }
 _PAIR_COLOURS = dict(zip(KINDS, COLOURS, strict=False))
 _STAGES = {"load_share": "waiting for photographs", "degrade_share": "degrading"}
-_RIDGES = 9  # rows of the picture of histograms over time
+_RIDGES = 9  # histograms in the figure of histograms over training
 _SMOOTH_FROM = 40  # rows of a log from which on a moving average is drawn over it
 
 
 def over_steps(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]], label: str, *, noisy: bool = True
 ) -> bytes:
-    """A quantity over steps. series: run name -> (steps, values), both empty for a run without any.  noisy: draw a
-    moving average of many values."""
+    """Draw a quantity over steps.
+
+    series: run name -> (steps, values), both empty for a run without any.  noisy: draw a moving average of many values.
+    """
     figure, axes = new_axes(MEDIUM)
     for (name, (steps, values)), colour in zip(series.items(), COLOURS, strict=False):
         if not len(steps):
@@ -57,7 +59,7 @@ def over_steps(
 
 
 def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """(n,) centred means over a twentieth of the values, fewer at the ends; None of fewer than _SMOOTH_FROM."""
+    """Return (n,) centred means over a twentieth of the values, fewer at the ends; None below _SMOOTH_FROM values."""
     if len(values) < _SMOOTH_FROM:
         return None
     half = len(values) // 40
@@ -66,17 +68,17 @@ def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 
 def training_loss(logs: Mapping[str, Log]) -> bytes:
-    """Loss over steps; logs: run name -> columns of log.csv, none for a run without one."""
+    """Draw the loss over steps. logs: run name -> columns of log.csv, none for a run without one."""
     return over_steps(columns(logs, "loss"), "contrastive loss")
 
 
 def columns(logs: Mapping[str, Log], column: str) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
-    """Run name -> (steps, values) of a column; both empty for a run whose log has no such column."""
+    """Return (steps, values) of a column by run name; both empty for a run whose log has no such column."""
     return {name: (log["step"], log[column]) if column in log else ((), ()) for name, log in logs.items()}
 
 
 def training_similarity(logs: Mapping[str, Log]) -> bytes:
-    """Mean cosine similarities over steps: line styles tell the pairs apart, colours the runs."""
+    """Draw mean cosine similarities over steps: a line style for each kind of pair, a colour for each run."""
     from matplotlib.lines import Line2D
 
     figure, axes = new_axes(MEDIUM)
@@ -99,7 +101,7 @@ def training_similarity(logs: Mapping[str, Log]) -> bytes:
 
 
 def stage_shares(log: Log) -> bytes:
-    """Where the time goes, over steps: shares of the logged stages, and the encoder's step as the rest."""
+    """Draw the shares of the time over steps: the logged stages, and the encoder's step as the rest."""
     figure, axes = new_axes(MEDIUM)
     names = [name for name in log if name.endswith("_share")]
     shares = np.array([log[name] for name in names]).reshape(len(names), -1)
@@ -114,9 +116,10 @@ def stage_shares(log: Log) -> bytes:
 
 
 def similarity_ridges(observations: Mapping[int, Observation]) -> bytes:
-    """Histograms of similarities over training, the first step at the top: a row for each of a few steps, evenly spaced
-    in number, a colour for each kind of pair. A curve has its own scale: where it lies is what is shown, not how many
-    pairs it counts."""
+    """Draw histograms of similarities over training, the first step at the top, for a few evenly spaced observations.
+
+    Each kind of pair has a colour. Each curve has a scale of its own: its position is shown, not its number of pairs.
+    """
     figure, axes = new_axes((MEDIUM[0], 4.9))
     steps = list(observations)
     chosen = [steps[i] for i in sorted({round(k) for k in np.linspace(0, len(steps) - 1, _RIDGES)})]
@@ -138,7 +141,7 @@ def similarity_ridges(observations: Mapping[int, Observation]) -> bytes:
 
 
 def similarity_histogram(step: int, observation: Observation) -> bytes:
-    """The same of one step, as densities: each kind's area is one."""
+    """Draw the histograms of one step as densities: the area of each kind of pair is one."""
     figure, axes = new_axes((MEDIUM[0], 4.9))
     edges = np.array(bin_edges())
     for kind in reversed(KINDS):

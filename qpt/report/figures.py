@@ -1,7 +1,7 @@
-"""The drawings of what a run can do: each function returns the bytes of a PNG file at twice its size on the page.
+"""Figures of predictions, severity and embeddings: each function returns the bytes of a PNG file.
 
-Called by ``qpt.report.build``; ``curves`` draws how it was trained. Relies on ``canvas``. One plot for each picture:
-the page puts them side by side where the screen is wide enough, and text stays legible where it is not.
+Called by ``qpt.report.build`` and ``severity``; ``curves`` draws the training. Each figure holds one plot: the page
+puts figures side by side where the screen is wide enough, and text stays legible where it is not.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.degradations import DEGRADATIONS, LEVELS
-from qpt.evaluate.metrics import logistic
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS
+from qpt.evaluate.logistic import logistic
+from qpt.evaluate.metrics import measure_and_fit
 from qpt.report.canvas import COLOURS, MEDIUM, SMALL, as_png, new_axes
-from qpt.report.measurements import Cloud, Severity, fitted_curve
+from qpt.report.measurements import Cloud, Severity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +26,12 @@ _FAMILY_MAPS = ("Blues", "Oranges", "Greens", "Purples", "Reds", "Greys")
 
 
 def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64], colour: str) -> bytes:
-    """MOS over prediction, the logistic fit and the line where both are equal."""
+    """Draw MOS over prediction, the logistic fit and the line where both are equal."""
     figure, axes = new_axes(MEDIUM)
     ends = np.array([min(predictions.min(), mos.min()), max(predictions.max(), mos.max())])
     axes.plot(ends, ends, color="#8c959f", linewidth=1, linestyle=":", label="prediction = MOS")
     axes.scatter(predictions, mos, s=_dot(len(mos)), color=colour, alpha=0.55, linewidths=0)
-    fit = fitted_curve(predictions, mos)
+    fit = measure_and_fit(predictions, mos)[1].get("plcc_logistic")
     if fit is not None:
         x = np.linspace(predictions.min(), predictions.max(), 200)
         axes.plot(x, logistic(x, *fit), color="#1b1f24", linewidth=1.6, label="4-parameter logistic")
@@ -41,7 +42,7 @@ def prediction_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64
 
 
 def rank_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64], colour: str) -> bytes:
-    """Rank of MOS over rank of the prediction, 1 the lowest; ties share their average rank."""
+    """Draw the rank of MOS over the rank of the prediction, 1 the lowest; ties share their average rank."""
     from scipy.stats import rankdata
 
     figure, axes = new_axes(MEDIUM)
@@ -52,7 +53,7 @@ def rank_scatter(predictions: NDArray[np.float64], mos: NDArray[np.float64], col
 
 
 def kind_bars(srcc: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> bytes:
-    """SRCC within each distortion type. srcc: run -> type -> value.  counts: images of each type, in drawing order."""
+    """Draw SRCC within each distortion type. srcc: run -> type -> value.  counts: images of each type, in order."""
     height = 0.9 + 0.16 * len(counts) * (1 + len(srcc))
     figure, axes = new_axes((MEDIUM[0], height))
     thick = 0.8 / len(srcc)
@@ -71,7 +72,7 @@ def kind_bars(srcc: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]
 
 
 def map_by_value(cloud: Cloud, values: NDArray[np.float64], label: str) -> bytes:
-    """The embedding map, each point coloured by a value (n,)."""
+    """Draw the embedding map, each point coloured by a value (n,)."""
     figure, axes = _map_axes(cloud)
     points = axes.scatter(
         cloud.points[:, 0], cloud.points[:, 1], c=values, cmap="viridis", s=_dot(len(values)), alpha=0.85, linewidths=0
@@ -81,15 +82,15 @@ def map_by_value(cloud: Cloud, values: NDArray[np.float64], label: str) -> bytes
 
 
 def map_by_op(cloud: Cloud, ops: NDArray[np.int64], levels: NDArray[np.int64]) -> bytes:
-    """The embedding map of degraded patches: hue by family, shade by op, size by level."""
+    """Draw the embedding map of degraded patches: hue by family, shade by op, size by level."""
     from matplotlib.lines import Line2D
 
     figure, axes = _map_axes(cloud, height=4.9)
     colours = op_colours(np.unique(ops))
     for op, colour in colours.items():
-        mine = ops == op
-        sizes = 0.3 * _dot(len(ops)) * levels[mine]
-        x, y = cloud.points[mine].T
+        rows = ops == op
+        sizes = 0.3 * _dot(len(ops)) * levels[rows]
+        x, y = cloud.points[rows].T
         axes.scatter(x, y, s=sizes, color=colour, alpha=0.8, linewidths=0)
     columns = 3 if len(colours) > 8 else 2
     keys = [Line2D([], [], marker="o", linestyle="", color=c, label=DEGRADATIONS[op].name) for op, c in colours.items()]
@@ -98,16 +99,16 @@ def map_by_op(cloud: Cloud, ops: NDArray[np.int64], levels: NDArray[np.int64]) -
 
 
 def map_by_level(cloud: Cloud, levels: NDArray[np.int64]) -> bytes:
-    """The same map coloured by level."""
+    """Draw the embedding map of degraded patches coloured by level."""
     figure, axes = _map_axes(cloud)
     from matplotlib import colormaps
 
     shades = colormaps["magma_r"].resampled(LEVELS + 2)
     for level in range(1, LEVELS + 1):
-        mine = levels == level
+        rows = levels == level
         axes.scatter(
-            cloud.points[mine, 0],
-            cloud.points[mine, 1],
+            cloud.points[rows, 0],
+            cloud.points[rows, 1],
             s=_dot(len(levels)),
             color=shades(level),
             linewidths=0,
@@ -118,7 +119,7 @@ def map_by_level(cloud: Cloud, levels: NDArray[np.int64]) -> bytes:
 
 
 def severity_curve(op: str, curves: Mapping[str, Severity], limits: tuple[float, float]) -> bytes:
-    """One op: change against the pristine photograph over levels 0 (pristine) to 5; the mean, and each photograph."""
+    """Draw the change of one op against the pristine image over levels 0 (pristine) to 5: the mean, and each image."""
     figure, axes = new_axes(SMALL)
     levels = np.arange(LEVELS + 1)
     axes.axhline(0, color="#8c959f", linewidth=0.8)
@@ -133,7 +134,7 @@ def severity_curve(op: str, curves: Mapping[str, Severity], limits: tuple[float,
 
 
 def op_colours(ops: Sequence[int] | NDArray[Any]) -> dict[int, Any]:
-    """A colour for each op id: the hue is its family's, the shade its own."""
+    """Return a colour for each op id: the hue is its family's, the shade its own."""
     from matplotlib import colormaps
 
     families = list(dict.fromkeys(row.family for row in DEGRADATIONS))
@@ -154,5 +155,5 @@ def _map_axes(cloud: Cloud, height: float = MEDIUM[1]) -> tuple[Figure, Axes]:
 
 
 def _dot(count: int) -> float:
-    """Area of a point in square points: smaller the more there are."""
+    """Return the area of a point in square points: the more points, the smaller."""
     return float(np.clip(4000 / max(count, 1), 4, 28))

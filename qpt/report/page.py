@@ -1,7 +1,7 @@
-"""One self-contained HTML page: its pictures inlined, its figures in tables, no script, no network.
+"""One self-contained HTML page: pictures inlined, no script, no network.
 
-Called by ``qpt.report.build`` and ``qpt.demo``; a page is a title, a lead sentence and sections of text, tables and
-pictures. Relies on Jinja2, which escapes every text, and on the one template in ``qpt/templates``.
+Called by ``qpt.report.build`` and ``qpt.commands.demo_run``; it writes the file. A page is a title, a lead sentence and
+sections of text, tables and pictures, laid out by ``page.html`` beside this file. Jinja2 escapes every text.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader
 
-_TEMPLATES = Path(__file__).parents[1] / "templates"
+_TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Picture:
-    """data: the bytes of a PNG or JPEG file.  caption: below it, and what a screen reader says."""
+    """A picture. data: the bytes of a PNG or JPEG file.  caption: the text below it, and for a screen reader."""
 
     data: bytes
     caption: str = ""
@@ -37,7 +37,7 @@ class Section:
 
     size: of each picture: "large" takes the width of the page, "medium" half of it, "quarter" a quarter, "small" a
     sixth; on a narrow screen small ones stand in pairs and the others take all of it.  part: a part of the section
-    before it.  words: the table holds text, to be read from the left, and not figures.
+    before it.  words: the table holds text, aligned left, instead of numbers.
     """
 
     title: str

@@ -1,8 +1,7 @@
-"""The sections of a report about photographs that the engine degraded: severity curves and the map of patches.
+"""The sections of a report about degraded images: severity curves and the map of patches.
 
-Called by ``qpt.report.build``. Every op of the default space at each level on a few photographs; what is drawn is how
-a score, or the distance to the pristine picture, changes with the level. Relies on ``qpt.probe`` for the set and the
-features, on ``measurements`` and ``figures``.
+Called by ``qpt.report.build``; it reads images and degrades crops of them. Every op of the default space acts at each
+level on a few images; the curves show the change of a score, or of the distance to the pristine image, with the level.
 """
 
 from __future__ import annotations
@@ -18,34 +17,37 @@ from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
 from qpt.data.images import list_images
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.photograph import MIN_SIDE
+from qpt.evaluate.image_crops import MIN_SIDE, read_images
+from qpt.evaluate.probe_set import ProbeSet, pooled_features, pristine_features, probe_set
+from qpt.evaluate.progress import progress
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
 from qpt.models import ResNet
-from qpt.ops.degrade import degrade
-from qpt.probe import ProbeSet, pooled_features, pristine_features, probe_set, progress, read_photographs
+from qpt.ops.degrade.api import degrade
 from qpt.report import figures
 from qpt.report.measurements import Severity, distance_severity, embedding_map, score_severity
 from qpt.report.page import Picture, Section
-from qpt.space import DegradationSpace
 
-PHOTOGRAPHS = 8
+IMAGES = 8
 CROP_PX = 224
 _TITLE, _MAP_TITLE = "Score and severity", "Map of degraded patches"
 
 
 @dataclass(frozen=True)
 class Degraded:
-    """A crop of each photograph under every op and level.  origin: in words, where the photographs come from."""
+    """Crops of images under every op and level. origin: of the images, in words."""
 
     data: ProbeSet
     origin: str
 
 
-def given_photographs(folder: str | Path | None, table: ScoreTable | None, most: int) -> tuple[list[Path], str] | None:
-    """The photographs of ``folder``, or else the ``most`` best rated of the table, one of each group; and in words
-    where they come from. None without either."""
+def given_images(folder: str | Path | None, table: ScoreTable | None, most: int) -> tuple[list[Path], str] | None:
+    """Return the images of ``folder``, else the ``most`` best rated of the table, one of each group, and their origin.
+
+    None without a folder and a table.
+    """
     if folder is not None:
         return list_images(folder), f"photographs of {Path(folder).resolve().name}"
     if table is None:
@@ -55,16 +57,16 @@ def given_photographs(folder: str | Path | None, table: ScoreTable | None, most:
     return [table.paths[row] for row in best[np.sort(first)][:most]], f"of the best rated photographs of {table.name}"
 
 
-def degraded_photographs(
-    folder: str | Path | None, table: ScoreTable | None, *, seed: int, quiet: bool
-) -> Degraded | str:
-    """One crop of up to PHOTOGRAPHS photographs, of ``folder`` or else the best rated of the table (one of each
-    group); without either, why there are none. Raises InputError for a folder without a usable photograph."""
-    given = given_photographs(folder, table, PHOTOGRAPHS)
+def degrade_images(folder: str | Path | None, table: ScoreTable | None, *, seed: int, quiet: bool) -> Degraded | str:
+    """Cut one crop of each of up to IMAGES images of ``given_images``, to be degraded; without any, return the reason.
+
+    Raises InputError for a folder without a usable image.
+    """
+    given = given_images(folder, table, IMAGES)
     if given is None:
         return "Not shown: it needs photographs to degrade; none were given (--photographs or --csv)."
     files, origin = given
-    pixels, left_out = read_photographs(files, MIN_SIDE, most=PHOTOGRAPHS, quiet=quiet)
+    pixels, left_out = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)
     if not pixels:
         raise InputError(f"report: photographs must hold a usable photograph, got none: {left_out}")
     size = min(CROP_PX, *(min(p.shape[:2]) for p in pixels))
@@ -81,7 +83,7 @@ def degraded_sections(
     seed: int,
     quiet: bool,
 ) -> list[Section]:
-    """Curves of each op, a table of them, and last the map of the degraded patches.
+    """Return curves of each op, a table of them, and last the map of the degraded patches.
 
     The curves are of scores where every run has a scorer, else of distances.
     """
@@ -95,10 +97,10 @@ def degraded_sections(
     scored = set(scorers) == set(encoders)
     curves: dict[str, Severity] = {}
     if scored:
-        pictures = list(degrade(data.photographs, data.program).numpy())
+        degraded_crops = list(degrade(data.crops, data.program).numpy())
         for name, scorer in scorers.items():
-            rows = progress(pictures, f"scores under degradation, {name}", quiet)
-            curves[name] = score_severity(scorer, data.photographs.numpy(), rows, data)
+            rows = progress(degraded_crops, f"scores under degradation, {name}", quiet)
+            curves[name] = score_severity(scorer, rows, data)
     else:
         for name, encoder in encoders.items():
             scaler = StandardScaler().fit(features[name])

@@ -1,6 +1,6 @@
-"""The sections of a report about how runs were trained, from nothing but the records that they keep.
+"""The sections of a report about the training of runs, from nothing but the records that they keep.
 
-Called by ``qpt.report.build``; relies on ``curves`` for the drawings and on ``records`` for what there is to draw.
+Called by ``qpt.report.build`` with what ``run_records`` read; ``curves`` draws.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from qpt.pretraining.clocks import STARVED
-from qpt.pretraining.observe import KINDS, mean_similarity
 from qpt.report import curves
 from qpt.report.page import Picture, Section
-from qpt.report.records import RunRecord
+from qpt.report.run_records import RunRecord
 from qpt.report.thumbnails import patches_in_a_row
+from qpt.runs.files import DATA_BOUND
+from qpt.runs.observations import KINDS, mean_similarity
 
 UNREADABLE_MOST = 50  # files that a page lists
 _TRAINING, _PAIRS, _SPEED, _SEEN = "Training", "Similarities of pairs", "Throughput", "What the run saw"
@@ -21,12 +21,12 @@ _NO_LOG = "Not shown: no run directory with a log.csv was given."
 
 
 def training_sections(records: Sequence[RunRecord]) -> list[Section]:
-    """Curves, histograms of similarities, throughput, and the first batch."""
+    """Return curves, histograms of similarities, throughput, and the first batch."""
     return [*_curves(records), *_pairs(records), _throughput(records), *_seen(records)]
 
 
-def final_figures(run: RunRecord) -> dict[str, str]:
-    """The last figures of a run's log and observations, by name."""
+def last_values(run: RunRecord) -> dict[str, str]:
+    """Return the last values of a run's log and observations, by name."""
     found = {}
     for column, name in (
         ("loss", "last loss"),
@@ -124,23 +124,21 @@ def _throughput(records: Sequence[RunRecord]) -> Section:
 
 
 def _rate(rates: Sequence[float]) -> str:
-    """The median of what was measured: a stage that took no time has 0."""
+    """Return the median of the measured rates; a stage that took no time is logged as 0."""
     measured = [rate for rate in rates if rate > 0]
     return f"{median(measured):.3g}" if measured else "–"
 
 
 def _limit(log: Mapping[str, Sequence[float]]) -> str:
-    """What held a run up over its whole length, in words."""
+    """Return in words whether a run was data-bound or step-bound over its whole length."""
     # A row's share is of its own time; rows count equally many steps, so each weighs by the time of its steps.
     seconds = [1 / speed for speed in log["images_per_s"]]
     load, degrade = (
         sum(share * s for share, s in zip(log[name], seconds, strict=True)) / sum(seconds)
         for name in ("load_share", "degrade_share")
     )
-    figures = f"{load:.0%} of the time waiting for photographs, {degrade:.0%} degrading, the rest in the step"
-    if load >= STARVED:
-        return f"the data starves the step: {figures}"
-    return f"the step is what takes the time: {figures}"
+    shares = f"{load:.0%} of the time waiting for photographs, {degrade:.0%} degrading, the rest in the step"
+    return f"{'data-bound' if load >= DATA_BOUND else 'step-bound'}: {shares}"
 
 
 def _seen(records: Sequence[RunRecord]) -> list[Section]:
@@ -155,7 +153,7 @@ def _seen(records: Sequence[RunRecord]) -> list[Section]:
     for run, seen in kept:
         pictures = []
         counts: dict[int, int] = {}
-        for patches, photograph, chain in zip(seen.patches, seen.photographs.tolist(), seen.chains, strict=True):
+        for patches, photograph, chain in zip(seen.patches, seen.image_numbers.tolist(), seen.chains, strict=True):
             counts[photograph] = counts.get(photograph, 0) + 1
             view = chr(ord("A") + (counts[photograph] - 1) % 26)
             pictures.append(Picture(patches_in_a_row(patches), f"Photograph {photograph + 1}, {view}: {chain}"))
@@ -164,7 +162,7 @@ def _seen(records: Sequence[RunRecord]) -> list[Section]:
 
 
 def record_section(records: Sequence[RunRecord]) -> list[Section]:
-    """When and with what each run was started, and the files it could not read."""
+    """Return the starts of each run with their versions, and the files that could not be read."""
     sections = [Section("Record", "" if any(run.history for run in records) else "Starts were not recorded.")]
     for run in records:
         if run.history:
@@ -186,7 +184,7 @@ def _starts(run: RunRecord) -> Section:
 
 
 def _unreadable(run: RunRecord) -> list[Section]:
-    """Files by name where a finished run's summary has them, else how many there are."""
+    """Return the unreadable files by name where a finished run's summary has them, else their number."""
     title = f"{run.name}: unreadable files"
     listed = run.summary.get("unreadable")
     if isinstance(listed, list):

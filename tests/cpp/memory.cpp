@@ -1,12 +1,13 @@
-// Runs ops and chains where AddressSanitizer and UBSan watch every access: images, output and scratch lie between
-// poisoned guard bytes, scratch is exactly as large as csrc/ops/table.h says. Built and run by tests/test_memory.py.
+// Runs ops and chains under AddressSanitizer and UBSan: images, output and scratch lie between poisoned guard bytes,
+// and scratch is exactly as large as csrc/ops/table.h says. Built and run by tests/test_memory.py.
 //   memory TABLE ops                        every op at every setting of TABLE, on awkward sizes, each with the scratch
-//                                           of its own entry; teams of 1, 2 and 7
-//   memory TABLE ops-short                  the same with half the scratch: must end in a complaint
+//                                           of its own entry, by teams of 1, 2 and 7
+//   memory TABLE ops-short                  the same with half the scratch; must end in a report
 //   memory TABLE random SEED FIRST COUNT    random programs on random images, numbers FIRST to FIRST + COUNT - 1
 //   memory TABLE scratch H W                prints "name bytes" of every op for an H x W image
-// Exit 0: no finding, every byte of the output written, the same bytes from every team. TABLE: per op, in order of ids,
-// "name parameters settings"; "low high integer" per parameter; four numbers per setting.
+// Exits with 0 if nothing is reported, every byte of the output is written, and every team gives the same bytes. TABLE
+// is a file of, per op in the order of ids, "name parameters settings"; "low high integer" for each parameter; four
+// numbers for each setting.
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 
@@ -39,9 +40,9 @@ constexpr i64 (*kOpBytes[])(i32, i32) = {
 #undef QPT_BYTES
 };
 
-char running[512] = "nothing";  // what a finding is about
+char running[512] = "nothing";  // named in a report
 
-void say_what_ran() {
+void print_running() {
   std::fprintf(stderr, "memory: while running %s\n", running);
 }
 
@@ -78,8 +79,8 @@ std::vector<Op> read_table(const char* path) {
   return ops;
 }
 
-// Bytes of a pattern between guards. An instrumented access to a guard is reported at once; what the sanitizer does not
-// see, such as stores by vector intrinsics, shows in the guards' own pattern.
+// Bytes of a pattern between guards. An instrumented access to a guard is reported at once; an access that the
+// sanitizer does not see, such as a store by a vector intrinsic, changes the guards' pattern.
 class Guarded {
  public:
   Guarded(i64 size, int pattern, size_t offset = 0) : size_(static_cast<size_t>(size)), pattern_(pattern) {
@@ -111,7 +112,7 @@ class Guarded {
   u8 *store_, *bytes_, *end_;
 };
 
-// The bytes that run(team, out, scratch) leaves in out, by a team of `members`; 1: qpt::Solo.
+// Returns the bytes that run(team, out, scratch) leaves in out, for a team of `members`, which is qpt::Solo for 1.
 template <class Run>
 std::vector<u8> result_of(int members, i64 out_bytes, i64 scratch_bytes, const Run& run) {
   const int pattern = 0x5A + members;  // differs between teams, so that a byte nobody wrote differs too
@@ -194,7 +195,7 @@ void run_ops(const std::vector<Op>& table, bool short_of_scratch) {
   std::printf("%d runs\n", runs);
 }
 
-// A parameter of an op: of a setting, anywhere in its bounds, or a number that no table allows.
+// Returns a parameter of an op: that of a setting, a value anywhere in its bounds, or a number that no table allows.
 float random_value(Random& random, const Op& op, size_t slot) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr float wild[] = {0.0f,
@@ -217,7 +218,7 @@ float random_value(Random& random, const Op& op, size_t slot) {
   return p.integer ? __builtin_rintf(value) : value;
 }
 
-// Mostly small images, 1 of 32 up to 200 x 200, some long and thin.
+// Draws the size of an image: mostly small, 1 of 32 up to 200 x 200, some long and thin.
 void random_size(Random& random, i32* h, i32* w) {
   const i32 kind = random.below(32);
   const i32 most = kind == 0 ? 200 : kind < 8 ? 48 : 16;
@@ -248,22 +249,21 @@ void run_random(const std::vector<Op>& table, u64 seed, u64 number) {
   const u64 row_seed = random.word();
   const qpt::i64 signed_seed = static_cast<qpt::i64>(row_seed);
   const i32 first = 0;
-  const bool resized = std::find(ops.begin(), ops.end(), qpt::k_resize_to) != ops.end();
-  const i64 scratch_bytes = qpt::scratch_bytes(h, w, resized, false);
-  // With as much fast memory.
-  const auto result_with = [&](i64 fast_bytes, int members) {
-    const Guarded fast(fast_bytes, 0x77 + members);
+  const bool resizes = std::find(ops.begin(), ops.end(), qpt::k_resize_to) != ops.end();
+  const i64 scratch_bytes = qpt::scratch_bytes(h, w, resizes, false);
+  const auto result_with = [&](i64 shared_bytes, int members) {
+    const Guarded shared(shared_bytes, 0x77 + members);
     return result_of(members, samples, scratch_bytes, [&](auto& team, u8* out, void* scratch) {
       qpt::run_row(
           team,
           {image.bytes(), out, h, w, 1, slots, ops.data(), params.data(), &signed_seed, &first, &first, nullptr, {}}, 0,
-          {scratch, fast.bytes(), fast_bytes});
+          {scratch, shared.bytes(), shared_bytes});
     });
   };
   const std::vector<u8> expected = result_with(0, 1);
   if (random.below(4)) return;
   const int members = random.between(2, 9);
-  if (result_with(random.below(3) * qpt::image_bytes(h, w, resized), members) != expected)
+  if (result_with(random.below(3) * qpt::image_bytes(h, w, resizes), members) != expected)
     fail("other bytes than a team of one, or bytes that nobody wrote");
 }
 
@@ -273,7 +273,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const auto is = [&](const char* mode, size_t count) { return words.size() == count && words[1] == mode; };
   const auto number = [&](size_t word) { return std::strtoull(words[word].c_str(), nullptr, 10); };
-  __sanitizer_set_death_callback(say_what_ran);
+  __sanitizer_set_death_callback(print_running);
   if (is("ops", 2)) {
     run_ops(read_table(argv[1]), false);
   } else if (is("ops-short", 2)) {

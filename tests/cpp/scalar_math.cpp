@@ -1,6 +1,6 @@
-// Largest errors of csrc/scalar_math.h against libm in double, over dense sweeps. Built and run by
-// tests/test_scalar_math.py. Prints one line per function: name, largest error (relative for the exponentials; absolute
-// for sin and cos; for log the smaller of the two).
+// Measures the largest errors of csrc/scalar_math.h against libm in double, over dense sweeps. Built and run by
+// tests/test_scalar_math.py. Prints one line per function: its name and its largest error, which is relative for the
+// exponentials, absolute for sin and cos, and the smaller of the two for log.
 #include <cmath>
 #include <cstdio>
 
@@ -32,7 +32,7 @@ int main() {
   }
   std::printf("exponential %.3g\nquick_power_of_two %.3g\nnatural_log %.3g\nsine %.3g\ncosine %.3g\n", exponential,
               power, logarithm, sine, cosine);
-  // Exact where exactness is relied on: halves to even, quadrants, clamping.
+  // What must be exact: halves to even, quadrants, clamping.
   const bool exact = qpt::to_u8(0.5f) == 0 && qpt::to_u8(1.5f) == 2 && qpt::to_u8(254.5f) == 254 &&
                      qpt::to_u8(255.4f) == 255 && qpt::to_u8(-3.0f) == 0 && qpt::to_u8(1e9f) == 255 &&
                      qpt::nearest(-2.5f) == -2.0f && qpt::sin_cos_degrees(90.0f).cos == 0.0f &&

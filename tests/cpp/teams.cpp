@@ -1,12 +1,13 @@
 // Runs chains with teams of std::threads and compares every byte with a team of one. Built and run by
-// tests/test_teams.py, also with -fsanitize=thread. Knows no op: cases (image, ops, parameters) come from a file, the
-// ops from csrc/ops/table.h.
-//   teams CASES SIZE...                       exit 0: the same bytes at every team size
-//   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every sync() that a case comes to
-//   teams CASES SIZE... --without FILE:LINE   that sync() does nothing: must end in other bytes or a complaint of the
+// tests/test_teams.py, also with -fsanitize=thread. The cases (image, ops, parameters) come from a file and the ops
+// from csrc/ops/table.h, so that a new op needs no change here.
+//   teams CASES SIZE...                       exits with 0 if the bytes are the same at every team size
+//   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every sync() that a case reaches
+//   teams CASES SIZE... --without FILE:LINE   that sync() does nothing; must end in other bytes or in a report of the
 //                                             sanitizer
-// File: i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32 params[slots][4]; u8
-// image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the image is the result.
+// The file holds i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32
+// params[slots][4]; u8 image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the result is the
+// image.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -66,7 +67,8 @@ std::vector<Case> read_cases(const char* path) {
   return cases;
 }
 
-// Memory that starts at a 64-byte boundary and is filled with a pattern: a result that depends on it shows.
+// Memory that starts at a 64-byte boundary and is filled with a pattern, so that a result that depends on it is
+// noticed.
 struct Buffer {
   explicit Buffer(size_t size) : bytes(size + 64) {}
   void* poison(int pattern) {
@@ -77,20 +79,20 @@ struct Buffer {
   std::vector<qpt::u8> bytes;
 };
 
-// Value v of channel c as another number for each pair.
-std::vector<qpt::u32> make_table() {
-  std::vector<qpt::u32> table(3 * 256);
-  for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<qpt::u32>(i * 2654435761u);
-  return table;
+// A lookup table with another number for every value of every channel.
+std::vector<qpt::u32> make_lut() {
+  std::vector<qpt::u32> lut(3 * 256);
+  for (size_t i = 0; i < lut.size(); ++i) lut[i] = static_cast<qpt::u32>(i * 2654435761u);
+  return lut;
 }
-const std::vector<qpt::u32> table = make_table();
+const std::vector<qpt::u32> lut = make_lut();
 
 template <class Team>
 void run(Team& team, const Case& c, qpt::u8* out, const qpt::Memory& memory) {
   const qpt::i64 seed = static_cast<qpt::i64>(c.seed);
   const qpt::i32 source = 0, order = 0;
   const qpt::i32* boxes = c.patches == 0 ? nullptr : c.boxes.data();
-  const qpt::Patches patches{boxes, c.patches, c.size, table.data(), nullptr, sizeof(qpt::u32), true};
+  const qpt::Patches patches{boxes, c.patches, c.size, lut.data(), nullptr, sizeof(qpt::u32), true};
   const qpt::Batch batch{
       c.image.data(),  out,    c.h, c.w, 1, c.slots, c.ops.data(), c.params.data(), &seed, &source, &order,
       c.window.data(), patches};
@@ -105,7 +107,7 @@ size_t image_size(const Case& c) {
   return static_cast<size_t>(qpt::image_bytes(c.h, c.w, true));
 }
 
-// Memory of case n at the start of an area: its scratch, then fast memory for none, one or both of its images.
+// Returns the memory of case n at the start of an area: its scratch, then shared memory for none, one or both images.
 qpt::Memory memory_in(void* area, const Case& c, size_t n) {
   return {area, static_cast<qpt::u8*>(area) + scratch_size(c), static_cast<qpt::i64>(n % 3 * image_size(c))};
 }
@@ -123,11 +125,11 @@ int main(int argc, char** argv) {
   for (const Case& c : cases) largest_area = std::max(largest_area, scratch_size(c) + 2 * image_size(c));
 
   std::vector<Sites> reached(cases.size());
-  // Teams before the team of one: a race that ends the program does so at once.
+  // The teams run before the team of one, so that a race that ends the program does so at once.
   std::vector<std::vector<std::vector<qpt::u8>>> results;  // [size][case]
   for (int i = 2; i <= last_size; ++i) {
     const int size = std::atoi(argv[i]);
-    Barrier ops(size), between(size);  // between cases the threads always meet, whatever is left out
+    Barrier ops(size), between(size);  // threads always wait for each other between cases, whatever is left out
     Buffer buffer(largest_area);
     std::vector<std::vector<qpt::u8>>& out = results.emplace_back();
     for (const Case& c : cases) out.emplace_back(c.result_bytes(), 0xDD);

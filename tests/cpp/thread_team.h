@@ -1,5 +1,5 @@
-// A team (csrc/team.h) of std::threads behind a barrier, for the drivers in this folder. It knows where each
-// sync() of the sources is called, so that any one of them can be left out: the tests must miss it.
+// A team (csrc/team.h) of std::threads behind a barrier, for the programs in this folder. It records where each sync()
+// of the sources is called, so that any one of them can be left out, which the tests must notice.
 #pragma once
 #include <pthread.h>
 
@@ -8,8 +8,9 @@
 
 #include "../../csrc/team.h"
 
-// A barrier whose uses alternate between two. With a single one, a fast thread's next arrival is already part of what a
-// slow thread acquires on leaving, and ThreadSanitizer takes the two for ordered: a missing barrier would go unnoticed.
+// A barrier that alternates between two pthread barriers. With a single one, the next arrival of a fast thread is
+// already part of what a slow thread acquires on leaving, so ThreadSanitizer takes the two for ordered and does not
+// notice a missing barrier.
 class Barrier {
  public:
   explicit Barrier(int size) {
@@ -20,21 +21,21 @@ class Barrier {
   ~Barrier() {
     for (pthread_barrier_t& barrier : barriers_) pthread_barrier_destroy(&barrier);
   }
-  // phase belongs to the calling thread and starts at 0.
+  // Waits for all threads. phase belongs to the calling thread and starts at 0.
   void wait(int& phase) { pthread_barrier_wait(&barriers_[phase ^= 1]); }
 
  private:
   pthread_barrier_t barriers_[2];
 };
 
-// Where the sources call sync(): "FILE:LINE" with the file as the compiler was given it.
+// The places of sync() calls: "FILE:LINE", with the file as it is given to the compiler.
 using Sites = std::set<std::string>;
 
 class ThreadTeam {
  public:
   static constexpr bool kSolo = false;
   // without: the sync() to leave out, as FILE:LINE with the end of the file's name, or nullptr for none.
-  // reached: where member 0 adds every sync() it comes to, or nullptr.
+  // reached: the set to which member 0 adds every sync() that it reaches, or nullptr.
   ThreadTeam(qpt::i32 rank, qpt::i32 size, Barrier* barrier, const char* without = nullptr, Sites* reached = nullptr)
       : rank_(rank), size_(size), barrier_(barrier), without_(without), reached_(rank == 0 ? reached : nullptr) {}
   qpt::i32 rank() const { return rank_; }

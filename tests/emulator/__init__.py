@@ -1,1 +1,1 @@
-"""The block emulator: CUDA source of this project executed on the CPU. See block_emulator.h."""
+"""The block emulator, which runs the CUDA source of this project on the CPU. See block_emulator.h."""

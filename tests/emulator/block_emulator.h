@@ -1,8 +1,9 @@
 // Runs the CUDA source of this project on the CPU: one fibre per CUDA thread, one block after another on one OS thread.
-// Included before a .cu file by tests/emulator/degrade.cpp; g++ or clang, any processor. It knows what our kernels use:
-// threadIdx, blockIdx, gridDim, shared memory asked for at launch (one array, qpt_shared) and __syncthreads, and
-// refuses a block whose threads wait at different barriers or that writes beyond its shared memory. Fibres switch only
-// at barriers, in an order the test chooses, so a missing barrier gives wrong bytes every time.
+// Included before a .cu file by tests/emulator/degrade.cpp; compiled by g++ or clang for any processor. It supports
+// what our kernels use: threadIdx, blockIdx, gridDim, shared memory whose size is given at launch (one array,
+// qpt_shared) and __syncthreads. It reports a block whose threads wait at different barriers or that writes beyond its
+// shared memory. Fibres switch only at barriers, in an order that the test chooses, so a missing barrier gives wrong
+// bytes every time.
 #pragma once
 
 #include <setjmp.h>
@@ -21,7 +22,7 @@
 #define __launch_bounds__(...)
 #define __shared__
 
-// A GPU's most shared memory of a block, between guards. In assembly, so that the guards lie beside it.
+// The largest shared memory of a GPU's block between guards, in assembly, so that the guards lie beside it.
 asm(".bss\n"
     ".balign 64\n"
     "qpt_shared_guard: .zero 256\n"
@@ -41,7 +42,7 @@ enum class Order : int { kForward, kReverse, kRandom };
 struct Fibre {
   enum State { kReady, kAtBarrier, kDone } state = kReady;
   bool started = false;
-  int barriers = 0;        // how many it has reached
+  int barriers = 0;        // number of barriers reached
   ucontext_t first_entry;  // used once; later switches are _longjmp, which makes no system call
   jmp_buf resume;
   std::unique_ptr<char[]> stack;
@@ -56,7 +57,7 @@ struct Machine {
   Fibre* current = nullptr;
   jmp_buf scheduler;
   std::function<void()> kernel;
-  int skipped_barrier = -1;  // this barrier, counted per thread, is left out: how the tests make a bug
+  int skipped_barrier = -1;  // number of the barrier, counted per thread, that is left out to make a bug
 };
 
 inline Machine machine;
@@ -82,7 +83,7 @@ inline void fibre_main() {
   _longjmp(machine.scheduler, 1);
 }
 
-// Let one fibre run until its next barrier or its end.
+// Runs one fibre until its next barrier or its end.
 inline void run_until_barrier(Fibre& fibre) {
   machine.current = &fibre;
   if (_setjmp(machine.scheduler) != 0) return;
@@ -96,7 +97,8 @@ inline void run_until_barrier(Fibre& fibre) {
   setcontext(&fibre.first_entry);
 }
 
-// Returns nullptr, or what a GPU would have hung on. The order of a phase: as numbered, reversed, or shuffled anew.
+// Runs a block; returns nullptr, or an error on which a GPU would hang. Between two barriers threads run in the order
+// of their numbers, reversed, or shuffled anew.
 inline const char* run_block(Order order, std::mt19937& random) {
   std::vector<int> turn(machine.fibres.size());
   std::iota(turn.begin(), turn.end(), 0);
@@ -119,7 +121,7 @@ struct Schedule {
   int order;            // an Order
   unsigned seed;        // of the random order
   int skipped_barrier;  // -1: none
-  int fill;             // the byte that shared memory is full of when a block begins
+  int fill;             // the byte that fills shared memory when a block begins
 };
 
 inline bool shared_guards_intact(int shared_bytes, int fill) {
@@ -130,8 +132,8 @@ inline bool shared_guards_intact(int shared_bytes, int fill) {
          intact(qpt_shared + shared_bytes, qpt_shared + kSharedBytes + kSharedGuard);
 }
 
-// kernel<<<blocks, threads, shared_bytes>>>; returns nullptr or the error. `barriers` receives how many a thread
-// reached, at most.
+// Runs kernel<<<blocks, threads, shared_bytes>>>; returns nullptr or the error, and in `barriers` the largest number of
+// barriers that a thread reached.
 inline const char* launch(int blocks, int threads, int shared_bytes, const Schedule& schedule,
                           std::function<void()> kernel, int* barriers) {
   if (shared_bytes > kSharedBytes) return "more shared memory than a block can have";

@@ -1,5 +1,5 @@
-// csrc/cuda/degrade.cu as a shared library on the block emulator; loaded with ctypes by tests/test_emulator.py.
-// Also two small kernels, to show that the emulator reports mistakes in them.
+// csrc/cuda/degrade.cu as a shared library for the block emulator, which tests/test_emulator.py loads with ctypes. The
+// two small kernels at the end show that the emulator reports mistakes.
 #include "block_emulator.h"
 // The source itself, unchanged.
 #include "../../csrc/cuda/degrade.cu"
@@ -7,24 +7,24 @@
 extern "C" const char* emulate_degrade(const block_emulator::Schedule* schedule, int blocks, int* barriers,
                                        const qpt::u8* images, void* out, const qpt::i16* ops, const float* params,
                                        const qpt::i64* seeds, const qpt::i32* source, const qpt::i32* order,
-                                       const qpt::i32* windows, const qpt::i32* boxes, const void* table,
+                                       const qpt::i32* windows, const qpt::i32* boxes, const void* lut,
                                        qpt::u8* scratch, qpt::i64 scratch_bytes, qpt::i32 shared_bytes, qpt::i32 rows,
                                        qpt::i32 slots, qpt::i32 height, qpt::i32 width, qpt::i32 patches, qpt::i32 size,
                                        qpt::i32 item_bytes, qpt::i32 channels_last) {
   return block_emulator::launch(
       blocks, QPT_BLOCK_THREADS, shared_bytes, *schedule,
       [=] {
-        qpt_degrade(images, out, ops, params, seeds, source, order, windows, boxes, table, scratch, scratch_bytes,
+        qpt_degrade(images, out, ops, params, seeds, source, order, windows, boxes, lut, scratch, scratch_bytes,
                     shared_bytes, rows, slots, height, width, patches, size, item_bytes, channels_last);
       },
       barriers);
 }
 
-extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width, bool resized, bool kept) {
-  return qpt::scratch_bytes(height, width, resized, kept);
+extern "C" qpt::i64 emulate_scratch_bytes(qpt::i32 height, qpt::i32 width, bool resizes, bool for_patches) {
+  return qpt::scratch_bytes(height, width, resizes, for_patches);
 }
 
-// out[i] = number of the mirrored thread, passed through shared memory; right only with the barrier between.
+// Writes to out[i] the number of the mirrored thread, passed through shared memory; correct only with the barrier.
 static void mirror(int* out) {
   const int thread = threadIdx.x;
   int* shared = reinterpret_cast<int*>(qpt_shared);

@@ -1,7 +1,7 @@
-"""Builds the CUDA source for the block emulator and runs it with the launcher's own plan and argument list.
+"""Building the CUDA source for the block emulator, and running it with the launcher's own configuration and arguments.
 
-Used by tests/test_emulator.py. Output, scratch and shared memory are poisoned and lie between guard bytes; inputs lie
-between guard bytes too, and `run` changes all of them between two executions: bytes that depend on them differ.
+Used by tests/test_emulator.py. Output, scratch and shared memory are poisoned and lie between guard bytes, as do the
+inputs. ``run`` executes twice with different poison and guard bytes: a result that depends on them differs.
 """
 
 import ctypes
@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.resources import SHARED_LIMIT
 from qpt import Program, build
-from qpt.ops.cuda import Inputs, LaunchPlan, kernel_arguments
-from qpt.ops.patches import Patches
+from qpt.ops.degrade.cuda import KernelInputs, LaunchConfig, kernel_arguments
+from qpt.ops.degrade.patches import Patches
 
 SOURCE = Path(__file__).with_name("degrade.cpp")
 GUARD = 256  # bytes on either side of every buffer
@@ -23,8 +23,11 @@ CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_
 
 
 class Schedule(ctypes.Structure):
-    """block_emulator::Schedule. The order of threads between barriers; the barrier to leave out (-1: none); the byte
-    that shared memory holds at first."""
+    """block_emulator::Schedule.
+
+    order, seed: the order of threads between barriers.  skipped_barrier: the barrier to leave out, -1 for none.
+    fill: the initial byte of shared memory.
+    """
 
     _fields_ = (
         ("order", ctypes.c_int),
@@ -35,7 +38,7 @@ class Schedule(ctypes.Structure):
 
 
 class EmulatorError(AssertionError):
-    """What a GPU would have hung on, or a write outside a buffer."""
+    """A state in which a GPU would hang, or a write outside a buffer."""
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Buffer:
 
 
 class Emulator:
-    """The shared library made of tests/emulator/degrade.cpp."""
+    """The shared library that is made from tests/emulator/degrade.cpp."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "emulator.so"
@@ -72,9 +75,9 @@ class Emulator:
 
         self.library.emulate_scratch_bytes.restype = ctypes.c_int64
 
-    def scratch_bytes(self, height: int, width: int, resized: bool, kept: bool) -> int:
-        """What one block of the source that was built here needs."""
-        return self.library.emulate_scratch_bytes(height, width, resized, kept)
+    def scratch_bytes(self, height: int, width: int, resizes: bool, for_patches: bool) -> int:
+        """Return the scratch of one block, from the source that was built here."""
+        return self.library.emulate_scratch_bytes(height, width, resizes, for_patches)
 
     def check(self, error: bytes | None) -> None:
         if error is not None:
@@ -90,16 +93,18 @@ class Emulator:
         patches: Patches | None = None,
         shared_limit: int = SHARED_LIMIT[80],
     ) -> tuple[torch.Tensor, int]:
-        """Two executions with different poison; returns the bytes, equal in both, and the barriers a thread reached.
+        """Execute twice with different poison; return the bytes, equal in both, and the number of barriers reached.
 
-        The bytes are those of the images (r, H, W, 3) or, in one row, of the patches.
+        The bytes are those of the images (r, H, W, 3) or, as one dimension, of the patches.
         """
         windows = patches.windows if patches else None
-        plan = LaunchPlan.of(
+        config = LaunchConfig.of(
             program, *images.shape[1:3], windows, multiprocessors=multiprocessors, shared_limit=shared_limit
         )
-        first, barriers = self._once(images, program, plan, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0xCD))
-        second, _ = self._once(images, program, plan, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0x3A))
+        first, barriers = self._once(
+            images, program, config, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0xCD)
+        )
+        second, _ = self._once(images, program, config, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0x3A))
         if not torch.equal(first, second):
             raise EmulatorError("the result depends on bytes that nobody wrote")
         return first, barriers
@@ -108,25 +113,25 @@ class Emulator:
         self,
         images: torch.Tensor,
         program: Program,
-        plan: LaunchPlan,
+        config: LaunchConfig,
         patches: Patches | None,
         schedule: Schedule,
     ) -> tuple[torch.Tensor, int]:
         _, height, width, _ = images.shape
         fill = schedule.fill
-        given = Inputs.of(images, program, patches)
+        given = KernelInputs.of(images, program, patches)
         inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in given]
         shape = (len(program), height, width, 3) if patches is None else (patches.empty(images.device).nbytes,)
         out = Buffer.of(None, shape, torch.uint8, fill)
-        scratch = Buffer.of(None, (plan.blocks * plan.scratch_bytes,), torch.uint8, fill)
+        scratch = Buffer.of(None, (config.blocks * config.scratch_bytes,), torch.uint8, fill)
         # The kernel gets an address and an element's size; the buffer holds bytes.
-        typed = out.tensor if patches is None else out.tensor.view(patches.table.dtype)
-        guarded = Inputs(*(field.tensor for field in inputs))
-        arguments = kernel_arguments(plan, guarded, patches, typed, scratch.tensor)
+        typed = out.tensor if patches is None else out.tensor.view(patches.lut.dtype)
+        guarded = KernelInputs(*(field.tensor for field in inputs))
+        arguments = kernel_arguments(config, guarded, patches, typed, scratch.tensor)
         barriers = ctypes.c_int()
         converted = [CTYPES[argument.dtype.name](int(argument)) for argument in arguments]
         self.check(
-            self.library.emulate_degrade(ctypes.byref(schedule), plan.blocks, ctypes.byref(barriers), *converted)
+            self.library.emulate_degrade(ctypes.byref(schedule), config.blocks, ctypes.byref(barriers), *converted)
         )
         for buffer in (*inputs, out, scratch):
             if not buffer.guards_intact():

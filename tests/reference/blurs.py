@@ -1,4 +1,4 @@
-"""NumPy definitions of blurs, of sharpening and of colours bled by a blur. Imports nothing of qpt."""
+"""NumPy definitions of blurs, of sharpening and of colour diffusion. Imports nothing of qpt."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from tests.reference.philox import words
 
 
 def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Correlation with an odd square kernel; border reflect-101 (mirror about the edge pixels' centres)."""
+    """Correlate with an odd square kernel; the border is reflect-101 (mirrored about the edge pixels' centres)."""
     radius = kernel.shape[0] // 2
     height, width, _ = image.shape
     padded = np.pad(image.astype(np.float64), ((radius, radius), (radius, radius), (0, 0)), mode="reflect")
@@ -18,13 +18,13 @@ def correlate(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def offsets(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """dy, dx of a (2 radius + 1)^2 kernel."""
+    """Return dy and dx of a (2 radius + 1)^2 kernel."""
     grid = np.arange(-radius, radius + 1, dtype=np.float64)
     return np.meshgrid(grid, grid, indexing="ij")
 
 
 def aniso_kernel(sigma_x: float, sigma_y: float, angle_deg: float) -> np.ndarray:
-    """Gaussian with its sigma_x axis turned counter-clockwise by angle_deg as seen (y points down)."""
+    """Return a Gaussian whose sigma_x axis is turned counter-clockwise by angle_deg as seen (y points down)."""
     dy, dx = offsets(int(np.ceil(3 * max(sigma_x, sigma_y))))
     angle = np.deg2rad(angle_deg)
     along = dx * np.cos(angle) - dy * np.sin(angle)
@@ -34,7 +34,7 @@ def aniso_kernel(sigma_x: float, sigma_y: float, angle_deg: float) -> np.ndarray
 
 
 def motion_kernel(length: float, angle_deg: float) -> np.ndarray:
-    """2 ceil(length) + 1 points, equally spaced from end to end of the segment, each spread bilinearly."""
+    """Return the kernel of 2 ceil(length) + 1 points, equally spaced from end to end, each distributed bilinearly."""
     dy, dx = offsets(int(np.ceil(length / 2)))
     kernel = np.zeros(dx.shape)
     angle = np.deg2rad(angle_deg)
@@ -51,7 +51,7 @@ def disk_kernel(disk: float) -> np.ndarray:
 
 
 def gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, not rounded."""
+    """Return the Gaussian blur, not rounded."""
     dy, dx = offsets(int(np.ceil(3 * sigma)))
     kernel = np.exp(-(dx**2 + dy**2) / (2 * sigma**2))
     return correlate(image, kernel / kernel.sum())
@@ -87,7 +87,7 @@ def median_blur(image, params, seed, slot):
 
 
 def glass_offsets(height: int, width: int, reach: int, seed: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns that each pixel is taken from, before the border: uniform in [-reach, reach] around it.
+    """Return the rows and columns that each pixel is read at, not yet clipped: uniform in [-reach, reach] around it.
 
     Pixel p has words 0 and 1 of counter p of tag 10; a word w becomes floor(w (2 reach + 1) / 2^32) - reach.
     """
@@ -105,14 +105,14 @@ def glass_blur(image, params, seed, slot):
 
 
 def zoom_positions(size: int, zoom: float, steps: int = 16) -> np.ndarray:
-    """(steps, size) positions along an axis that the views show: about its centre, enlarged 1 to zoom times."""
+    """Return the (steps, size) positions along an axis that views show, enlarged 1 to zoom times about its centre."""
     centre = (size - 1) / 2
     return centre + (np.arange(size) - centre) / np.linspace(1, zoom, steps)[:, None]
 
 
 @define
 def zoom_blur(image, params, seed, slot):
-    """Bilinear views: a hat of weights about each position, along rows and along columns."""
+    """Views are bilinear: triangular weights about each position, along rows and along columns."""
     height, width, _ = image.shape
 
     def weights(size):
@@ -129,7 +129,7 @@ def unsharp_mask(image, params, seed, slot):
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """ITU-R 601 luma, (H, W, 1)."""
+    """Return the ITU-R 601 luma, (H, W, 1)."""
     return (image @ np.array([0.299, 0.587, 0.114]))[..., None]
 
 

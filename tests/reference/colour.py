@@ -1,4 +1,4 @@
-"""NumPy definitions of changes of colour and tone. Imports nothing of qpt."""
+"""NumPy definitions of the colour ops. Imports nothing of qpt."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def contrast(image, params, seed, slot):
 
 
 def to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hexcone hue in sixths of a turn, saturation, value (0-255); Smith, SIGGRAPH 1978. Grey has hue 0."""
+    """Return hexcone hue in sixths of a turn, saturation, value (0-255); Smith, SIGGRAPH 1978. Grey has hue 0."""
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     value = image.max(axis=-1).astype(np.float64)
     chroma = value - image.min(axis=-1)
@@ -34,7 +34,7 @@ def to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The six faces of the hexcone, one by one."""
+    """Return R, G and B (0-255), by the six faces of the hexcone."""
     face = np.floor(hue).astype(int) % 6
     rest = hue - np.floor(hue)
     low = value * (1 - saturation)
@@ -115,7 +115,7 @@ def posterise(image, params, seed, slot):
 
 
 def bayer(side: int) -> np.ndarray:
-    """Bayer's threshold matrix (IEEE ICC 1973), each of 0 .. side^2 - 1 once, from that of half the side."""
+    """Return Bayer's threshold matrix (IEEE ICC 1973) of 0 .. side^2 - 1, made from that of half the side."""
     if side == 1:
         return np.zeros((1, 1), int)
     quarter = 4 * bayer(side // 2)
@@ -136,7 +136,7 @@ WHITE = np.array([0.95047, 1.0, 1.08883])
 
 
 def to_lab(image: np.ndarray) -> np.ndarray:
-    """CIELAB (CIE 15) of sRGB values 0-255."""
+    """Return CIELAB (CIE 15) of sRGB values 0-255."""
     share = image.astype(np.float64) / 255
     light = np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
     xyz = light @ TO_XYZ.T / WHITE
@@ -145,7 +145,7 @@ def to_lab(image: np.ndarray) -> np.ndarray:
 
 
 def from_lab(lab: np.ndarray) -> np.ndarray:
-    """sRGB values 0-255 of CIELAB, clipped, not rounded. f(Z) is kept from falling below 0, as in skimage.color."""
+    """Return sRGB values 0-255 of CIELAB, clipped, not rounded. f(Z) is at least 0, as in skimage.color."""
     lightness, a, b = np.moveaxis(lab, -1, 0)
     y = (lightness + 16) / 116
     f = np.stack([y + a / 500, y, np.maximum(y - b / 200, 0)], axis=-1)
@@ -164,14 +164,14 @@ def brightness_curve(image, params, seed, slot):
     """The parabola through (0, 0), (1/2, (1 + amount) / 2), (1, 1) on R, G, B; to brighten, a third of it on L."""
     amount = params[0]
 
-    def bent(share):
+    def parabola(share):
         return np.clip((1 + 2 * amount) * share - 2 * amount * share**2, 0, 1)
 
-    curved = 255 * bent(image / 255)
+    curved = 255 * parabola(image / 255)
     if amount <= 0:
         return curved
     lab = to_lab(image)
-    lab[..., 0] = 100 * bent(lab[..., 0] / 100)
+    lab[..., 0] = 100 * parabola(lab[..., 0] / 100)
     return (2 * curved + from_lab(lab)) / 3
 
 

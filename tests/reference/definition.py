@@ -1,4 +1,4 @@
-"""The registry of the NumPy definitions: ``define`` enters a function under its own name. Imports nothing of qpt."""
+"""The registry of the NumPy definitions: ``define`` registers a function by its name. Imports nothing of qpt."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,5 +9,6 @@ REFERENCE: dict[str, Definition] = {}
 
 
 def define(function: Definition) -> Definition:
+    """Register the definition of the op of this name."""
     REFERENCE[function.__name__] = function
     return function

@@ -1,5 +1,5 @@
-"""NumPy definitions of changes of place: down-up scaling (Pillow's resize, whose roundings to 22 and 8 bits are part of
-the definition), resize_to (OpenCV's filters, the same roundings), jittered places, patches, elastic deformation.
+"""NumPy definitions of the geometry ops: down-up scaling (Pillow's resize, whose roundings to 22 and 8 bits are part of
+the definition), resize_to (OpenCV's filters, the same roundings), spatial jitter, patches, elastic deformation.
 
 Imports nothing of qpt.
 """
@@ -21,7 +21,7 @@ def box(x: np.ndarray) -> np.ndarray:
 
 
 def keys_cubic(x: np.ndarray) -> np.ndarray:
-    """Cubic convolution with a = -1/2 (Keys, IEEE TASSP 1981)."""
+    """Return the cubic convolution kernel with a = -1/2 (Keys, IEEE TASSP 1981)."""
     x = np.abs(x)
     inner = 1.5 * x**3 - 2.5 * x**2 + 1
     outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -33,7 +33,7 @@ def lanczos(x: np.ndarray) -> np.ndarray:
 
 
 def area_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size) int64 weights with 22 fractional bits: the part of each new pixel that an old one fills."""
+    """Return (new_size, size) int64 weights of 22 fractional bits: the part of each new pixel that an old one fills."""
     edges = np.arange(new_size + 1) * (size / new_size)
     old = np.arange(size)
     part = np.minimum(old + 1, edges[1:, None]) - np.maximum(old, edges[:-1, None])
@@ -42,7 +42,7 @@ def area_weights(size: int, new_size: int) -> np.ndarray:
 
 
 def resize_weights(size: int, new_size: int, kernel, support: float) -> np.ndarray:
-    """(new_size, size) int64 weights with 22 fractional bits; the kernel is widened when shrinking (antialiasing)."""
+    """Return (new_size, size) int64 weights with 22 fractional bits; shrinking widens the kernel (antialiasing)."""
     scale = size / new_size
     widen = max(scale, 1.0)
     centres = (np.arange(new_size) + 0.5) * scale
@@ -70,7 +70,7 @@ def resize(image: np.ndarray, height: int, width: int, *kernel_and_support) -> n
 
 
 def weigh(image: np.ndarray, by_y: np.ndarray, by_x: np.ndarray) -> np.ndarray:
-    """x first, then y; y first where the height shrinks by more than twice what the width does (Pillow 13)."""
+    """Resize along x, then y; y first if the height shrinks by more than twice as much as the width (Pillow 13)."""
     height, width = len(by_y), len(by_x)
     if image.shape[0] - height > 2 * max(image.shape[1] - width, 0):
         return along(1, along(0, image, by_y), by_x)
@@ -99,13 +99,13 @@ def rescale_lanczos(image, params, seed, slot):
 
 
 def weigh_twice(image: np.ndarray, by_y: np.ndarray, by_x: np.ndarray) -> np.ndarray:
-    """Both axes; exact, with 44 fractional bits."""
+    """Resize along both axes at once; exact, with 44 fractional bits."""
     return np.einsum("yi,ijc,xj->yxc", by_y, image.astype(np.int64), by_x, optimize=True)
 
 
 @define
 def rescale_area(image, params, seed, slot):
-    """OpenCV's INTER_AREA, halves to even, and INTER_LINEAR, halves up, with weights of 22 bits."""
+    """OpenCV's INTER_AREA, halves to even, then INTER_LINEAR, halves up, with weights of 22 bits."""
     sides = [(size, max(round(size / params[0]), 1)) for size in image.shape[:2]]
     small = np.rint(weigh_twice(image, *(area_weights(*pair) for pair in sides)) / 2**44).astype(np.int64)
     up = [resize_weights(less, size, triangle, 1) for size, less in sides]
@@ -118,7 +118,7 @@ def pixelate(image, params, seed, slot):
 
 
 def nearest_pixels(size: int, new_size: int) -> np.ndarray:
-    """The source pixel of each new one: the one that holds its centre. Centres are summed step by step, in float64."""
+    """Return the source pixel that holds the centre of each new one. Centres are summed step by step, in float64."""
     step = size / new_size
     centres = np.cumsum(np.concatenate([[step / 2], np.full(new_size - 1, step)]))
     return np.minimum(centres.astype(int), size - 1)
@@ -135,7 +135,7 @@ def rescale_nearest(image, params, seed, slot):
 
 
 def footprint_weights(size: int, new_size: int) -> np.ndarray:
-    """(new_size, size): share of each pixel in the new pixel's footprint (cv2.INTER_AREA)."""
+    """Return (new_size, size), the share of each pixel in the new pixel's footprint (cv2.INTER_AREA)."""
     edges = np.arange(new_size + 1) * (size / new_size)
     pixels = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
@@ -143,7 +143,7 @@ def footprint_weights(size: int, new_size: int) -> np.ndarray:
 
 
 def tap_weights(size: int, new_size: int, kernel, support: int) -> np.ndarray:
-    """(new_size, size): the kernel at each new pixel's centre, the border pixel repeated outwards; no antialiasing."""
+    """Return (new_size, size), the kernel at each new pixel's centre, with a replicated border and no antialiasing."""
     weights = np.zeros((new_size, size))
     for row in range(new_size):
         centre = (row + 0.5) * size / new_size - 0.5
@@ -153,7 +153,7 @@ def tap_weights(size: int, new_size: int, kernel, support: int) -> np.ndarray:
 
 
 def sharp_cubic(x: np.ndarray) -> np.ndarray:
-    """Cubic convolution with a = -3/4, as OpenCV and PyTorch have it."""
+    """Return the cubic convolution kernel with a = -3/4, as in OpenCV and PyTorch."""
     a = -0.75
     inner = (a + 2) * x**3 - (a + 3) * x**2 + 1
     outer = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
@@ -161,7 +161,7 @@ def sharp_cubic(x: np.ndarray) -> np.ndarray:
 
 
 def resize_working(image: np.ndarray, height: int, width: int, filter: int) -> np.ndarray:
-    """Area (0), bilinear (1) or bicubic (2), along x, then along y; weights of 22 bits, 8 bits after each pass."""
+    """Resize by area (0), bilinear (1) or bicubic (2) along x, then along y, with 22-bit weights and 8-bit passes."""
     for axis, new_size in ((1, width), (0, height)):
         size = image.shape[axis]
         exact = (
@@ -180,7 +180,7 @@ def working_size(image_size: int, scale: float) -> int:
 
 @define
 def resize_to(image, params, seed, slot):
-    """A row of this op alone: to the working size and, bicubic, back."""
+    """A row of this op alone is resized to the working size and back, bicubic."""
     height, width, _ = image.shape
     scale, filter = params
     small = resize_working(image, working_size(height, scale), working_size(width, scale), int(filter))
@@ -190,7 +190,7 @@ def resize_to(image, params, seed, slot):
 
 
 def jittered_places(height: int, width: int, std_px: float, seed: int, slot: int) -> tuple[np.ndarray, np.ndarray]:
-    """(height, width) rows and columns: a pixel's two normal numbers, times sqrt(5) std_px, lead to its place."""
+    """Return (height, width) rows and columns: each pixel's own plus its two normal numbers times sqrt(5) std_px."""
     steps = np.sqrt(5) * std_px * normals(2 * height * width, seed, slot, tag=14).reshape(height, width, 2)
     rows, columns = np.mgrid[:height, :width]
     return rows + steps[..., 0], columns + steps[..., 1]
@@ -201,16 +201,16 @@ def spatial_jitter(image, params, seed, slot):
     return bilinear(image, *jittered_places(*image.shape[:2], params[0], seed, slot))
 
 
-def whole_below(word: int, choices: int) -> int:
-    """0 .. choices - 1, from the highest bits of a 32-bit word."""
+def integer_below(word: int, choices: int) -> int:
+    """Map a 32-bit word to 0 .. choices - 1 by its highest bits."""
     return int(word) * choices >> 32
 
 
 def squares(height: int, width: int, count: int, side: int, seed: int, slot: int, tag: int) -> list[tuple]:
-    """(rows, columns, top, left, third word, fourth word) of each square; uniform over the image, cut if larger."""
+    """Return (rows, columns, top, left, third word, fourth word) of squares, uniform over the image, cut if larger."""
     rows, columns = min(side, height), min(side, width)
     return [
-        (rows, columns, whole_below(x, height - rows + 1), whole_below(y, width - columns + 1), int(z), int(w))
+        (rows, columns, integer_below(x, height - rows + 1), integer_below(y, width - columns + 1), int(z), int(w))
         for x, y, z, w in words(count, seed, slot, tag)
     ]
 
@@ -218,15 +218,15 @@ def squares(height: int, width: int, count: int, side: int, seed: int, slot: int
 def moved_patches(
     height: int, width: int, count: int, seed: int, slot: int
 ) -> list[tuple[int, int, int, int, int, int]]:
-    """(rows, columns, top, left, new top, new left) of each patch of 16 px; moved up to 8 px, within the image."""
+    """Return (rows, columns, top, left, new top, new left) of each 16-px patch, moved up to 8 px within the image."""
     return [
         (
             rows,
             columns,
             top,
             left,
-            min(max(top + whole_below(z, 17) - 8, 0), height - rows),
-            min(max(left + whole_below(w, 17) - 8, 0), width - columns),
+            min(max(top + integer_below(z, 17) - 8, 0), height - rows),
+            min(max(left + integer_below(w, 17) - 8, 0), width - columns),
         )
         for rows, columns, top, left, z, w in squares(height, width, count, 16, seed, slot, tag=15)
     ]
@@ -253,7 +253,7 @@ def colour_block(image, params, seed, slot):
 def elastic_field(
     height: int, width: int, alpha: float, sigma: float, affine: float, seed: int, slot: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns (height, width) that each pixel is taken from, before the border.
+    """Return the rows and columns (height, width) that each pixel is read at, not yet mirrored at the border.
 
     Noise: bytes 0 (down) and 1 (right) of pixel p's word of tag 32, b - 127.5 in units of 127.5, blurred, times alpha.
     Affine: three points at (1, 1), (-1, 1), (-1, -1) thirds of the shorter side from the centre, (down, right), move by
@@ -275,7 +275,7 @@ def elastic_field(
 
 @define
 def elastic(image, params, seed, slot):
-    """Bilinear between the four pixels around each place, mirrored about the centres of the border's pixels."""
+    """Bilinear between the four pixels around each position, mirrored about the centres of the border's pixels."""
     height, width, _ = image.shape
     rows, columns = elastic_field(height, width, *params[:3], seed, slot)
 

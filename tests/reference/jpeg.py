@@ -1,7 +1,7 @@
 """The lossy part of a baseline JPEG round trip (ITU-T T.81, JFIF) with an exact float64 cosine transform.
 
-Imports nothing of qpt. Codecs differ from it only where their integer transform rounds a coefficient to the other side:
-compared by mean absolute difference, not byte by byte (bytes are compared with Pillow's own codec).
+Imports nothing of qpt. A codec differs from it only where its integer transform rounds a coefficient to the other side,
+so the two are compared by mean absolute difference; bytes are compared with Pillow's own codec.
 """
 
 import numpy as np
@@ -24,13 +24,13 @@ CHROMA[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66,
 
 
 def quantisation(table: np.ndarray, quality: int) -> np.ndarray:
-    """The Independent JPEG Group's scaling of a table by quality 1..100."""
+    """Scale a table by quality 1..100 as the Independent JPEG Group does."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return np.clip((table * percent + 50) // 100, 1, 255)
 
 
 def code_plane(plane: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """(h, w) integers, padded by replication to whole blocks, through quantised coefficients; (h, w) rounded."""
+    """Code and decode (h, w) integers, padded by replication to whole blocks; return (h, w), rounded."""
     height, width = plane.shape
     padded = np.pad(plane, ((0, -height % 8), (0, -width % 8)), mode="edge") - 128.0
     u, x = np.mgrid[0:8, 0:8]
@@ -43,8 +43,10 @@ def code_plane(plane: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def halve(plane: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2; sums are rounded down and up alternately along a row. Rows are first padded to whole 16-px units
-    with their last sample, an odd last row counts twice."""
+    """Return means of 2 x 2, rounded down and up alternately along a row.
+
+    Rows are first padded to whole 16-px units with their last sample; an odd last row counts twice.
+    """
     height, width = plane.shape
     padded = np.pad(plane, ((0, height % 2), (0, -width % 16)), mode="edge")
     sums = padded[0::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 0::2] + padded[1::2, 1::2]
@@ -52,7 +54,7 @@ def halve(plane: np.ndarray) -> np.ndarray:
 
 
 def double(plane: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Triangle interpolation, 3:1 towards the nearer sample on each axis; up to 2 samples wide: repetition."""
+    """Interpolate 3:1 towards the nearer sample on each axis; repeat the samples of a plane up to 2 wide."""
     if plane.shape[1] <= 2:
         return plane.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
     padded = np.pad(plane, 1, mode="edge")
@@ -66,7 +68,7 @@ def double(plane: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def jpeg_round_trip(image: np.ndarray, quality: int) -> np.ndarray:
-    """(H, W, 3) uint8 -> (H, W, 3) float64 integers: encode at `quality` with 4:2:0 chroma, decode."""
+    """Encode (H, W, 3) uint8 at ``quality`` with 4:2:0 chroma and decode; return (H, W, 3) integers as float64."""
     height, width, _ = image.shape
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     luma = np.round(0.299 * red + 0.587 * green + 0.114 * blue)

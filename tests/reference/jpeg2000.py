@@ -1,7 +1,7 @@
 """NumPy definition of JPEG 2000's lossy part (ITU-T T.800) at a compression ratio. Imports nothing of qpt.
 
-The step is the smallest, of those with seven bits after the leading one and at least 1, that leaves no more
-coefficients at or above it than a file of the ratio pays for.
+The quantisation step is the smallest of at least 1, with seven bits after the leading one, that leaves no more
+coefficients at or above it than a file of the ratio can code.
 """
 
 import numpy as np
@@ -16,13 +16,13 @@ LOW_GAIN = 1.149604398860241
 TO_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 FROM_YCBCR = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]])
 NORMS = np.sqrt((FROM_YCBCR**2).sum(axis=0))
-# Fitted by benchmarks/fit_jpeg2000.py: bits of a file, of a non-zero coefficient, of telling its place.
+# Bits of a file, of a non-zero coefficient, of its position; fitted by benchmarks/fit_jpeg2000.py.
 HEADER_BITS, VALUE_BITS, PLACE_BITS = 1879.0, 4.85, 0.278
 LEAST_PIXELS = 400
 
 
 def lifted(signal: np.ndarray, steps) -> np.ndarray:
-    """The steps (parity, factor) along axis 0, mirrored about the centres of the end samples."""
+    """Apply lifting steps (parity, factor) along axis 0, mirrored about the centres of the end samples."""
     signal = signal.copy()
     for parity, factor in steps:
         padded = np.pad(signal, [(1, 1)] + [(0, 0)] * (signal.ndim - 1), mode="reflect")
@@ -31,7 +31,7 @@ def lifted(signal: np.ndarray, steps) -> np.ndarray:
 
 
 def analysis(signal: np.ndarray) -> np.ndarray:
-    """One level along axis 0: the low half, then the high one."""
+    """Transform by one level along axis 0; return the low half, then the high one."""
     if len(signal) == 1:
         return signal
     signal = lifted(signal, LIFTING)
@@ -48,7 +48,7 @@ def synthesis(halves: np.ndarray) -> np.ndarray:
 
 
 def sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Height and width of what each level takes apart, finest first."""
+    """Return the height and width of the part that each level transforms, finest first."""
     return [(-(-shape[0] // 2**level), -(-shape[1] // 2**level)) for level in range(LEVELS)]
 
 
@@ -57,7 +57,7 @@ def across(transform, part: np.ndarray) -> np.ndarray:
 
 
 def coefficients(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) of the transform of Y, Cb and Cr, each times its norm."""
+    """Return (H, W, 3), the transforms of Y, Cb and Cr, each times its norm."""
     planes = ((image.astype(np.float64) - 128) @ TO_YCBCR.T) * NORMS
     for h, w in sizes(image.shape):
         planes[:h, :w] = across(analysis, analysis(planes[:h, :w]))
@@ -72,23 +72,24 @@ def restored(planes: np.ndarray) -> np.ndarray:
 
 
 def quantised(planes: np.ndarray, step: float) -> np.ndarray:
-    """Towards zero to whole steps, back to the middle of the interval."""
+    """Truncate to an integer number of steps; restore to the middle of the interval, or to 0 below one step."""
     whole = np.floor(np.abs(planes) / step)
     return np.where(whole > 0, np.sign(planes) * (whole + 0.5) * step, 0)
 
 
-def file_bits(paid: np.ndarray, every: int) -> np.ndarray:
-    """Bits of a file that holds `paid` of `every` coefficients."""
-    return HEADER_BITS + paid * (VALUE_BITS + PLACE_BITS * np.log2(every / paid))
+def file_bits(coded: np.ndarray, total: int) -> np.ndarray:
+    """Return the bits of a file with ``coded`` of ``total`` coefficients non-zero."""
+    return HEADER_BITS + coded * (VALUE_BITS + PLACE_BITS * np.log2(total / coded))
 
 
 def step_of_ratio(planes: np.ndarray, ratio: float) -> float:
-    every = planes.size
-    costs = file_bits(np.arange(1, every + 1), every)
-    paid = np.searchsorted(costs, 8 * every / ratio, side="right")
-    most = max(paid, every // 3 // LEAST_PIXELS + 4)
+    """Return the quantisation step of a file of this ratio."""
+    total = planes.size
+    bits = file_bits(np.arange(1, total + 1), total)
+    coded = np.searchsorted(bits, 8 * total / ratio, side="right")
+    most = max(coded, total // 3 // LEAST_PIXELS + 4)
     steps = (np.arange(0x3F80, 0x4681, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
-    left = every - np.searchsorted(np.sort(np.abs(planes), axis=None), steps, side="left")
+    left = total - np.searchsorted(np.sort(np.abs(planes), axis=None), steps, side="left")
     return float(steps[np.argmax(left <= most)])
 
 

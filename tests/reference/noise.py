@@ -1,4 +1,4 @@
-"""NumPy definitions of noise and compression. Which random number an element gets is part of the definition.
+"""NumPy definitions of noise and of JPEG. The random number that an element gets is part of the definition.
 
 Imports nothing of qpt.
 """
@@ -39,13 +39,13 @@ FROM_YCBCR = np.array(
 
 @define
 def gaussian_noise_ycbcr(image, params, seed, slot):
-    """A pixel's numbers, in the order Y, Cb, Cr, are those of its samples."""
+    """The numbers of a pixel's three samples are those of Y, Cb and Cr."""
     noise = normals(image.size, seed, slot, tag=9).reshape(image.shape)
     return np.clip(image + params[0] * noise @ FROM_YCBCR.T, 0, 255)
 
 
 def uniforms(image: np.ndarray, seed: int, slot: int, tag: int) -> np.ndarray:
-    """One number in [0, 1) per sample: the word's highest 24 bits."""
+    """Return a number in [0, 1) per sample, the word's highest 24 bits."""
     return (element_words(image.size, seed, slot, tag) >> np.uint32(8)).reshape(image.shape) / 2**24
 
 
@@ -56,8 +56,8 @@ def impulse_noise(image, params, seed, slot):
 
 
 def photons(u: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Poisson counts by inversion: the smallest count whose cumulative probability exceeds the uniform number."""
-    # ppf gives the smallest k with cdf(k) >= u; where they are equal the next one is meant
+    """Return Poisson counts: the smallest count whose cumulative probability exceeds the uniform number."""
+    # ppf gives the smallest k with cdf(k) >= u, which differs from the definition only if the two are equal.
     count = np.where(mean > 0, scipy.stats.poisson.ppf(u, np.maximum(mean, 1e-9)), 0)
     return np.maximum(count, 0)  # ppf(0) is -1
 
@@ -70,14 +70,14 @@ def poisson_noise(image, params, seed, slot):
 
 @define
 def poisson_noise_grey(image, params, seed, slot):
-    """Of the luma of ITU-R 601 as Pillow rounds it; one number per pixel."""
+    """One count per pixel, for the luma of ITU-R 601 as Pillow rounds it."""
     luma = (image @ np.array([19595, 38470, 7471]) + 32768) >> 16
     count = photons(uniforms(luma, seed, slot, tag=13), params[0] * luma / 255.0)
     return np.clip(image + (count * 255 / params[0] - luma)[..., None], 0, 255)
 
 
 def covariance_quaternion(seed: int, slot: int) -> np.ndarray:
-    """(4,) w, x, y, z: the Box-Muller numbers of the four words of counter 0, as in philox.normals."""
+    """Return (4,) w, x, y, z, the Box-Muller numbers of the four words of counter 0, as in philox.normals."""
     drawn = words(1, seed, slot, tag=11)[0] >> np.uint32(8)
     radius = np.sqrt(-2 * np.log((drawn[::2].astype(np.float64) + 1) / 2**24))
     angle = 2 * np.pi * drawn[1::2].astype(np.float64) / 2**24
@@ -85,12 +85,12 @@ def covariance_quaternion(seed: int, slot: int) -> np.ndarray:
 
 
 def covariance_spread(seed: int, slot: int) -> np.ndarray:
-    """(3,) variances along the axes of colour, [0, 1): the first three words of counter 1."""
+    """Return (3,) variances in [0, 1) along three axes of colour, the first three words of counter 1."""
     return (words(2, seed, slot, tag=11)[1, :3] >> np.uint32(8)) / 2**24
 
 
 def random_mixing(seed: int, slot: int) -> np.ndarray:
-    """(3, 3) m, covariance m m': the quaternion's rotation, its columns each times the root of a variance."""
+    """Return m (3, 3) of covariance m m': the quaternion's rotation, each column times the root of a variance."""
     quaternion = covariance_quaternion(seed, slot)
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     rotation = np.array(
@@ -110,7 +110,7 @@ def gaussian_noise_cov(image, params, seed, slot):
 
 
 def iso_numbers(image: np.ndarray, colour_shift: float, intensity: float, seed: int, slot: int):
-    """(H, W) each: turns of hue, and the share of the way to white that a pixel's lightness goes."""
+    """Return two (H, W) arrays: turns of hue, and the share of the way to white by which the lightness is raised."""
     height, width, _ = image.shape
     lightness = image.max(axis=-1) / 2.0 + image.min(axis=-1) / 2.0
     turns = colour_shift * intensity * normals(height * width, seed, slot, tag=17).reshape(height, width)

@@ -1,6 +1,6 @@
-"""Philox 4x32-10 (Salmon et al., SC 2011) in plain Python integers and NumPy, and the normal numbers the noise ops use.
+"""Philox 4x32-10 (Salmon et al., SC 2011) in NumPy, and the normal numbers that the noise ops use.
 
-Imports nothing of qpt. Its known answers are in tests/test_philox.py.
+Imports nothing of qpt. The known answers are in tests/test_philox.py.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ WORD = np.uint64(0xFFFFFFFF)
 
 
 def philox4x32(counter: np.ndarray, key: tuple[int, int], rounds: int = 10) -> np.ndarray:
-    """counter (n, 4) uint32 -> (n, 4) uint32."""
+    """Return the (n, 4) uint32 words of (n, 4) uint32 counters."""
     c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
     k0, k1 = key
     for _ in range(rounds):
@@ -25,7 +25,7 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int], rounds: int = 10) -> n
 
 
 def words(counters: int, seed: int, slot: int, tag: int) -> np.ndarray:
-    """The four words of counters (0 .. counters - 1, slot, tag, 0) under the key (seed's low half, high half)."""
+    """Return the words of counters (0 .. counters - 1, slot, tag, 0) under the key (seed's low half, high half)."""
     counter = np.zeros((counters, 4), np.uint32)
     counter[:, 0] = np.arange(counters)
     counter[:, 1] = slot
@@ -34,16 +34,16 @@ def words(counters: int, seed: int, slot: int, tag: int) -> np.ndarray:
 
 
 def element_words(count: int, seed: int, slot: int, tag: int) -> np.ndarray:
-    """The words of elements 0 .. count - 1: element e is word (e // 64) % 4 of counter 64 (e // 256) + e % 64."""
+    """Return the words of elements 0 .. count - 1; e has word (e // 64) % 4 of counter 64 (e // 256) + e % 64."""
     blocks = -(-count // 256)
     return words(blocks * 64, seed, slot, tag).reshape(blocks, 64, 4).transpose(0, 2, 1).reshape(-1)[:count]
 
 
 def normals(count: int, seed: int, slot: int, tag: int) -> np.ndarray:
-    """Standard normal numbers of elements 0 .. count - 1, float64.
+    """Return standard normal numbers of elements 0 .. count - 1, float64.
 
-    Placed as element_words; words 0, 1 and words 2, 3 of a counter are Box-Muller pairs (radius, angle) of 24 bits
-    each: sqrt(-2 ln((r + 1) / 2^24)) times cos, sin of 2 pi a / 2^24.
+    Elements are placed as by ``element_words``. Words 0, 1 and words 2, 3 of a counter are Box-Muller pairs (radius,
+    angle) of 24 bits each: sqrt(-2 ln((r + 1) / 2^24)) times cos, sin of 2 pi a / 2^24.
     """
     blocks = -(-count // 256)
     drawn = words(blocks * 64, seed, slot, tag) >> np.uint32(8)

@@ -1,10 +1,10 @@
-"""Values between pixels. Imports nothing of qpt."""
+"""Interpolation between pixels. Imports nothing of qpt."""
 
 import numpy as np
 
 
 def bilinear(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(H, W, 3) image at places (h, w) float64 each, float64; a place outside takes the nearest one inside."""
+    """Return float64 values of an (H, W, 3) image at (h, w) positions; those outside read the nearest one inside."""
     height, width, _ = image.shape
     rows, columns = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)

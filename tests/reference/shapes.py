@@ -1,4 +1,4 @@
-"""NumPy definitions of the other blur kernels, the bilateral filter and what follows noise. Imports nothing of qpt."""
+"""NumPy definitions of shaped blur kernels, sharpening, the bilateral filter and denoising. Imports nothing of qpt."""
 
 import numpy as np
 import scipy.special
@@ -15,7 +15,7 @@ def box_blur(image, params, seed, slot):
 
 
 def squared_distance(sigma_x: float, sigma_y: float, angle_deg: float, radius: int = 10) -> np.ndarray:
-    """(2 radius + 1)^2 squared distances from the centre in sigmas, the x axis turned counter-clockwise as seen."""
+    """Return (2 radius + 1)^2 squared distances from the centre in sigmas; the x axis is turned counter-clockwise."""
     dy, dx = offsets(radius)
     angle = np.deg2rad(angle_deg)
     along = dx * np.cos(angle) - dy * np.sin(angle)
@@ -34,7 +34,7 @@ def plateau_kernel(sigma_x: float, sigma_y: float, angle_deg: float, beta: float
 
 
 def sinc_kernel(cutoff: float, radius: int) -> np.ndarray:
-    """cutoff J1(cutoff r) / (2 pi r), which tends to cutoff^2 / (4 pi) at the centre."""
+    """Return cutoff J1(cutoff r) / (2 pi r), which tends to cutoff^2 / (4 pi) at the centre, divided by the sum."""
     distance = np.hypot(*offsets(radius))
     distance[radius, radius] = 1
     kernel = cutoff * scipy.special.j1(cutoff * distance) / (2 * np.pi * distance)
@@ -68,7 +68,7 @@ def high_sharpen(image, params, seed, slot):
 
 
 def bilateral_mean(image: np.ndarray, sigma_colour: float, sigma_px: float) -> np.ndarray:
-    """Over the disk of radius round(1.5 sigma_px), at least 1; colours differ by the sum over their channels."""
+    """Filter over the disk of radius round(1.5 sigma_px), at least 1; colours differ by the sum over their channels."""
     radius = max(round(1.5 * sigma_px), 1)
     height, width, _ = image.shape
     exact = image.astype(np.float64)

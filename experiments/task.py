@@ -1,0 +1,195 @@
+"""One arm of the study with one seed, in a process of its own: make its encoder and evaluate it on every table.
+
+``python -m experiments.task FOLDER`` does what ``FOLDER/task.json`` says, which ``experiments.study`` writes. It may be
+killed at any moment and started again: files are written whole or not at all, pre-training resumes at its last
+checkpoint, and a table that was evaluated is not evaluated again.
+"""
+
+import fcntl
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.harness import environment
+from qpt.data.crops import cut_crops
+from qpt.data.images import list_images, load_rgb
+from qpt.data.normalise import normalise
+from qpt.evaluate.features import FeatureProtocol, read_out_features, weights_hash
+from qpt.evaluate.protocol import evaluate_splits
+from qpt.evaluate.regimes import EvaluationConfig, make_regimes
+from qpt.evaluate.table import read_table
+from qpt.io import write_json
+from qpt.models import ResNet, load_encoder
+from qpt.models.encoder import untrained_encoder
+from qpt.pretraining.checkpoint import save_checkpoint
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.engine import pretrain
+
+SPLIT_SEED = 0  # the default of `qpt evaluate`: all arms and seeds are evaluated on the same splits
+CLEAN_CROPS, CLEAN_BATCH = 1024, 64
+STOPPED = 130
+PATHS = ("data", "out", "init", "space")
+
+
+def main(folder: Path) -> int:
+    """Return the exit status: 0 when all is done, 130 when a signal stopped pre-training after a step."""
+    task = json.loads((folder / "task.json").read_text())
+    with _lock(folder):
+        torch.set_num_threads(int(task["config"]["threads"]) or torch.get_num_threads())
+        if not make_encoder(task, folder / "run"):
+            return STOPPED
+        for csv in task["tables"]:
+            evaluate_on(folder, csv, FeatureProtocol(task["crop_px"], task["crops"]))
+    return 0
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in the folder: one may have outlived the study that started it."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_encoder(task: dict[str, Any], run: Path) -> bool:
+    """Leave a checkpoint and ``summary.json`` in ``run``; return False if stopped before the end."""
+    if (run / "summary.json").is_file():
+        return True
+    config = PretrainConfig.from_dict({**task["config"], "out": str(run)})
+    if task["kind"] == "pretrained":
+        if run.exists() and not any(run.rglob("*.pt")):
+            run.rename(run.with_name(f"run-killed-{time.time_ns()}"))  # before its first checkpoint: begin again
+        return pretrain(config, resume=run.exists()).finished
+    begun = time.monotonic()
+    encoder = untrained_encoder(config.arch, config.width, config.seed)
+    if task["kind"] == "recalibrated":
+        encoder = recalibrate(load_encoder(task["of"]), Path(config.data), config)
+    run.mkdir(exist_ok=True)
+    fields = {"arch": config.arch, "width": config.width, "seed": config.seed}
+    save_checkpoint(run, {"config": fields, "step": 0, "encoder": encoder.state_dict()})
+    write_json({"steps": 0, "seconds": round(time.monotonic() - begun, 1)}, run / "summary.json")
+    return True
+
+
+@torch.no_grad()
+def recalibrate(encoder: ResNet, folder: Path, config: PretrainConfig) -> ResNet:
+    """Replace running batch-norm statistics by their mean over batches of clean crops, of the size of patches."""
+    files = list_images(folder)
+    chosen = np.random.default_rng(config.seed).choice(len(files), min(len(files), CLEAN_CROPS // 4), replace=False)
+    pixels = cut_crops(
+        [load_rgb(files[index]) for index in chosen], CLEAN_CROPS, size=config.patch_size, seed=config.seed
+    )
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch then takes the plain mean over all batches
+    encoder.train()
+    for part in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(CLEAN_BATCH):
+        encoder(normalise(part))
+    return encoder.eval()
+
+
+def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
+    """Write ``evaluation-TABLE.json``: SRCC of each split by the protocol of ``qpt evaluate``."""
+    table = read_table(csv)
+    file = folder / f"evaluation-{table.name}.json"
+    if file.is_file():
+        return
+    encoder = load_encoder(folder / "run")
+    views = read_out_features(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
+    _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
+    found = {}
+    for name, splits in regimes.items():
+        found[name] = {"srcc": [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]}
+    content = {
+        "data": {"name": table.name, "images": len(table), "sha256": table.fingerprint},
+        "features": protocol.describe(),
+        "split_seed": SPLIT_SEED,
+        "weights_sha256": weights_hash(encoder),
+        "regimes": found,
+    }
+    write_json(content, file)
+
+
+def collect(folder: Path, base: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the row of a finished arm and seed, without any path; None if it is not finished.  base: see make_row."""
+    task = json.loads((folder / "task.json").read_text())
+    files = [folder / f"evaluation-{table_name(csv)}.json" for csv in task["tables"]]
+    if not (folder / "run" / "summary.json").is_file() or not all(file.is_file() for file in files):
+        return None
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    checkpoint = hashlib.sha256((folder / "run" / "checkpoint.pt").read_bytes()).hexdigest()
+    return make_row(task, base, summary, checkpoint, [json.loads(file.read_text()) for file in files])
+
+
+def make_row(
+    task: Mapping[str, Any],
+    base: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    checkpoint: str,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Reduce what a finished arm and seed left to what tables, claims and a repetition need.
+
+    base: settings of the recipe; the row holds those that differ.  SRCC is the median over splits; an undefined one, of
+    constant predictions, counts as 0.
+    """
+    where = task["environment"]
+    named = ("data_fingerprint", "op_table", "space", "photographs")
+    return {
+        "arm": task["arm"],
+        "seed": task["config"]["seed"],
+        "steps": summary["steps"],
+        "seconds": summary["seconds"],
+        "settings": settings_over(base, task["config"]),
+        "run": {key: summary[key] for key in named if key in summary},
+        "environment": {
+            **{key: where[key] for key in ("time", "commit", "modified_files")},
+            "cpu": where["machine"]["cpu"],
+            **{key: where["versions"][key] for key in ("python", "torch", "numpy", "qpt") if key in where["versions"]},
+        },
+        "checkpoint_sha256": checkpoint,
+        "weights_sha256": evaluations[0]["weights_sha256"],
+        "tables": {
+            found["data"]["name"]: {
+                **{key: found["data"][key] for key in ("images", "sha256")},
+                **{key: found["features"][key] for key in ("crops", "crop_px")},
+                "srcc": {
+                    name: statistics.median(0.0 if value is None else value for value in regime["srcc"])
+                    for name, regime in found["regimes"].items()
+                },
+            }
+            for found in evaluations
+        },
+    }
+
+
+def settings_over(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config sets otherwise than the base, but for seed and output; of a path, the name alone."""
+    named = {key: Path(value).name if key in PATHS else value for key, value in config.items()}
+    return {key: value for key, value in named.items() if key not in ("seed", "out") and base.get(key) != value}
+
+
+def table_name(csv: str | Path) -> str:
+    """Return the name of a table in records, as ``read_table`` has it: that of its folder."""
+    return Path(csv).resolve().parent.name
+
+
+def describe() -> dict[str, Any]:
+    """Describe the environment of a task, without the threads of the study: those of the run are in its config."""
+    found = environment()
+    found.pop("threads")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

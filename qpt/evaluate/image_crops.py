@@ -1,0 +1,180 @@
+"""Decode images for evaluation, halve them, and cut the grid of crops that bounds the work on large ones.
+
+Called by ``table`` (headers), ``features``, ``classical``, ``finetune`` and ``scorer`` (pixels). It reads image files
+through ``qpt.data.images``; nothing is random: an image always gives the same pixels and the same crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qpt.data.images import UNREADABLE, load_rgb, open_image
+from qpt.errors import InputError, describe
+from qpt.evaluate.progress import progress
+
+MIN_SIDE = 32  # px; half of it still leaves one position in the last stage of an encoder of stride 32
+MAX_PIXELS = 200_000_000
+_BAND_PIXELS = 1 << 20  # halved at a time
+
+
+def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
+    """Return what is wrong with an image file as far as its header tells, or None. Decodes no pixels."""
+    if not path.is_file():
+        return "no such file"
+    try:
+        with open_image(path, max_pixels=max_pixels) as image:
+            return _too_large(image.height, image.width, max_pixels)
+    except UNREADABLE as error:
+        return _unreadable_reason(error)
+
+
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode a file to (H, W, 3) uint8, upright RGB, both sides at least MIN_SIDE px (``mirror_pad``).
+
+    Memory while decoding: 7 bytes a pixel. Raises InputError for a missing, truncated or foreign file, or one of more
+    than ``max_pixels``.
+    """
+    fault = check_header(Path(path), max_pixels=max_pixels)
+    if fault is None:
+        try:
+            return mirror_pad(load_rgb(path, max_pixels=max_pixels))
+        except UNREADABLE as error:
+            fault = _unreadable_reason(error)
+    raise InputError(f"photograph: {path}: {fault}")
+
+
+def load_images(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterator[NDArray[np.uint8]]:
+    """Decode images one by one under a progress bar.
+
+    Raises one InputError at the end that lists all files that cannot be used; after the first of them nothing more
+    is yielded.
+    """
+    faults = []
+    for path in progress(paths, label, quiet):
+        try:
+            pixels = load_image(path)
+        except InputError as error:
+            faults.append(str(error).removeprefix("photograph: "))
+            continue
+        if not faults:
+            yield pixels
+    if faults:
+        raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
+
+
+def read_images(
+    files: Sequence[Path], min_side: int, *, most: int, quiet: bool = False
+) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
+    """Decode at most ``most`` files, evenly spaced in ``files``, and leave out those that cannot be used.
+
+    min_side: pixels that both sides must have at least; nothing is padded. Returns the images, (H, W, 3) uint8 each in
+    the order of ``files``, and file name -> reason of those left out.
+    """
+    chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+    images, left_out = [], {}
+    for path in progress(chosen, "reading photographs", quiet):
+        try:
+            pixels = load_rgb(path)
+        except UNREADABLE as error:
+            left_out[path.name] = _unreadable_reason(error)
+            continue
+        height, width = pixels.shape[:2]
+        if min(height, width) < min_side:
+            left_out[path.name] = f"both sides must be at least {min_side} px, got {width}x{height}"
+            continue
+        images.append(pixels)
+    return images, left_out
+
+
+def check_pixels(pixels: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return ``pixels``, an (H, W, 3) uint8 array of 1 to ``max_pixels`` pixels; InputError for anything else."""
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise InputError(f"photograph: pixels must be (H, W, 3) uint8, got {describe(pixels)}")
+    if pixels.size == 0:
+        raise InputError(f"photograph: pixels must be at least 1x1, got {describe(pixels)}")
+    fault = _too_large(pixels.shape[0], pixels.shape[1], max_pixels)
+    if fault:
+        raise InputError(f"photograph: {fault}")
+    return pixels
+
+
+def mirror_pad(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pad sides shorter than MIN_SIDE px to MIN_SIDE, evenly on both ends, the odd pixel at the end.
+
+    The padding mirrors the image with its edge pixels repeated (``numpy.pad`` calls it "symmetric"): one pixel becomes
+    a flat 32 x 32. An image that is large enough is returned as it is.
+    """
+    missing = [max(0, MIN_SIDE - side) for side in pixels.shape[:2]]
+    if not any(missing):
+        return pixels
+    return np.pad(pixels, [(rest // 2, rest - rest // 2) for rest in missing] + [(0, 0)], mode="symmetric")
+
+
+def half_scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the (H // 2, W // 2, 3) image of Pillow's antialiased bicubic resize. pixels: H and W >= 2."""
+    height, width = pixels.shape[:2]
+    # Pillow 13 resizes the rows of a tall image first, the columns of any other one.
+    if height - height // 2 > 2 * (width - width // 2):
+        return np.ascontiguousarray(half_scale(pixels.transpose(1, 0, 2)).transpose(1, 0, 2))
+    # Pillow's own two passes, the first by bands of rows: the bytes of one resize without a second copy of the image.
+    narrow = Image.new("RGB", (width // 2, height))
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        band = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows]))
+        narrow.paste(band.resize((width // 2, band.height), Image.Resampling.BICUBIC), (0, top))
+    return np.array(narrow.resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+
+
+def crop_grid(pixels: NDArray[np.uint8], *, side: int, count: int) -> NDArray[np.uint8]:
+    """Cut the boxes of ``crop_boxes`` from an image: (n, h, w, 3) uint8, n <= count."""
+    height, width = pixels.shape[:2]
+    boxes = crop_boxes(width, height, side=side, count=count)
+    return np.stack([pixels[top:bottom, left:right] for left, top, right, bottom in boxes])
+
+
+def crop_boxes(width: int, height: int, *, side: int, count: int) -> list[tuple[int, int, int, int]]:
+    """Return boxes (left, top, right, bottom) in pixels, all of one size.
+
+    An image of at most count x side^2 pixels is one box, the whole of it. A larger one gets an evenly spaced grid of
+    at most ``count`` boxes of side px (less where the image is narrower), the outer ones touching its borders.
+    """
+    if width * height <= count * side * side:
+        return [(0, 0, width, height)]
+    per_axis = max(1, int(count**0.5))
+    if height <= width:
+        rows = min(per_axis, -(-height // side))
+        columns = min(count // rows, -(-width // side))
+    else:
+        columns = min(per_axis, -(-width // side))
+        rows = min(count // columns, -(-height // side))
+    w, h = min(side, width), min(side, height)
+    lefts, tops = _evenly_spaced(width - w, columns), _evenly_spaced(height - h, rows)
+    return [(left, top, left + w, top + h) for top in tops for left in lefts]
+
+
+def _evenly_spaced(last: int, count: int) -> list[int]:
+    """Return ``count`` offsets from 0 to ``last``; a single one is in the middle."""
+    if count == 1:
+        return [last // 2]
+    return [round(last * index / (count - 1)) for index in range(count)]
+
+
+def _too_large(height: int, width: int, max_pixels: int) -> str | None:
+    # A side under MIN_SIDE counts as MIN_SIDE, which it is padded to.
+    if max(height, MIN_SIDE) * max(width, MIN_SIDE) > max_pixels:
+        return f"{width}x{height} px (a side counts as at least {MIN_SIDE}) is more than max_pixels = {max_pixels:,}"
+    return None
+
+
+def _unreadable_reason(error: BaseException) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large ({reason})"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "not an image"
+    return f"cannot be decoded ({reason})"

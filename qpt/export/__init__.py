@@ -1,0 +1,1 @@
+"""Export of encoders and scorers to formats that other programs read, with a model card."""

@@ -1,0 +1,1 @@
+"""The quality-aware contrastive loss, its negative pool and its backends."""

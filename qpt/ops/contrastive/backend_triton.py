@@ -1,0 +1,35 @@
+"""The contrastive loss's two passes over pairs on a CUDA device, by the Triton kernels of ``qpt.kernels.contrastive``.
+
+Called by ``loss.py``; the kernels are imported at the first call, so that ``import qpt`` needs no Triton. Positives are
+found by the torch operations of ``TorchBackend``.
+"""
+
+from torch import Tensor
+
+from qpt.ops.contrastive.backend_torch import SoftmaxSums, TorchBackend
+from qpt.ops.contrastive.problem import KeySet, Queries
+
+
+class TritonBackend(TorchBackend):
+    name = "triton"
+
+    def lse_forward(
+        self, queries: Queries, keys: KeySet, temperature: Tensor, log_weight: float, *, weighted: bool
+    ) -> SoftmaxSums:
+        from qpt.kernels import contrastive
+
+        return SoftmaxSums(*contrastive.lse_forward(queries, keys, temperature, log_weight, weighted=weighted))
+
+    def key_gradient(
+        self,
+        queries: Queries,
+        keys: KeySet,
+        temperature: Tensor,
+        log_weight: float,
+        lse: Tensor,
+        *,
+        both_roles: bool = False,
+    ) -> Tensor:
+        from qpt.kernels import contrastive
+
+        return contrastive.key_gradient(queries, keys, temperature, log_weight, lse, both_roles=both_roles)

@@ -1,0 +1,244 @@
+"""The problem that a contrastive loss solves: its arguments as one frozen tuple, built and checked once.
+
+``api.py`` and ``distributed.py`` build a ``Problem`` from their public arguments; ``op.py`` flattens it for
+``torch.library``; ``loss.py`` and the backends read it. Every refusal is one InputError that names the argument.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qpt.errors import InputError, describe
+from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
+
+BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Queries(NamedTuple):
+    """vectors [N, D]; groups int64 [N] (-1: left out of the mean); images int64 [N] or None (no same-image pairs)."""
+
+    vectors: Tensor
+    groups: Tensor
+    images: Tensor | None
+
+
+class KeySet(NamedTuple):
+    """Keys of one origin (the batch, another process, the pool), and which pairs with them count.
+
+    vectors [M, D]; groups int64 [M] (-1: ignored); images int64 [M] or None. Pair (i, i + self_offset) is taken out;
+    ``negatives=False`` keeps only the keys of the row's own group.
+    """
+
+    vectors: Tensor
+    groups: Tensor
+    images: Tensor | None
+    self_offset: int | None = None
+    negatives: bool = True
+
+    def self_pairs(self, rows: int) -> tuple[slice, slice]:
+        """Return the rows i of ``rows``, and the keys i + self_offset, for which both exist."""
+        offset = self.self_offset
+        assert offset is not None
+        first = max(0, -offset)
+        stop = max(first, min(rows, self.groups.numel() - offset))
+        return slice(first, stop), slice(first + offset, stop + offset)
+
+    def of_other_process(self, vectors: Tensor, groups: Tensor, images: Tensor | None) -> "KeySet":
+        """Return the key set of another process's batch, in which no query has its self pair."""
+        return KeySet(vectors, groups, images, None, self.negatives)
+
+
+class Problem(NamedTuple):
+    """One contrastive loss; the fields are the public arguments of ``contrastive_loss``, which documents them.
+
+    The pool is given by its tensors; ``temperature`` is a 0-d tensor on the embeddings' device, in the accumulation
+    dtype. ``op.py`` derives the ops' schemas from these annotations.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_groups: Tensor
+    key_groups: Tensor
+    query_images: Tensor | None
+    key_images: Tensor | None
+    pool: Tensor | None
+    pool_groups: Tensor | None
+    pool_images: Tensor | None
+    temperature: Tensor
+    same_image_weight: float
+    exclude_self: bool
+    in_batch_negatives: bool
+    backend: str
+    check_finite: bool
+
+    @property
+    def log_weight(self) -> float:
+        """Logarithm of same_image_weight."""
+        return math.log(self.same_image_weight) if self.same_image_weight > 0 else -math.inf
+
+    @property
+    def same_rows(self) -> bool:
+        """True where queries and keys are the very same tensors (SimCLR, SupCon): similarities are symmetric."""
+        same_ids = self.key_groups is self.query_groups and self.key_images is self.query_images
+        return self.exclude_self and self.keys is self.queries and same_ids
+
+    def without_idle_images(self) -> "Problem":
+        """Return the problem without image ids where they change nothing: a weight of 1 adds log 1 = 0."""
+        idle = self.same_image_weight == 1.0
+        return self._replace(query_images=None, key_images=None, pool_images=None) if idle else self
+
+    def without_pool(self) -> "Problem":
+        """Return the part of the problem whose keys get a gradient."""
+        return self._replace(pool=None, pool_groups=None, pool_images=None)
+
+    def query_rows(self) -> Queries:
+        return Queries(self.queries, self.query_groups, self.query_images)
+
+    def batch_keys(self) -> KeySet:
+        offset = 0 if self.exclude_self else None
+        return KeySet(self.keys, self.key_groups, self.key_images, offset, self.in_batch_negatives)
+
+    def pool_keys(self) -> list[KeySet]:
+        """Return the pool's key set; an empty list without a pool."""
+        if self.pool is None or self.pool_groups is None:
+            return []
+        return [KeySet(self.pool, self.pool_groups, self.pool_images)]
+
+
+def make_problem(
+    function: str,
+    queries: Tensor,
+    keys: Tensor,
+    query_groups: Tensor,
+    key_groups: Tensor,
+    query_images: Tensor | None,
+    key_images: Tensor | None,
+    pool: NegativePool | Tensor | None,
+    pool_groups: Tensor | None,
+    pool_images: Tensor | None,
+    temperature: float | Tensor,
+    same_image_weight: float,
+    exclude_self: bool,
+    in_batch_negatives: bool,
+    backend: str,
+    check_finite: bool,
+) -> Problem:
+    """Check everything that can be checked without reading data, in the name of the public ``function``."""
+    _check_embeddings(function, "queries", queries, "(N, D)")
+    device, dim = queries.device, queries.shape[1]
+    _check_embeddings(function, "keys", keys, f"(M, {dim})", device, dim)
+    _check_ids(function, "query_groups", query_groups, queries)
+    _check_ids(function, "key_groups", key_groups, keys)
+    if query_images is not None:
+        _check_ids(function, "query_images", query_images, queries)
+    if key_images is not None:
+        _check_ids(function, "key_images", key_images, keys)
+    if (pool is None or isinstance(pool, NegativePool)) and (pool_groups is not None or pool_images is not None):
+        given = "none" if pool is None else "a NegativePool, which has its own"
+        raise InputError(f"{function}: pool_groups and pool_images go with a pool tensor, got {given}")
+    if isinstance(pool, NegativePool):
+        # A compiled graph sees the whole ring (unfilled rows are ignored by their ids): one shape, one compilation.
+        whole = torch.compiler.is_compiling()
+        pool, pool_groups, pool_images = pool.ring if whole else (pool.keys, pool.groups, pool.images)
+    if pool is not None:
+        _check_pool(function, pool, pool_groups, pool_images, device, dim)
+    if exclude_self and keys.shape[0] != queries.shape[0]:
+        raise InputError(
+            f"{function}: exclude_self needs queries and keys of the same rows, "
+            f"got {queries.shape[0]} queries and {keys.shape[0]} keys"
+        )
+    if not isinstance(same_image_weight, (int, float)) or not 0 <= same_image_weight < math.inf:
+        raise InputError(f"{function}: same_image_weight must be finite and >= 0, got {same_image_weight!r}")
+    if backend not in BACKEND_NAMES:
+        raise InputError(f"{function}: backend must be one of {', '.join(BACKEND_NAMES)}, got {backend!r}")
+    double = torch.float64 in (queries.dtype, keys.dtype, queries.dtype if pool is None else pool.dtype)
+    dtype = torch.float64 if double else torch.float32
+    return Problem(
+        queries,
+        keys,
+        query_groups,
+        key_groups,
+        query_images,
+        key_images,
+        pool,
+        pool_groups,
+        pool_images,
+        temperature_tensor(function, temperature, device, dtype),
+        float(same_image_weight),
+        exclude_self,
+        in_batch_negatives,
+        backend,
+        check_finite,
+    )
+
+
+def _check_pool(
+    function: str, pool: Tensor, groups: Tensor | None, images: Tensor | None, device: torch.device, dim: int
+) -> None:
+    _check_embeddings(function, "pool", pool, f"(K, {dim})", device, dim)
+    if pool.requires_grad:
+        raise InputError(f"{function}: pool gets no gradient and must not require one; pass pool.detach()")
+    if groups is None:
+        raise InputError(f"{function}: a pool tensor needs pool_groups, int64 ({pool.shape[0]},), got None")
+    _check_ids(function, "pool_groups", groups, pool)
+    if images is not None:
+        _check_ids(function, "pool_images", images, pool)
+
+
+def _check_embeddings(
+    function: str, name: str, value: Tensor, shape: str, device: torch.device | None = None, dim: int | None = None
+) -> None:
+    fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 0 and dim in (None, value.shape[1])
+    if not fits or value.dtype not in FLOATS:
+        raise InputError(
+            f"{function}: {name} must be {shape} float16, bfloat16, float32 or float64, got {describe(value)}"
+        )
+    if device is not None and value.device != device:
+        raise InputError(f"{function}: {name} must be on the queries' device {device}, got {value.device}")
+
+
+def _check_ids(function: str, name: str, value: Tensor, vectors: Tensor) -> None:
+    rows = vectors.shape[0]
+    if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != rows or value.dtype != torch.int64:
+        raise InputError(f"{function}: {name} must be ({rows},) int64, got {describe(value)}")
+    if value.device != vectors.device:
+        raise InputError(f"{function}: {name} must be on the queries' device {vectors.device}, got {value.device}")
+
+
+def temperature_tensor(function: str, temperature: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the temperature as a 0-d tensor of ``dtype``; a tensor keeps its graph. Raises InputError."""
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or temperature.ndim > 1 or temperature.dtype not in FLOATS:
+            raise InputError(
+                f"{function}: temperature must be a float or a floating-point tensor of one element, "
+                f"got {describe(temperature)}"
+            )
+        if temperature.device != device:
+            raise InputError(
+                f"{function}: temperature must be on the queries' device {device}, got {temperature.device}"
+            )
+        return temperature.reshape(()).to(dtype)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        raise InputError(f"{function}: temperature must be a float or a tensor, got {describe(temperature)}")
+    if not 0 < temperature < math.inf:
+        raise InputError(f"{function}: temperature must be finite and > 0, got {temperature}")
+    return torch.full((), float(temperature), dtype=dtype, device=device)
+
+
+def check_values(problem: Problem, *names: str) -> None:
+    """Refuse a temperature <= 0, and nan and infinity in the embeddings of these names.
+
+    The CPU always looks; other devices only under ``check_finite``, because it waits for them.
+    """
+    if problem.queries.device.type != "cpu" and not problem.check_finite:
+        return
+    value = problem.temperature.item()
+    if not 0 < value < math.inf:
+        raise InputError(f"contrastive_loss: temperature must be finite and > 0, got {value:g}")
+    for name in names:
+        vectors = getattr(problem, name)
+        if vectors is not None:
+            check_rows_finite("contrastive_loss", name, vectors)

@@ -1,0 +1,205 @@
+"""The CUDA engine of ``degrade``: load the kernel, launch it through CuPy on torch's stream and in torch's memory.
+
+Called by ``api.py``, which has checked every argument. The kernel is csrc/cuda/degrade.cu: from the fat binary that
+setup.py left beside the package, else compiled once per GPU by NVRTC (``nvrtc.py``, which keeps the result).
+tests/test_emulator.py runs the same source on the CPU with this module's launch configuration and arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qpt import build
+from qpt.degradations.program import Program
+from qpt.errors import BackendError
+from qpt.ops import extension
+from qpt.ops.degrade import nvrtc
+from qpt.ops.degrade.order import costly_first
+from qpt.ops.degrade.patches import Patches
+
+BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow; it bounds the scratch too
+_SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Grid and memory of one launch; a block has build.BLOCK_THREADS threads."""
+
+    blocks: int
+    scratch_bytes: int  # of one block, in global memory
+    shared_bytes: int  # of one block
+
+    @staticmethod
+    def of(
+        program: Program, height: int, width: int, windows: Tensor | None, *, multiprocessors: int, shared_limit: int
+    ) -> LaunchConfig:
+        """Choose one block per row, at most BLOCKS_PER_MULTIPROCESSOR on each of the multiprocessors.
+
+        windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
+        """
+        blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        scratch = extension.load().scratch_bytes(height, width, program.resizes(), windows is not None)
+        # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
+        shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
+        return LaunchConfig(blocks, scratch, shared)
+
+
+def shared_bytes_used(
+    program: Program, height: int, width: int, windows: Tensor | None, shared_limit: int
+) -> list[int]:
+    """Return the shared memory that each row uses for its images between ops.
+
+    Both images are in shared memory, or one (the other is in global memory), or none, as they fit into shared_limit.
+    Arguments as of ``LaunchConfig.of``.
+    """
+    used = functools.cache(extension.load().shared_bytes_used)
+    # The window of a row that works on the whole image is the image.
+    extents = [(height, width)] * len(program) if windows is None else windows[:, 3:].tolist()
+    return [
+        used(h, w, resizes, windows is not None, shared_limit)
+        for (h, w), resizes in zip(extents, program.resized_rows().tolist(), strict=True)
+    ]
+
+
+class KernelInputs(NamedTuple):
+    """The tensors qpt_degrade reads, contiguous on the images' device; without patches the last three are empty."""
+
+    images: Tensor  # (B, H, W, 3) uint8
+    ops: Tensor  # of the program, as are the next three
+    params: Tensor
+    seeds: Tensor
+    source: Tensor
+    order: Tensor  # (r,) int32, the rows by falling cost
+    windows: Tensor  # of the patches, as are the next two
+    boxes: Tensor
+    lut: Tensor
+
+    @staticmethod
+    def of(images: Tensor, program: Program, patches: Patches | None) -> KernelInputs:
+        """Copy a program and its patches to the images' device."""
+        none = torch.empty(0, dtype=torch.int32)
+        fields = (program.ops, program.params, program.seeds, program.source)
+        cut = (patches.windows, patches.boxes, patches.lut) if patches else (none, none, none)
+        order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
+        return KernelInputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
+
+
+def kernel_arguments(
+    config: LaunchConfig, inputs: KernelInputs, patches: Patches | None, out: Tensor, scratch: Tensor
+) -> tuple:
+    """Return the arguments of qpt_degrade in order, as NumPy scalars, which fix their C types.
+
+    out: images (r, H, W, 3) uint8, or the tensor of ``patches.empty``.
+    """
+    _, height, width, _ = inputs.images.shape
+    rows, slots = inputs.ops.shape
+    images, *fields = inputs
+    pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *fields, scratch)]
+    cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
+    extents = (config.shared_bytes, rows, slots, height, width, *cut)
+    return (*pointers, np.int64(config.scratch_bytes), *map(np.int32, extents))
+
+
+def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor:
+    """Run every row of a program in one launch on torch's current stream.
+
+    images: (B, H, W, 3) uint8 on a CUDA device, contiguous.  Returns the output images (r, H, W, 3) uint8, or the
+    patches, on the same device.  Raises BackendError if no kernel can be loaded.
+    """
+    _, height, width, _ = images.shape
+    rows = len(program)
+    if patches is None:
+        out = torch.empty((rows, height, width, 3), dtype=torch.uint8, device=images.device)
+    else:
+        out = patches.empty(images.device)
+    if rows == 0:
+        return out
+    index = images.device.index
+    function = _kernel(index)
+    config = LaunchConfig.of(
+        program,
+        height,
+        width,
+        patches.windows if patches else None,
+        multiprocessors=torch.cuda.get_device_properties(index).multi_processor_count,
+        shared_limit=function.max_dynamic_shared_size_bytes,
+    )
+    scratch = torch.empty(config.blocks * config.scratch_bytes, dtype=torch.uint8, device=images.device)
+    inputs = KernelInputs.of(images, program, patches)
+    arguments = kernel_arguments(config, inputs, patches, out, scratch)
+    cupy = _cupy()
+    # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
+    stream = torch.cuda.current_stream(index).cuda_stream
+    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
+        function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
+    return out
+
+
+@functools.cache
+def available() -> str | None:
+    """Return None if CUDA kernels can be launched here, else the reason they cannot and what fixes it."""
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        advice = "check the driver with nvidia-smi" if torch.version.cuda else "install a CUDA build of PyTorch"
+        return f"torch.cuda.is_available() is False (torch {torch.__version__}, {built}); {advice}"
+    try:
+        cupy = _cupy()
+    except ImportError as error:
+        return f"CuPy did not import ({error}); install it: pip install 'qpt[cuda]' (CuPy for CUDA 13)"
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"CuPy {cupy.__version__} sees no device ({error}); install the CuPy that matches the driver's CUDA"
+    return None
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+@functools.cache
+def _kernel(device: int) -> Any:
+    """Load qpt_degrade for one device, from the fat binary or else from NVRTC, and allow it all shared memory.
+
+    Raises BackendError with both causes.
+    """
+    cupy = _cupy()
+    causes = []
+    for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):
+        try:
+            with cupy.cuda.Device(device):
+                function = load(cupy, device)
+                function.max_dynamic_shared_size_bytes = cupy.cuda.Device(device).attributes[_SHARED_LIMIT]
+                return function
+        except (BackendError, cupy.cuda.driver.CUDADriverError) as error:
+            causes.append(f"{origin}: {error}")
+    raise BackendError(
+        f"degrade: no CUDA kernel for device {device}: {'; '.join(causes)}. Build one for it, with nvcc: "
+        f"QPT_CUDA=1 QPT_CUDA_ARCHS={_architecture(device)} pip install --force-reinstall --no-deps ."
+    )
+
+
+def _load_fat_binary(cupy: Any, device: int) -> Any:
+    path = build.PACKAGE / build.FATBIN_FILE
+    if not path.exists():
+        facts = build.build_facts()
+        raise BackendError(facts["cuda"]["reason"] if facts else f"there is no {path}")
+    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+
+
+def _load_from_nvrtc(cupy: Any, device: int) -> Any:
+    path = nvrtc.cubin_file(build.device_source(), build.CUDA_FLAGS, _architecture(device), "degrade")
+    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+
+
+def _architecture(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor

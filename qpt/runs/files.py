@@ -1,0 +1,19 @@
+"""Names and settings of a run directory that pre-training, evaluation and reports share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: Fields of ``PretrainConfig`` that may change when a run is resumed, because the result does not depend on them.
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
+    | {"keep_checkpoints", "tensorboard", "page"}
+)
+#: A run is data-bound from this share of its time spent waiting for the loader.
+DATA_BOUND = 0.05
+
+
+def run_name(run: str | Path) -> str:
+    """Return the name of the run's directory, under which results list the run."""
+    path = Path(run).resolve()
+    return path.name if path.is_dir() else path.parent.name

@@ -1,0 +1,50 @@
+"""``RUN/history.jsonl``: one line for each time the run was started or resumed.
+
+Written by ``qpt.pretraining.engine``, read by reports.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qpt.io import whole_lines
+from qpt.version import __version__
+
+HISTORY = "history.jsonl"
+
+
+def note_start(run: Path, step: int, device: torch.device) -> None:
+    """Append an entry: the run continues now after ``step`` steps, with these versions on this device."""
+    entry = {
+        "step": step,
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "qpt": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+    path = run / HISTORY
+    # A crash may have cut the last line short: the new entry must not become its end.
+    cut_short = path.is_file() and not path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write("\n" * cut_short + json.dumps(entry) + "\n")
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Return the entries in order; none without a file. A line cut short by a crash is left out."""
+    entries = []
+    for line in whole_lines(run / HISTORY):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "step" in entry:
+            entries.append(entry)
+    return entries

@@ -1,0 +1,63 @@
+"""README.md, docs/results.md and docs/scaling.md show what is in the records, to the digit."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from benchmarks import scaling, speed_table
+from benchmarks.harness import RESULTS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def page_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_page", DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measured_figures_are_those_of_the_records() -> None:
+    results = page_module("results")
+    for page in results.PAGES:
+        assert page.read_text() == results.render(page), f"{page.name}: run `python docs/results.py`"
+    readme = results.PAGES[0].read_text()
+    assert all(f"<!-- begin measured: {name} -->" in readme for name in ("evaluation", "speed"))
+
+
+def test_only_measured_blocks_are_replaced_and_wrong_markers_are_refused(tmp_path: Path) -> None:
+    results = page_module("results")
+    page = tmp_path / "page.md"
+    block = "<!-- begin measured: paired -->\n{}\n<!-- end measured: paired -->"
+    page.write_text(f"a\n{block.format('old')}\nb\n")
+    assert results.render(page) == f"a\n{block.format(results.BLOCKS['paired']())}\nb\n"
+    for wrong in (block.format("old").replace("paired", "x"), "<!-- begin measured: paired -->\n"):
+        page.write_text(wrong)
+        with pytest.raises(ValueError, match="pairs of markers"):
+            results.render(page)
+
+
+def test_a_record_without_the_rows_of_the_speed_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"loader\.json: must have rows of 'load'"):
+        speed_table._figures({"name": "loader", "rows": []}, "load", "2 loader processes")
+
+
+def test_the_scaling_page_is_that_of_its_record() -> None:
+    result = json.loads((RESULTS / "scaling.json").read_text())
+    assert (DOCS / "scaling.md").read_text() == page_module("scaling").render(result), "run `python docs/scaling.py`"
+
+
+def test_the_scaling_model_counts_the_network_and_the_pairs() -> None:
+    facts = scaling.counted()
+    head = 2048 * 2048 + 2048 + 2048 * scaling.DIM + scaling.DIM
+    assert facts["norms"] == 53
+    assert facts["parameters"] == 25_557_032 - (2048 * 1000 + 1000) + head  # torchvision's, without its classifier
+    one, many = scaling.step_ms(1, caching=False), scaling.step_ms(64, caching=False)
+    rows = scaling.IMAGES * scaling.COMPOSITIONS
+    assert one["communicate"] == 0 < many["communicate"]
+    assert many["loss"] / one["loss"] == pytest.approx((64 * rows + scaling.POOL) / (rows + scaling.POOL))
+    assert one["encode"] == pytest.approx(scaling.step_ms(1, caching=True)["encode"] * 4 / 5)
