@@ -12,7 +12,7 @@ from tests import ptx
 from tests.ptx import compilers
 from tests.ptx.cuda_kernels import SOURCE
 
-COMPILERS = [name for name, there in (("nvcc", compilers.find_nvcc()), ("nvrtc", compilers._nvrtc())) if there]
+COMPILERS = [name for name, there in (("nvcc", compilers.find_nvcc()), ("nvrtc", compilers.find_nvrtc())) if there]
 ORDERS = [ptx.Schedule("forward"), ptx.Schedule("reverse"), ptx.Schedule("random", seed=3)]
 
 

@@ -47,7 +47,8 @@ def nvcc(source: str | Path, flags: Sequence[str] = ("-std=c++17", "-O3"), archi
 
 
 @functools.cache
-def _nvrtc() -> ctypes.CDLL | None:
+def find_nvrtc() -> ctypes.CDLL | None:
+    """Return libnvrtc of the nvidia-cuda-nvrtc package or of a toolkit; None without one."""
     packages = {sysconfig.get_path("purelib"), *sys.path, site.getusersitepackages()}
     found = [lib for folder in sorted(filter(None, packages)) for lib in sorted(Path(folder, "nvidia").glob("*/lib/libnvrtc.so.*"))]
     found.append(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "lib64", "libnvrtc.so"))
@@ -57,7 +58,7 @@ def _nvrtc() -> ctypes.CDLL | None:
 
 def nvrtc(source: str, flags: Sequence[str] = ("-std=c++17",), architecture: int = 80) -> str:
     """Return the PTX of CUDA source text that includes no file."""
-    library = _nvrtc()
+    library = find_nvrtc()
     if library is None:
         raise FileNotFoundError("libnvrtc: pip install nvidia-cuda-nvrtc")
     program = ctypes.c_void_p()
