@@ -21,7 +21,7 @@ ORDERS = ("forward", "reverse")
 
 @functools.cache
 def compiled(source: str) -> str:
-    return compilers.cuda(source)
+    return compilers.nvrtc(source) if compilers.find_nvrtc() else compilers.nvcc(source)
 
 
 def changed(old: str, new: str, count: int = 1) -> str:

@@ -25,6 +25,30 @@ INSTRUCTION = np.dtype(
     align=True,
 )  # fmt: skip
 assert INSTRUCTION.itemsize == native.INSTRUCTION_BYTES
+Operand = tuple[int, int, int, int, int]  # the fields of OPERAND
+
+
+@dataclass
+class Record:
+    """The fields of INSTRUCTION before they are packed."""
+
+    handler: int = 0
+    guard: int = 0
+    predicate: Operand = (0, 0, 0, 0, 0)
+    flags: int = 0
+    target: int = 0
+    join: int = 0
+    imm: int = 0
+    op: list[Operand] = field(default_factory=list)
+
+    def row(self) -> tuple:
+        operands = [*self.op, *[(0, 0, 0, 0, 0)] * (16 - len(self.op))]
+        imm = self.imm - (1 << 64) if self.imm >> 63 == 1 else self.imm
+        return (
+            self.handler, self.guard, len(self.op), 0, self.predicate, self.flags, self.target, self.join, 0, imm, operands,
+        )  # fmt: skip
+
+
 SPECIALS = [f"%{name}.{axis}" for name in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"]
 SPECIALS += ["%laneid", "%warpid", "%nwarpid", *[f"%lanemask_{kind}" for kind in ("lt", "le", "eq", "gt", "ge")]]
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 60, 1 << 61
@@ -101,12 +125,13 @@ class _Assembler:
         if len(instructions) >= 1 << 20:
             raise UnknownOpcode("a program of more than a million instructions")
         self.starts = starts
-        self.code = np.zeros(len(instructions), INSTRUCTION)
+        self.records = [Record() for _ in instructions]
         for function in functions:
             self._lower(function)
+        code = np.array([record.row() for record in self.records], INSTRUCTION)
         entry = module.functions[kernel]
         self.program = Program(
-            self.code,
+            code,
             instructions,
             bytes(self.pool),
             self.specials,
@@ -191,14 +216,14 @@ class _Assembler:
             for name, variable in zip(names, formal, strict=True):
                 self.symbols[name] = self.symbols[variable.name]
 
-    def _allocate(self, kind: str) -> tuple[int, int, int, int, int]:
+    def _allocate(self, kind: str) -> Operand:
         width = TYPE_BYTES[kind]
         operand = (self.register_bytes, self.slots, width, 0, 0)
         self.register_bytes += LANES * width if width else 8
         self.slots += 1
         return operand
 
-    def _constant(self, value: int, width: int) -> tuple[int, int, int, int, int]:
+    def _constant(self, value: int, width: int) -> Operand:
         """A lane-wide constant; width 0: a predicate."""
         key = (value, width)
         if key not in self.pooled:
@@ -207,7 +232,7 @@ class _Assembler:
             self.pool += content
         return self.pooled[key], 0, width, 1, 0
 
-    def _operand(self, function: Function, text: str, width: int | None) -> tuple[int, int, int, int, int]:
+    def _operand(self, function: Function, text: str, width: int | None) -> Operand:
         """A register, a special register, a variable's address or a number; width None: any."""
         registers = self.registers[function.name]
         if text in registers:
@@ -234,21 +259,21 @@ class _Assembler:
         start = self.starts[function.name]
         meeting = flow.joins(function)
         for index, instruction in enumerate(function.code):
-            record = self.code[start + index]
+            record = self.records[start + index]
             try:
                 self._instruction(function, instruction, record, start)
             except (UnknownOpcode, KeyError, ValueError, OverflowError, StopIteration) as error:
                 raise UnknownOpcode(f"{instruction} ({instruction.line}): {error}") from error
             if index in meeting:
-                record["join"] = start + meeting[index] if meeting[index] >= 0 else -1
+                record.join = start + meeting[index] if meeting[index] >= 0 else -1
             if instruction.guard:
                 negated = instruction.guard.startswith("!")
-                record["guard"] = 2 if negated else 1
-                record["predicate"] = self._operand(function, instruction.guard.lstrip("!"), 0)
-        record = self.code[start + len(function.code)]
-        record["handler"], _, record["flags"] = _find("ret")
+                record.guard = 2 if negated else 1
+                record.predicate = self._operand(function, instruction.guard.lstrip("!"), 0)
+        last = self.records[start + len(function.code)]
+        last.handler, _, last.flags = _find("ret")
 
-    def _instruction(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _instruction(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         head = instruction.opcode.split(".")[0]
         lower = getattr(self, f"_lower_{head}", None)
         if head == "cp" and ".async" not in instruction.opcode:
@@ -257,14 +282,12 @@ class _Assembler:
             return
         self._plain(function, instruction.opcode, list(instruction.operands), record)
 
-    def _emit(self, record: np.void, opcode: str, operands: list[tuple[int, int, int, int, int]], flags: int = 0, imm: int = 0) -> None:
+    def _emit(self, record: Record, opcode: str, operands: list[Operand], flags: int = 0, imm: int = 0) -> None:
         handler, _, own = _find(opcode)
-        record["handler"], record["flags"], record["imm"] = handler, own | flags, imm
-        record["count"] = len(operands)
-        for place, operand in enumerate(operands):
-            record["op"][place] = operand
+        record.handler, record.flags, record.imm = handler, own | flags, imm
+        record.op = list(operands)
 
-    def _plain(self, function: Function, opcode: str, operands: list[str], record: np.void) -> None:
+    def _plain(self, function: Function, opcode: str, operands: list[str], record: Record) -> None:
         """An instruction whose operands are as its signature in the opcode table says."""
         if operands and "|" in operands[0]:
             operands = [*operands[0].split("|"), *operands[1:]]
@@ -277,25 +300,22 @@ class _Assembler:
         needed = [kind for kind in kinds if not kind.endswith("?")]
         if not len(needed) <= len(flat) <= len(kinds):
             raise UnknownOpcode(f"{len(flat)} operands")
-        record["handler"], record["flags"] = handler, flags
-        place = 0
+        record.handler, record.flags = handler, flags
         for text, kind in zip(flat, kinds, strict=False):
             if kind == "i":
-                record["imm"] = number(text, 8)
+                record.imm = number(text, 8)
                 continue
             negated = kind == "p" and text.startswith("!")
             if negated:
                 raise UnknownOpcode("a negated predicate operand")
             width = {"p": 0, "*": None}.get(kind[0], int(kind[0]) if kind[0].isdigit() else None)
-            if kind == "*" and not re.match(r"[%_]", text) and place == 1:
+            if kind == "*" and not re.match(r"[%_]", text) and len(record.op) == 1:
                 width = TYPE_BYTES[opcode.rsplit(".", 1)[1]]
-            record["op"][place] = self._operand(function, text.strip(), width)
-            place += 1
-        record["count"] = place
+            record.op.append(self._operand(function, text.strip(), width))
 
     # Memory -----------------------------------------------------------------------------------------------------------
 
-    def _address(self, function: Function, text: str) -> tuple[tuple[int, int, int, int, int], int, str]:
+    def _address(self, function: Function, text: str) -> tuple[Operand, int, str]:
         """[register + offset], [variable + offset] -> base, offset, space of the variable."""
         inner = text.strip()[1:-1].strip()
         found = re.match(r"([%\w$.]+?)\s*(?:([+-])\s*(-?\w+))?$", inner)
@@ -332,11 +352,11 @@ class _Assembler:
                 rest.append(part)
         return parts[0], parts[-1], flags | _SPACES[space] << 6, length, rest
 
-    def _values(self, function: Function, text: str, size: int) -> list[tuple[int, int, int, int, int]]:
+    def _values(self, function: Function, text: str, size: int) -> list[Operand]:
         parts = [part.strip() for part in text.strip("{}").split(",")]
         return [self._operand(function, part, size if re.match(r"[-\d]", part) else None) for part in parts]
 
-    def _load_or_store(self, function: Function, instruction: Instruction, record: np.void, store: bool) -> None:
+    def _load_or_store(self, function: Function, instruction: Instruction, record: Record, store: bool) -> None:
         head, kind, flags, length, rest = self._memory(instruction.opcode)
         if rest:
             raise UnknownOpcode(instruction.opcode)
@@ -351,16 +371,16 @@ class _Assembler:
         operands = [base, *operands] if store else [*operands, base]
         self._emit(record, f"{head}.{kind}", operands, flags | length << _COUNT_SHIFT, offset)
 
-    def _lower_ld(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_ld(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._load_or_store(function, instruction, record, store=False)
 
-    def _lower_st(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_st(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._load_or_store(function, instruction, record, store=True)
 
-    def _lower_ldu(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_ldu(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._load_or_store(function, Instruction(instruction.opcode.replace("ldu", "ld"), instruction.operands), record, False)
 
-    def _lower_atom(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_atom(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         head, kind, flags, length, rest = self._memory(instruction.opcode)
         if length != 1:
             raise UnknownOpcode(instruction.opcode)
@@ -377,7 +397,7 @@ class _Assembler:
 
     _lower_red = _lower_atom
 
-    def _lower_cp(self, function: Function, instruction: Instruction, record: np.void, start: int) -> bool | None:
+    def _lower_cp(self, function: Function, instruction: Instruction, record: Record, start: int) -> bool | None:
         name = _HINTS.sub("", instruction.opcode)
         if name != "cp.async.shared.global" and name != "cp.async.shared::cta.global":
             return False
@@ -393,7 +413,7 @@ class _Assembler:
         self._emit(record, "cp.async", lowered, flags, offset)
         return None
 
-    def _lower_ldmatrix(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_ldmatrix(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         parts = instruction.opcode.split(".")
         known = {"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta", "b16"}
         if not set(parts[1:]) <= known:
@@ -407,17 +427,17 @@ class _Assembler:
 
     _lower_stmatrix = _lower_ldmatrix
 
-    def _lower_fence(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_fence(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._emit(record, "fence", [])
 
     _lower_membar = _lower_fence
 
-    def _lower_prefetch(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_prefetch(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._emit(record, "prefetch", [])
 
     _lower_prefetchu = _lower_nanosleep = _lower_prefetch
 
-    def _lower_cvta(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_cvta(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         parts = instruction.opcode.split(".")
         space = next(part for part in parts if part.split("::")[0] in _SPACES).split("::")[0]
         window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space, 0)
@@ -425,7 +445,7 @@ class _Assembler:
         operands = [self._operand(function, text, width) for text in instruction.operands]
         self._emit(record, f"cvta.to.{parts[-1]}" if "to" in parts else f"cvta.{parts[-1]}", operands, imm=window)
 
-    def _lower_mov(self, function: Function, instruction: Instruction, record: np.void, start: int) -> bool | None:
+    def _lower_mov(self, function: Function, instruction: Instruction, record: Record, start: int) -> bool | None:
         to, source = instruction.operands
         width = TYPE_BYTES[instruction.opcode.rsplit(".", 1)[1]]
         if to.startswith("{") or source.startswith("{"):
@@ -439,11 +459,11 @@ class _Assembler:
 
     # Control ----------------------------------------------------------------------------------------------------------
 
-    def _lower_bra(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_bra(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._emit(record, instruction.opcode, [])
-        record["target"] = start + function.labels[instruction.operands[0]]
+        record.target = start + function.labels[instruction.operands[0]]
 
-    def _lower_brx(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_brx(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         labels = function.tables[instruction.operands[1]]
         at = len(self.pool)
         self.pool += b"".join(struct.pack("<i", start + function.labels[label]) for label in labels)
@@ -451,9 +471,9 @@ class _Assembler:
         index = self._operand(function, instruction.operands[0], 4)
         self._emit(record, "brx.idx", [index, (at, 0, 4, 1, 0)], imm=len(labels))
 
-    def _lower_call(self, function: Function, instruction: Instruction, record: np.void, start: int) -> None:
+    def _lower_call(self, function: Function, instruction: Instruction, record: Record, start: int) -> None:
         self._emit(record, "call", [])
-        record["target"] = self.starts[self._callee(instruction)]
+        record.target = self.starts[self._callee(instruction)]
 
 
 _found: dict[str, tuple[int, str, int]] = {}

@@ -95,10 +95,16 @@ void convert_quickly(Warp& w, const Instr& i, Mask m) {
     }
   });
 }
-template <class D, class S>
-void add_quick(const std::string& name) {
-  add("cvt." + name, "**", convert_quickly<D, S>, 0);
-}
+// By their opcodes without "cvt."; every one also has the flags of `convert`, to which it falls back.
+const std::unordered_map<std::string, Run> kQuick = {
+    {"rn.f32.s32", convert_quickly<float, i32>},   {"rn.f32.u32", convert_quickly<float, u32>},
+    {"rn.f32.u16", convert_quickly<float, u16>},   {"rn.f32.s64", convert_quickly<float, i64>},
+    {"rn.f64.s32", convert_quickly<double, i32>},  {"f64.f32", convert_quickly<double, float>},
+    {"rn.f32.f64", convert_quickly<float, double>}, {"rzi.s32.f32", convert_quickly<i32, float>},
+    {"rzi.s32.f64", convert_quickly<i32, double>}, {"s64.s32", convert_quickly<i64, i32>},
+    {"u64.u32", convert_quickly<u64, u32>},        {"u32.u64", convert_quickly<u32, u64>},
+    {"u32.u16", convert_quickly<u32, u16>},        {"u16.u32", convert_quickly<u16, u32>},
+    {"s32.s16", convert_quickly<i32, i16>}};
 
 // Two numbers, the first in the upper half, into a pair.
 template <class H>
@@ -129,9 +135,12 @@ void add_pair(u32 to, u32 from) {
   const Type &d = kTypes[to], &s = kTypes[from];
   const u32 types = to << kToShift | from << kFromShift | (s.integer ? 0 : kFromFloat);
   const auto with_tails = [&](const std::string& head, u32 flags) {
-    for (u32 k = 0; k < 4; ++k)
-      add(head + (k & 1 ? ".ftz" : "") + (k & 2 ? ".sat" : "") + "." + d.name + "." + s.name, "**", convert,
+    for (u32 k = 0; k < 4; ++k) {
+      const std::string name = head + (k & 1 ? ".ftz" : "") + (k & 2 ? ".sat" : "") + "." + d.name + "." + s.name;
+      const auto quick = kQuick.find(name.substr(4));
+      add(name, "**", quick == kQuick.end() ? convert : quick->second,
           types | flags | (k & 1 ? kFlush : 0) | (k & 2 ? kSaturate : 0));
+    }
   };
   with_tails("cvt", 0);
   if (s.integer && d.integer) return;
@@ -145,12 +154,6 @@ void add_pair(u32 to, u32 from) {
 }  // namespace
 
 void add_convert() {
-  // An opcode keeps its first entry: the quick ones come first.
-  add_quick<float, i32>("rn.f32.s32"), add_quick<float, u32>("rn.f32.u32"), add_quick<float, u16>("rn.f32.u16");
-  add_quick<float, i64>("rn.f32.s64"), add_quick<double, i32>("rn.f64.s32"), add_quick<double, float>("f64.f32");
-  add_quick<float, double>("rn.f32.f64"), add_quick<i32, float>("rzi.s32.f32"), add_quick<i32, double>("rzi.s32.f64");
-  add_quick<i64, i32>("s64.s32"), add_quick<u64, u32>("u64.u32"), add_quick<u32, u64>("u32.u64");
-  add_quick<u32, u16>("u32.u16"), add_quick<u16, u32>("u16.u32"), add_quick<i32, i16>("s32.s16");
   for (u32 to = 0; to < 12; ++to)
     for (u32 from = 0; from < 12; ++from) add_pair(to, from);
   for (u32 k = 0; k < 4; ++k) {

@@ -227,12 +227,15 @@ void extended(Warp& w, const Instr& i, Mask m) {
 template <class T>
 void add_extended(const std::string& t) {
   const std::string n = std::to_string(sizeof(T)), three = n + n + n;
+  // Of signed numbers they are the same but for the upper half of a product, which is left out.
   for (u32 flags = 1; flags < 4; ++flags) {
     const std::string c = flags & 1 ? "c" : "", cc = flags & 2 ? ".cc." : ".";
-    add("add" + c + cc + t, three, extended<T, 0>, flags);
-    add("sub" + c + cc + t, three, extended<T, 1>, flags);
-    add("mad" + c + ".lo" + cc + t, three + n, extended<T, 2>, flags);
-    add("mad" + c + ".hi" + cc + t, three + n, extended<T, 3>, flags);
+    for (const std::string kind : {"u", "s"}) {
+      add("add" + c + cc + kind + t, three, extended<T, 0>, flags);
+      add("sub" + c + cc + kind + t, three, extended<T, 1>, flags);
+      add("mad" + c + ".lo" + cc + kind + t, three + n, extended<T, 2>, flags);
+    }
+    add("mad" + c + ".hi" + cc + "u" + t, three + n, extended<T, 3>, flags);
   }
 }
 
@@ -276,13 +279,15 @@ void select(Warp& w, const Instr& i, Mask m) {
   w.set_poison(i.op[0], m, bad);
 }
 
-// setp d, a, b; setp.and d, a, b, c; each also with d|q. flags: 1 q, 2 and, 4 or, 8 xor.
-template <class T, class F>
+// setp d, a, b; setp.and d, a, b, c; each also with d|q. flags: 1 q, 2 and, 4 or, 8 xor, and which of the relations
+// below make it true: 16 less, 32 equal, 64 greater, 128 unordered.
+template <class T>
 void compare(Warp& w, const Instr& i, Mask m) {
   const int at = i.flags & 1 ? 2 : 1;
   const T *a = w.lanes<T>(i.op[at]), *b = w.lanes<T>(i.op[at + 1]);
   Mask bad = w.poisoned(i.op[at]) | w.poisoned(i.op[at + 1]);
-  const Mask t = pack([&](int l) { return F::test(a[l], b[l]); });
+  const u32 relations = i.flags >> 4;
+  const Mask t = pack([&](int l) { return relations >> (a[l] < b[l] ? 0 : a[l] == b[l] ? 1 : a[l] > b[l] ? 2 : 3) & 1; });
   Mask p = t, q = ~t;
   if (i.flags & 14) {
     const Mask c = w.bits(i.op[at + 2]);
@@ -309,74 +314,42 @@ void pred_xor(Warp& w, const Instr& i, Mask m) {
 void pred_not(Warp& w, const Instr& i, Mask m) { w.set_bits(i.op[0], m, ~w.bits(i.op[1]), w.poisoned(i.op[1])); }
 void pred_move(Warp& w, const Instr& i, Mask m) { w.set_bits(i.op[0], m, w.bits(i.op[1]), w.poisoned(i.op[1])); }
 
-#define PTX_COMPARE(name, expression)           \
-  struct name {                                 \
-    template <class T>                          \
-    static bool test(T a, T b) {                \
-      return expression;                        \
-    }                                           \
-  };
-PTX_COMPARE(Eq, a == b)
-PTX_COMPARE(Ne, a != b)
-PTX_COMPARE(Lt, a < b)
-PTX_COMPARE(Le, a <= b)
-PTX_COMPARE(Gt, a > b)
-PTX_COMPARE(Ge, a >= b)
-// Of floats: ordered unless the name ends in u; GCC's != is true for nan.
-PTX_COMPARE(OrderedNe, a < b || a > b)
-PTX_COMPARE(Equ, !(a < b || a > b))
-PTX_COMPARE(Ltu, !(a >= b))
-PTX_COMPARE(Leu, !(a > b))
-PTX_COMPARE(Gtu, !(a <= b))
-PTX_COMPARE(Geu, !(a < b))
-PTX_COMPARE(Num, a == a && b == b)
-PTX_COMPARE(Nan, !(a == a && b == b))
+constexpr u32 kLess = 16, kEqual = 32, kGreater = 64, kUnordered = 128;
 
-template <class T, class F>
-void add_compare(const std::string& comparison, const std::string& type) {
+template <class T>
+void add_compare(const std::string& comparison, const std::string& type, u32 relations) {
   const std::string width = std::to_string(sizeof(T));
+  const char* joins[] = {".and", ".or", ".xor"};
   for (u32 dual = 0; dual < 2; ++dual) {
-    const std::string head = dual ? "pp" : "p", mark = dual ? "|" : "";
-    add("setp." + comparison + "." + type + mark, head + width + width, compare<T, F>, dual);
-    const char* joins[] = {"and", "or", "xor"};
+    const std::string operands = (dual ? "pp" : "p") + width + width, tail = "." + type + (dual ? "|" : "");
+    add("setp." + comparison + tail, operands, compare<T>, dual | relations);
     for (u32 k = 0; k < 3; ++k)
-      add("setp." + comparison + "." + joins[k] + "." + type + mark, head + width + width + "p", compare<T, F>,
-          dual | 2u << k);
+      add("setp." + comparison + joins[k] + tail, operands + "p", compare<T>, dual | 2u << k | relations);
   }
 }
 template <class T>
 void add_equality(const std::string& type) {
-  add_compare<T, Eq>("eq", type);
-  add_compare<T, Ne>("ne", type);
+  add_compare<T>("eq", type, kEqual);
+  add_compare<T>("ne", type, kLess | kGreater);
 }
 template <class T>
 void add_order(const std::string& type) {
-  add_compare<T, Lt>(std::is_unsigned_v<T> ? "lo" : "lt", type);
-  add_compare<T, Lt>("lt", type);
-  add_compare<T, Le>("le", type);
-  add_compare<T, Gt>("gt", type);
-  add_compare<T, Ge>("ge", type);
+  const std::pair<std::string, u32> orders[] = {{"lt", kLess}, {"le", kLess | kEqual}, {"gt", kGreater}, {"ge", kGreater | kEqual}};
+  for (const auto& [name, relations] : orders) add_compare<T>(name, type, relations);
   if (!std::is_unsigned_v<T>) return;
-  add_compare<T, Le>("ls", type);
-  add_compare<T, Gt>("hi", type);
-  add_compare<T, Ge>("hs", type);
+  const char* unsigned_names[] = {"lo", "ls", "hi", "hs"};
+  for (int k = 0; k < 4; ++k) add_compare<T>(unsigned_names[k], type, orders[k].second);
 }
 template <class T>
 void add_float_compare(const std::string& type) {
-  add_compare<T, Eq>("eq", type);
-  add_compare<T, OrderedNe>("ne", type);
-  add_compare<T, Lt>("lt", type);
-  add_compare<T, Le>("le", type);
-  add_compare<T, Gt>("gt", type);
-  add_compare<T, Ge>("ge", type);
-  add_compare<T, Equ>("equ", type);
-  add_compare<T, Ne>("neu", type);
-  add_compare<T, Ltu>("ltu", type);
-  add_compare<T, Leu>("leu", type);
-  add_compare<T, Gtu>("gtu", type);
-  add_compare<T, Geu>("geu", type);
-  add_compare<T, Num>("num", type);
-  add_compare<T, Nan>("nan", type);
+  add_equality<T>(type);
+  add_order<T>(type);
+  // Of floats: true where one is nan, too, if the name ends in u.
+  const std::pair<std::string, u32> unordered[] = {
+      {"equ", kEqual}, {"neu", kLess | kGreater}, {"ltu", kLess}, {"leu", kLess | kEqual}, {"gtu", kGreater},
+      {"geu", kGreater | kEqual}, {"nan", 0}};
+  for (const auto& [name, relations] : unordered) add_compare<T>(name, type, relations | kUnordered);
+  add_compare<T>("num", type, kLess | kEqual | kGreater);
 }
 
 template <class T>
@@ -448,7 +421,7 @@ void add_integer() {
   add_float_compare<double>("f64");
   add_float_compare<Half>("f16");
   add_float_compare<BFloat>("bf16");
-  add_extended<u32>("u32"), add_extended<u32>("s32"), add_extended<u32>("b32"), add_extended<u64>("u64");
+  add_extended<u32>("32"), add_extended<u64>("64");
   add("add.sat.s32", "444", add_saturated);
   add("sub.sat.s32", "444", sub_saturated);
   add("mul24.lo.s32", "444", mul24<i32>);
