@@ -27,7 +27,7 @@ def pad(values: list[int], dtype: type) -> np.ndarray:
 
 def decode(bits: int, kind: str) -> Fraction | float:
     """The number that bits are: a Fraction, or an infinity, nan or negative zero as a float."""
-    dtype, digits, low, high = FORMATS[kind]
+    dtype, digits, low, _ = FORMATS[kind]
     size = 8 * np.dtype(dtype).itemsize
     sign = -1 if bits >> (size - 1) else 1
     fraction = bits & ((1 << digits - 1) - 1)
@@ -53,7 +53,12 @@ def encode(value: Fraction, kind: str, mode: str = "rn", zero_sign: int = 0) -> 
         exponent += 1
     scaled = value / Fraction(2) ** (exponent - digits + 1)
     whole, rest = divmod(scaled, 1)
-    up = {"rz": False, "rm": negative, "rp": not negative, "rn": rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2)}
+    up = {
+        "rz": False,
+        "rm": negative,
+        "rp": not negative,
+        "rn": rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2),
+    }
     whole = int(whole) + (1 if rest and up[mode] else 0)
     if whole == 1 << digits:
         whole, exponent = whole // 2, exponent + 1
@@ -68,7 +73,7 @@ def encode(value: Fraction, kind: str, mode: str = "rn", zero_sign: int = 0) -> 
 
 def samples(kind: str, count: int, seed: int) -> list[int]:
     """Zeros, ones, the ends of the range and subnormals of both signs; the rest random, many of one magnitude."""
-    dtype, digits, low, high = FORMATS[kind]
+    dtype, digits, low, _ = FORMATS[kind]
     size = 8 * np.dtype(dtype).itemsize
     one = (-low + 1) << digits - 1
     top = ((1 << size - digits) - 1) << digits - 1
@@ -92,7 +97,12 @@ def check(kind: str, instruction: str, exact, operands: list[list[int]], mode: s
         truth = exact(*numbers)
         if truth is None or truth == 0:  # the sign of zero has its own test
             continue
-        assert bits == encode(truth, kind, mode), (instruction, [hex(x) for x in row], hex(bits), hex(encode(truth, kind, mode)))
+        assert bits == encode(truth, kind, mode), (
+            instruction,
+            [hex(x) for x in row],
+            hex(bits),
+            hex(encode(truth, kind, mode)),
+        )
 
 
 MODES = {"f16": ("rn",), "bf16": ("rn",), "f32": ("rn", "rz", "rm", "rp"), "f64": ("rn", "rz", "rm", "rp")}
@@ -120,7 +130,11 @@ def test_square_roots_are_rounded_once() -> None:
             if x <= 0:
                 return None
             scale = 1 << 2 * (1200 + digits)  # far more digits than the format, cut: no tie is possible
-            return Fraction(2 * math.isqrt(int(x * scale)) + 1, 2 << 1200 + digits) if math.isqrt(int(x * scale)) ** 2 != x * scale else Fraction(math.isqrt(int(x * scale)), 1 << 1200 + digits)
+            return (
+                Fraction(2 * math.isqrt(int(x * scale)) + 1, 2 << 1200 + digits)
+                if math.isqrt(int(x * scale)) ** 2 != x * scale
+                else Fraction(math.isqrt(int(x * scale)), 1 << 1200 + digits)
+            )
 
         for mode in MODES[kind]:
             check(kind, f"sqrt.{mode}.{kind} %d0, %a0;", root, [values], mode)
@@ -133,14 +147,25 @@ def test_special_values() -> None:
     (sums,) = evaluate("add.rn.f32 %d0, %a0, %a1;", [a, b], [np.uint32])
     assert sums[:8].tolist() == [0x7F800000, 0x7FFFFFFF, 0, 0, 0, 0x3F800000, 0x7FFFFFFF, 0x80000000]
     (ratios,) = evaluate("div.rn.f32 %d0, %a0, %a1;", [a, b], [np.uint32])
-    assert ratios[:8].tolist() == [0x7FFFFFFF, 0x7FFFFFFF, 0x7FFFFFFF, 0x7FFFFFFF, 0x7FFFFFFF, 0x7F800000, 0x7FFFFFFF, 0x7FFFFFFF]
+    assert ratios[:8].tolist() == [
+        0x7FFFFFFF,
+        0x7FFFFFFF,
+        0x7FFFFFFF,
+        0x7FFFFFFF,
+        0x7FFFFFFF,
+        0x7F800000,
+        0x7FFFFFFF,
+        0x7FFFFFFF,
+    ]
     (least,) = evaluate("min.f32 %d0, %a0, %a1;", [a, b], [np.uint32])
     assert least[:8].tolist() == [0x7F800000, 0xFF800000, 0, 0x80000000, 0x80000000, 0, 0x3F800000, 0x80000000]
     (most,) = evaluate("max.f32 %d0, %a0, %a1;", [a, b], [np.uint32])
     assert most[:8].tolist() == [0x7F800000, 0x7F800000, 0, 0, 0, 0x3F800000, 0x3F800000, 0x80000000]
     (wins,) = evaluate("max.NaN.f32 %d0, %a0, %a1;", [a, b], [np.uint32])
     assert wins[6] == 0x7FFFFFFF
-    (flushed,) = evaluate("mul.ftz.f32 %d0, %a0, %a1;", [np.full(32, 1e-40, np.float32), np.full(32, 1e10, np.float32)], [np.float32])
+    (flushed,) = evaluate(
+        "mul.ftz.f32 %d0, %a0, %a1;", [np.full(32, 1e-40, np.float32), np.full(32, 1e10, np.float32)], [np.float32]
+    )
     assert (flushed == 0).all()
     (cut,) = evaluate("add.sat.f32 %d0, %a0, %a1;", [a, b], [np.float32])
     assert cut[:7].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
@@ -157,7 +182,7 @@ def test_comparisons() -> None:
     values = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-45]
     a, b = (np.array(column, np.float32) for column in zip(*itertools.product(values, values), strict=True))
     for name, test in COMPARISONS.items():
-        unordered = {**{f"{name}u": name}} if name in ("eq", "ne", "lt", "le", "gt", "ge") else {}
+        unordered = {f"{name}u": name} if name in ("eq", "ne", "lt", "le", "gt", "ge") else {}
         for opcode in (name, *unordered):
             (found,) = evaluate(f"setp.{opcode}.f32 %p1, %a0, %a1; selp.b32 %d0, 1, 0, %p1;", [a, b], [np.int32])
             for x, y, r in zip(a.tolist(), b.tolist(), found.tolist(), strict=True):
@@ -169,7 +194,8 @@ def test_comparisons() -> None:
     (below,) = evaluate("setp.lo.u32 %p1, %a0, %a1; selp.b32 %d0, 1, 0, %p1;", [left, right], [np.int32])
     assert (below == (left.view(np.uint32) < right.view(np.uint32))).all()
     (both,) = evaluate(
-        "setp.eq.s32 %p3, %a0, 5; setp.lt.and.s32 %p1|%p2, %a1, %a0, %p3; selp.b32 %d0, 1, 0, %p1; @%p2 add.s32 %d0, %d0, 2;",
+        "setp.eq.s32 %p3, %a0, 5; setp.lt.and.s32 %p1|%p2, %a1, %a0, %p3; selp.b32 %d0, 1, 0, %p1; "
+        "@%p2 add.s32 %d0, %d0, 2;",
         [left, right], [np.int32],
     )  # fmt: skip
     assert (both == ((right < left) & (left == 5)) + 2 * (~(right < left) & (left == 5))).all()
@@ -187,7 +213,9 @@ def test_integers(bits: int, signed: bool) -> None:
     kind = f"{'s' if signed else 'u'}{bits}"
     rng = np.random.default_rng(bits)
     ends = [0, 1, 2, 3, 7, bits - 1, (1 << bits - 1) - 1, 1 << bits - 1, (1 << bits) - 1, (1 << bits) - 7]
-    values = [wrapped(x, bits, signed) for x in ends] + [int(x) for x in rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, 18, dtype)]
+    values = [wrapped(x, bits, signed) for x in ends] + [
+        int(x) for x in rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, 18, dtype)
+    ]
     pairs = list(itertools.product(values, values[:24]))
     a, b = (pad([pair[k] for pair in pairs], dtype) for k in (0, 1))
 
@@ -223,7 +251,9 @@ def test_integers(bits: int, signed: bool) -> None:
     if bits == 16:
         return
     unsigned = lambda x: x & (1 << bits) - 1  # noqa: E731
-    agrees(f"popc.b{bits} %x, %a0; cvt.u{bits}.u32 %d0, %x;".replace("%x", "%size"), lambda x, y: unsigned(x).bit_count())
+    agrees(
+        f"popc.b{bits} %x, %a0; cvt.u{bits}.u32 %d0, %x;".replace("%x", "%size"), lambda x, y: unsigned(x).bit_count()
+    )
     agrees(f"clz.b{bits} %size, %a0; cvt.u{bits}.u32 %d0, %size;", lambda x, y: bits - unsigned(x).bit_length())
     agrees(f"brev.b{bits} %d0, %a0;", lambda x, y: int(f"{unsigned(x):0{bits}b}"[::-1], 2))
 
@@ -267,3 +297,45 @@ def test_logic_of_three_and_bytes() -> None:
     (dot,) = evaluate("dp2a.lo.u32.u32 %d0, %a0, %a1, %a2;", [a, b, c], [np.uint32])
     products = a.view(np.uint16).reshape(-1, 2).astype(np.int64) * b.view(np.uint8).reshape(-1, 4)[:, :2]
     assert (dot == (products.sum(1) + c).astype(np.uint32)).all()
+
+
+def test_carries() -> None:
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(0, 1 << 64, 64, dtype=np.uint64) for _ in range(2))
+    halves = [half for x in (a, b) for half in (x.astype(np.uint32), (x >> np.uint64(32)).astype(np.uint32))]
+    for name, truth in (("add", a + b), ("sub", a - b)):
+        low, high = evaluate(f"{name}.cc.u32 %d0, %a0, %a2; {name}c.u32 %d1, %a1, %a3;", halves, [np.uint32] * 2)
+        assert (low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32) == truth).all()
+    low, high = evaluate("mad.lo.cc.u32 %d0, %a0, %a2, %a1; madc.hi.u32 %d1, %a0, %a2, 0;", halves, [np.uint32] * 2)
+    truth = halves[0].astype(np.uint64) * halves[2] + halves[1]
+    assert (low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32) == truth).all()
+
+
+def test_division_by_zero_is_poison() -> None:
+    ones = np.ones(32, np.int32)
+    with pytest.raises(ptx.Fault, match="not defined"):
+        evaluate("div.s32 %d0, %a0, %a1;", [ones, ones - 1], [np.int32])
+
+
+def test_branches_by_a_table() -> None:
+    chosen = np.array([0, 2, 1, 2] * 8, np.uint32)
+    code = (
+        "mov.b32 %d0, 7; table: .branchtargets FIRST, SECOND, THIRD; brx.idx %a0, table;\n"
+        "FIRST: add.u32 %d0, %d0, 1; bra DONE;\nSECOND: add.u32 %d0, %d0, 10;\nTHIRD: add.u32 %d0, %d0, 100;\nDONE:\n"
+    )
+    (found,) = evaluate(code, [chosen], [np.uint32])
+    assert found[:4].tolist() == [8, 107, 117, 107]
+    with pytest.raises(ptx.Fault, match="beyond its table"):
+        evaluate(code, [chosen + 1], [np.uint32])
+
+
+def test_selections_and_packed_moves() -> None:
+    a = np.arange(32, dtype=np.uint64) * np.uint64(0x123456789)
+    low, high = evaluate("mov.b64 {%d0, %d1}, %a0;", [a], [np.uint32] * 2)
+    assert (low == a.astype(np.uint32)).all()
+    (back,) = evaluate("mov.b64 %d0, {%a0, %a1};", [low, high], [np.uint64])
+    assert (back == a).all()
+    # An undefined value that is not chosen does no harm.
+    code, registers = "setp.ge.u32 %p1, %a0, 0; selp.b32 %d0, %a0, %undefined, %p1;", ".reg .b32 %undefined;"
+    (found,) = evaluate(code, [low], [np.uint32], registers=registers)
+    assert (found == low).all()

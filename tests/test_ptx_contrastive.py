@@ -26,7 +26,9 @@ FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}
 
 
-def run(given: Case, truth_lse: torch.Tensor, splits: int, precision: str = "ieee", **device: object) -> dict[str, torch.Tensor]:
+def run(
+    given: Case, truth_lse: torch.Tensor, splits: int, precision: str = "ieee", **device: object
+) -> dict[str, torch.Tensor]:
     """Return lse, mean and gradient as ``dense`` has them, and the same lse without the weighted sum."""
     from qpt.kernels import contrastive as kernels
 
@@ -129,4 +131,3 @@ def test_nothing_eligible_anywhere() -> None:
 def test_errors_that_hardware_may_make_stay_within_the_tolerance(arithmetic: ptx.Arithmetic) -> None:
     for dtype, precision in ((FLOAT32, "tf32x3"), (FLOAT16, "ieee")):
         check(converted(case(21, 75, 128), dtype), 2, precision, arithmetic=arithmetic)
-

@@ -50,13 +50,44 @@ def test_pairs_agree_with_torch_and_numpy() -> None:
 @pytest.mark.parametrize("mode", ["rni", "rzi", "rmi", "rpi"])
 def test_floats_to_integers_saturate(mode: str) -> None:
     rule = {"rni": lambda x: round(x), "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}[mode]
-    numbers = [0.5, 1.5, 2.5, -0.5, -1.5, 3.7, -3.7, 1e10, -1e10, 255.4, 2147483520.0, -2147483648.0, math.inf, -math.inf, math.nan, 0.0]
+    numbers = [
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -1.5,
+        3.7,
+        -3.7,
+        1e10,
+        -1e10,
+        255.4,
+        2147483520.0,
+        -2147483648.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+        0.0,
+    ]
     values = pad(numbers, np.float32)  # type: ignore[arg-type]
-    for target, dtype in (("s32", np.int32), ("u32", np.uint32), ("s64", np.int64), ("u16", np.uint16), ("s16", np.int16)):
+    for target, dtype in (
+        ("s32", np.int32),
+        ("u32", np.uint32),
+        ("s64", np.int64),
+        ("u16", np.uint16),
+        ("s16", np.int16),
+    ):
         (found,) = evaluate(f"cvt.{mode}.{target}.f32 %d0, %a0;", [values], [dtype])
         least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
         for x, r in zip(values.tolist(), found.tolist(), strict=True):
-            expected = 0 if math.isnan(x) else most if x == math.inf else least if x == -math.inf else min(most, max(least, rule(x)))
+            expected = (
+                0
+                if math.isnan(x)
+                else most
+                if x == math.inf
+                else least
+                if x == -math.inf
+                else min(most, max(least, rule(x)))
+            )
             assert r == expected, (target, x, r)
     (byte,) = evaluate("cvt.rzi.u8.f32 %size, %a0; mov.b32 %d0, %size;", [values], [np.uint32])
     assert byte[[9, 7, 6]].tolist() == [255, 255, 0]
@@ -173,7 +204,9 @@ def test_votes_matches_and_reductions() -> None:
     assert (ballot == 0x33333333).all()
     for name, expected in (("any", 1), ("all", 0), ("uni", 0)):
         (found,) = evaluate(
-            f"setp.eq.s32 %p1, %a0, 5; vote.sync.{name}.pred %p2, %p1, 0xffffffff; selp.b32 %d0, 1, 0, %p2;", [values], [np.uint32]
+            f"setp.eq.s32 %p1, %a0, 5; vote.sync.{name}.pred %p2, %p1, 0xffffffff; selp.b32 %d0, 1, 0, %p2;",
+            [values],
+            [np.uint32],
         )
         assert (found == expected).all()
     (same,) = evaluate("match.any.sync.b32 %d0, %a0, 0xffffffff;", [values], [np.uint32])

@@ -23,7 +23,9 @@ def compiled(compiler: str) -> str:
 
 @pytest.fixture(params=COMPILERS)
 def kernels(request: pytest.FixtureRequest) -> ptx.Kernels:
-    return ptx.load(compiled(request.param))  # anew: a module's variables start from their initial values at each launch
+    return ptx.load(
+        compiled(request.param)
+    )  # anew: a module's variables start from their initial values at each launch
 
 
 @pytest.fixture(params=ORDERS, ids=lambda schedule: schedule.order)
@@ -102,7 +104,17 @@ def test_local_arrays_and_switches(kernels: ptx.Kernels, schedule: ptx.Schedule)
             counts[(value * (k + 1)) & 15] += k
         most = max(range(16), key=lambda k: (counts[k], -k))
         c = counts[most]
-        expected = [c - 7 if most == 0 else counts[0] - 7, c * 3, ~counts[2], c << 2, counts[4] // 3, c % 11, counts[6] ^ 0x55, -counts[7], 1000 + most]
+        expected = [
+            c - 7 if most == 0 else counts[0] - 7,
+            c * 3,
+            ~counts[2],
+            c << 2,
+            counts[4] // 3,
+            c % 11,
+            counts[6] ^ 0x55,
+            -counts[7],
+            1000 + most,
+        ]
         assert found == expected[most % 9]
 
 
@@ -147,7 +159,9 @@ def test_votes(kernels: ptx.Kernels, schedule: ptx.Schedule) -> None:
 
 
 def test_atomics(kernels: ptx.Kernels, schedule: ptx.Schedule) -> None:
-    cell, total, most = (ptx.Buffer(np.array(v, d)) for v, d in (([5, 0, 0], np.int32), ([0], np.float64), ([5000], np.uint64)))
+    cell, total, most = (
+        ptx.Buffer(np.array(v, d)) for v, d in (([5, 0, 0], np.int32), ([0], np.float64), ([5000], np.uint64))
+    )
     kernels["atomics"].launch(2, 64, [cell, total, most], schedule=schedule)
     assert cell.read().tolist() == [5 + sum(range(128)), 127, 0]
     assert total.read()[0] == 64

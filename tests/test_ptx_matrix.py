@@ -68,17 +68,35 @@ def multiply(kind: str, k: int, a: np.ndarray, b: np.ndarray, c: np.ndarray, ari
         for i in range(4):
             start[lane, i] = c[place_c(lane, i)]
     out = "s32" if kind in ("s8", "u8") else "f32"
-    names = {name: [f"%{name}{n}" for n in range(count)] for name, count in (("a", left.shape[1]), ("b", right.shape[1]), ("c", 4))}
-    lines = [f".reg .b32 %{name}<8>;" for name in "abc"] + [".reg .b32 %t; .reg .b64 %p; .reg .b64 %q;", "mov.u32 %t, %tid.x;"]
-    for place, (name, registers) in enumerate(names.items()):
+    names = {
+        name: [f"%{name}{n}" for n in range(count)]
+        for name, count in (("a", left.shape[1]), ("b", right.shape[1]), ("c", 4))
+    }
+    lines = [f".reg .b32 %{name}<8>;" for name in "abc"] + [
+        ".reg .b32 %t; .reg .b64 %p; .reg .b64 %q;",
+        "mov.u32 %t, %tid.x;",
+    ]
+    for place, registers in enumerate(names.values()):
         lines.append(f"ld.param.u64 %p, [p{place}]; mad.wide.u32 %q, %t, {4 * len(registers)}, %p;")
         lines += [f"ld.global.b32 {register}, [%q+{4 * n}];" for n, register in enumerate(registers)]
     group = {name: "{" + ", ".join(registers) + "}" for name, registers in names.items()}
-    lines.append(f"mma.sync.aligned.m16n8k{k}.row.col.{out}.{kind}.{kind}.{out} {group['c']}, {group['a']}, {group['b']}, {group['c']};")
-    lines += ["ld.param.u64 %p, [p3]; mad.wide.u32 %q, %t, 16, %p;", "st.global.v4.b32 [%q], {%c0, %c1, %c2, %c3};", "ret;"]
-    text = HEADER + ".visible .entry k(.param .u64 p0, .param .u64 p1, .param .u64 p2, .param .u64 p3)\n{\n" + "\n".join(lines) + "\n}\n"
+    shape = f"mma.sync.aligned.m16n8k{k}.row.col.{out}.{kind}.{kind}.{out}"
+    lines.append(f"{shape} {group['c']}, {group['a']}, {group['b']}, {group['c']};")
+    lines += [
+        "ld.param.u64 %p, [p3]; mad.wide.u32 %q, %t, 16, %p;",
+        "st.global.v4.b32 [%q], {%c0, %c1, %c2, %c3};",
+        "ret;",
+    ]
+    text = (
+        HEADER
+        + ".visible .entry k(.param .u64 p0, .param .u64 p1, .param .u64 p2, .param .u64 p3)\n{\n"
+        + "\n".join(lines)
+        + "\n}\n"
+    )
     result = ptx.Buffer.empty((32, 4), c.dtype)
-    ptx.load(text)["k"].launch(1, 32, [ptx.Buffer(left), ptx.Buffer(right), ptx.Buffer(start), result], arithmetic=arithmetic)
+    ptx.load(text)["k"].launch(
+        1, 32, [ptx.Buffer(left), ptx.Buffer(right), ptx.Buffer(start), result], arithmetic=arithmetic
+    )
     found = np.zeros((16, 8), c.dtype)
     for lane in range(32):
         for i in range(4):
@@ -125,12 +143,13 @@ def test_products_of_infinities_and_zeros() -> None:
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_matrices_from_shared_memory(transposed: bool, count: int) -> None:
-    """Lane l gives the address of row l; lane t gets row t / 4, elements 2 (t % 4) and the next, or their transposes."""
+    """Lane l gives the address of row l; lane t gets row t / 4, elements 2 (t % 4) and the next, or the transposed."""
     registers = [f"%r{n}" for n in range(count)]
     trans = ".trans" if transposed else ""
     lines = [
-        ".reg .b32 %r<8>; .reg .b32 %t; .reg .b32 %s; .reg .b64 %p; .reg .b64 %q; .reg .b32 %v<4>; .shared .align 16 .b8 tile[512];",
-        "mov.u32 %t, %tid.x; ld.param.u64 %p, [p0]; mad.wide.u32 %q, %t, 16, %p; mov.u32 %s, tile; mad.lo.u32 %s, %t, 16, %s;",
+        ".reg .b32 %r<8>; .reg .b32 %t; .reg .b32 %s; .reg .b64 %p; .reg .b64 %q; .reg .b32 %v<4>;",
+        ".shared .align 16 .b8 tile[512]; mov.u32 %t, %tid.x; mov.u32 %s, tile; mad.lo.u32 %s, %t, 16, %s;",
+        "ld.param.u64 %p, [p0]; mad.wide.u32 %q, %t, 16, %p;",
         "ld.global.v4.b32 {%v0, %v1, %v2, %v3}, [%q]; st.shared.v4.b32 [%s], {%v0, %v1, %v2, %v3}; bar.sync 0;",
         f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{', '.join(registers)}}}, [%s];",
         f"ld.param.u64 %p, [p1]; mad.wide.u32 %q, %t, {4 * count}, %p;",
@@ -145,3 +164,19 @@ def test_matrices_from_shared_memory(transposed: bool, count: int) -> None:
         matrix = rows[8 * n : 8 * n + 8].T if transposed else rows[8 * n : 8 * n + 8]
         for lane in range(32):
             assert found[lane, n].tolist() == matrix[lane // 4, 2 * (lane % 4) : 2 * (lane % 4) + 2].tolist()
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_matrices_to_shared_memory_and_back(trans: str) -> None:
+    lines = [
+        ".reg .b32 %a<2>; .reg .b32 %b<2>; .reg .b32 %t; .reg .b32 %s; .reg .b64 %p; .reg .b64 %q;",
+        ".shared .align 16 .b8 tile[256]; mov.u32 %t, %tid.x; mov.u32 %s, tile; and.b32 %a0, %t, 15;",
+        "mad.lo.u32 %s, %a0, 16, %s; mul.lo.u32 %a0, %t, 7; mul.lo.u32 %a1, %t, 11;",
+        f"stmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 [%s], {{%a0, %a1}}; bar.sync 0;",
+        f"ldmatrix.sync.aligned.m8n8.x2{trans}.shared.b16 {{%b0, %b1}}, [%s];",
+        "ld.param.u64 %p, [p0]; mad.wide.u32 %q, %t, 8, %p; st.global.v2.b32 [%q], {%b0, %b1}; ret;",
+    ]
+    text = HEADER.replace("sm_80", "sm_90") + ".visible .entry k(.param .u64 p0)\n{\n" + "\n".join(lines) + "\n}\n"
+    out = ptx.Buffer.empty((32, 2), np.uint32)
+    ptx.load(text)["k"].launch(1, 32, [out])
+    assert (out.read() == np.arange(32)[:, None] * [7, 11]).all()

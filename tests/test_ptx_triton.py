@@ -62,7 +62,7 @@ def test_dropout_draws_triton_s_own_numbers(device: TritonDevice) -> None:
 
 
 def philox_uniform(seed: int, offset: int) -> float:
-    """Philox 4x32-10 (Salmon et al., SC 2011) at counter (offset, 0, 0, 0), key (seed, 0), as tl.rand makes it a float."""
+    """Philox 4x32-10 (Salmon et al., SC 2011) at counter (offset, 0, 0, 0), key (seed, 0), as a float of tl.rand."""
     c, k = [offset, 0, 0, 0], [seed, 0]
     for _ in range(10):
         first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]

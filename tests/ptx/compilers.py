@@ -39,7 +39,16 @@ def nvcc(source: str | Path, flags: Sequence[str] = ("-std=c++17", "-O3"), archi
         if not isinstance(source, Path):
             path.write_text(source)
         out = Path(folder, "out.ptx")
-        command = [find_nvcc() or "nvcc", *flags, "-lineinfo", f"-arch=compute_{architecture}", "-ptx", "-o", str(out), str(path)]
+        command = [
+            find_nvcc() or "nvcc",
+            *flags,
+            "-lineinfo",
+            f"-arch=compute_{architecture}",
+            "-ptx",
+            "-o",
+            str(out),
+            str(path),
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
@@ -50,7 +59,11 @@ def nvcc(source: str | Path, flags: Sequence[str] = ("-std=c++17", "-O3"), archi
 def find_nvrtc() -> ctypes.CDLL | None:
     """Return libnvrtc of the nvidia-cuda-nvrtc package or of a toolkit; None without one."""
     packages = {sysconfig.get_path("purelib"), *sys.path, site.getusersitepackages()}
-    found = [lib for folder in sorted(filter(None, packages)) for lib in sorted(Path(folder, "nvidia").glob("*/lib/libnvrtc.so.*"))]
+    found = [
+        lib
+        for folder in sorted(filter(None, packages))
+        for lib in sorted(Path(folder, "nvidia").glob("*/lib/libnvrtc.so.*"))
+    ]
     found.append(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "lib64", "libnvrtc.so"))
     path = next((path for path in found if path.exists() and "alt" not in path.name), None)
     return ctypes.CDLL(str(path)) if path else None
@@ -121,7 +134,7 @@ class TritonDevice:
         plain, plain_new = torch.empty, torch.Tensor.new_empty
 
         def handles(kernel: Any) -> None:
-            """In place of loading machine code and making a launcher. Triton keeps compiled kernels; devices come and go."""
+            """In place of loading machine code. Triton keeps compiled kernels, but devices come and go."""
             kernel.module, kernel.function = "ptx", None
             kernel._run = functools.partial(TritonDevice._current_launch, kernel)
 
@@ -137,7 +150,7 @@ class TritonDevice:
         try:
             with (
                 mock.patch.object(CompiledKernel, "_init_handles", handles),
-                mock.patch.object(CompiledKernel, "__del__", lambda kernel: None),
+                mock.patch.object(CompiledKernel, "__del__", lambda _: None),  # noqa: PT008 (a method)
                 mock.patch.object(torch, "empty", empty),
                 mock.patch.object(torch.Tensor, "new_empty", new_empty),
             ):

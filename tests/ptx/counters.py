@@ -20,8 +20,10 @@ ARITHMETIC = ("add", "sub", "mul", "fma", "mad", "min", "max", "neg", "abs")
 
 
 def pipe(instruction: Instruction) -> str:
-    """Return the unit that executes an instruction: tensor, special, double, half, FMA, ALU, convert, lanes, control, or
-    memory with its space."""
+    """Return the unit that executes an instruction.
+
+    tensor, special, double, half, FMA, ALU, convert, lanes, control, or memory with its space.
+    """
     opcode = instruction.opcode
     head, *parts = opcode.split(".")
     if head in ("mma", "wmma"):
@@ -82,7 +84,15 @@ def totals(kernel: Kernel, counts: np.ndarray, key: Callable[[Instruction], str 
         globally = int(rows["requests"][rows["sectors"] > 0].sum())
         lanes = float(rows["lanes"].sum()) / (32 * runs)
         found.append(
-            Total(name, runs, lanes, requests, int(rows["bytes"].sum()), sectors / max(1, globally), max(0, waves - fewest))
+            Total(
+                name,
+                runs,
+                lanes,
+                requests,
+                int(rows["bytes"].sum()),
+                sectors / max(1, globally),
+                max(0, waves - fewest),
+            )
         )
     return sorted(found, key=lambda total: -total.instructions)
 
@@ -103,7 +113,10 @@ def by_line(kernel: Kernel, counts: np.ndarray) -> list[Total]:
 def table(rows: list[Total], most: int = 20) -> str:
     """Return the largest groups as a Markdown table."""
     whole = sum(row.instructions for row in rows) or 1
-    lines = ["| | warp instructions | share | lanes | bytes | sectors a request | bank conflicts |", "|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| | warp instructions | share | lanes | bytes | sectors a request | bank conflicts |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
     lines += [
         f"| {row.name} | {row.instructions:,} | {row.instructions / whole:.1%} | {row.lanes:.0%} | {row.bytes:,} | "
         f"{row.sectors_per_request:.1f} | {row.bank_conflicts:,} |"

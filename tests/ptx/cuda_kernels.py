@@ -62,7 +62,8 @@ __global__ void transpose(const float* x, float* out, int height, int width) {
   __syncthreads();
   const int to_column = blockIdx.y * 32 + threadIdx.x, to_row = blockIdx.x * 32 + threadIdx.y;
   for (int k = 0; k < 32; k += 8)
-    if (to_row + k < width && to_column < height) out[(to_row + k) * height + to_column] = tile[threadIdx.x][threadIdx.y + k];
+    if (to_row + k < width && to_column < height)
+      out[(to_row + k) * height + to_column] = tile[threadIdx.x][threadIdx.y + k];
 }
 
 // The block that ends last adds up what the others left.

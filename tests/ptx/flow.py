@@ -34,8 +34,7 @@ def joins(function: Function) -> dict[int, int]:
     block_of = {start: number for number, start in enumerate(order)}
     exit_block = len(order)
     successors: list[list[int]] = []
-    for number, start in enumerate(order):
-        end = order[number + 1] if number + 1 < len(order) else len(code)
+    for number, end in enumerate([*order[1:], len(code)]):
         last = code[end - 1]
         following = [number + 1] if end < len(code) else [exit_block]
         if is_branch(last.opcode):
@@ -48,8 +47,7 @@ def joins(function: Function) -> dict[int, int]:
             successors.append(following)
     nearest = _post_dominators(successors, exit_block)
     found = {}
-    for number, start in enumerate(order):
-        end = order[number + 1] if number + 1 < len(order) else len(code)
+    for number, end in enumerate([*order[1:], len(code)]):
         if is_branch(code[end - 1].opcode):
             join = nearest.get(number, exit_block)
             found[end - 1] = -1 if join == exit_block else order[join]

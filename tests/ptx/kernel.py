@@ -31,11 +31,13 @@ _BUFFER_BASE, _BUFFER_STEP = 0x7000_0000_0000, 1 << 34
 class Fault(AssertionError):
     """What a program did wrong.
 
-    kind: bounds, misaligned, poison, race, barrier, lanes, trap, limit or unsupported.  instruction, other: what did it,
-    and in a race the access before it; None where a fault has no place.
+    kind: bounds, misaligned, poison, race, barrier, lanes, trap, limit or unsupported.  instruction: the one that did
+    it, None where a fault has no place.  other: in a race the access before it.
     """
 
-    def __init__(self, kind: str, text: str, instruction: Instruction | None = None, other: Instruction | None = None) -> None:
+    def __init__(
+        self, kind: str, text: str, instruction: Instruction | None = None, other: Instruction | None = None
+    ) -> None:
         self.kind, self.instruction, self.other = kind, instruction, other
         super().__init__(f"{kind}: {text}")
 
@@ -79,7 +81,11 @@ def _bytes_of(tensor: Any) -> np.ndarray:
     size = tensor.numel() * tensor.element_size()
     if not tensor.is_contiguous():
         raise ValueError("a buffer must be contiguous")
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr())) if size else np.empty(0, np.uint8)
+    return (
+        np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
+        if size
+        else np.empty(0, np.uint8)
+    )
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What hardware may do and the ISA leaves open. approximation: the error of approximate instructions, exact, up or down
-    by the whole bound, or mixed.  tensor_core: "truncated" sums as measured on sm_80, or "rounded" once to nearest."""
+    """What hardware may do and the ISA leaves open.
+
+    approximation: the error of approximate instructions: exact, up or down by the whole bound, or mixed.
+    tensor_core: "truncated" sums as measured on sm_80, or "rounded" once to nearest.
+    """
 
     approximation: str = "mixed"
     tensor_core: str = "truncated"
@@ -116,8 +125,8 @@ class Kernel:
         arguments: Sequence[Any],
         *,
         shared_bytes: int = 0,
-        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
-        arithmetic: Arithmetic = Arithmetic(),  # noqa: B008
+        schedule: Schedule = Schedule(),
+        arithmetic: Arithmetic = Arithmetic(),
         races: bool = True,
         strict: bool = False,
         count: bool = False,
@@ -156,7 +165,11 @@ class Kernel:
         counts = np.zeros(len(program.code), native.COUNTS)
         given.counts = counts.ctypes.data
         given.grid[:], given.shape[:] = extent, shape
-        given.register_bytes, given.slots, given.local_bytes = program.register_bytes, program.slots, program.local_bytes
+        given.register_bytes, given.slots, given.local_bytes = (
+            program.register_bytes,
+            program.slots,
+            program.local_bytes,
+        )
         given.shared_bytes, given.entry = program.static_shared.size + shared_bytes, program.entry
         quantum = schedule.quantum or (1000 if schedule.resident > 1 else 0)
         given.options = native.Options(

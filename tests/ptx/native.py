@@ -18,7 +18,16 @@ import numpy as np
 
 SOURCES = Path(__file__).with_name("native")
 # Contraction and fast-math stay off: results are to the bit. Nobody looks at the host's floating-point exceptions.
-FLAGS = ("-std=c++17", "-O2", "-fvect-cost-model=dynamic", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fvect-cost-model=dynamic",
+    "-march=native",
+    "-ffp-contract=off",
+    "-fno-trapping-math",
+    "-fno-math-errno",
+    "-fPIC",
+)
 INSTRUCTION_BYTES = 240
 _P, _I64, _U32, _I32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_int32
 
@@ -28,7 +37,9 @@ class Options(ctypes.Structure):
 
     _fields_ = (
         *((name, _I32) for name in ("order", "seed", "resident", "quantum", "races", "count", "approximation")),
-        ("truncate", _I32), ("strict", _I32), ("unused", _I32),
+        ("truncate", _I32),
+        ("strict", _I32),
+        ("unused", _I32),
         ("limit", _I64),
     )
 
@@ -36,7 +47,14 @@ class Options(ctypes.Structure):
 class Buffer(ctypes.Structure):
     """BufferGiven of native/api.cpp."""
 
-    _fields_ = (("base", _I64), ("size", _I64), ("data", _P), ("valid", _P), ("writable", _I64), ("name", ctypes.c_char_p))
+    _fields_ = (
+        ("base", _I64),
+        ("size", _I64),
+        ("data", _P),
+        ("valid", _P),
+        ("writable", _I64),
+        ("name", ctypes.c_char_p),
+    )
 
 
 class Launch(ctypes.Structure):

@@ -9,7 +9,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-TYPE_BYTES = {"pred": 0, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4}
+TYPE_BYTES = {
+    "pred": 0,
+    "b8": 1,
+    "u8": 1,
+    "s8": 1,
+    "b16": 2,
+    "u16": 2,
+    "s16": 2,
+    "f16": 2,
+    "bf16": 2,
+    "b32": 4,
+    "u32": 4,
+}
 TYPE_BYTES |= {"s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}
 
 
@@ -91,7 +103,10 @@ _DECLARATION = re.compile(
     r"(?:\.ptr\s*(?:\.\w+)?\s*(?:\.align\s+\d+)?\s*)?(?P<name>[\w$%.]+)(?P<dims>(?:\[\d*\])*)\s*(?:=\s*(?P<init>.*))?$",
     re.DOTALL,
 )
-_HEADER = re.compile(r"\.(entry|func)\s*(?:\.attribute\([^)]*\)\s*)?(?:\((?P<ret>[^)]*)\)\s*)?(?P<name>[\w$.]+)\s*(?:\((?P<params>[^)]*)\))?", re.DOTALL)
+_HEADER = re.compile(
+    r"\.(entry|func)\s*(?:\.attribute\([^)]*\)\s*)?(?:\((?P<ret>[^)]*)\)\s*)?(?P<name>[\w$.]+)\s*(?:\((?P<params>[^)]*)\))?",
+    re.DOTALL,
+)
 _TOKEN = re.compile(
     r"\s+|\.loc\s[^\n]*|\.(?:file|version|target|address_size)\b[^\n]*|\.section\s[^{]*\{[^}]*\}|[\w$%.]+:(?!:)|[{}]|"
     r"(?:\.(?:visible|weak|extern|common)\s+)*\.(?:entry|func)\b[^{;]*[;{]|\.(?:pragma|alias)[^;]*;|"
@@ -109,7 +124,9 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = re.sub(r"//[^\n]*|/\*.*?\*/", lambda m: "\n" * m.group().count("\n"), text, flags=re.DOTALL)
         self.module = Module("", {}, {})
-        self.files = {int(n): name for n, name in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', self.text, re.MULTILINE)}
+        self.files = {
+            int(n): name for n, name in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', self.text, re.MULTILINE)
+        }
         self.line: Line | None = None
         self.function: Function | None = None
         self.depth = 0
@@ -172,7 +189,9 @@ class _Parser:
 
     def _loc(self, token: str) -> None:
         number = r"(\d+)\s+(\d+)\s+\d+"
-        found = re.match(rf"\.loc\s+{number}(?:,\s*function_name\s+([\w$.]+)(?:\s*\+\s*\d+)?,\s*inlined_at\s+{number})?", token)
+        found = re.match(
+            rf"\.loc\s+{number}(?:,\s*function_name\s+([\w$.]+)(?:\s*\+\s*\d+)?,\s*inlined_at\s+{number})?", token
+        )
         if not found:
             raise ParseError(token)
         file, line, function, outer_file, outer_line = found.groups()

@@ -21,8 +21,8 @@ def evaluate(
 ) -> list[np.ndarray]:
     """Run PTX text once for every element of `inputs`, arrays of one length.
 
-    `instruction` names the inputs %a0, %a1, ... and writes %d0, %d1, ..., of the dtypes in `out`; warps have 32 threads,
-    and the last one may be partly filled.
+    `instruction` names the inputs %a0, %a1, ... and writes %d0, %d1, ..., of the dtypes in `out`. The elements fill one
+    warp in part, or whole warps.
     """
     count = len(inputs[0])
     sizes = [array.dtype.itemsize for array in inputs]
@@ -36,7 +36,9 @@ def evaluate(
         "mov.u32 %i, %tid.x; mov.u32 %block, %ctaid.x; mov.u32 %size, %ntid.x; mad.lo.u32 %i, %block, %size, %i;",
     ]
     for k, size in enumerate(sizes):
-        lines += [f"ld.param.u64 %base, [p{k}]; mad.wide.u32 %at, %i, {size}, %base; ld.global.b{8 * size} %a{k}, [%at];"]
+        lines += [
+            f"ld.param.u64 %base, [p{k}]; mad.wide.u32 %at, %i, {size}, %base; ld.global.b{8 * size} %a{k}, [%at];"
+        ]
     lines += [instruction]
     for k, kind in enumerate(dtypes):
         place = len(inputs) + k

@@ -59,8 +59,16 @@ def matmul(
     acc = tl.zeros((M, N), ACC)
     for start in range(part * K, k, K * SPLIT):
         inner = start + tl.arange(0, K)
-        left = tl.load(a + row[:, None] * a_row + inner[None, :] * a_column, mask=(row < m)[:, None] & (inner < k)[None, :], other=0)
-        right = tl.load(b + inner[:, None] * b_row + column[None, :] * b_column, mask=(inner < k)[:, None] & (column < n)[None, :], other=0)
+        left = tl.load(
+            a + row[:, None] * a_row + inner[None, :] * a_column,
+            mask=(row < m)[:, None] & (inner < k)[None, :],
+            other=0,
+        )
+        right = tl.load(
+            b + inner[:, None] * b_row + column[None, :] * b_column,
+            mask=(inner < k)[:, None] & (column < n)[None, :],
+            other=0,
+        )
         acc = tl.dot(left, right, acc, input_precision=PRECISION, out_dtype=ACC)
     place = out + row[:, None] * n + column[None, :]
     inside = (row < m)[:, None] & (column < n)[None, :]

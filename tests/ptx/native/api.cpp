@@ -16,7 +16,7 @@ std::unordered_map<std::string, i32>& names() {
 }
 void fill_table() {
   if (!opcodes().empty()) return;
-  add_integer(), add_float(), add_convert(), add_memory(), add_warp(), add_matrix(), add_control();
+  add_integer(), add_compare(), add_float(), add_convert(), add_memory(), add_warp(), add_matrix(), add_control();
 }
 }  // namespace
 void add(const std::string& name, const std::string& signature, Run run, u32 flags) {

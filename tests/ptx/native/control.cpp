@@ -28,7 +28,9 @@ void branch(Warp& w, const Instr& i, Mask taken) {
   for (int k = 0; k < 2; ++k)
     if (const Entry& side = sides[k ^ (swap ? 1 : 0)]; side.pc != i.join) w.stack.push_back(side);
 }
-void branch_uniform(Warp& w, const Instr& i, Mask taken) { branch(w, i, taken); }
+void branch_uniform(Warp& w, const Instr& i, Mask taken) {
+  branch(w, i, taken);
+}
 
 // brx.idx: op[0] is the index, op[1] a constant with one pc in each of imm lanes' places.
 void branch_indexed(Warp& w, const Instr& i, Mask taken) {
@@ -56,8 +58,12 @@ void leave(Warp& w, Mask m, bool thread_ends) {
   for (auto e = w.stack.rbegin(); e != w.stack.rend() && (thread_ends || e->frame == frame); ++e) e->mask &= ~m;
   if (thread_ends || frame == 0) w.alive &= ~m;
 }
-void give_back(Warp& w, const Instr&, Mask m) { leave(w, m, false); }
-void end(Warp& w, const Instr&, Mask m) { leave(w, m, true); }
+void give_back(Warp& w, const Instr&, Mask m) {
+  leave(w, m, false);
+}
+void end(Warp& w, const Instr&, Mask m) {
+  leave(w, m, true);
+}
 void trap(Warp& w, const Instr&, Mask m) {
   if (m) w.fault("trap", __builtin_ctz(m), "trap");
 }
@@ -66,8 +72,9 @@ void trap(Warp& w, const Instr&, Mask m) {
 void barrier(Warp& w, const Instr& i, Mask m) {
   if (m == 0) return;
   if (m != w.alive || w.alive != w.present)
-    w.fault("barrier", __builtin_ctz(m), "a barrier that only " + std::to_string(__builtin_popcount(m)) + " of a warp's " +
-                                            std::to_string(__builtin_popcount(w.present)) + " threads reach");
+    w.fault("barrier", __builtin_ctz(m),
+            "a barrier that only " + std::to_string(__builtin_popcount(m)) + " of a warp's " +
+                std::to_string(__builtin_popcount(w.present)) + " threads reach");
   const int kind = i.flags & 7, at = kind ? 1 : 0, numbers = i.count - at - (kind ? 1 : 0);
   w.need_defined(i.op[at], m, "the barrier's number");
   w.barrier = w.read(i.op[at], __builtin_ctz(m));
@@ -84,7 +91,8 @@ void barrier(Warp& w, const Instr& i, Mask m) {
 // bar.warp.sync orders the accesses of a warp's lanes.
 void warp_barrier(Warp& w, const Instr& i, Mask m) {
   const u32 named = w.read(i.op[0], __builtin_ctz(m));
-  if (const Mask missing = named & w.present & ~m) w.fault("barrier", __builtin_ctz(missing), "a lane that bar.warp.sync waits for is not here");
+  if (const Mask missing = named & w.present & ~m)
+    w.fault("barrier", __builtin_ctz(missing), "a lane that bar.warp.sync waits for is not here");
   ++w.clock[w.index];
 }
 
@@ -118,7 +126,8 @@ bool open_barriers(Block& b) {
     std::vector<Warp*> waiting;
     u32 threads = 0;
     for (Warp& w : b.warps)
-      if (w.state == State::kWaits && w.barrier == first.barrier) waiting.push_back(&w), threads += __builtin_popcount(w.present);
+      if (w.state == State::kWaits && w.barrier == first.barrier)
+        waiting.push_back(&w), threads += __builtin_popcount(w.present);
     const u32 wanted = first.barrier_threads ? first.barrier_threads : u32(b.threads);
     if (threads < wanted) continue;
     for (Warp* w : waiting)
@@ -136,8 +145,10 @@ bool open_barriers(Block& b) {
 
 void run_warp(Warp& w) {
   Machine& m = *w.machine;
-  for (i64 budget = m.options.quantum ? m.options.quantum : INT64_MAX; budget > 0 && w.state == State::kRuns; --budget) {
-    while (!w.stack.empty() && (w.stack.back().mask == 0 || w.stack.back().pc == w.stack.back().join)) w.stack.pop_back();
+  for (i64 budget = m.options.quantum ? m.options.quantum : INT64_MAX; budget > 0 && w.state == State::kRuns;
+       --budget) {
+    while (!w.stack.empty() && (w.stack.back().mask == 0 || w.stack.back().pc == w.stack.back().join))
+      w.stack.pop_back();
     if (w.stack.empty()) {
       w.state = State::kDone;
       return;
@@ -156,7 +167,9 @@ void run_warp(Warp& w) {
       Counts& c = m.counts[w.pc];
       c.runs += 1, c.lanes += __builtin_popcount(mask);
     }
-    if (++m.executed > u64(m.options.limit)) w.fault("limit", -1, "the launch did not end within " + std::to_string(m.options.limit) + " instructions of warps");
+    if (++m.executed > u64(m.options.limit))
+      w.fault("limit", -1,
+              "the launch did not end within " + std::to_string(m.options.limit) + " instructions of warps");
     const Opcode& opcode = opcodes()[i.handler];
     if (mask || opcode.run == branch || opcode.run == branch_uniform) opcode.run(w, i, mask);
   }
@@ -212,11 +225,11 @@ void start(Machine& m, Block& b, u32 index) {
     fill(12, [](u32 t) { return t % kLanes; });
     fill(13, [&](u32) { return k; });
     fill(14, [&](u32) { return warps; });
-    fill(15, [](u32 t) { return (u32(1) << t % kLanes) - 1; });                         // lanemask_lt
-    fill(16, [](u32 t) { return u32((u64(2) << t % kLanes) - 1); });                    // le
-    fill(17, [](u32 t) { return u32(1) << t % kLanes; });                               // eq
-    fill(18, [](u32 t) { return ~u32((u64(2) << t % kLanes) - 1); });                   // gt
-    fill(19, [](u32 t) { return ~((u32(1) << t % kLanes) - 1); });                      // ge
+    fill(15, [](u32 t) { return (u32(1) << t % kLanes) - 1; });        // lanemask_lt
+    fill(16, [](u32 t) { return u32((u64(2) << t % kLanes) - 1); });   // le
+    fill(17, [](u32 t) { return u32(1) << t % kLanes; });              // eq
+    fill(18, [](u32 t) { return ~u32((u64(2) << t % kLanes) - 1); });  // gt
+    fill(19, [](u32 t) { return ~((u32(1) << t % kLanes) - 1); });     // ge
   }
 }
 
@@ -231,8 +244,10 @@ void check_end(Block& b) {
     for (const Warp& w : b->warps)
       if (w.state == State::kWaits) {
         int waiting = 0;
-        for (const Warp& x : b->warps) waiting += x.state == State::kWaits && x.barrier == w.barrier ? __builtin_popcount(x.present) : 0;
-        Fault f{"barrier", "a barrier that only " + std::to_string(waiting) + " of a block's " + std::to_string(b->threads) + " threads reach"};
+        for (const Warp& x : b->warps)
+          waiting += x.state == State::kWaits && x.barrier == w.barrier ? __builtin_popcount(x.present) : 0;
+        Fault f{"barrier", "a barrier that only " + std::to_string(waiting) + " of a block's " +
+                               std::to_string(b->threads) + " threads reach"};
         f.pc = w.barrier_pc, f.block = b->index, f.thread = w.index * kLanes;
         throw f;
       }

@@ -18,9 +18,12 @@ template <class S>
 Value read(const u8* p) {
   S s;
   std::memcpy(&s, p, sizeof s);
-  if constexpr (std::is_integral_v<S>) return {(long double)s, u64(i64(s))};
-  else if constexpr (std::is_same_v<S, double>) return {s, 0};
-  else return {float(s), 0};
+  if constexpr (std::is_integral_v<S>)
+    return {(long double)s, u64(i64(s))};
+  else if constexpr (std::is_same_v<S, double>)
+    return {s, 0};
+  else
+    return {float(s), 0};
 }
 
 template <class D>
@@ -61,11 +64,11 @@ struct Type {
   Writer write;
   bool integer;
 };
-const Type kTypes[] = {{"u8", read<u8>, write<u8>, true},      {"s8", read<i8>, write<i8>, true},
-                       {"u16", read<u16>, write<u16>, true},   {"s16", read<i16>, write<i16>, true},
-                       {"u32", read<u32>, write<u32>, true},   {"s32", read<i32>, write<i32>, true},
-                       {"u64", read<u64>, write<u64>, true},   {"s64", read<i64>, write<i64>, true},
-                       {"f16", read<Half>, write<Half>, false}, {"bf16", read<BFloat>, write<BFloat>, false},
+const Type kTypes[] = {{"u8", read<u8>, write<u8>, true},         {"s8", read<i8>, write<i8>, true},
+                       {"u16", read<u16>, write<u16>, true},      {"s16", read<i16>, write<i16>, true},
+                       {"u32", read<u32>, write<u32>, true},      {"s32", read<i32>, write<i32>, true},
+                       {"u64", read<u64>, write<u64>, true},      {"s64", read<i64>, write<i64>, true},
+                       {"f16", read<Half>, write<Half>, false},   {"bf16", read<BFloat>, write<BFloat>, false},
                        {"f32", read<float>, write<float>, false}, {"f64", read<double>, write<double>, false}};
 
 // Any conversion; the types' numbers are in the flags.
@@ -90,20 +93,22 @@ void convert_quickly(Warp& w, const Instr& i, Mask m) {
       return s >= S(2147483648.0) ? INT32_MAX : s <= S(-2147483648.0) ? INT32_MIN : i32(s);
     } else {
       const D d = D(s);
-      if constexpr (std::is_same_v<D, float>) return d == d ? d : nan32();
-      else return d;
+      if constexpr (std::is_same_v<D, float>)
+        return d == d ? d : nan32();
+      else
+        return d;
     }
   });
 }
 // By their opcodes without "cvt."; every one also has the flags of `convert`, to which it falls back.
 const std::unordered_map<std::string, Run> kQuick = {
-    {"rn.f32.s32", convert_quickly<float, i32>},   {"rn.f32.u32", convert_quickly<float, u32>},
-    {"rn.f32.u16", convert_quickly<float, u16>},   {"rn.f32.s64", convert_quickly<float, i64>},
-    {"rn.f64.s32", convert_quickly<double, i32>},  {"f64.f32", convert_quickly<double, float>},
+    {"rn.f32.s32", convert_quickly<float, i32>},    {"rn.f32.u32", convert_quickly<float, u32>},
+    {"rn.f32.u16", convert_quickly<float, u16>},    {"rn.f32.s64", convert_quickly<float, i64>},
+    {"rn.f64.s32", convert_quickly<double, i32>},   {"f64.f32", convert_quickly<double, float>},
     {"rn.f32.f64", convert_quickly<float, double>}, {"rzi.s32.f32", convert_quickly<i32, float>},
-    {"rzi.s32.f64", convert_quickly<i32, double>}, {"s64.s32", convert_quickly<i64, i32>},
-    {"u64.u32", convert_quickly<u64, u32>},        {"u32.u64", convert_quickly<u32, u64>},
-    {"u32.u16", convert_quickly<u32, u16>},        {"u16.u32", convert_quickly<u16, u32>},
+    {"rzi.s32.f64", convert_quickly<i32, double>},  {"s64.s32", convert_quickly<i64, i32>},
+    {"u64.u32", convert_quickly<u64, u32>},         {"u32.u64", convert_quickly<u32, u64>},
+    {"u32.u16", convert_quickly<u32, u16>},         {"u16.u32", convert_quickly<u16, u32>},
     {"s32.s16", convert_quickly<i32, i16>}};
 
 // Two numbers, the first in the upper half, into a pair.

@@ -17,19 +17,27 @@ inline T canonical(T x) {
 
 struct Add {
   template <class T>
-  static T of(T a, T b) { return a + b; }
+  static T of(T a, T b) {
+    return a + b;
+  }
 };
 struct Sub {
   template <class T>
-  static T of(T a, T b) { return a - b; }
+  static T of(T a, T b) {
+    return a - b;
+  }
 };
 struct Mul {
   template <class T>
-  static T of(T a, T b) { return a * b; }
+  static T of(T a, T b) {
+    return a * b;
+  }
 };
 struct Div {
   template <class T>
-  static T of(T a, T b) { return a / b; }
+  static T of(T a, T b) {
+    return a / b;
+  }
 };
 struct Fma {
   static float of(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -41,10 +49,13 @@ struct Sqrt {
 };
 struct Rcp {
   template <class T>
-  static T of(T a) { return T(1) / a; }
+  static T of(T a) {
+    return T(1) / a;
+  }
 };
 
-// One operation in a given direction. Not inlined and on volatile operands, so that it stays between the two fesetround.
+// One operation in a given direction. Not inlined and on volatile operands, so that it stays between the two
+// fesetround.
 template <class F, class T, class... S>
 __attribute__((noinline)) T directed(u32 mode, T first, S... rest) {
   static const int kModes[] = {FE_TONEAREST, FE_TOWARDZERO, FE_DOWNWARD, FE_UPWARD};
@@ -132,12 +143,18 @@ void testp(Warp& w, const Instr& i, Mask m) {
   const Mask r = pack([&](int l) {
     const int kind = std::fpclassify(a[l]);
     switch (which) {
-      case 0: return kind != FP_INFINITE && kind != FP_NAN;
-      case 1: return kind == FP_INFINITE;
-      case 2: return kind != FP_NAN;
-      case 3: return kind == FP_NAN;
-      case 4: return kind == FP_NORMAL;
-      default: return kind == FP_SUBNORMAL;
+      case 0:
+        return kind != FP_INFINITE && kind != FP_NAN;
+      case 1:
+        return kind == FP_INFINITE;
+      case 2:
+        return kind != FP_NAN;
+      case 3:
+        return kind == FP_NAN;
+      case 4:
+        return kind == FP_NORMAL;
+      default:
+        return kind == FP_SUBNORMAL;
     }
   });
   w.set_bits(i.op[0], m, r, w.poisoned(i.op[1]));
@@ -162,8 +179,10 @@ void small(Warp& w, const Instr& i, Mask m) {
     const H r = Small<H>::template of<what>(a, b, c);
     return relu && !(float(r) > 0) && float(r) == float(r) ? H(0.0L) : r;
   };
-  if constexpr (what == 3) map<H, H, H, H>(w, i, m, f);
-  else map<H, H, H>(w, i, m, [f](H a, H b) { return f(a, b, b); });
+  if constexpr (what == 3)
+    map<H, H, H, H>(w, i, m, f);
+  else
+    map<H, H, H>(w, i, m, [f](H a, H b) { return f(a, b, b); });
 }
 template <class H>
 struct Pair {
@@ -175,13 +194,16 @@ void small_pair(Warp& w, const Instr& i, Mask m) {
   const auto f = [](P a, P b, P c) {
     if constexpr (what == 4 || what == 5 || what == 6 || what == 7) {  // min, max; with .NaN
       constexpr bool largest = what & 1, nan_wins = what > 5;
-      return P{H(extreme<float, largest>(a.low, b.low, nan_wins)), H(extreme<float, largest>(a.high, b.high, nan_wins))};
+      return P{H(extreme<float, largest>(a.low, b.low, nan_wins)),
+               H(extreme<float, largest>(a.high, b.high, nan_wins))};
     } else {
       return P{Small<H>::template of<what>(a.low, b.low, c.low), Small<H>::template of<what>(a.high, b.high, c.high)};
     }
   };
-  if constexpr (what == 3) map<P, P, P, P>(w, i, m, f);
-  else map<P, P, P>(w, i, m, [f](P a, P b) { return f(a, b, b); });
+  if constexpr (what == 3)
+    map<P, P, P, P>(w, i, m, f);
+  else
+    map<P, P, P>(w, i, m, [f](P a, P b) { return f(a, b, b); });
 }
 
 // Approximate instructions: the exact value times 1 + error, or plus an absolute one, in a direction that the launch
@@ -189,15 +211,33 @@ void small_pair(Warp& w, const Instr& i, Mask m) {
 struct Bound {
   double relative, absolute, ulps;
 };
-double ex2(double a, double) { return std::exp2(a); }
-double lg2(double a, double) { return std::log2(a); }
-double rcp(double a, double) { return 1 / a; }
-double root(double a, double) { return std::sqrt(a); }
-double rsqrt(double a, double) { return 1 / std::sqrt(a); }
-double sine(double a, double) { return std::sin(a); }
-double cosine(double a, double) { return std::cos(a); }
-double tangent(double a, double) { return std::tanh(a); }
-double quotient(double a, double b) { return a / b; }
+double ex2(double a, double) {
+  return std::exp2(a);
+}
+double lg2(double a, double) {
+  return std::log2(a);
+}
+double rcp(double a, double) {
+  return 1 / a;
+}
+double root(double a, double) {
+  return std::sqrt(a);
+}
+double rsqrt(double a, double) {
+  return 1 / std::sqrt(a);
+}
+double sine(double a, double) {
+  return std::sin(a);
+}
+double cosine(double a, double) {
+  return std::cos(a);
+}
+double tangent(double a, double) {
+  return std::tanh(a);
+}
+double quotient(double a, double b) {
+  return a / b;
+}
 struct Approximate {
   const char* name;
   double (*of)(double, double);
@@ -205,10 +245,11 @@ struct Approximate {
 };
 // div.approx is held to 2 ulp where |b| is in [2^-126, 2^126], div.full everywhere.
 const Approximate kApproximate[] = {
-    {"ex2.approx", ex2, {0x1p-22, 0, 0}},    {"lg2.approx", lg2, {0x1p-22, 0x1p-22, 0}}, {"rcp.approx", rcp, {0x1p-23, 0, 0}},
-    {"sqrt.approx", root, {0x1p-23, 0, 0}},  {"rsqrt.approx", rsqrt, {0x1.12p-23, 0, 0}}, {"sin.approx", sine, {0, 0x1.6ap-21, 0}},
-    {"cos.approx", cosine, {0, 0x1.6ap-21, 0}}, {"tanh.approx", tangent, {0x1p-11, 0, 0}},
-    {"div.approx", quotient, {0, 0, 2}}, {"div.full", quotient, {0, 0, 2}}};
+    {"ex2.approx", ex2, {0x1p-22, 0, 0}},        {"lg2.approx", lg2, {0x1p-22, 0x1p-22, 0}},
+    {"rcp.approx", rcp, {0x1p-23, 0, 0}},        {"sqrt.approx", root, {0x1p-23, 0, 0}},
+    {"rsqrt.approx", rsqrt, {0x1.12p-23, 0, 0}}, {"sin.approx", sine, {0, 0x1.6ap-21, 0}},
+    {"cos.approx", cosine, {0, 0x1.6ap-21, 0}},  {"tanh.approx", tangent, {0x1p-11, 0, 0}},
+    {"div.approx", quotient, {0, 0, 2}},         {"div.full", quotient, {0, 0, 2}}};
 
 inline float perturbed(double exact, Bound bound, u32 how, u32 salt) {
   // Zeros, infinities, nan and exact powers of two (all of 2^integer) are given exactly, as hardware does.
@@ -218,7 +259,8 @@ inline float perturbed(double exact, Bound bound, u32 how, u32 salt) {
   double direction = how == 1 ? 1 : -1;
   if (how == 3) direction = double(i32(salt * 2654435761u)) / 2147483648.0;
   // The rounding to float below is part of the bound: leave half a unit for it.
-  const double half_ulp = std::ldexp(1.0, e - 25), error = std::fabs(exact) * bound.relative + bound.absolute + 2 * half_ulp * bound.ulps;
+  const double half_ulp = std::ldexp(1.0, e - 25),
+               error = std::fabs(exact) * bound.relative + bound.absolute + 2 * half_ulp * bound.ulps;
   return exact + direction * std::max(0.0, error - half_ulp);
 }
 template <bool two>
@@ -229,12 +271,15 @@ void approximate(Warp& w, const Instr& i, Mask m) {
   const auto f = [&](float a, float b) {
     if (ftz) a = flush(a), b = flush(b);
     if (two && row.of == quotient && i.flags >> 8 == 8 && std::fabs(b) > 0x1p126f)
-      return canonical(std::isinf(a) ? nan32() : std::copysign(0.0f, std::signbit(a) != std::signbit(b) ? -1.0f : 1.0f));
+      return canonical(std::isinf(a) ? nan32()
+                                     : std::copysign(0.0f, std::signbit(a) != std::signbit(b) ? -1.0f : 1.0f));
     const float r = perturbed(row.of(a, b), row.bound, how, bit_cast<u32>(a) ^ bit_cast<u32>(b) * 31);
     return canonical(ftz ? flush(r) : r);
   };
-  if constexpr (two) map<float, float, float>(w, i, m, f);
-  else map<float, float>(w, i, m, [&](float a) { return f(a, 1.0f); });
+  if constexpr (two)
+    map<float, float, float>(w, i, m, f);
+  else
+    map<float, float>(w, i, m, [&](float a) { return f(a, 1.0f); });
 }
 template <class H>
 void approximate_small(Warp& w, const Instr& i, Mask m) {
@@ -244,7 +289,8 @@ void approximate_small(Warp& w, const Instr& i, Mask m) {
 template <class H>
 void approximate_pair(Warp& w, const Instr& i, Mask m) {
   const Approximate& row = kApproximate[i.flags];
-  map<Pair<H>, Pair<H>>(w, i, m, [&](Pair<H> a) { return Pair<H>{H(row.of(float(a.low), 0)), H(row.of(float(a.high), 0))}; });
+  map<Pair<H>, Pair<H>>(w, i, m,
+                        [&](Pair<H> a) { return Pair<H>{H(row.of(float(a.low), 0)), H(row.of(float(a.high), 0))}; });
 }
 // rcp.approx.ftz.f64 and its like start an iteration: about 20 bits of the exponent's and top mantissa bits.
 template <bool root_too>

@@ -1,4 +1,4 @@
-// Integer, bitwise and predicate instructions; setp and selp of every type.
+// Integer and bitwise instructions, of any width.
 #include "machine.h"
 #include "number.h"
 
@@ -11,25 +11,25 @@ template <class T>
 using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, i32, u32>,
                                 std::conditional_t<std::is_signed_v<T>, i64, u64>>;
 template <class T>
-using Double = std::conditional_t<sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>,
-                                  Wide<T>>;
+using Double =
+    std::conditional_t<sizeof(T) == 8, std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>, Wide<T>>;
 template <class T>
 using Unsigned = std::make_unsigned_t<T>;
 
-#define PTX_BINARY(name, expression)                                                     \
-  template <class T>                                                                     \
-  void name(Warp& w, const Instr& i, Mask m) {                                           \
-    map<T, T, T>(w, i, m, [](T a, T b) { return T(expression); });                       \
+#define PTX_BINARY(name, expression)                               \
+  template <class T>                                               \
+  void name(Warp& w, const Instr& i, Mask m) {                     \
+    map<T, T, T>(w, i, m, [](T a, T b) { return T(expression); }); \
   }
-#define PTX_TERNARY(name, expression)                                                    \
-  template <class T>                                                                     \
-  void name(Warp& w, const Instr& i, Mask m) {                                           \
-    map<T, T, T, T>(w, i, m, [](T a, T b, T c) { return T(expression); });               \
+#define PTX_TERNARY(name, expression)                                      \
+  template <class T>                                                       \
+  void name(Warp& w, const Instr& i, Mask m) {                             \
+    map<T, T, T, T>(w, i, m, [](T a, T b, T c) { return T(expression); }); \
   }
-#define PTX_UNARY(name, expression)                                                      \
-  template <class T>                                                                     \
-  void name(Warp& w, const Instr& i, Mask m) {                                           \
-    map<T, T>(w, i, m, [](T a) { return T(expression); });                               \
+#define PTX_UNARY(name, expression)                        \
+  template <class T>                                       \
+  void name(Warp& w, const Instr& i, Mask m) {             \
+    map<T, T>(w, i, m, [](T a) { return T(expression); }); \
   }
 PTX_BINARY(add_op, Unsigned<T>(a) + Unsigned<T>(b))
 PTX_BINARY(sub_op, Unsigned<T>(a) - Unsigned<T>(b))
@@ -37,7 +37,7 @@ PTX_BINARY(mul_lo, Unsigned<Wide<T>>(a) * Unsigned<Wide<T>>(b))
 PTX_BINARY(mul_hi, (Double<T>(a) * Double<T>(b)) >> kBits<T>)
 PTX_BINARY(min_op, a < b ? a : b)
 PTX_BINARY(max_op, a > b ? a : b)
-PTX_BINARY(and_op, a & b)
+PTX_BINARY(and_op, a& b)
 PTX_BINARY(or_op, a | b)
 PTX_BINARY(xor_op, a ^ b)
 PTX_TERNARY(mad_lo, Unsigned<Wide<T>>(a) * Unsigned<Wide<T>>(b) + Unsigned<Wide<T>>(c))
@@ -50,10 +50,12 @@ PTX_UNARY(abs_op, a < 0 ? Unsigned<T>(0) - Unsigned<T>(a) : Unsigned<T>(a))
 PTX_UNARY(move_op, a)
 
 void add_saturated(Warp& w, const Instr& i, Mask m) {
-  map<i32, i32, i32>(w, i, m, [](i32 a, i32 b) { return i32(std::max(i64(INT32_MIN), std::min(i64(INT32_MAX), i64(a) + b))); });
+  map<i32, i32, i32>(w, i, m,
+                     [](i32 a, i32 b) { return i32(std::max(i64(INT32_MIN), std::min(i64(INT32_MAX), i64(a) + b))); });
 }
 void sub_saturated(Warp& w, const Instr& i, Mask m) {
-  map<i32, i32, i32>(w, i, m, [](i32 a, i32 b) { return i32(std::max(i64(INT32_MIN), std::min(i64(INT32_MAX), i64(a) - b))); });
+  map<i32, i32, i32>(w, i, m,
+                     [](i32 a, i32 b) { return i32(std::max(i64(INT32_MIN), std::min(i64(INT32_MAX), i64(a) - b))); });
 }
 
 template <class T>
@@ -171,11 +173,11 @@ void prmt(Warp& w, const Instr& i, Mask m) {
   const u32 mode = i.flags;
   map<u32, u32, u32, u32>(w, i, m, [mode](u32 a, u32 b, u32 c) {
     // Without a mode, selectors are nibbles whose top bit replicates the byte's sign.
-    static constexpr u32 kModes[6][4] = {{0x3210, 0x4321, 0x5432, 0x6543},  // f4e
-                                         {0x5670, 0x6701, 0x7012, 0x0123},  // b4e
-                                         {0x0000, 0x1111, 0x2222, 0x3333},  // rc8
-                                         {0x3210, 0x3211, 0x3222, 0x3333},  // ecl
-                                         {0x0000, 0x1110, 0x2210, 0x3210},  // ecr
+    static constexpr u32 kModes[6][4] = {{0x3210, 0x4321, 0x5432, 0x6543},   // f4e
+                                         {0x5670, 0x6701, 0x7012, 0x0123},   // b4e
+                                         {0x0000, 0x1111, 0x2222, 0x3333},   // rc8
+                                         {0x3210, 0x3211, 0x3222, 0x3333},   // ecl
+                                         {0x0000, 0x1110, 0x2210, 0x3210},   // ecr
                                          {0x1010, 0x3232, 0x1010, 0x3232}};  // rc16
     const u32 select = mode ? kModes[mode - 1][c & 3] : c;
     const u64 both = u64(b) << 32 | a;
@@ -194,8 +196,7 @@ void dot_product(Warp& w, const Instr& i, Mask m) {
   map<u32, u32, u32, u32>(w, i, m, [](u32 a, u32 b, u32 c) {
     for (int k = 0; k < (four ? 4 : 2); ++k) {
       const i32 y = i32(B(b >> (8 * (k + (high ? 2 : 0)))));
-      const i32 x = four ? i32(A(a >> (8 * k)))
-                         : i32(std::conditional_t<std::is_signed_v<A>, i16, u16>(a >> (16 * k)));
+      const i32 x = four ? i32(A(a >> (8 * k))) : i32(std::conditional_t<std::is_signed_v<A>, i16, u16>(a >> (16 * k)));
       c += u32(x) * u32(y);
     }
     return c;
@@ -268,91 +269,6 @@ void regroup(Warp& w, const Instr& i, Mask m) {
 }
 
 template <class T>
-void select(Warp& w, const Instr& i, Mask m) {
-  const Mask p = w.bits(i.op[3]);
-  const T *a = w.lanes<T>(i.op[1]), *b = w.lanes<T>(i.op[2]);
-  T out[kLanes];
-  for (int l = 0; l < kLanes; ++l) out[l] = p >> l & 1 ? a[l] : b[l];
-  T* d = w.lanes<T>(i.op[0]);
-  const Mask bad = w.poisoned(i.op[3]) | (p & w.poisoned(i.op[1])) | (~p & w.poisoned(i.op[2]));  // only the chosen
-  each_lane(m, [&](int l) { d[l] = out[l]; });
-  w.set_poison(i.op[0], m, bad);
-}
-
-// setp d, a, b; setp.and d, a, b, c; each also with d|q. flags: 1 q, 2 and, 4 or, 8 xor, and which of the relations
-// below make it true: 16 less, 32 equal, 64 greater, 128 unordered.
-template <class T>
-void compare(Warp& w, const Instr& i, Mask m) {
-  const int at = i.flags & 1 ? 2 : 1;
-  const T *a = w.lanes<T>(i.op[at]), *b = w.lanes<T>(i.op[at + 1]);
-  Mask bad = w.poisoned(i.op[at]) | w.poisoned(i.op[at + 1]);
-  const u32 relations = i.flags >> 4;
-  const Mask t = pack([&](int l) { return relations >> (a[l] < b[l] ? 0 : a[l] == b[l] ? 1 : a[l] > b[l] ? 2 : 3) & 1; });
-  Mask p = t, q = ~t;
-  if (i.flags & 14) {
-    const Mask c = w.bits(i.op[at + 2]);
-    bad |= w.poisoned(i.op[at + 2]);
-    p = i.flags & 2 ? t & c : i.flags & 4 ? t | c : t ^ c;
-    q = i.flags & 2 ? ~t & c : i.flags & 4 ? ~t | c : ~t ^ c;
-  }
-  w.set_bits(i.op[0], m, p, bad);
-  if (i.flags & 1) w.set_bits(i.op[1], m, q, bad);
-}
-
-// A known false makes `and` known, a known true makes `or` known.
-void pred_and(Warp& w, const Instr& i, Mask m) {
-  const Mask a = w.bits(i.op[1]), b = w.bits(i.op[2]), x = w.poisoned(i.op[1]), y = w.poisoned(i.op[2]);
-  w.set_bits(i.op[0], m, a & b, (x | y) & ~(~a & ~x) & ~(~b & ~y));
-}
-void pred_or(Warp& w, const Instr& i, Mask m) {
-  const Mask a = w.bits(i.op[1]), b = w.bits(i.op[2]), x = w.poisoned(i.op[1]), y = w.poisoned(i.op[2]);
-  w.set_bits(i.op[0], m, a | b, (x | y) & ~(a & ~x) & ~(b & ~y));
-}
-void pred_xor(Warp& w, const Instr& i, Mask m) {
-  w.set_bits(i.op[0], m, w.bits(i.op[1]) ^ w.bits(i.op[2]), w.poisoned(i.op[1]) | w.poisoned(i.op[2]));
-}
-void pred_not(Warp& w, const Instr& i, Mask m) { w.set_bits(i.op[0], m, ~w.bits(i.op[1]), w.poisoned(i.op[1])); }
-void pred_move(Warp& w, const Instr& i, Mask m) { w.set_bits(i.op[0], m, w.bits(i.op[1]), w.poisoned(i.op[1])); }
-
-constexpr u32 kLess = 16, kEqual = 32, kGreater = 64, kUnordered = 128;
-
-template <class T>
-void add_compare(const std::string& comparison, const std::string& type, u32 relations) {
-  const std::string width = std::to_string(sizeof(T));
-  const char* joins[] = {".and", ".or", ".xor"};
-  for (u32 dual = 0; dual < 2; ++dual) {
-    const std::string operands = (dual ? "pp" : "p") + width + width, tail = "." + type + (dual ? "|" : "");
-    add("setp." + comparison + tail, operands, compare<T>, dual | relations);
-    for (u32 k = 0; k < 3; ++k)
-      add("setp." + comparison + joins[k] + tail, operands + "p", compare<T>, dual | 2u << k | relations);
-  }
-}
-template <class T>
-void add_equality(const std::string& type) {
-  add_compare<T>("eq", type, kEqual);
-  add_compare<T>("ne", type, kLess | kGreater);
-}
-template <class T>
-void add_order(const std::string& type) {
-  const std::pair<std::string, u32> orders[] = {{"lt", kLess}, {"le", kLess | kEqual}, {"gt", kGreater}, {"ge", kGreater | kEqual}};
-  for (const auto& [name, relations] : orders) add_compare<T>(name, type, relations);
-  if (!std::is_unsigned_v<T>) return;
-  const char* unsigned_names[] = {"lo", "ls", "hi", "hs"};
-  for (int k = 0; k < 4; ++k) add_compare<T>(unsigned_names[k], type, orders[k].second);
-}
-template <class T>
-void add_float_compare(const std::string& type) {
-  add_equality<T>(type);
-  add_order<T>(type);
-  // Of floats: true where one is nan, too, if the name ends in u.
-  const std::pair<std::string, u32> unordered[] = {
-      {"equ", kEqual}, {"neu", kLess | kGreater}, {"ltu", kLess}, {"leu", kLess | kEqual}, {"gtu", kGreater},
-      {"geu", kGreater | kEqual}, {"nan", 0}};
-  for (const auto& [name, relations] : unordered) add_compare<T>(name, type, relations | kUnordered);
-  add_compare<T>("num", type, kLess | kEqual | kGreater);
-}
-
-template <class T>
 void add_arithmetic(const std::string& t) {
   const std::string n = std::to_string(sizeof(T)), wide = std::to_string(2 * sizeof(T)), two = n + n, three = two + n;
   add("add." + t, three, add_op<T>);
@@ -380,8 +296,6 @@ void add_arithmetic(const std::string& t) {
     add("bfind." + t, "4" + n, bfind<T, false>);
     add("bfind.shiftamt." + t, "4" + n, bfind<T, true>);
   }
-  add_order<T>(t);
-  add_equality<T>(t);
 }
 template <class T>
 void add_bits(int bits) {
@@ -393,11 +307,7 @@ void add_bits(int bits) {
   add("cnot." + t, two, cnot_op<T>);
   add("shl." + t, two + "4", shl_op<T>);
   add("shr." + t, two + "4", shr_op<T>);
-  for (const std::string kind : {"b", "u", "s", "f"}) {
-    add("mov." + kind + std::to_string(bits), two, move_op<T>);
-    add("selp." + kind + std::to_string(bits), three + "p", select<T>);
-  }
-  add_equality<T>(t);
+  for (const std::string kind : {"b", "u", "s", "f"}) add("mov." + kind + std::to_string(bits), two, move_op<T>);
   if constexpr (sizeof(T) == 2) return;
   add("popc." + t, "4" + n, popc<T>);
   add("clz." + t, "4" + n, clz<T>);
@@ -417,10 +327,6 @@ void add_integer() {
   add_bits<u16>(16);
   add_bits<u32>(32);
   add_bits<u64>(64);
-  add_float_compare<float>("f32");
-  add_float_compare<double>("f64");
-  add_float_compare<Half>("f16");
-  add_float_compare<BFloat>("bf16");
   add_extended<u32>("32"), add_extended<u64>("64");
   add("add.sat.s32", "444", add_saturated);
   add("sub.sat.s32", "444", sub_saturated);
@@ -448,11 +354,6 @@ void add_integer() {
   add("dp2a.hi.u32.s32", "4444", dot_product<u8, i8, false, true>);
   add("mov.pack", "", regroup<false>);
   add("mov.unpack", "", regroup<true>);
-  add("and.pred", "ppp", pred_and);
-  add("or.pred", "ppp", pred_or);
-  add("xor.pred", "ppp", pred_xor);
-  add("not.pred", "pp", pred_not);
-  add("mov.pred", "pp", pred_move);
 }
 
 }  // namespace ptx

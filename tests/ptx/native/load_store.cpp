@@ -110,18 +110,18 @@ void atomic(Warp& w, const Instr& i, Mask m) {
   }
   count_spans(w, spans, m, sizeof(T));
 }
-#define PTX_ATOMIC(name, expression)        \
-  struct name {                             \
-    template <class T>                      \
-    static T of(T old, T b, T c) {          \
-      (void)old, (void)c;                              \
-      return expression;                    \
-    }                                       \
+#define PTX_ATOMIC(name, expression) \
+  struct name {                      \
+    template <class T>               \
+    static T of(T old, T b, T c) {   \
+      (void)old, (void)c;            \
+      return expression;             \
+    }                                \
   };
 PTX_ATOMIC(AtomicAdd, T(old + b))
 PTX_ATOMIC(AtomicMin, b < old ? b : old)
 PTX_ATOMIC(AtomicMax, b > old ? b : old)
-PTX_ATOMIC(AtomicAnd, T(old & b))
+PTX_ATOMIC(AtomicAnd, T(old& b))
 PTX_ATOMIC(AtomicOr, T(old | b))
 PTX_ATOMIC(AtomicXor, T(old ^ b))
 PTX_ATOMIC(AtomicExchange, b)
@@ -131,7 +131,8 @@ PTX_ATOMIC(AtomicDecrement, old == 0 || old > b ? b : T(old - 1))
 struct AtomicSmall {
   template <class T>
   static T of(T old, T b, T) {
-    for (int k = 0; k < T::kCount; ++k) old.at[k] = decltype(+old.at[k], T::element(0))(fma_to_odd(1, old.at[k], b.at[k]));
+    for (int k = 0; k < T::kCount; ++k)
+      old.at[k] = decltype(+old.at[k], T::element(0))(fma_to_odd(1, old.at[k], b.at[k]));
     return old;
   }
 };

@@ -1,7 +1,8 @@
 // The machine: instructions, warps, blocks and the table of opcodes. Included by every file of the executor.
 //
-// A register is 32 lanes side by side (pred: one bit a lane) with a mask of the lanes that hold poison. A handler executes
-// one instruction for the lanes of a mask. What a program does wrong is thrown as a Fault; api.cpp hands it to Python.
+// A register is 32 lanes side by side (pred: one bit a lane) with a mask of the lanes that hold poison. A handler
+// executes one instruction for the lanes of a mask. What a program does wrong is thrown as a Fault; api.cpp hands it to
+// Python.
 #pragma once
 
 #include <cstdint>
@@ -41,9 +42,9 @@ struct Fault {
 
 // The layouts of Operand and Instr are mirrored by assemble.py.
 struct Operand {
-  u32 at;      // byte offset of the lanes in the register file, or in the pool of constants
-  u32 slot;    // index of the poison mask; 0 is never poisoned
-  u8 width;    // bytes of a lane; 0: predicate
+  u32 at;    // byte offset of the lanes in the register file, or in the pool of constants
+  u32 slot;  // index of the poison mask; 0 is never poisoned
+  u8 width;  // bytes of a lane; 0: predicate
   u8 is_constant;
   u16 unused;
 };
@@ -72,8 +73,8 @@ struct Block;
 struct Machine;
 using Run = void (*)(Warp&, const Instr&, Mask);
 
-// Opcode table. signature: a character per operand: p predicate, 2 4 8 register of so many bytes, * register of any width,
-// m address, i immediate number; A trailing ? marks the operand before it as one that may be left out.
+// Opcode table. signature: a character per operand: p predicate, 2 4 8 register of so many bytes, * register of any
+// width, m address, i immediate number; A trailing ? marks the operand before it as one that may be left out.
 struct Opcode {
   std::string name, signature;
   Run run;
@@ -82,6 +83,7 @@ struct Opcode {
 std::vector<Opcode>& opcodes();
 void add(const std::string& name, const std::string& signature, Run run, u32 flags = 0);
 void add_integer();
+void add_compare();
 void add_float();
 void add_convert();
 void add_memory();
@@ -107,15 +109,15 @@ struct Region {
 };
 
 struct Options {
-  i32 order;        // of warps and blocks: 0 forward, 1 reverse, 2 random
+  i32 order;  // of warps and blocks: 0 forward, 1 reverse, 2 random
   i32 seed;
-  i32 resident;     // blocks that run at the same time
-  i32 quantum;      // instructions a warp runs before another does; 0: until it waits
+  i32 resident;  // blocks that run at the same time
+  i32 quantum;   // instructions a warp runs before another does; 0: until it waits
   i32 races, count;
-  i32 approximation;  // error of approximate instructions: 0 none, 1 upwards, 2 downwards, 3 by a hash
-  i32 truncate;       // tensor cores: 1 aligned and truncated sums, 0 one rounding
+  i32 approximation;   // error of approximate instructions: 0 none, 1 upwards, 2 downwards, 3 by a hash
+  i32 truncate;        // tensor cores: 1 aligned and truncated sums, 0 one rounding
   i32 strict, unused;  // strict: loading poison is a fault, not only using it
-  i64 limit;          // warp instructions of the launch
+  i64 limit;           // warp instructions of the launch
 };
 
 struct Entry {  // of the reconvergence stack
@@ -149,7 +151,7 @@ struct Warp {
   Clock clock, fenced;                 // fenced: the clock at the last fence; empty: none
   std::vector<Copy> open[kLanes];
   std::deque<std::vector<Copy>> groups[kLanes];
-  i32 pc = 0;  // of the instruction that runs
+  i32 pc = 0;                           // of the instruction that runs
   Mask carry = 0, carry_poison = kAll;  // CC.CF
   Machine* machine;
 
@@ -218,7 +220,8 @@ inline void each_lane(Mask mask, F f) {
 }
 
 template <class D, class... S, class F, size_t... k>
-inline __attribute__((always_inline)) void map_lanes(Warp& w, const Instr& i, Mask mask, F f, std::index_sequence<k...>) {
+inline __attribute__((always_inline)) void map_lanes(Warp& w, const Instr& i, Mask mask, F f,
+                                                     std::index_sequence<k...>) {
   D* d = w.lanes<D>(i.op[0]);
   const std::tuple<const S*...> s{w.lanes<S>(i.op[k + 1])...};
   if (mask == kAll) {

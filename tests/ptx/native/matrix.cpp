@@ -11,18 +11,21 @@ struct Place {
 };
 template <int k, int each>
 Place place_a(int lane, int e) {
-  const int group = lane / 4, member = lane % 4, part = e / each;  // registers: rows g, g + 8, then the second half of k
+  const int group = lane / 4, member = lane % 4,
+            part = e / each;  // registers: rows g, g + 8, then the second half of k
   return {group + (part & 1 ? 8 : 0), member * each + e % each + (part & 2 ? 4 * each : 0)};
 }
 template <int each>
 Place place_b(int lane, int e) {
   return {lane % 4 * each + e % each + e / each * 4 * each, lane / 4};
 }
-Place place_c(int lane, int e) { return {lane / 4 + (e & 2 ? 8 : 0), lane % 4 * 2 + (e & 1)}; }
+Place place_c(int lane, int e) {
+  return {lane / 4 + (e & 2 ? 8 : 0), lane % 4 * 2 + (e & 1)};
+}
 
 // Sum of an accumulator and n products. Exact products either way; one rounding to nearest, or, as measured on tensor
-// cores (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021): terms aligned to the largest
-// and cut after 24 bits behind its leading one, the sum cut to float32, `step` products at a time.
+// cores (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021): terms aligned to the
+// largest and cut after 24 bits behind its leading one, the sum cut to float32, `step` products at a time.
 float accumulate(float c, const double* products, int n, int step, bool truncate) {
   if (!truncate) {
     double sum = c;
@@ -34,8 +37,10 @@ float accumulate(float c, const double* products, int n, int step, bool truncate
     double special = 0;
     const auto look = [&](double x) {
       int e;
-      if (!std::isfinite(x)) special += x;
-      else if (x != 0) std::frexp(x, &e), top = std::max(top, e);
+      if (!std::isfinite(x))
+        special += x;
+      else if (x != 0)
+        std::frexp(x, &e), top = std::max(top, e);
     };
     look(c);
     for (int t = first; t < first + step; ++t) look(products[t]);
@@ -134,7 +139,8 @@ void add_floats(const std::string& type, bool halfs = false) {
 template <class A, class B, int k>
 void add_integers(const std::string& a_type, const std::string& b_type) {
   const std::string a(16 * k / kLanes / 4, '4'), b(8 * k / kLanes / 4, '4'), ends = "4444";
-  const std::string shape = "mma.sync.aligned.m16n8k" + std::to_string(k) + ".row.col.", tail = "s32." + a_type + "." + b_type + ".s32";
+  const std::string shape = "mma.sync.aligned.m16n8k" + std::to_string(k) + ".row.col.",
+                    tail = "s32." + a_type + "." + b_type + ".s32";
   add(shape + tail, ends + a + b + ends, multiply<Integer<A>, Integer<B>, k, kInt, k>);
   add(shape + "satfinite." + tail, ends + a + b + ends, multiply<Integer<A>, Integer<B>, k, kIntSaturated, k>);
 }

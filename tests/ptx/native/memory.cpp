@@ -18,8 +18,7 @@ std::string hexadecimal(u64 x) {
 bool ordered(Warp& w, Access other) {
   const u32 clock = other >> kClockShift & 0x1ffff, thread = other >> kThreadShift & 1023, block = other >> kBlockShift;
   const u32 warp = thread / kLanes;
-  if (block == (w.block->index & 0xffff))
-    return int(warp) == w.index ? clock < w.clock[warp] : clock <= w.clock[warp];
+  if (block == (w.block->index & 0xffff)) return int(warp) == w.index ? clock < w.clock[warp] : clock <= w.clock[warp];
   const auto found = w.block->acquired.find(block);
   return found != w.block->acquired.end() && clock <= found->second[warp];
 }
@@ -44,7 +43,8 @@ void Warp::fault(const std::string& kind, int lane, const std::string& text, Acc
   throw f;
 }
 void Warp::need_defined(const Operand& o, Mask mask, const char* what) const {
-  if (const Mask bad = poisoned(o) & mask) fault("poison", __builtin_ctz(bad), std::string(what) + " was never defined");
+  if (const Mask bad = poisoned(o) & mask)
+    fault("poison", __builtin_ctz(bad), std::string(what) + " was never defined");
 }
 
 Region* Machine::find(u64 address) {
@@ -61,23 +61,29 @@ Span locate(Warp& w, int lane, Space space, u64 address, u32 bytes, bool write) 
     if (address - kSharedWindow < kWindow) space = kShared, address -= kSharedWindow;
     if (address - kLocalWindow < kWindow) space = kLocal, address -= kLocalWindow;
   }
-  if (address % bytes) w.fault("misaligned", lane, hexadecimal(address) + " is no multiple of " + std::to_string(bytes));
+  if (address % bytes)
+    w.fault("misaligned", lane, hexadecimal(address) + " is no multiple of " + std::to_string(bytes));
   if (space == kLocal) {
     const u64 size = w.machine->local_bytes;
     if (address + bytes > size || address > size)
       w.fault("bounds", lane, "local address " + std::to_string(address) + " of " + std::to_string(size) + " bytes");
-    return {w.local.data() + lane * size + address, w.local_valid.data() + lane * size + address, nullptr, space, address};
+    return {w.local.data() + lane * size + address, w.local_valid.data() + lane * size + address, nullptr, space,
+            address};
   }
   Region* region = space == kShared ? &w.block->shared : w.machine->find(address);
   if (!region) w.fault("bounds", lane, hexadecimal(address) + " is in no buffer");
   const u64 offset = address - region->base;
   if (offset + bytes > region->size || offset > region->size)
-    w.fault("bounds", lane, "byte " + std::to_string(i64(offset)) + " of " + region->name + " (" + std::to_string(region->size) + " bytes)");
+    w.fault("bounds", lane,
+            "byte " + std::to_string(i64(offset)) + " of " + region->name + " (" + std::to_string(region->size) +
+                " bytes)");
   if (write && !region->writable) w.fault("bounds", lane, "a write to " + region->name + ", which is read-only");
   u8* valid = region->valid + offset;
   for (u32 b = 0; b < bytes; ++b)
-    if (valid[b] == 2) w.fault("bounds", lane, "byte " + std::to_string(offset + b) + " of shared memory lies between variables");
-  return {region->data + offset, valid, region->cells.empty() ? nullptr : region->cells.data() + offset, space, address};
+    if (valid[b] == 2)
+      w.fault("bounds", lane, "byte " + std::to_string(offset + b) + " of shared memory lies between variables");
+  return {region->data + offset, valid, region->cells.empty() ? nullptr : region->cells.data() + offset, space,
+          address};
 }
 
 Access access_of(const Warp& w, int lane, bool strong) {
@@ -93,7 +99,8 @@ void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool t
   for (u32 b = 0; b < bytes; ++b) {
     Cell& c = at.cells[b];
     if (conflicts(w, mine, c.write)) report(w, lane, at, b, "read of what another thread writes", c.write);
-    if (conflicts(w, mine, c.strong_write)) report(w, lane, at, b, "read of what another thread writes", c.strong_write);
+    if (conflicts(w, mine, c.strong_write))
+      report(w, lane, at, b, "read of what another thread writes", c.strong_write);
     if (then_written) continue;  // an atomic: its write says it all
     if ((mine ^ c.read) >> kThreadShift) c.other_read = c.read;
     c.read = mine;
@@ -107,9 +114,11 @@ void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const
     const bool same = values && at.valid[b] == 1 && at.data[b] == values[b];
     if (!same) {
       if (conflicts(w, mine, c.write)) report(w, lane, at, b, "write over what another thread writes", c.write);
-      if (conflicts(w, mine, c.strong_write)) report(w, lane, at, b, "write over what another thread writes", c.strong_write);
+      if (conflicts(w, mine, c.strong_write))
+        report(w, lane, at, b, "write over what another thread writes", c.strong_write);
       if (conflicts(w, mine, c.read)) report(w, lane, at, b, "write over what another thread reads", c.read);
-      if (conflicts(w, mine, c.other_read)) report(w, lane, at, b, "write over what another thread reads", c.other_read);
+      if (conflicts(w, mine, c.other_read))
+        report(w, lane, at, b, "write over what another thread reads", c.other_read);
     }
     (strong ? c.strong_write : c.write) = mine;
   }

@@ -1,4 +1,5 @@
-// Where an address leads, and who touched it: bounds, alignment, poison and races. Used by the handlers that access memory.
+// Where an address leads, and who touched it: bounds, alignment, poison and races. Used by the handlers that access
+// memory.
 #pragma once
 
 #include "machine.h"
@@ -10,7 +11,9 @@ enum Space : u32 { kGeneric, kGlobal, kShared, kLocal };
 // Flags of memory instructions, mirrored by assemble.py.
 constexpr u32 kSizeBits = 31, kSigned = 32, kSpaceShift = 6, kStrong = 512, kAcquire = 1024, kRelease = 2048,
               kCountShift = 12, kNoResult = 1 << 16, kTranspose = 1 << 17, kZeroFill = 1 << 18;
-inline Space space_of(u32 flags) { return Space(flags >> kSpaceShift & 7); }
+inline Space space_of(u32 flags) {
+  return Space(flags >> kSpaceShift & 7);
+}
 
 struct Span {
   u8 *data, *valid;
@@ -22,8 +25,8 @@ struct Span {
 // The bytes at an address. Throws where they are outside every allocation, misaligned, or not to be written.
 Span locate(Warp& w, int lane, Space space, u64 address, u32 bytes, bool write);
 Access access_of(const Warp& w, int lane, bool strong);
-// Throws if another thread's access is not ordered before this one. `bytes` as for the write itself: a thread that writes
-// what is there already does no harm.
+// Throws if another thread's access is not ordered before this one. `bytes` as for the write itself: a thread that
+// writes what is there already does no harm.
 void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool then_written = false);
 void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const u8* values);
 // Sectors of 32 bytes of one request to global memory, or passes of one to the banks of shared memory.

@@ -31,11 +31,16 @@ inline To bit_cast(From from) {
 template <class T>
 inline T round_integral(T x, u32 mode) {
   switch (mode) {
-    case kToZero: return std::trunc(x);
-    case kDown: return std::floor(x);
-    case kUp: return std::ceil(x);
-    case kAway: return std::round(x);
-    default: return std::nearbyint(x);  // the host rounds to nearest even
+    case kToZero:
+      return std::trunc(x);
+    case kDown:
+      return std::floor(x);
+    case kUp:
+      return std::ceil(x);
+    case kAway:
+      return std::round(x);
+    default:
+      return std::nearbyint(x);  // the host rounds to nearest even
   }
 }
 
@@ -94,10 +99,16 @@ constexpr long double kLargest32 = 0x1.FFFFFEp127L, kLargest64 = 0x1.FFFFFFFFFFF
 inline float to_float(long double x, u32 mode) {
   return std::isnan(x) ? nan32() : float(quantise(x, 24, -125, kLargest32, mode));
 }
-inline double to_double(long double x, u32 mode) { return quantise(x, 53, -1021, kLargest64, mode); }
-inline float to_tf32(float x, u32 mode) { return std::isnan(x) ? nan32() : float(quantise(x, 11, -125, kLargest32, mode)); }
+inline double to_double(long double x, u32 mode) {
+  return quantise(x, 53, -1021, kLargest64, mode);
+}
+inline float to_tf32(float x, u32 mode) {
+  return std::isnan(x) ? nan32() : float(quantise(x, 11, -125, kLargest32, mode));
+}
 
-inline float flush(float x) { return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x; }
+inline float flush(float x) {
+  return std::fabs(x) < 1.17549435e-38f ? std::copysign(0.0f, x) : x;
+}
 
 // a * b + c rounded to odd in double, for a * b exact: a later rounding to at most 50 digits is then the only one.
 inline double fma_to_odd(float a, float b, float c) {

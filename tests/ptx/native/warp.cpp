@@ -12,7 +12,8 @@ Mask members(Warp& w, const Operand& o, Mask m) {
     if (w.lanes<u32>(o)[l] != named) w.fault("lanes", l, "lanes name different member masks");
     if (!(named >> l & 1)) w.fault("lanes", l, "a lane that executes this is not in its member mask");
   });
-  if (const Mask missing = named & w.present & ~m) w.fault("lanes", __builtin_ctz(missing), "a lane of the member mask is not here");
+  if (const Mask missing = named & w.present & ~m)
+    w.fault("lanes", __builtin_ctz(missing), "a lane of the member mask is not here");
   return named;
 }
 
@@ -29,7 +30,10 @@ void shuffle(Warp& w, const Instr& i, Mask m) {
   each_lane(m, [&](int l) {
     const int clamp = c[l] & 31, segment = c[l] >> 8 & 31, step = b[l] & 31;
     const int top = (l & segment) | (clamp & ~segment), bottom = l & segment;
-    int j = kind == kUp ? l - step : kind == kDown ? l + step : kind == kButterfly ? l ^ step : bottom | (step & ~segment);
+    int j = kind == kUp          ? l - step
+            : kind == kDown      ? l + step
+            : kind == kButterfly ? l ^ step
+                                 : bottom | (step & ~segment);
     const bool p = kind == kUp ? j >= top : j <= top;
     if (!p) j = l;
     inside |= Mask(p) << l;
@@ -74,17 +78,17 @@ void redux(Warp& w, const Instr& i, Mask m) {
   each_lane(m, [&](int l) { w.lanes<T>(i.op[0])[l] = r; });
   w.set_poison(i.op[0], m, w.poisoned(i.op[1]) & m ? m : 0);
 }
-#define PTX_REDUX(name, expression)      \
-  struct name {                          \
-    template <class T>                   \
-    static T of(T a, T b) {              \
-      return expression;                 \
-    }                                    \
+#define PTX_REDUX(name, expression) \
+  struct name {                     \
+    template <class T>              \
+    static T of(T a, T b) {         \
+      return expression;            \
+    }                               \
   };
 PTX_REDUX(Sum, T(u32(a) + u32(b)))
 PTX_REDUX(Least, a < b ? a : b)
 PTX_REDUX(Most, a > b ? a : b)
-PTX_REDUX(And, a & b)
+PTX_REDUX(And, a& b)
 PTX_REDUX(Or, a | b)
 PTX_REDUX(Xor, a ^ b)
 
