@@ -122,8 +122,8 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
     """Write the scorer as ONNX (opset 18, every extent of both inputs dynamic) and compare it with PyTorch.
 
     Returns the largest difference of scores over synthetic images of several sizes, as a share of the range of the
-    labels. Raises InputError if it is above ``ONNX_TOLERANCE`` (the file is removed), BackendError if a package is
-    missing.
+    labels. Raises InputError if it is above ``ONNX_TOLERANCE`` by more than the rounding of the score to float32
+    (the file is removed), BackendError if a package is missing.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _need(name)
@@ -146,10 +146,17 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
         external_data=False,
         verbose=False,
     )
-    difference = compare_onnx(scorer, path, _synthetic_images())
-    if not difference <= ONNX_TOLERANCE:
+    images = _synthetic_images()
+    difference = compare_onnx(scorer, path, images)
+    # The graph's score is float32: labels of 50.0001 to 50.0009 are only some hundred of its steps apart.
+    largest = max(abs(scorer.mos_min), abs(scorer.mos_max), *(abs(scorer(pixels)) for pixels in images))
+    allowed = ONNX_TOLERANCE + float(np.spacing(np.float32(largest))) / (scorer.mos_max - scorer.mos_min)
+    if not difference <= allowed:
         path.unlink()
-        raise InputError(f"export: ONNX scores must agree with PyTorch's to {ONNX_TOLERANCE:g}, got {difference:.3g}")
+        raise InputError(
+            f"export: ONNX scores must agree with PyTorch's to {allowed:.3g} of the range of the labels, "
+            f"got {difference:.3g}"
+        )
     return difference
 
 
