@@ -353,3 +353,12 @@ def test_the_metric_inside_transforms_of_torch(copies: Path) -> None:
     ):
         with pytest.raises(InputError, match="target must hold values"):
             transform()
+
+
+def test_other_libraries_say_nothing_on_the_terminal(copies: Path) -> None:
+    """A home that cannot be written to, and a name in letters that matplotlib's font lacks."""
+    shutil.copy("set/images/cat0.png", "日.png")
+    words = [sys.executable, "-m", "qpt", "score", "日.png", "--scorer", "scorer.pt", "--heatmap", "maps"]
+    environment = {**os.environ, "HOME": "/proc", "XDG_CACHE_HOME": "", "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0 and done.stderr == "" and "日.png" in done.stdout

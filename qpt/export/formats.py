@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -134,18 +135,20 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
         name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else 16) for axis, extent in axes.items()}
         for name, axes in extents.items()
     }
-    torch.onnx.export(
-        graph,
-        kwargs=example,
-        f=str(path),
-        input_names=list(example),
-        output_names=["score", "features"],
-        dynamic_shapes=dynamic,
-        dynamo=True,
-        opset_version=18,
-        external_data=False,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter about its own future
+        torch.onnx.export(
+            graph,
+            kwargs=example,
+            f=str(path),
+            input_names=list(example),
+            output_names=["score", "features"],
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            opset_version=18,
+            external_data=False,
+            verbose=False,
+        )
     images = _synthetic_images()
     difference = compare_onnx(scorer, path, images)
     # The graph's score is float32: labels of 50.0001 to 50.0009 are only some hundred of its steps apart.
