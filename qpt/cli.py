@@ -19,6 +19,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from qpt.commands.streams import prepare_streams
 from qpt.errors import BackendError, InputError, StalledError
 from qpt.version import __version__
 
@@ -144,10 +145,13 @@ def description(action: argparse.Action) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for bad input or a missing backend, 130 after Ctrl-C)."""
+    prepare_streams()
     args = build_parser().parse_args(argv)
     run = importlib.import_module(f"qpt.commands.{args.command}").run
     try:
-        return int(run(args[args.command]))
+        status = int(run(args[args.command]))
+        sys.stdout.flush()  # here, where a reader that went away or a full disk has words
+        return status
     except BrokenPipeError:  # the reader of a pipe went away: `qpt score ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -8,11 +8,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qpt.errors import InputError
+
+#: Control characters, line separators, and the surrogates that stand for bytes that are no UTF-8.
+_NOT_SHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
@@ -44,9 +48,19 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def shown(name: str | os.PathLike[str]) -> str:
+    """Return the name of a file as text for pages, tables and terminals; different names stay different.
+
+    Bytes that are not UTF-8 and control characters become ``\\xHH``, and so does a backslash that looks like one.
+    """
+    text = re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", os.fspath(name))
+    return _NOT_SHOWN.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in os.fsencode(found[0])), text)
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Replace a text file in one step, so that a crash in between leaves the old one."""
-    write_whole(path, lambda unfinished: unfinished.write_text("".join(lines), encoding="utf-8"))
+    text = "".join(lines)  # a name that is no text (see ``shown``) must not cost the file
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def whole_lines(path: Path) -> list[str]:

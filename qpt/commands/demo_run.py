@@ -75,6 +75,10 @@ def _clear(out: Path) -> None:
 def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     """Run the whole demonstration; return whether the trained encoder beats the untrained one on both probes."""
     started = time.monotonic()
+    if data is not None:
+        place, source = out.resolve(), data.resolve()
+        if place.is_relative_to(source) or source.is_relative_to(place):
+            raise InputError(f"demo: out is cleared and filled, so it must lie apart from data, got {out} and {data}")
     files = sample_images() if data is None else list_images(data)
     images, left_out = read_images(files, 1, most=MAX_IMAGES)
     for name, reason in left_out.items():
@@ -132,7 +136,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         "seconds": round(seconds, 1),
         "config": asdict(config),
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(Path(config.out) / "checkpoint.pt", out / "checkpoint.pt")
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
@@ -210,7 +214,7 @@ def _write_page(
             f"{len(space.names)} degradations at five levels; {space.size():,} compositions by type.",
             pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
         ),
-        Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),
+        Section("Settings", code=(Path(config.out) / "config.yaml").read_text(encoding="utf-8")),
     ]
     lead = f"An encoder pre-trained for {config.steps} steps without any label, in {seconds:.0f} s altogether."
     write_page(out / "index.html", "Quality-aware pre-training: a demonstration", lead, sections)

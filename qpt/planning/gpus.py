@@ -27,7 +27,7 @@ class Gpu:
 @functools.cache
 def known_gpus() -> tuple[Gpu, ...]:
     """Return the GPUs of ``gpus.yaml``, smallest memory first."""
-    rows = yaml.safe_load((Path(__file__).parent / "gpus.yaml").read_text())
+    rows = yaml.safe_load((Path(__file__).parent / "gpus.yaml").read_text(encoding="utf-8"))
     gpus = (Gpu(row["name"], row["memory_mib"] * MIB, row["multiprocessors"], row["source"]) for row in rows)
     return tuple(sorted(gpus, key=lambda gpu: gpu.memory_bytes))
 

@@ -203,7 +203,7 @@ class PretrainConfig:
     def save(self, path: Path) -> None:
         """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""
         settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "out")}
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> PretrainConfig:
@@ -212,7 +212,7 @@ class PretrainConfig:
         Raises InputError for an unreadable file, an unknown field or a value out of range.
         """
         try:
-            fields = yaml.safe_load(Path(path).read_text())
+            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"pretrain: config must be a readable YAML file, got {path}: {error}") from error
         if not isinstance(fields, dict):

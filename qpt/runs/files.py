@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qpt.io import shown
+
 #: Fields of ``PretrainConfig`` that may change when a run is resumed, because the result does not depend on them.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "workers", "cache_mib", "stall_seconds", "log_every", "observe_every", "checkpoint_every"}
@@ -16,4 +18,4 @@ DATA_BOUND = 0.05
 def run_name(run: str | Path) -> str:
     """Return the name of the run's directory, under which results list the run."""
     path = Path(run).resolve()
-    return path.name if path.is_dir() else path.parent.name
+    return shown(path.name if path.is_dir() else path.parent.name)

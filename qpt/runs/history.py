@@ -45,6 +45,6 @@ def read_history(run: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and "step" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
     return entries
