@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from qpt.data.images import find_images
+    from qpt.data.listing import find_images
 
     style = "json" if args.json else args.format
     images, faults = find_images(_names(args))

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from qpt.data.boxes import RandomSource, check_boxes, draw_boxes, random_below
-from qpt.data.images import UNREADABLE, DecodedImage, load_rgb, open_image
+from qpt.data.cache import ImageCache
+from qpt.data.faults import UnreadableError, explained, read_with_retries
+from qpt.data.images import DecodedImage, decode_rgb, open_image
 from qpt.data.sources import Source
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: the purpose of the stream
@@ -91,7 +93,8 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
     """Maps (epoch, index) to a Region, or to (index, reason) for a file that cannot be read.
 
     source: the images.  resize_shorter: see ``PretrainConfig``.  cache_mib: keep up to this much of decoded images in
-    memory (per loader process); the first ones decoded stay.
+    memory, shared with the processes that are forked from this one; the first ones decoded stay.
+    Raises ReadError, which names the file, when the disk or the machine is at fault, after three more attempts.
     """
 
     def __init__(
@@ -118,19 +121,22 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         self.patches = patches
         self.shared_boxes = shared_boxes
         self.resize_shorter = resize_shorter
-        self._cache: dict[int, NDArray[np.uint8]] = {}
-        self._free_bytes = cache_mib << 20
+        self._cache = ImageCache(len(source), cache_mib << 20)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
-        rng = sample_rng(self.seed, epoch, index)
+
+        def read() -> tuple[NDArray[np.uint8], random.Random]:
+            rng = sample_rng(self.seed, epoch, index)  # anew for each attempt
+            return self._region(index, rng), rng
+
         try:
-            pixels = self._region(index, rng)
-        except UNREADABLE as error:
-            return index, f"{type(error).__name__}: {error}"
+            pixels, rng = read_with_retries(read, lambda: self.source.name(index))
+        except UnreadableError as error:
+            return index, str(error)
         drawn = [
             draw_boxes(rng, self.patches, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
@@ -141,23 +147,19 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
     def _region(self, index: int, rng: RandomSource) -> NDArray[np.uint8]:
         size = self.region_size
         image = self._cache.get(index)
-        if image is None and self.resize_shorter:
-            image = self._keep(index, load_rgb(self.source.open(index), shorter_side=self.resize_shorter))
         if image is None:
-            with open_image(self.source.open(index)) as opened:
+            with explained():
+                file = self.source.open(index)
+            if self.resize_shorter:
+                image = self._cache.keep(index, decode_rgb(file, shorter_side=self.resize_shorter))
+        if image is None:
+            with open_image(file) as opened:
                 decoded = DecodedImage(opened)
                 # An image that will not be kept need not be converted outside the region.
-                if 3 * decoded.height * decoded.width > self._free_bytes:
+                if not self._cache.has_room(3 * decoded.height * decoded.width):
                     return pad_to(decoded.window(*place_region(decoded.height, decoded.width, size, rng)), size)
-                image = self._keep(index, decoded.rgb())
+                image = self._cache.keep(index, decoded.rgb())
         return cut_region(image, size, rng)
-
-    def _keep(self, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return ``image``, kept for the next epochs as long as the cache has room."""
-        if image.nbytes <= self._free_bytes:
-            self._free_bytes -= image.nbytes
-            self._cache[index] = image
-        return image
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
