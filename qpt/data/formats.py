@@ -91,7 +91,7 @@ def _without_side_data(
     decoder: Callable[..., ImageFile.ImageFile],
     size: tuple[int, int] | None = None,
 ) -> ImageFile.ImageFile:
-    """Open a file that ``decoder`` refused with ``error`` again, without side data; raise ``error`` if that is no help.
+    """Open a file again, without side data, that ``decoder`` refused with ``error``; raise that if it is no help.
 
     size: if not None, of the picture, whose pixels are decoded too.
     """

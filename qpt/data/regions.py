@@ -7,6 +7,8 @@ the batch or on how often the run was interrupted.
 
 from __future__ import annotations
 
+import mmap
+import multiprocessing
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from qpt.data.boxes import RandomSource, check_boxes, draw_boxes, random_below
-from qpt.data.cache import ImageCache
 from qpt.data.faults import UnreadableError, explained, read_with_retries
 from qpt.data.images import DecodedImage, decode_rgb, open_image
 from qpt.data.sources import Source
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: the purpose of the stream
+_STATE, _START, _HEIGHT, _WIDTH = range(4)  # columns of the cache's index
+_FREE, _WRITING, _KEPT = range(3)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,59 @@ def cut_region(image: NDArray[np.uint8], size: int, rng: RandomSource) -> NDArra
     """Cut a (size, size, 3) region at native resolution, uniform over positions; smaller images are reflected."""
     top, left, height, width = place_region(image.shape[0], image.shape[1], size, rng)
     return pad_to(image[top : top + height, left : left + width], size)
+
+
+class ImageCache:
+    """Up to ``limit_bytes`` of (H, W, 3) uint8 images by their number below ``images``; those kept first stay.
+
+    Made before the processes that share it are forked. Memory is taken as images come.
+    """
+
+    def __init__(self, images: int, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        if not limit_bytes:
+            return
+        self._lock = multiprocessing.get_context("fork").Lock()
+        self._pixels = np.frombuffer(_shared(limit_bytes), np.uint8)
+        self._index = np.frombuffer(_shared(32 * (images + 1)), np.int64).reshape(-1, 4)  # a row each, and a last one
+        self._used = self._index[images]  # whose start is where the next image goes
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether an image of this size would be kept."""
+        return bool(self._limit) and int(self._used[_START]) + size_bytes <= self._limit
+
+    def get(self, number: int) -> NDArray[np.uint8] | None:
+        """Return an image that is kept, as a read-only view."""
+        if not self._limit:
+            return None
+        with self._lock:
+            state, start, height, width = self._index[number].tolist()
+        if state != _KEPT:
+            return None
+        image = self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
+        image.flags.writeable = False
+        return image
+
+    def keep(self, number: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return ``image``, kept for the next time if there is room."""
+        if not self.has_room(image.nbytes):
+            return image
+        with self._lock:
+            start = int(self._used[_START])
+            if self._index[number, _STATE] != _FREE or start + image.nbytes > self._limit:
+                return image
+            self._used[_START] += image.nbytes
+            self._index[number] = _WRITING, start, *image.shape[:2]
+        self._pixels[start : start + image.nbytes] = image.reshape(-1)
+        with self._lock:  # another process must not see the state before the pixels
+            self._index[number, _STATE] = _KEPT
+        return image
+
+
+def _shared(size_bytes: int) -> mmap.mmap:
+    """Return zeros in memory that processes forked from this one share, taken from the system page by page."""
+    # Without a reserve: a limit larger than the memory costs nothing until it is used.
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
 
 
 class RegionDataset(Dataset[Region | tuple[int, str]]):
