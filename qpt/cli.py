@@ -146,6 +146,7 @@ def description(action: argparse.Action) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for bad input or a missing backend, 130 after Ctrl-C)."""
     prepare_streams()
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # one line, without the place in the code
     args = build_parser().parse_args(argv)
     run = importlib.import_module(f"qpt.commands.{args.command}").run
     try:

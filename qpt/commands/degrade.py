@@ -53,7 +53,8 @@ def _draw(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from qpt.data.images import UNREADABLE, load_rgb
+    from qpt.data.faults import UnreadableError
+    from qpt.data.images import load_rgb
     from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
     from qpt.report.degradation_grid import draw_degradations
@@ -68,9 +69,7 @@ def _draw(args: argparse.Namespace) -> int:
     refuse_overwriting(args, "degrade", [out])
     try:
         image = load_rgb(args.image)
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.filename:  # the error of a missing or forbidden file names it already
-            raise
+    except UnreadableError as error:
         raise InputError(f"degrade: IMAGE must be a whole, readable image file, got {args.image}: {error}") from error
     grid = draw_degradations(image, space, size=args.size, compositions=args.compositions, seed=args.seed)
     grid.image.save(out)

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.data.sample_images import sample_images
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
-    from qpt.data.images import find_images
+    from qpt.data.listing import find_images
     from qpt.evaluate.metrics import is_constant
     from qpt.evaluate.quality_map import is_quality_map
     from qpt.io import shown

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qpt.data.images import UNREADABLE, DecodedImage, load_rgb, open_image
+from qpt.data.faults import UnreadableError
+from qpt.data.images import DecodedImage, image_size, load_rgb
 from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
 from qpt.io import shown
@@ -29,10 +30,10 @@ def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
     if not path.is_file():
         return "no such file"
     try:
-        with open_image(path, max_pixels=max_pixels) as image:
-            return _too_large(image.height, image.width, max_pixels)
-    except UNREADABLE as error:
-        return _unreadable_reason(error)
+        width, height = image_size(path, max_pixels=max_pixels)
+        return _too_large(height, width, max_pixels)
+    except UnreadableError as error:
+        return str(error)
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -45,8 +46,8 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     if fault is None:
         try:
             return mirror_pad(load_rgb(path, max_pixels=max_pixels))
-        except UNREADABLE as error:
-            fault = _unreadable_reason(error)
+        except UnreadableError as error:
+            fault = str(error)
     raise InputError(f"photograph: {path}: {fault}")
 
 
@@ -83,8 +84,8 @@ def read_images(
     for path in progress(chosen, "reading photographs", quiet):
         try:
             pixels = load_rgb(path)
-        except UNREADABLE as error:
-            left_out[shown(os.path.relpath(path, folder))] = _unreadable_reason(error)
+        except UnreadableError as error:
+            left_out[shown(os.path.relpath(path, folder))] = str(error)
             continue
         height, width = pixels.shape[:2]
         if min(height, width) < min_side:
@@ -110,8 +111,8 @@ def as_pixels(image: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint
         try:
             # A copy has no file behind it: the caller's image stays as it is, wherever its own reading stands.
             return check_pixels(DecodedImage(image.copy()).rgb(), max_pixels=max_pixels)
-        except UNREADABLE as error:
-            fault = _unreadable_reason(error)
+        except UnreadableError as error:
+            fault = str(error)
     raise InputError(f"photograph: {fault}")
 
 
@@ -217,12 +218,3 @@ def _too_large(height: int, width: int, max_pixels: int) -> str | None:
     if max(height, MIN_SIDE) * max(width, MIN_SIDE) > max_pixels:
         return f"{width}x{height} px (a side counts as at least {MIN_SIDE}) is more than max_pixels = {max_pixels:,}"
     return None
-
-
-def _unreadable_reason(error: BaseException) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large ({reason})"
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image"
-    return f"cannot be decoded ({reason})"

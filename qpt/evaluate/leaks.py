@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from qpt.data.images import UNREADABLE
+from qpt.data.faults import UnreadableError
+from qpt.data.images import DecodedImage, open_image
+from qpt.evaluate.image_crops import MAX_PIXELS
 from qpt.evaluate.table import ScoreTable, Split
 
 MAX_DISTANCE = 4  # of 64 bits: what resizing, JPEG and small retouches change
@@ -56,10 +58,10 @@ def _perceptual_hash(path: Path, modified_ns: int, size: int) -> int | None:
     from imagehash import phash
 
     try:
-        with Image.open(path) as image:
+        with open_image(path, max_pixels=MAX_PIXELS) as image:
             image.draft("L", (_DECODED_PX, _DECODED_PX))
-            grey = ImageOps.exif_transpose(image).convert("L")
-    except UNREADABLE:
+            grey = Image.fromarray(DecodedImage(image).rgb()).convert("L")
+    except UnreadableError:
         return None
     if np.ptp(np.asarray(grey.resize((32, 32)))) < 4:  # levels: signs of such coefficients are rounding errors
         return None

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.data.sources import data_fingerprint
 from qpt.degradations.op_table import DEGRADATIONS
 from qpt.degradations.space import DegradationSpace

@@ -83,7 +83,7 @@ class PretrainConfig:
         device: auto, cpu, cuda, cuda:1, ...
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
-        cache_mib: decoded photographs kept in memory, MiB per loader process.
+        cache_mib: decoded photographs kept in memory, MiB for all processes of a machine together.
         stall_seconds: save and end the run when the loader gives nothing for this long; 0 waits for ever.
         log_every: steps between lines of log.csv.
         observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.

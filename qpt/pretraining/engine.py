@@ -94,7 +94,7 @@ def _pretrain(
         patches=config.patches,
         shared_boxes=config.boxes == "shared",
         resize_shorter=config.resize_shorter,
-        cache_mib=config.cache_mib,
+        cache_mib=config.cache_mib // processes.local_size,
     )
     fingerprints = (source.fingerprint(), op_table.fingerprint(), space.fingerprint())
     run = Path(config.out)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from qpt.data.faults import ReadError
 from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
 from qpt.errors import StalledError
 from qpt.pretraining.signals import ignore_in_worker
@@ -104,10 +105,12 @@ class BatchLoader:
         """Return the next step's batch and its cost; None if ``stopped()`` became true during the wait for it.
 
         Raises StalledError after ``stall_seconds`` without it, or when a loader process died, naming the files that
-        were being decoded; StopIteration after the last step.
+        were being decoded, and when reading failed for another reason than the file; StopIteration after the last step.
         """
         try:
             return self._next(stopped)
+        except ReadError as error:
+            raise StalledError(f"pretrain: {error}") from error
         except RuntimeError as error:
             # Raised in the thread, or here by a signal handler that torch installs for loaders of the main thread.
             if "DataLoader worker" not in str(error):
@@ -199,7 +202,9 @@ class _DeviceCopier:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, made: WorkerBatch) -> tuple[Batch, LoadTimes]:
+    def __call__(self, made: WorkerBatch | ReadError) -> tuple[Batch, LoadTimes]:
+        if isinstance(made, ReadError):
+            raise made
         batch = Batch(
             regions=self._buffer[made.slot, : len(made.images)],
             images=torch.from_numpy(made.images),
@@ -255,14 +260,22 @@ class WorkerBatch:
     times: LoadTimes
 
 
-class _BatchDataset(Dataset[WorkerBatch]):
-    """Decodes the samples of (slot, keys) into the shared buffer, and measures the time."""
+class _BatchDataset(Dataset["WorkerBatch | ReadError"]):
+    """Decodes the samples of (slot, keys) into the shared buffer, and measures the time.
+
+    A ReadError is returned: raised, it would come out of a loader process with a traceback for its message.
+    """
 
     def __init__(self, dataset: RegionDataset, buffer: NDArray[np.uint8], status: WorkerStatus) -> None:
         self._dataset, self._buffer, self._status = dataset, buffer, status
 
-    def __getitem__(self, request: tuple[int, list[Key]]) -> WorkerBatch:
-        slot, keys = request
+    def __getitem__(self, request: tuple[int, list[Key]]) -> WorkerBatch | ReadError:
+        try:
+            return self._batch(*request)
+        except ReadError as error:
+            return error
+
+    def _batch(self, slot: int, keys: list[Key]) -> WorkerBatch:
         wall, processor = time.perf_counter(), time.thread_time()
         images: list[int] = []
         boxes: list[NDArray[np.int32]] = []

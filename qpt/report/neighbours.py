@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import MIN_SIDE, read_images
