@@ -263,7 +263,7 @@ class PyiqaMetric(nn.Module):
         that ``Scorer`` refuses.
         """
         if isinstance(target, (str, Path)):
-            return torch.tensor([[self.scorer(target)]], dtype=torch.float32)
+            return torch.tensor([[self.scorer(target)]], dtype=torch.float32, device="cpu")
         if not isinstance(target, Tensor) or target.ndim != 4 or target.shape[1] != 3 or not target.is_floating_point():
             raise InputError(f"metric: target must be a path or an (N, 3, H, W) float tensor, got {describe(target)}")
         scores = np.empty((len(target), 1), np.float32)

@@ -56,7 +56,7 @@ class ProcessGroup:
         """Return each value summed over the processes; sent between CPUs, so that no GPU is waited for."""
         if self.size == 1:
             return list(values)
-        totals = torch.tensor([int(value) for value in values])
+        totals = torch.tensor([int(value) for value in values], dtype=torch.int64, device="cpu")
         dist.all_reduce(totals)
         return totals.tolist()
 

@@ -40,7 +40,7 @@ class CppBackend(TorchBackend):
         symmetric = same and keys.self_offset == 0 and keys.negatives and not weighted
         if symmetric and _bounded(queries.vectors, tau, log_weight):
             row_sum = _symmetric(queries, tau, log_weight, None)
-            return SoftmaxSums(torch.where(row_sum > 0, 0.0, -math.inf), row_sum, None)
+            return SoftmaxSums(torch.zeros_like(row_sum).masked_fill_(row_sum <= 0, -math.inf), row_sum, None)
         rows, stream = _Side.of(queries), _Side.of(keys)
         same_group = not keys.negatives
         return _pass(rows, stream, tau, log_weight, keys.self_offset, None, same_group=same_group, weighted=weighted)
@@ -162,8 +162,8 @@ def _pass(
     division = (1, 1) if same_group else native.contrastive_division(count, stream.groups.numel(), rows.dim)
 
     def empty(parts: int) -> SoftmaxSums:
-        acc = torch.empty(parts * count, rows.dim) if weighted else None
-        return SoftmaxSums(torch.empty(parts * count), torch.empty(parts * count), acc)
+        acc = _floats(parts * count, rows.dim) if weighted else None
+        return SoftmaxSums(_floats(parts * count), _floats(parts * count), acc)
 
     out = empty(1)
     partial = empty(division[1]) if division[1] > 1 else out
@@ -186,6 +186,11 @@ def _pass(
     return out
 
 
+def _floats(*shape: int) -> Tensor:
+    """Allocate what C++ writes: float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -203,8 +208,8 @@ def _symmetric(rows: Queries, tau: float, log_weight: float, inverse: Tensor | N
     if dim % _STRIP:
         wide = F.pad(wide, (0, -dim % _STRIP))
     side = _Side.of(rows._replace(vectors=wide))
-    out = torch.zeros(n) if inverse is None else torch.zeros(n, side.dim)
-    packed = torch.empty((n + _STRIP) * side.dim)
+    out = (_floats(n) if inverse is None else _floats(n, side.dim)).zero_()
+    packed = _floats((n + _STRIP) * side.dim)
     extension.load().contrastive_self(
         side.fields,
         side.dim,

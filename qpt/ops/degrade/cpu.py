@@ -20,19 +20,23 @@ def degrade(caller: str, images: Tensor, program: Program, patches: Patches | No
     module = extension.load()
     _, height, width, _ = images.shape
     rows, slots = program.ops.shape
-    out = patches.empty(images.device) if patches else torch.empty((rows, height, width, 3), dtype=torch.uint8)
+    out = (
+        patches.empty(images.device)
+        if patches
+        else torch.empty((rows, height, width, 3), dtype=torch.uint8, device="cpu")
+    )
     if rows == 0:
         return out
     threads = min(threads, rows)
     scratch_bytes = module.scratch_bytes(height, width, program.resizes(), patches is not None)
-    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8)
+    scratch = torch.empty(threads * scratch_bytes, dtype=torch.uint8, device="cpu")
     # Named, so that the tensors live as long as the engine reads their memory.
     ops, params = program.ops.contiguous(), program.params.contiguous()
     seeds, source = program.seeds.contiguous(), program.source.contiguous()
     if threads > 1:
         order = costly_first(program, patches.windows if patches else None, height, width)
     else:  # the order cannot help a single thread
-        order = torch.arange(rows, dtype=torch.int32)
+        order = torch.arange(rows, dtype=torch.int32, device="cpu")
     module.degrade(
         images=images.data_ptr(),
         height=height,
