@@ -20,6 +20,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from qpt.errors import BackendError, InputError, StalledError
+from qpt.process import follow_thread_limits
 from qpt.version import __version__
 
 COMMANDS = (
@@ -146,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for bad input or a missing backend, 130 after Ctrl-C)."""
     args = build_parser().parse_args(argv)
     run = importlib.import_module(f"qpt.commands.{args.command}").run
+    follow_thread_limits()
     try:
         return int(run(args[args.command]))
     except BrokenPipeError:  # the reader of a pipe went away: `qpt score ... | head`

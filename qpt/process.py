@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")
-_CGROUPS = Path("/sys/fs/cgroup")
+THREAD_LIMITS = ("affinity", *_VARIABLES, "cgroup")
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # Set in forked children.
 _forked = False
 
 
 def thread_limits() -> dict[str, int]:
-    """Return the number of threads that each of affinity, environment and container allows; what sets none is absent.
+    """Return the number of threads that each of THREAD_LIMITS allows; those that set none are absent.
 
     A variable that is no number of at least 1 counts as unset. A container's quota is rounded down, to 1 at least.
     """
@@ -63,7 +64,7 @@ def follow_thread_limits() -> None:
 def _cpu_quota() -> float | None:
     """Return the CPUs that the control groups of this process grant, the least over their parents; None without."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _OWN_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     quotas: list[float] = []

@@ -164,8 +164,9 @@ def test_pre_training_is_the_same_under_every_default(default, tmp_path) -> None
 
     def run(name: str) -> dict[str, torch.Tensor]:
         config = qpt.PretrainConfig(
-            data=str(tmp_path / "photos"), out=str(tmp_path / name), arch="resnet18", width=4, mode="moco", pool_size=64,
-            patch_size=32, batch_images=4, steps=2, optimizer="adamw", tensorboard=False, page=False, threads=1,
+            data=str(tmp_path / "photos"), out=str(tmp_path / name), arch="resnet18", width=4, mode="moco",
+            pool_size=64, patch_size=32, batch_images=4, steps=2, optimizer="adamw",
+            tensorboard=False, page=False, threads=1,
         )  # fmt: skip
         qpt.pretrain(config)
         return qpt.load_encoder(tmp_path / name).state_dict()
