@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from qpt.commands.streams import prepare_streams
 from qpt.errors import BackendError, InputError, StalledError
+from qpt.process import follow_thread_limits
 from qpt.version import __version__
 
 COMMANDS = (
@@ -149,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # one line, without the place in the code
     args = build_parser().parse_args(argv)
     run = importlib.import_module(f"qpt.commands.{args.command}").run
+    follow_thread_limits()
     try:
         status = int(run(args[args.command]))
         sys.stdout.flush()  # here, where a reader that went away or a full disk has words

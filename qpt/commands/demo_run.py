@@ -53,7 +53,9 @@ def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32",
     """Return the arithmetic in which this processor trains such an encoder faster."""
     seconds: dict[Literal["float32", "bfloat16"], float] = {}
     encoder = prepare(untrained_encoder(arch, width, 0)).train()
-    patches = torch.zeros(32, 3, patch_size, patch_size).contiguous(memory_format=torch.channels_last)
+    patches = torch.zeros((32, 3, patch_size, patch_size), dtype=torch.float32, device="cpu").contiguous(
+        memory_format=torch.channels_last
+    )
     for name in ("float32", "bfloat16"):
         for _ in range(3):  # the last one counts
             started = time.perf_counter()

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
-    from qpt.data.images import list_images
+    from qpt.data.listing import list_images
     from qpt.evaluate.features import FeatureProtocol
     from qpt.io import check_writable
     from qpt.report.build import write_report

@@ -276,7 +276,7 @@ class PyiqaMetric(nn.Module):
         ``torch.export``, ``torch.jit.trace``), besides all that ``Scorer`` refuses.
         """
         if isinstance(target, (str, os.PathLike, Image.Image)):
-            return torch.tensor([[self.scorer(target)]], dtype=torch.float32)
+            return torch.tensor([[self.scorer(target)]], dtype=torch.float32, device="cpu")
         if not isinstance(target, Tensor) or target.ndim != 4 or target.shape[1] != 3 or not target.is_floating_point():
             raise InputError(
                 "metric: target must be a path or an (N, 3, H, W) float tensor of values 0 to 1, or a PIL.Image, got "

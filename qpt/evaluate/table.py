@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.data.images import EXTENSIONS
+from qpt.data.listing import EXTENSIONS
 from qpt.data.tabular import named_file, number, number_remedy, read_csv, refuse_repeated
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import check_header

@@ -62,7 +62,7 @@ def export_head(scorer: Scorer, path: Path) -> None:
     }
     tensors = {
         "weight": torch.from_numpy(scorer.weights),
-        "bias": torch.tensor([scorer.intercept], dtype=torch.float64),
+        "bias": torch.tensor([scorer.intercept], dtype=torch.float64, device="cpu"),
     }
     save_file(tensors, str(path), metadata={name: json.dumps(value) for name, value in about.items()})
 
@@ -88,8 +88,8 @@ class ScorerGraph(nn.Module):
         self.intercept = scorer.intercept
         self.calibration: LogisticCalibration | None = scorer.calibration
         self.register_buffer("weights", torch.from_numpy(scorer.weights).reshape(2, self.kept, -1))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device="cpu").view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD, dtype=torch.float32, device="cpu").view(1, 3, 1, 1))
 
     def forward(self, full: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
         features = torch.stack([self._moments(full), self._moments(half)])
@@ -129,7 +129,7 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _need(name)
     graph = ScorerGraph(scorer).eval()
-    example = {name: torch.randint(0, 256, shape, dtype=torch.uint8) for name, shape in _EXAMPLE.items()}
+    example = {name: torch.randint(0, 256, shape, dtype=torch.uint8, device="cpu") for name, shape in _EXAMPLE.items()}
     extents = {name: {0: f"{name}_crops", 1: f"{name}_height", 2: f"{name}_width"} for name in example}
     dynamic = {
         name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else 16) for axis, extent in axes.items()}

@@ -40,6 +40,7 @@ from qpt.pretraining.log import RunLog, RunPage
 from qpt.pretraining.process_group import ProcessGroup, join_process_group, use_threads
 from qpt.pretraining.signals import SignalFlags, capture_signals
 from qpt.pretraining.throughput import StageTimer
+from qpt.process import tensors_on_cpu
 from qpt.runs.first_batch import FIRST_BATCH, save_first_batch
 from qpt.runs.history import note_start
 from qpt.runs.observations import observe
@@ -57,6 +58,7 @@ class PretrainResult:
     finished: bool
 
 
+@tensors_on_cpu()
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     """Pre-train an encoder as ``config`` says and leave ``checkpoint.pt``, ``config.yaml``, ``log.csv``,
     ``summary.json``, ``index.html`` and the other files of a run in ``config.out`` (docs/runs.md).
@@ -248,7 +250,7 @@ class _TrainingLoop:
         rows = len(batch.images) * compositions
         # Ids start where no earlier step and no other process has used them.
         first_image = self.step * self.config.batch_images + self.processes.share(self.config.batch_images).start
-        groups = torch.arange(rows, device=self.learner.device) // self.config.rows_per_group
+        groups = torch.arange(rows, dtype=torch.int64, device=self.learner.device) // self.config.rows_per_group
         groups = first_image * compositions + groups
         images = batch.images.repeat_interleave(compositions)
         with self.timer.stage("degrade"):

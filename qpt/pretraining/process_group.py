@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from qpt.errors import InputError
+from qpt.errors import BackendError, InputError
 from qpt.ops.contrastive.distributed import gather_rows
+from qpt.process import is_forked, usable_threads
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ProcessGroup:
         """Return each value summed over the processes; sent between CPUs, so that no GPU is waited for."""
         if self.size == 1:
             return list(values)
-        totals = torch.tensor([int(value) for value in values])
+        totals = torch.tensor([int(value) for value in values], dtype=torch.int64, device="cpu")
         dist.all_reduce(totals)
         return totals.tolist()
 
@@ -143,10 +144,17 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def use_threads(count: int, processes: int) -> Iterator[None]:
-    """Run on this many CPU threads; 0: the share of one of ``processes`` of the cores that this process may use."""
+    """Run on this many CPU threads; 0: the share of one of ``processes`` of what ``usable_threads`` allows.
+
+    Raises BackendError for more threads than torch has in a forked process, where they would hang.
+    """
     before = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or max(1, usable // processes))
+    if is_forked() and count > before:
+        raise BackendError(
+            f"pretrain: threads must be at most {before} in a forked process, whose thread pool is gone, got {count}; "
+            "start the process by spawn"
+        )
+    torch.set_num_threads(count or (before if is_forked() else usable_threads(processes)))
     try:
         yield
     finally:

@@ -66,8 +66,6 @@ def _reason_unusable(name: str) -> str | None:
     if name == "triton":
         missing = importlib.util.find_spec("triton") is None
         return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
-    if extension.is_forked_worker():
-        return "called in a forked worker process, where C++ threads hang"
     return extension.available()
 
 
