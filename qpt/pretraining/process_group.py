@@ -128,9 +128,9 @@ def _group_from_environment() -> ProcessGroup:
     Raises InputError for a variable that is missing, is no integer, or does not fit the others.
     """
     size = _variable("WORLD_SIZE", 1, None)
-    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if size > 1 else ()
+    names = ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] if size > 1 else []
     if names and not dist.is_initialized():  # else the processes have met already
-        names += ("MASTER_ADDR", "MASTER_PORT")
+        names += ["MASTER_ADDR", "MASTER_PORT"]
         _variable("MASTER_PORT", 0, 65535)
     missing = [name for name in names if not os.environ.get(name, "").strip()]
     if missing:
