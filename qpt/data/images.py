@@ -71,7 +71,7 @@ def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
 
 
 class DecodedImage:
-    """The decoded pixels of an opened file, or of an image in memory, upright; only the pixels asked for are converted to RGB (``ToRGB``).
+    """The decoded pixels of an opened file, or of an image in memory, upright; only pixels asked for become RGB.
 
     An animation gives its first frame. height, width: pixels of the upright image; transposed: whether the file stores
     its rows as columns. Raises UnreadableError for a file that is not complete, and ReadError as ``open_image`` does.

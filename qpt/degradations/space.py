@@ -81,8 +81,9 @@ class DegradationSpace(Rule):
         return space_yaml.write(self, path)
 
     @staticmethod
-    def named(name: str) -> DegradationSpace:
+    def named(name: str | os.PathLike[str]) -> DegradationSpace:
         """Return the preset of that name or the space in a YAML file. Raises InputError if ``name`` is neither."""
+        name = os.fspath(name)
         if name in presets.NAMES:
             return DegradationSpace.preset(name)
         if not name.endswith((".yaml", ".yml")) and not os.path.exists(name):
