@@ -63,17 +63,17 @@ std::vector<std::string> contrastive_isas() {
 
 std::pair<qpt::i64, qpt::i64> contrastive_division(qpt::i64 rows, qpt::i64 stream, qpt::i64 dim) {
   const qpt::contrastive::Division division = qpt::contrastive::divide(rows, stream, dim);
-  return {division.group_rows, division.splits};
+  return {division.task_rows, division.parts};
 }
 
-// partial and out: (row_max, row_sum, acc or 0); `partial` has room for `splits` parts.
+// partial and out: (row_max, row_sum, acc or 0); `partial` has room for all parts.
 using SoftmaxSums = std::array<std::uintptr_t, 3>;
 
 void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64 dim, float scale, float image_bias,
                       std::optional<qpt::i64> self_offset, bool running, bool same_group, std::uintptr_t bias,
                       std::pair<qpt::i64, qpt::i64> division, const SoftmaxSums& partial, const SoftmaxSums& out,
                       const std::string& isa, int threads) {
-  qpt::contrastive::Problem problem = {};
+  qpt::contrastive::PairPass problem = {};
   problem.rows = side(rows);
   problem.stream = side(stream);
   problem.dim = dim;
@@ -84,8 +84,8 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, qpt::i64
   problem.running = running;
   problem.bias = pointer<const float>(bias);
   problem.weighted = out[2] != 0;
-  problem.group_rows = division.first;
-  problem.splits = division.second;
+  problem.task_rows = division.first;
+  problem.parts = division.second;
   problem.row_max = pointer<float>(partial[0]);
   problem.row_sum = pointer<float>(partial[1]);
   problem.acc = pointer<float>(partial[2]);
@@ -110,18 +110,18 @@ qpt::i64 contrastive_forward(const SideFields& queries, const std::vector<KeySet
   std::vector<qpt::contrastive::KeySet> key_sets;
   for (const auto& [keys, self_offset, same_group, check] : sets)
     key_sets.push_back({side(keys), self_offset.has_value(), self_offset.value_or(0), same_group, check});
-  const qpt::contrastive::Forward problem = {side(queries),
-                                             key_sets.data(),
-                                             static_cast<qpt::i64>(key_sets.size()),
-                                             dim,
-                                             temperature,
-                                             image_bias,
-                                             pointer<float>(out[0]),
-                                             pointer<qpt::i64>(out[1]),
-                                             pointer<float>(out[2]),
-                                             pointer<qpt::i64>(out[3]),
-                                             pointer<float>(out[4]),
-                                             pointer<float>(out[5])};
+  const qpt::contrastive::LossProblem problem = {side(queries),
+                                                 key_sets.data(),
+                                                 static_cast<qpt::i64>(key_sets.size()),
+                                                 dim,
+                                                 temperature,
+                                                 image_bias,
+                                                 pointer<float>(out[0]),
+                                                 pointer<qpt::i64>(out[1]),
+                                                 pointer<float>(out[2]),
+                                                 pointer<qpt::i64>(out[3]),
+                                                 pointer<float>(out[4]),
+                                                 pointer<float>(out[5])};
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.queries.count);
   py::gil_scoped_release unlocked;
   return qpt::contrastive::forward(problem, chosen, threads);
@@ -129,7 +129,7 @@ qpt::i64 contrastive_forward(const SideFields& queries, const std::vector<KeySet
 
 void contrastive_positives(const SideFields& rows, const SideFields& stream, qpt::i64 dim,
                            std::optional<qpt::i64> self_offset, std::uintptr_t sum, std::uintptr_t count, int threads) {
-  qpt::contrastive::Problem problem = {};
+  qpt::contrastive::PairPass problem = {};
   problem.rows = side(rows);
   problem.stream = side(stream);
   problem.dim = dim;
@@ -142,7 +142,7 @@ void contrastive_positives(const SideFields& rows, const SideFields& stream, qpt
 void contrastive_self(const SideFields& rows, qpt::i64 dim, float scale, float image_bias, std::uintptr_t inverse,
                       std::uintptr_t row_sum, std::uintptr_t acc, std::uintptr_t packed, qpt::i64 block_rows,
                       const std::string& isa, int threads) {
-  qpt::contrastive::SelfProblem problem = {};
+  qpt::contrastive::SelfPairPass problem = {};
   problem.rows = side(rows);
   problem.dim = dim;
   problem.image_bias = image_bias;
