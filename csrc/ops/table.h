@@ -12,12 +12,12 @@
 #include "lab.h"
 #include "median.h"
 #include "noise.h"
-#include "patches.h"
 #include "photons.h"
 #include "rescale.h"
 #include "resize.h"
 #include "shaped_blur.h"
 #include "sharpen.h"
+#include "squares.h"
 #include "tone.h"
 #include "warp.h"
 
