@@ -146,20 +146,20 @@ std::vector<std::string> contrastive_isas() {
 
 std::pair<i64, i64> contrastive_division(i64 rows, i64 stream, i64 dim) {
   const qpt::contrastive::Division division = qpt::contrastive::divide(rows, stream, dim);
-  return {division.group_rows, division.splits};
+  return {division.task_rows, division.parts};
 }
 
-// partial and out: (row_max, row_sum, acc or 0); `partial` has room for `splits` parts.
+// partial and out: (row_max, row_sum, acc or 0); `partial` has room for all parts.
 using SoftmaxSums = std::array<Buffer, 3>;
 
 void contrastive_pass(const SideFields& rows, const SideFields& stream, i64 dim, float scale, float image_bias,
                       std::optional<i64> self_offset, bool running, bool same_group, const Buffer& bias,
                       std::pair<i64, i64> division, const SoftmaxSums& partial, const SoftmaxSums& out,
                       const std::string& isa, int threads) {
-  qpt::contrastive::Problem problem = {};
+  qpt::contrastive::PairPass problem = {};
   problem.rows = side(rows, dim);
   problem.stream = side(stream, dim);
-  in_range("rows of a task", division.first, 1, qpt::contrastive::kGroupRows);
+  in_range("rows of a task", division.first, 1, qpt::contrastive::kMaxTaskRows);
   in_range("parts of the stream", division.second, 1, kMost);
   problem.dim = dim;
   problem.scale = scale;
@@ -169,9 +169,9 @@ void contrastive_pass(const SideFields& rows, const SideFields& stream, i64 dim,
   problem.running = running;
   problem.bias = optional_pointer<const float>("bias", bias, problem.stream.count);
   problem.weighted = out[2].first != 0;
-  problem.group_rows = division.first;
-  problem.splits = division.second;
-  const i64 own = problem.rows.count, all = problem.splits * own;
+  problem.task_rows = division.first;
+  problem.parts = division.second;
+  const i64 own = problem.rows.count, all = problem.parts * own;
   problem.row_max = pointer<float>("partial row_max", partial[0], all);
   problem.row_sum = pointer<float>("partial row_sum", partial[1], all);
   problem.acc = pointer<float>("partial acc", partial[2], problem.weighted ? all * dim : 0);
@@ -199,18 +199,18 @@ i64 contrastive_forward(const SideFields& queries, const std::vector<KeySetField
     key_sets.push_back({side(keys, dim), self_offset.has_value(), self_offset.value_or(0), same_group, check});
   const qpt::contrastive::Side rows = side(queries, dim);
   const i64 n = rows.count;
-  const qpt::contrastive::Forward problem = {rows,
-                                             key_sets.data(),
-                                             static_cast<i64>(key_sets.size()),
-                                             dim,
-                                             temperature,
-                                             image_bias,
-                                             pointer<float>("loss", out[0], 1),
-                                             pointer<i64>("valid_rows", out[1], 1),
-                                             pointer<float>("lse", out[2], n),
-                                             pointer<i64>("positives", out[3], n),
-                                             optional_pointer<float>("gradient", out[4], n * dim),
-                                             pointer<float>("similarity", out[5], 2)};
+  const qpt::contrastive::LossProblem problem = {rows,
+                                                 key_sets.data(),
+                                                 static_cast<i64>(key_sets.size()),
+                                                 dim,
+                                                 temperature,
+                                                 image_bias,
+                                                 pointer<float>("loss", out[0], 1),
+                                                 pointer<i64>("valid_rows", out[1], 1),
+                                                 pointer<float>("lse", out[2], n),
+                                                 pointer<i64>("positives", out[3], n),
+                                                 optional_pointer<float>("gradient", out[4], n * dim),
+                                                 pointer<float>("similarity", out[5], 2)};
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.queries.count);
   py::gil_scoped_release unlocked;
   return qpt::contrastive::forward(problem, chosen, threads);
@@ -218,7 +218,7 @@ i64 contrastive_forward(const SideFields& queries, const std::vector<KeySetField
 
 void contrastive_positives(const SideFields& rows, const SideFields& stream, i64 dim, std::optional<i64> self_offset,
                            const Buffer& sum, const Buffer& count, int threads) {
-  qpt::contrastive::Problem problem = {};
+  qpt::contrastive::PairPass problem = {};
   problem.rows = side(rows, dim);
   problem.stream = side(stream, dim);
   float* const sums = pointer<float>("sum", sum, problem.rows.count * dim);
@@ -233,13 +233,13 @@ void contrastive_positives(const SideFields& rows, const SideFields& stream, i64
 void contrastive_self(const SideFields& rows, i64 dim, float scale, float image_bias, const Buffer& inverse,
                       const Buffer& row_sum, const Buffer& acc, const Buffer& packed, i64 block_rows,
                       const std::string& isa, int threads) {
-  qpt::contrastive::SelfProblem problem = {};
+  qpt::contrastive::SelfPairPass problem = {};
   constexpr i64 kStrip = qpt::contrastive::kStrip;
   problem.rows = side(rows, dim);
   const i64 n = problem.rows.count;
   if (problem.rows.dtype != qpt::contrastive::kFloat32 || dim % kStrip || block_rows % kStrip)
     refuse("rows", "be float32, dim and block_rows multiples of " + std::to_string(kStrip), dim);
-  in_range("block_rows", block_rows, kStrip, qpt::contrastive::kGroupRows);
+  in_range("block_rows", block_rows, kStrip, qpt::contrastive::kMaxTaskRows);
   problem.dim = dim;
   problem.image_bias = image_bias;
   problem.inverse = optional_pointer<const float>("inverse", inverse, n);

@@ -18,7 +18,7 @@ from qpt.ops.contrastive.pool import check_rows_finite
 from qpt.ops.contrastive.problem import KeySet, Queries
 
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType of csrc/cpu/contrastive.h
-_STRIP, _BLOCK = 64, 256  # kStrip and kGroupRows there
+_STRIP, _BLOCK = 64, 256  # kStrip and kMaxTaskRows there
 _LN2 = math.log(2)  # logits are in units of log 2 there
 # Within this |z|, exp(z) and its sums are float32 numbers of full precision: no running maximum is needed.
 _SAFE_LOGIT = 40.0
