@@ -147,7 +147,7 @@ def _shared(size_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
     except OSError as error:  # a limit on address space, as of `ulimit -v`
         found = f"{size_bytes >> 20} MiB: {error.strerror}"
-        raise InputError(f"pretrain: cache_mib must fit into the memory that a process may have, got {found}") from error
+        raise InputError(f"pretrain: cache_mib must fit into the memory of a process, got {found}") from None
 
 
 class RegionDataset(Dataset[Region | tuple[int, str]]):
