@@ -56,7 +56,7 @@ def main(folder: Path) -> int:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Wait until no other process works in the folder: one may have outlived the study that started it."""
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -35,27 +35,14 @@ KeySet: TypeAlias = Sequence[Any]
 
 @triton.jit
 def _logits(
-    rows,
-    stream,
-    own,  # [ROWS, STEP], the rows' tile, when one step covers D
-    row,
-    column,
-    n_rows,
-    n_stream,
-    dim,
-    row_stride,
-    row_step,
-    stream_stride,
-    stream_step,
-    ROWS: tl.constexpr,
-    STREAM: tl.constexpr,
-    STEP: tl.constexpr,
-    ONE_STEP: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return rows x stream^T, [ROWS, STREAM] float32, and the stream's tile, for the second product, if one step covers
-    D."""
+    rows, stream, own, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
+    ROWS: tl.constexpr, STREAM: tl.constexpr, STEP: tl.constexpr,
+    ONE_STEP: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return rows x stream^T, [ROWS, STREAM] float32, and, where one step covers D, the stream's tile.
+
+    own: [ROWS, STEP], the rows' tile, where one step covers D.
+    """
     d = tl.arange(0, STEP)
     if ONE_STEP:
         tile = tl.load(
@@ -401,17 +388,8 @@ def _run(
     )
     columns = min(128, triton.next_power_of_2(dim))
     _merge_kernel[(triton.cdiv(n, MERGE_ROWS), triton.cdiv(dim, columns) if weighted else 1)](
-        *partial,
-        *out,
-        n,
-        dim,
-        splits,
-        ROWS=MERGE_ROWS,
-        COLUMNS=columns,
-        RUNNING=running,
-        WEIGHTED=weighted,
-        LOG2E=LOG2_E,
-        num_warps=MERGE_WARPS,
-        enable_fp_fusion=True,
-    )
+        *partial, *out, n, dim, splits,
+        ROWS=MERGE_ROWS, COLUMNS=columns, RUNNING=running, WEIGHTED=weighted, LOG2E=LOG2_E,
+        num_warps=MERGE_WARPS, enable_fp_fusion=True,
+    )  # fmt: skip
     return out

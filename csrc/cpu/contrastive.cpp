@@ -30,25 +30,25 @@ Scratch scratch(i64 floats) {
 // Parts in the order of the stream, after what `out` holds when `add`, each rescaled to the highest row_max.
 void merge_row(const Problem& problem, i64 row, SoftmaxSums out, bool add) {
   const i64 n = problem.rows.count, dim = problem.dim;
-  float highest = add ? out.row_max[row] : -INFINITY;
-  for (i64 s = 0; s < problem.splits; ++s) highest = std::max(highest, problem.row_max[s * n + row]);
-  const float shift = highest == -INFINITY ? 0.0f : highest;
-  const float kept = add ? std::exp2(out.row_max[row] - shift) : 0.0f;
-  double all = add ? static_cast<double>(out.row_sum[row]) * kept : 0.0;
-  float* const sum = problem.weighted ? out.acc + row * dim : nullptr;
-  for (i64 d = 0; add && sum && d < dim; ++d) sum[d] *= kept;
+  float row_max = add ? out.row_max[row] : -INFINITY;
+  for (i64 s = 0; s < problem.splits; ++s) row_max = std::max(row_max, problem.row_max[s * n + row]);
+  const float shift = row_max == -INFINITY ? 0.0f : row_max;
+  const float rescale = add ? std::exp2(out.row_max[row] - shift) : 0.0f;
+  double row_sum = add ? static_cast<double>(out.row_sum[row]) * rescale : 0.0;
+  float* const acc = problem.weighted ? out.acc + row * dim : nullptr;
+  for (i64 d = 0; add && acc && d < dim; ++d) acc[d] *= rescale;
   for (i64 s = 0; s < problem.splits; ++s) {
-    const float factor = std::exp2(problem.row_max[s * n + row] - shift);
-    all += static_cast<double>(problem.row_sum[s * n + row]) * factor;
-    if (!sum) continue;
+    const float rescale_part = std::exp2(problem.row_max[s * n + row] - shift);
+    row_sum += static_cast<double>(problem.row_sum[s * n + row]) * rescale_part;
+    if (!acc) continue;
     const float* part = problem.acc + (s * n + row) * dim;
     if (s == 0 && !add)
-      for (i64 d = 0; d < dim; ++d) sum[d] = part[d] * factor;
+      for (i64 d = 0; d < dim; ++d) acc[d] = part[d] * rescale_part;
     else
-      for (i64 d = 0; d < dim; ++d) sum[d] += part[d] * factor;
+      for (i64 d = 0; d < dim; ++d) acc[d] += part[d] * rescale_part;
   }
-  out.row_max[row] = highest;
-  out.row_sum[row] = static_cast<float>(all);
+  out.row_max[row] = row_max;
+  out.row_sum[row] = static_cast<float>(row_sum);
 }
 
 }  // namespace
@@ -100,10 +100,10 @@ void run_same_group(Problem problem, int threads, SoftmaxSums out) {
   for (i64 row = 0; row < problem.rows.count; ++row) {
     const i64 group = problem.rows.groups[row];
     auto at = std::lower_bound(order.begin(), order.end(), group, [&](i64 k, i64 id) { return groups[k] < id; });
-    float highest = problem.running ? -INFINITY : 0.0f;
-    double all = 0;
-    float* const sum = problem.weighted ? out.acc + row * dim : nullptr;
-    for (i64 d = 0; sum && d < dim; ++d) sum[d] = 0.0f;
+    float row_max = problem.running ? -INFINITY : 0.0f;
+    double row_sum = 0;
+    float* const acc = problem.weighted ? out.acc + row * dim : nullptr;
+    for (i64 d = 0; acc && d < dim; ++d) acc[d] = 0.0f;
     for (; at != order.end() && groups[*at] == group && group >= 0; ++at) {
       if (problem.has_self && *at == row + problem.self_offset) continue;
       double dot = 0;
@@ -112,18 +112,18 @@ void run_same_group(Problem problem, int threads, SoftmaxSums out) {
       float z = static_cast<float>(dot * problem.scale);
       if (problem.bias) z += problem.bias[*at];
       if (!problem.running) z = std::min(z, 0.0f);
-      if (problem.running && z > highest) {
-        const float factor = std::exp2(highest - z);
-        all *= factor;
-        for (i64 d = 0; sum && d < dim; ++d) sum[d] *= factor;
-        highest = z;
+      if (problem.running && z > row_max) {
+        const float rescale = std::exp2(row_max - z);
+        row_sum *= rescale;
+        for (i64 d = 0; acc && d < dim; ++d) acc[d] *= rescale;
+        row_max = z;
       }
-      const float e = std::exp2(z - highest);
-      all += e;
-      for (i64 d = 0; sum && d < dim; ++d) sum[d] += e * element(problem.stream, *at, d);
+      const float e = std::exp2(z - row_max);
+      row_sum += e;
+      for (i64 d = 0; acc && d < dim; ++d) acc[d] += e * element(problem.stream, *at, d);
     }
-    out.row_max[row] = highest;
-    out.row_sum[row] = static_cast<float>(all);
+    out.row_max[row] = row_max;
+    out.row_sum[row] = static_cast<float>(row_sum);
   }
 }
 

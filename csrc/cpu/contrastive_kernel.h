@@ -194,12 +194,12 @@ struct Pass {
   float* p;  // [kSlab][kStripRows]
 
   // Lanes whose logits exceed their row_max by kSlack: a new row_max, and everything summed so far on its scale.
-  __attribute__((noinline)) void raise_row_max(i64 start, const float* highest) {
+  __attribute__((noinline)) void raise_row_max(i64 start, const float* tile_max) {
     for (int lane = 0; lane < kStripRows; ++lane) {
       const float before = strip.row_max[lane];
-      if (!(highest[lane] > before + kSlack)) continue;
-      const float factor = before == kMinusInfinity ? 0.0f : __builtin_exp2f(before - highest[lane]);
-      strip.row_max[lane] = strip.shift[lane] = highest[lane];
+      if (!(tile_max[lane] > before + kSlack)) continue;
+      const float factor = before == kMinusInfinity ? 0.0f : __builtin_exp2f(before - tile_max[lane]);
+      strip.row_max[lane] = strip.shift[lane] = tile_max[lane];
       strip.slab_sum[lane] *= factor;
       strip.row_sum[lane] *= factor;
       for (i64 k = 0; k < start; ++k) p[k * kStripRows + lane] *= factor;
@@ -235,17 +235,17 @@ struct Pass {
     // 2. row_max, where a logit has outgrown it.
     if (problem.running) {
       bool outgrown = false;
-      Vec highest[kVecs];
+      Vec tile_max[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
-        highest[v] = z[0][v];
+        tile_max[v] = z[0][v];
 #pragma GCC unroll 16
-        for (int r = 1; r < kCount; ++r) highest[v] = maximum(highest[v], z[r][v]);
-        outgrown |= any_greater(highest[v], add(load(strip.row_max + v * kLanes), broadcast(kSlack)));
+        for (int r = 1; r < kCount; ++r) tile_max[v] = maximum(tile_max[v], z[r][v]);
+        outgrown |= any_greater(tile_max[v], add(load(strip.row_max + v * kLanes), broadcast(kSlack)));
       }
       if (outgrown) {
         alignas(64) float values[kStripRows];
-        for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, highest[v]);
+        for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, tile_max[v]);
         raise_row_max(start, values);
       }
     }

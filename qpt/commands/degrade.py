@@ -9,6 +9,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from qpt.commands.options import refuse_overwriting
+
 if TYPE_CHECKING:
     from qpt.degradations.space import DegradationSpace
 
@@ -64,6 +66,7 @@ def _draw(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
+    refuse_overwriting(args, "degrade", [out])
     try:
         image = load_rgb(args.image)
     except UnreadableError as error:

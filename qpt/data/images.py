@@ -71,16 +71,16 @@ def _check_pixels(width: int, height: int, max_pixels: int | None) -> None:
 
 
 class DecodedImage:
-    """The decoded pixels of an opened image, upright; only the pixels asked for are converted to RGB (``ToRGB``).
+    """The decoded pixels of an opened file, or of an image in memory, upright; only pixels asked for become RGB.
 
     An animation gives its first frame. height, width: pixels of the upright image; transposed: whether the file stores
     its rows as columns. Raises UnreadableError for a file that is not complete, and ReadError as ``open_image`` does.
     """
 
     @explained()
-    def __init__(self, opened: ImageFile.ImageFile) -> None:
+    def __init__(self, opened: Image.Image) -> None:
         self._stored = _plain_jpeg(opened)
-        if self._stored is None:
+        if self._stored is None and isinstance(opened, ImageFile.ImageFile):
             # Before getexif: a PNG may have its EXIF behind the pixels, and a TIFF turns itself upright here.
             opened = load_pixels(opened)
         self._image = opened
@@ -155,7 +155,7 @@ def decode_rgb(
             return np.array(Image.fromarray(decoded.rgb()).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _plain_jpeg(opened: ImageFile.ImageFile) -> NDArray[np.uint8] | None:
+def _plain_jpeg(opened: Image.Image) -> NDArray[np.uint8] | None:
     """Decode an undamaged colour JPEG at its full size to its stored (h, w, 3) uint8 pixels; None for any other image.
 
     simplejpeg and Pillow's wheels have the same decoder, libjpeg-turbo: the pixels are those that Pillow would give.

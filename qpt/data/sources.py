@@ -41,7 +41,7 @@ class Source(Protocol):
         """Return the sha256 over the names and sizes (bytes) of all images in their order."""
 
 
-def open_source(data: str) -> Source:
+def open_source(data: str | os.PathLike[str]) -> Source:
     """Open the images that ``data`` names.
 
     data: a folder of image files; a folder of tar shards, with no image file in it; one ``.tar`` file; or a pattern of
@@ -49,6 +49,7 @@ def open_source(data: str) -> Source:
     the order of their names, those of braces in the order of the braces.
     Raises InputError if there is nothing there, or a shard is not a tar file.
     """
+    data = os.fspath(data)
     path = Path(data)
     if path.is_dir():
         try:

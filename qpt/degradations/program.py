@@ -120,7 +120,7 @@ class Program:
 
     def select(self, rows: Sequence[int] | Tensor) -> Program:
         """Return the given rows, in the given order, as a new program over the same images."""
-        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64, device="cpu")
         fields = (self.ops[index], self.levels[index], self.params[index], self.seeds[index], self.source[index])
         return Program(*fields, self.table)
 

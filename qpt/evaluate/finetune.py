@@ -24,6 +24,7 @@ from qpt.errors import InputError, check_int
 from qpt.evaluate.image_crops import crop_grid, load_image
 from qpt.evaluate.metrics import measure_rank_and_error
 from qpt.models import ResNet
+from qpt.process import tensors_on_cpu
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -106,6 +107,7 @@ def hold_out(train: Index, mos: Array, groups: Index, seed: Sequence[int]) -> tu
     raise InputError(f"fine-tune: the training part must hold enough images to validate on, got {len(train)}")
 
 
+@tensors_on_cpu()
 def fine_tune(
     encoder: ResNet,
     load: Callable[[int], NDArray[np.uint8]],
@@ -129,7 +131,9 @@ def fine_tune(
     generator = np.random.default_rng([*seed, 3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator.integers(2**31)))
-        model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(encoder.feature_dim, 1))
+        model = nn.Sequential(
+            copy.deepcopy(encoder), nn.Linear(encoder.feature_dim, 1, dtype=torch.float32, device="cpu")
+        )
     # torch 2.13 on a CPU was seen to corrupt memory in the backward pass of a narrow channels-last network.
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     groups = [

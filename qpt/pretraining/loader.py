@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -350,7 +351,8 @@ def _shared_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     # a tenth of decoding a small image.
     memory = mmap.mmap(-1, max(1, math.prod(shape)))
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, math.prod(shape)).reshape(shape)
 
 

@@ -130,7 +130,11 @@ class QualityContrastiveLoss(nn.Module):
         super().__init__()
         value = temperature_tensor("QualityContrastiveLoss", temperature, torch.device("cpu"), torch.float64).item()
         self.fixed_temperature = None if learn_temperature else value
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(value))) if learn_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(value), dtype=torch.float32, device="cpu"))
+            if learn_temperature
+            else None
+        )
         self.options: dict[str, Any] = {
             "same_image_weight": same_image_weight,
             "exclude_self": exclude_self,
@@ -175,7 +179,7 @@ def info_nce(
     temperature 0.07; 0.2 is that of MoCo v2).
     """
     _check_pairs("info_nce", {"queries": queries, "keys": keys})
-    ids = torch.arange(1, queries.shape[0] + 1, device=queries.device)
+    ids = torch.arange(1, queries.shape[0] + 1, dtype=torch.int64, device=queries.device)
     # Every pool row is a negative: group 0, which no query has, whatever the ids of earlier batches were.
     if isinstance(pool, NegativePool):
         rows, groups, _ = pool.ring if torch.compiler.is_compiling() else (pool.keys, pool.groups, None)
@@ -213,7 +217,7 @@ def nt_xent(
     Raises InputError as ``contrastive_loss`` does. Source: Chen et al., ICML 2020, equation 1 and Algorithm 1.
     """
     _check_pairs("nt_xent", {"first": first, "second": second})
-    ids = torch.arange(first.shape[0], device=first.device).repeat(2)
+    ids = torch.arange(first.shape[0], dtype=torch.int64, device=first.device).repeat(2)
     return _same_rows_loss(torch.cat((first, second)), ids, temperature, backend, check_finite)
 
 

@@ -65,7 +65,7 @@ def distributed_contrastive_loss(
     they disagree; so with BackendError. A second derivative raises RuntimeError.
     """
     if keys_travel is not None:
-        warnings.warn(f"{_NAME}: keys_travel is now key_exchange", FutureWarning, stacklevel=2)
+        warnings.warn(f"{_NAME}: keys_travel is now called key_exchange", FutureWarning, stacklevel=2)
         key_exchange = keys_travel
     if not dist.is_available() or not dist.is_initialized():
         raise InputError(
@@ -319,7 +319,7 @@ def _key_gradient(problem: Problem, processes: _Processes, lse: Tensor, positive
     backend, queries, keys = choose(problem), problem.query_rows(), problem.batch_keys()
 
     def share(block: KeySet) -> Tensor:
-        return loss.key_gradient(queries, block, problem, backend, lse, positives).mul_(scale)
+        return loss.full_key_gradient(queries, block, problem, backend, lse, positives).mul_(scale)
 
     if processes.key_exchange == "gather":
         first = processes.first_key

@@ -66,8 +66,6 @@ def _reason_unusable(name: str) -> str | None:
     if name == "triton":
         missing = importlib.util.find_spec("triton") is None
         return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
-    if extension.is_forked_worker():
-        return "called in a forked worker process, where C++ threads hang"
     return extension.available()
 
 
@@ -221,7 +219,7 @@ def loss_backward(
         for_temperature = (-total / problem.temperature).to(problem.temperature.dtype)
     if need_keys:
         scale = upstream / (positives > 0).sum().clamp(min=1)
-        gradient = key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
+        gradient = full_key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
         for_keys = gradient.mul_(scale).to(problem.keys.dtype)
     if need_queries:
         for_queries = (query_gradient * upstream).to(queries.vectors.dtype)
@@ -257,7 +255,7 @@ def self_loss_backward(
     return for_queries, for_temperature
 
 
-def key_gradient(
+def full_key_gradient(
     queries: Queries, keys: KeySet, problem: Problem, backend: TorchBackend, lse: Tensor, positives: Tensor
 ) -> Tensor:
     """Return valid rows x d loss / d keys, [M, D]; lse [N] and positives [N] as in RowTerms."""

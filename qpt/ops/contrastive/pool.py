@@ -1,4 +1,4 @@
-"""NegativePool: MoCo's queue, a memory bank of past keys with their ids, detached negatives of the contrastive loss.
+"""NegativePool: MoCo's queue (older work says memory bank): past keys with their ids, negatives without a gradient.
 
 The pre-training step pushes to it after the optimiser's step, ``qpt.contrastive_loss`` reads it, and the checkpoint
 saves it. Relies on torch only.
@@ -39,6 +39,7 @@ class NegativePool:
     ):
         capacity = check_int("NegativePool", "capacity", capacity, 1, MAX_CAPACITY)
         dim = check_int("NegativePool", "dim", dim, 1)
+        device = "cpu" if device is None else device
         if dtype not in _DTYPES:
             raise InputError(f"NegativePool: dtype must be float32, float16 or bfloat16, got {dtype}")
         self._keys = torch.zeros((capacity, dim), dtype=dtype, device=device)
@@ -110,7 +111,7 @@ class NegativePool:
         exchange keys must agree on ids by other means. Raises InputError if count is not an integer of at least 0.
         """
         count = check_int("NegativePool.new_groups", "count", count, 0)
-        groups = self._next_group + torch.arange(count, device=self.device)
+        groups = self._next_group + torch.arange(count, dtype=torch.int64, device=self.device)
         self._next_group = self._next_group + count
         return groups
 

@@ -1,0 +1,205 @@
+"""qpt_degrade as nvcc and NVRTC compile it for sm_80, executed on the CPU: the C++ engine's bytes, and no fault.
+
+Scratch, shared memory and output are poison at the start; a byte that nobody wrote, a race or an access outside of a
+buffer is a ptx.Fault. The launch configuration and the argument list are the launcher's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.resources import SHARED_LIMIT
+from qpt import DegradationSpace, Program, build, degrade, degrade_patches
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops.degrade.cuda import KernelInputs, LaunchConfig, kernel_arguments
+from qpt.ops.degrade.patches import Patches
+from tests import ptx
+from tests.ptx import compilers, native
+from tests.test_emulator import SHAPES, images_of
+
+pytestmark = pytest.mark.rung("PTX execution")
+
+COMPILERS = [name for name, there in (("nvcc", compilers.find_nvcc()), ("nvrtc", compilers.find_nvrtc())) if there]
+MAIN = COMPILERS[0]
+
+
+@functools.cache
+def compiled(compiler: str) -> str:
+    if compiler == "nvcc":
+        return compilers.nvcc(build.PACKAGE.resolve() / "csrc" / build.CUDA_SOURCES[0], (*build.CUDA_FLAGS, "-O3"))
+    return compilers.nvrtc(build.device_source(), build.CUDA_FLAGS)
+
+
+@functools.cache
+def kernel(compiler: str) -> ptx.Kernel:
+    return ptx.load(compiled(compiler))["qpt_degrade"]
+
+
+def run(
+    images: torch.Tensor,
+    program: Program,
+    patches: Patches | None = None,
+    *,
+    compiler: str = MAIN,
+    multiprocessors: int = 1,
+    shared_limit: int = SHARED_LIMIT[80],
+    schedule: ptx.Schedule | None = None,
+    count: bool = False,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the bytes of the images (r, H, W, 3) or of the patches, in one dimension, and the counts."""
+    _, height, width, _ = images.shape
+    windows = patches.windows if patches else None
+    config = LaunchConfig.of(
+        program, height, width, windows, multiprocessors=multiprocessors, shared_limit=shared_limit
+    )
+    inputs = KernelInputs.of(images, program, patches)
+    out = torch.zeros(len(program) * height * width * 3, dtype=torch.uint8)
+    if patches is not None:  # of which the kernel gets an address and the size of an element
+        out = torch.zeros(patches.empty(images.device).nbytes, dtype=torch.uint8).view(patches.lut.dtype)
+    scratch = torch.zeros(config.blocks * config.scratch_bytes, dtype=torch.uint8)
+    buffers = [
+        ptx.Buffer(field, writable=False, name=name) for name, field in inputs._asdict().items() if field.numel()
+    ]
+    result = ptx.Buffer(out.view(torch.uint8), defined=False, name="out")
+    buffers += [result, ptx.Buffer(scratch, defined=False, name="scratch")]
+    by_address = {buffer.bytes.ctypes.data: buffer for buffer in buffers}
+    given = [
+        by_address.get(int(argument), 0) if isinstance(argument, np.uint64) else argument
+        for argument in kernel_arguments(config, inputs, patches, out, scratch)
+    ]
+    counts = kernel(compiler).launch(
+        config.blocks, build.BLOCK_THREADS, given, shared_bytes=config.shared_bytes,
+        schedule=schedule or ptx.Schedule(), count=count,
+    )  # fmt: skip
+    found = result.read()
+    return (found.view(len(program), height, width, 3) if patches is None else found), counts
+
+
+def check(images: torch.Tensor, program: Program, **options: object) -> None:
+    assert torch.equal(run(images, program, **options)[0], degrade(images, program))  # type: ignore[arg-type]
+
+
+def check_patches(program: Program, height: int, width: int, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    images, size = images_of(1, height, width), 9
+    boxes = torch.tensor([[height // 2, width // 2], [height // 2 - 2, width // 2 + 5]], dtype=torch.int32)
+    boxes = boxes.expand(len(program), 2, 2)
+    patches = Patches.of(program, boxes, size, height, width, dtype, layout)
+    found, _ = run(images, program, patches, multiprocessors=2, schedule=ptx.Schedule("random"))
+    expected = degrade_patches(images, program, boxes, size, dtype=dtype, memory_format=layout).flatten(0, 1)
+    stored = expected.permute(0, 2, 3, 1) if layout == torch.channels_last else expected
+    assert torch.equal(found.view(dtype), stored.flatten())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_op_gives_the_engine_s_bytes(name: str, long: bool) -> None:
+    levels = range(1, LEVELS + 1) if long else (1, LEVELS)
+    program = Program.from_chains([[(name, level)] for level in levels], seeds=[7 * level for level in levels])
+    for height, width in SHAPES if long else [(21, 29)]:
+        check(images_of(1, height, width), program, schedule=ptx.Schedule("random", seed=height))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS[1:])
+def test_the_other_compiler_s_kernel_gives_the_same_bytes(compiler: str, long: bool) -> None:
+    for name in NAMES if long else NAMES[::6]:
+        program = Program.from_chains([[(name, 2)], [(name, 4)]], seeds=[3, 4])
+        check(images_of(1, 17, 26), program, compiler=compiler)
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+def test_chains_and_a_grid_smaller_than_the_batch(order: str, long: bool) -> None:
+    program = DegradationSpace.preset("qpt").sample(
+        3, views=8 if long else 2, generator=torch.Generator().manual_seed(3)
+    )
+    check(images_of(3, 24, 31), program, multiprocessors=2, schedule=ptx.Schedule(order))
+
+
+def test_blocks_that_run_interleaved() -> None:
+    program = Program.from_chains(
+        [[("gaussian_blur", 3), ("jpeg", 2)], [("hue", 4)], [("median_blur", 2)]], seeds=[1, 2, 3]
+    )
+    check(images_of(1, 13, 18), program, multiprocessors=3, schedule=ptx.Schedule("random", resident=3, quantum=37))
+
+
+def test_an_image_of_more_columns_than_threads() -> None:
+    check(images_of(1, 2, 700), Program.from_chains([[("gaussian_blur", 2), ("jpeg", 3), ("resize_to", 2)]], seeds=[1]))
+
+
+IMAGE = 24 * 31 * 3 + 8  # bytes of an image of 24 x 31 pixels, as memory is shared out
+
+
+@pytest.mark.parametrize("shared_limit", [0, IMAGE, 2 * IMAGE])
+def test_images_in_shared_memory_as_far_as_they_fit(shared_limit: int) -> None:
+    chains = [
+        [("gaussian_blur", 2), ("contrast", 3), ("gaussian_noise", 2), ("hue", 1)],
+        [("resize_to", 2), ("gaussian_noise", 1), ("jpeg", 3)],
+        [],
+    ]
+    program = Program.from_chains(chains, seeds=[1, 2, 3])
+    check(images_of(1, 24, 31), program, multiprocessors=2, shared_limit=shared_limit)
+
+
+@pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
+def test_every_op_in_a_window_gives_the_engine_s_patches(name: str, long: bool) -> None:
+    program = Program.from_chains(
+        [[(name, 2)], [("contrast", 3), (name, 1)]][: 2 if long else 1], seeds=[7, 8][: 2 if long else 1]
+    )
+    check_patches(program, 50, 55, torch.float32, torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_patches_in_every_form(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    chains = [[("gaussian_blur", 1), ("gaussian_noise", 2)], [], [("hue", 2), ("resize_to", 2)]]
+    check_patches(Program.from_chains(chains, seeds=[1, 2, 3]), 21, 30, dtype, layout)
+
+
+def two_rows(name: str) -> tuple[torch.Tensor, Program]:
+    """Rows of one block, the first of two ops, so that scratch, images and the block itself are used again."""
+    return images_of(1, 48, 53), Program.from_chains([[(name, 5), (name, 2)], [(name, 1)]], seeds=[7, 35])
+
+
+# Of small images, a loop's last barrier has another one behind it.
+REDUNDANT = "noise.h"
+
+
+def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
+    """A race, poison or other bytes: for each bar.sync of the compiled kernel that an op, or the patches, reach."""
+    program = kernel(MAIN).program
+    nothing = native.find("prefetch")[0]  # type: ignore[index]
+    seen: set[int] = set()
+    missed: set[int] = set()
+    for name in NAMES if long else ("gaussian_blur", "jpeg", "median_blur"):
+        images, rows = two_rows(name)
+        boxes = torch.tensor([[20, 20], [4, 9]], dtype=torch.int32).expand(2, 2, 2)
+        cut = Patches.of(rows, boxes, 21, 48, 53, torch.uint8, torch.contiguous_format)
+        for patches in (None, cut):
+            expected, counts = run(images, rows, patches, count=True)
+            barriers = [p for p, i in enumerate(program.instructions) if i.opcode.startswith("bar")]
+            for place in barriers:
+                if counts["runs"][place] and place not in seen - missed:
+                    seen.add(place)
+                    before = program.code[place].copy()
+                    program.code[place]["handler"] = nothing
+                    try:
+                        detected = not torch.equal(run(images, rows, patches)[0], expected)
+                    except ptx.Fault as fault:
+                        detected = fault.kind in ("race", "poison")
+                    finally:
+                        program.code[place] = before
+                    (missed.discard if detected else missed.add)(place)
+    assert len(seen) > (100 if long else 8)
+    for place in missed:
+        line = program.instructions[place].line
+        assert line is not None
+        assert REDUNDANT in line.chain(), line.chain()
+
+
+def test_source_that_is_compiled_is_the_source_of_the_package() -> None:
+    assert (build.PACKAGE.resolve() / "csrc" / build.CUDA_SOURCES[0]).samefile(
+        Path(__file__).parents[1] / "csrc" / "cuda" / "degrade.cu"
+    )
