@@ -183,3 +183,9 @@ def test_names_are_files_folders_and_patterns(tmp_path: Path) -> None:
     names = ["a/1.png", "a/b/2.JPG", "a/note.txt", "odd[1].png", "c/3.png", "no"]  # the pattern adds only c/3.png
     assert found == [str(tmp_path / name) for name in names]
     assert faults == {at["empty"]: "no image in this folder", at["*.gif"]: "no file matches this pattern"}
+
+
+def test_an_image_in_memory_has_the_pixels_of_its_file(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8), "RGBA")
+    picture.save(tmp_path / "x.png")
+    np.testing.assert_array_equal(DecodedImage(picture).rgb(), load_rgb(tmp_path / "x.png"))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import IO
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
 from qpt.data.faults import UnreadableError, is_machine_fault
 
@@ -73,13 +73,13 @@ def open_format(stream: IO[bytes], filename: str) -> ImageFile.ImageFile:
     return opened
 
 
-def load_pixels(opened: ImageFile.ImageFile) -> ImageFile.ImageFile:
+def load_pixels(opened: Image.Image) -> Image.Image:
     """Decode the pixels; returns ``opened``, or another image of the same file where its side data are at fault."""
-    stream = opened.fp
+    stream = opened.fp if isinstance(opened, ImageFile.ImageFile) else None
     try:
         opened.load()
     except Exception as error:
-        if stream is None:
+        if stream is None or not isinstance(opened, ImageFile.ImageFile):
             raise
         return _without_side_data(stream, error, type(opened), opened.size)
     return opened

@@ -22,6 +22,7 @@ from qpt.data.boxes import RandomSource, check_boxes, draw_boxes, random_below
 from qpt.data.faults import UnreadableError, explained, read_with_retries
 from qpt.data.images import DecodedImage, decode_rgb, open_image
 from qpt.data.sources import Source
+from qpt.errors import InputError
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: the purpose of the stream
 _STATE, _START, _HEIGHT, _WIDTH = range(4)  # columns of the cache's index
@@ -142,7 +143,11 @@ class ImageCache:
 def _shared(size_bytes: int) -> mmap.mmap:
     """Return zeros in memory that processes forked from this one share, taken from the system page by page."""
     # Without a reserve: a limit larger than the memory costs nothing until it is used.
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    try:
+        return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    except OSError as error:  # a limit on address space, as of `ulimit -v`
+        found = f"{size_bytes >> 20} MiB: {error.strerror}"
+        raise InputError(f"pretrain: cache_mib must fit into the memory of a process, got {found}") from None
 
 
 class RegionDataset(Dataset[Region | tuple[int, str]]):
