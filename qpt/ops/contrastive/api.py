@@ -53,7 +53,8 @@ def contrastive_loss(
     queries [N, D], keys [M, D]: float16, bfloat16, float32 or float64, used as given (normalise them before);
         N, M >= 0, any strides. Gradients flow to both. Sums are taken in float32, or in float64 if any of queries,
         keys or pool is float64; the loss has that dtype. Autocast changes nothing: no product in lower precision.
-    query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored.
+    query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored. Keys of
+        the pool with a query's id are its positives: take new ids in every step, ``pool.new_groups(n)``.
     query_images [N], key_images [M]: int64 image ids, or None: no same-image pairs. A negative id matches nothing.
     pool: qpt.NegativePool, or a tensor [K, D] with pool_groups [K] (and pool_images [K]). Gets no gradient.
     temperature: > 0; a float, or a tensor of one element, which may require its gradient.
