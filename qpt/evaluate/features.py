@@ -48,8 +48,8 @@ class FeatureProtocol:
     crops: int = 9
 
     def __post_init__(self) -> None:
-        check_int("features", "crop_px", self.crop_px, 32)
-        check_int("features", "crops", self.crops, 1)
+        object.__setattr__(self, "crop_px", check_int("features", "crop_px", self.crop_px, 32))
+        object.__setattr__(self, "crops", check_int("features", "crops", self.crops, 1))
 
     def describe(self) -> dict[str, object]:
         """Return the entry ``protocol.features`` of a result."""

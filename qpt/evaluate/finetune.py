@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, check_int, check_number
 from qpt.evaluate.image_crops import crop_grid, load_image
 from qpt.evaluate.metrics import measure_rank_and_error
 from qpt.models import ResNet
@@ -57,9 +57,10 @@ class FineTuning:
         if self.loss not in LOSSES:
             raise InputError(f"fine-tune: loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name, low in {"epochs": 1, "patience": 1, "test_crops": 1, "batch": 2, "crop_px": 32}.items():
-            check_int("fine-tune", name, getattr(self, name), low)
-        if not (self.lr > 0 and math.isfinite(self.lr) and self.weight_decay >= 0):
-            raise InputError(f"fine-tune: lr must be > 0 and weight_decay >= 0, got {self.lr} and {self.weight_decay}")
+            object.__setattr__(self, name, check_int("fine-tune", name, getattr(self, name), low))
+        object.__setattr__(self, "lr", check_number("fine-tune", "lr", self.lr, above=0))
+        decay = check_number("fine-tune", "weight_decay", self.weight_decay, least=0)
+        object.__setattr__(self, "weight_decay", decay)
 
     def describe(self) -> dict[str, object]:
         """Return the entry ``protocol.fine_tuning`` of a result."""

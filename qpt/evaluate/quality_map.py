@@ -58,7 +58,7 @@ def quality_map(scorer: Scorer, pixels: NDArray[np.uint8], *, tile_px: int | Non
     """
     check_pixels(pixels, max_pixels=scorer.max_pixels)
     if tile_px is not None:
-        check_int("quality_map", "tile_px", tile_px, MIN_SIDE)
+        tile_px = check_int("quality_map", "tile_px", tile_px, MIN_SIDE)
     side = tile_px or max(MIN_TILE, -(-max(pixels.shape[:2]) // MOST_TILES))
     (height, tops), (width, lefts) = (_starts(length, side) for length in pixels.shape[:2])
     scores = [

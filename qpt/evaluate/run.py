@@ -76,8 +76,7 @@ def evaluate(
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
-    check_int("evaluate", "untrained", untrained, 0)
-    check_int("evaluate", "seed", seed, 0)
+    untrained, seed = check_int("evaluate", "untrained", untrained, 0), check_int("evaluate", "seed", seed, 0)
     protocol, config = protocol or FeatureProtocol(), config or EvaluationConfig()
     folder = Path(cache) if cache is not None else feature_cache(runs[0])
     tables = (table, *others)

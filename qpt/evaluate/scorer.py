@@ -219,7 +219,7 @@ class Scorer:
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by != (SCORER_FORMAT, DEFINITION):
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
-        check_int("scorer", "max_pixels", max_pixels, 1)
+        max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
         try:
             scorer = replace(cls._from_state(state), max_pixels=max_pixels)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, as_flag, check_int, check_number
 from qpt.io import read_yaml, to_yaml
 from qpt.runs.files import FREE_ON_RESUME
 
@@ -157,10 +157,12 @@ class PretrainConfig:
             if choices:
                 self._require(field.name, f"one of {', '.join(choices)}", value in choices)
             elif kind is float:
-                self._require(field.name, "a finite number", _is_number(value))
-                object.__setattr__(self, field.name, float(value))
+                object.__setattr__(self, field.name, check_number("pretrain", field.name, value))
             elif kind is int:
                 object.__setattr__(self, field.name, check_int("pretrain", field.name, value, _AT_LEAST[field.name]))
+            elif kind is bool:
+                self._require(field.name, "a bool", as_flag(value) is not None)
+                object.__setattr__(self, field.name, bool(value))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
         for name in ("same_image_weight", "weight_decay"):
@@ -253,7 +255,3 @@ class PretrainConfig:
             for field in dataclasses.fields(self)
             if field.name not in FREE_ON_RESUME and getattr(self, field.name) != getattr(other, field.name)
         ]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

@@ -72,7 +72,7 @@ def write_report(
     scorer of another encoder or with several runs, or another kind of JSON.
     """
     records = read_runs(runs)
-    check_int("report", "seed", seed, 0)
+    seed = check_int("report", "seed", seed, 0)
     if scorer is not None:
         records[0].scorer = _read_scorer(scorer, records)
     result = read_evaluation("report", "evaluation", evaluation) if evaluation is not None else None

@@ -14,12 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qpt.errors import BackendError, InputError
+from qpt.errors import BackendError, InputError, as_number
 from qpt.ops.contrastive import loss
 from qpt.ops.contrastive.backend_torch import SoftmaxSums
 from qpt.ops.contrastive.loss import RunningSums, choose
 from qpt.ops.contrastive.pool import NegativePool
-from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_values, make_problem
+from qpt.ops.contrastive.problem import (
+    KeySet,
+    Problem,
+    Queries,
+    check_finite_result,
+    check_values,
+    make_problem,
+)
 
 _NAME = "distributed_contrastive_loss"
 _KEY_EXCHANGES, _POOL_LAYOUTS = ("gather", "ring"), ("replicated", "sharded")
@@ -95,7 +102,7 @@ def distributed_contrastive_loss(
         "exclude_self": exclude_self,
         "in_batch_negatives": in_batch_negatives,
         "same_image_weight": same_image_weight,
-        "temperature": temperature if isinstance(temperature, float) else None,
+        "temperature": None if isinstance(temperature, Tensor) else as_number(temperature),
     }
     if problem is not None:
         options |= {
@@ -230,7 +237,9 @@ class _Loss(torch.autograd.Function):
             *tensors, weight, exclude_self, negatives, backend, check_finite = problem.without_pool()
             ctx.save_for_backward(rows.lse, rows.positives, valid_rows, gradient, *tensors)
             ctx.options, ctx.processes = (weight, exclude_self, negatives, backend, check_finite), processes
-            return total.to(temperature.dtype) / valid_rows
+            value = total.to(temperature.dtype) / valid_rows
+            check_finite_result(problem, value)  # the loss of all: every process raises
+            return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

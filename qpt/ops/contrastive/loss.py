@@ -27,7 +27,7 @@ from qpt.ops.contrastive.backend_torch import (
     lookup_parts,
 )
 from qpt.ops.contrastive.backend_triton import TritonBackend
-from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_values
+from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_finite_result, check_values
 
 BACKENDS: dict[str, TorchBackend] = {"torch": TorchBackend(), "cpp": CppBackend(), "triton": TritonBackend()}
 _DEVICE = {"cpp": "cpu", "triton": "cuda"}
@@ -86,6 +86,7 @@ def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool
         for keys in key_sets:
             sums.add(queries, keys)
         terms = _mean_over_rows(sums, queries, need_gradient)
+    check_finite_result(problem, terms.loss, terms.gradient)
     return _with_negatives(terms, queries, key_sets) if need_similarity else terms
 
 
@@ -100,6 +101,7 @@ def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity:
     for keys in pool:
         sums.add(queries, keys)
     terms = _mean_over_rows(sums, queries, need_gradient)
+    check_finite_result(problem, terms.loss, terms.gradient)
     return _with_negatives(terms, queries, [batch, *pool]) if need_similarity else terms
 
 

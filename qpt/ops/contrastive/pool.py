@@ -25,8 +25,15 @@ class NegativePool:
     key costs dim numbers and 16 bytes of ids, so with dim=128 in float16 65,536 keys take 18 MB and 16.8 million 4.6
     GB (float32: 35 MB and 8.9 GB). A push costs what its keys cost, whatever the capacity.
 
-    Group ids must not be those of other compositions still held: a push does not look for that. ``new_groups`` returns
-    ids that are safe. Raises InputError for bad arguments.
+    Group ids must not be those of other compositions still held, whose keys would count as positives: a push does not
+    look for that. ``new_groups`` returns ids that are safe. A step of training::
+
+        groups = pool.new_groups(len(queries))
+        loss = qpt.contrastive_loss(queries, keys, query_groups=groups, key_groups=groups, pool=pool)
+        loss.backward()
+        pool.push(keys.detach(), groups)
+
+    Raises InputError for bad arguments.
     """
 
     def __init__(
