@@ -213,7 +213,14 @@ i64 contrastive_forward(const SideFields& queries, const std::vector<KeySetField
                                                  pointer<float>("similarity", out[5], 2)};
   const qpt::contrastive::Kernels& chosen = kernels(isa, problem.queries.count);
   py::gil_scoped_release unlocked;
-  return qpt::contrastive::forward(problem, chosen, threads);
+  const i64 found = qpt::contrastive::forward(problem, chosen, threads);
+  qpt::u32 largest = 0;  // bits without the sign: those of infinity and nan are the largest
+  for (i64 at = 0; found < 0 && problem.gradient && at < n * dim; ++at) {
+    qpt::u32 bits;
+    std::memcpy(&bits, problem.gradient + at, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffffu);
+  }
+  return largest >= 0x7f800000u ? -2 : found;
 }
 
 void contrastive_positives(const SideFields& rows, const SideFields& stream, i64 dim, std::optional<i64> self_offset,
@@ -318,7 +325,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("division"), py::arg("partial"), py::arg("out"), py::arg("isa"), py::arg("threads"));
   m.def("contrastive_forward", &contrastive_forward, py::arg("queries"), py::arg("sets"), py::arg("dim"),
         py::arg("temperature"), py::arg("image_bias"), py::arg("out"), py::arg("isa"), py::arg("threads"),
-        "-1, or the first of the sets to check that holds nan or infinity.");
+        "-1; or the first of the sets to check that holds nan or infinity; or -2, a gradient that is not finite.");
   m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
   m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),

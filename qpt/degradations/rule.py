@@ -292,7 +292,7 @@ def _check_weights(name: str, rule: Rule, count: int, what: str) -> None:
     object.__setattr__(rule, name, tuple(map(float, given)))
 
 
-def _listed(value: object) -> object:
+def _listed(value: Any) -> Any:
     """Return an array as the list of its numbers, and all else as it is."""
     return value.tolist() if isinstance(value, np.ndarray) and value.ndim else value
 

@@ -65,7 +65,7 @@ def buffer(tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, int]:
     """
     if tensor is None:
         return 0, 0
-    if tensor.dtype is not dtype or tensor.device.type != "cpu":
+    if tensor.dtype is not dtype or not tensor.is_cpu:
         raise TypeError(f"qpt._C: a buffer must be {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     if not (channels_last or tensor.is_contiguous()):

@@ -111,7 +111,10 @@ class CppBackend(TorchBackend):
         buffers = [extension.buffer(term, dtype) for term, dtype in zip(terms, whole, strict=True)]
         buffers[4] = buffers[4] if need_gradient else (0, 0)
         problem = (rows.fields, sets, dim, temperature.item(), log_weight / _LN2, buffers)
-        if extension.load().contrastive_forward(*problem, isa, torch.get_num_threads()) >= 0:
+        found = extension.load().contrastive_forward(*problem, isa, torch.get_num_threads())
+        if found == -2:  # the gradient is not finite, which only its size can have caused
+            terms.loss.fill_(math.nan)
+        elif found >= 0:
             for keys in key_sets[1:]:
                 check_rows_finite("contrastive_loss", "pool", keys.vectors)
         return terms
@@ -136,7 +139,7 @@ class _Side(NamedTuple):
         # C++ reads rows in place where their elements are neighbours.
         vectors = vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
         (count, dim), stride = vectors.shape, vectors.stride(0)
-        if vectors.device.type != "cpu":
+        if not vectors.is_cpu:
             raise TypeError(f"qpt._C: embeddings must be on the CPU, got {vectors.device}")
         reach = ((count - 1) * stride + dim) * vectors.itemsize if count else 0
         ids = (extension.buffer(groups, torch.int64), extension.buffer(images, torch.int64))

@@ -86,7 +86,9 @@ def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool
         for keys in key_sets:
             sums.add(queries, keys)
         terms = _mean_over_rows(sums, queries, need_gradient)
-    check_finite_result(problem, terms.loss, terms.gradient)
+        if terms.gradient.is_cpu and not terms.gradient.isfinite().all():
+            terms.loss.fill_(math.nan)
+    check_finite_result(problem, terms.loss)
     return _with_negatives(terms, queries, key_sets) if need_similarity else terms
 
 
@@ -101,7 +103,7 @@ def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity:
     for keys in pool:
         sums.add(queries, keys)
     terms = _mean_over_rows(sums, queries, need_gradient)
-    check_finite_result(problem, terms.loss, terms.gradient)
+    check_finite_result(problem, terms.loss)
     return _with_negatives(terms, queries, [batch, *pool]) if need_similarity else terms
 
 
