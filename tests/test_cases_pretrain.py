@@ -26,6 +26,7 @@ from qpt.models.encoder import read_checkpoint
 from qpt.pretraining import engine
 from qpt.pretraining.checkpoint import LOCK
 from qpt.pretraining.learner import Learner
+from qpt.pretraining.notes import note_settings
 from qpt.pretraining.run_folder import open_run
 from tests.test_pretrain import assert_same_bytes, flags, image_folder, tiny
 
@@ -100,6 +101,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not_in_the_way(image_fold
     code = f"""
 import pathlib, subprocess, sys, time
 from qpt import PretrainConfig
+from qpt.pretraining.notes import note_settings
 from qpt.pretraining.run_folder import open_run
 import os
 with open_run(PretrainConfig("data", {str(run)!r}), False):
@@ -344,3 +346,54 @@ def test_every_path_of_the_settings_is_a_path(image_folder: Path, tmp_path: Path
     with pytest.raises(InputError, match="init must be a str"):
         PretrainConfig("a", "b", init=b"bytes")  # type: ignore[arg-type]
     assert len(open_source(image_folder)) and DegradationSpace.named(tmp_path / "mine.yaml").names == ("jpeg",)
+
+
+# What is said at the start
+
+
+def test_buffers_that_the_memory_cannot_hold_are_refused_with_their_sum(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qpt.pretraining.loader.available_memory", lambda: 2.0**20)
+    config = tiny(image_folder, tmp_path / "run", region_size=512)
+    with pytest.raises(
+        InputError, match=r"2 batches of 4 regions of 512 x 512 pixels, which take 0\.0 GiB .*; lower batch_images"
+    ):
+        pretrain(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_memory_that_is_left_is_that_of_the_process() -> None:
+    code = """
+import resource
+from qpt.pretraining.loader import available_memory
+before = available_memory()
+resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+assert before > available_memory() or available_memory() < 2**35
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**35))
+assert 0 < available_memory() < 2**33
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_complete_run_says_so_and_how_to_train_on(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(image_folder, tmp_path / "run", steps=2)
+    pretrain(config)
+    assert main(["pretrain", "--out", config.out, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        f"nothing left to do: 2 of 2 steps; to train on from its weights: qpt pretrain {config.data} --out NEW" in said
+    )
+
+
+@pytest.mark.parametrize(("flags", "slow"), [("fpu avx2 avx512_bf16", True), ("fpu avx512_fp16", False)])
+def test_half_precision_that_is_imitated_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, slow: bool
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"flags : {flags}\n")
+    for precision in ("float16", "float32", "bfloat16"):
+        note_settings(PretrainConfig("a", "b", precision=precision, pool_size=0), 9, torch.device("cpu"))
+    said = capsys.readouterr().err
+    assert said.count("imitates") == slow and ("float16" in said) == slow and "bfloat16" not in said

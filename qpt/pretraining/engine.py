@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-import sys
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +36,7 @@ from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, save_fa
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.loader import BatchLoader
 from qpt.pretraining.log import RunLog, RunPage
+from qpt.pretraining.notes import note_nothing_left, note_rounding, note_settings
 from qpt.pretraining.process_group import ProcessGroup, join_process_group, use_threads
 from qpt.pretraining.run_folder import SPACE, as_started, open_run
 from qpt.pretraining.signals import SignalFlags, capture_signals
@@ -46,8 +46,6 @@ from qpt.runs.first_batch import FIRST_BATCH, save_first_batch
 from qpt.runs.history import note_start
 from qpt.runs.observations import observe
 from qpt.version import __version__
-
-MAX_POOL_KEYS_PER_IMAGE = 2
 
 
 @dataclass(frozen=True)
@@ -125,12 +123,14 @@ def _pretrain(
         learner.load_state_dict(state["learner"])
     if processes.main:
         if resume:
-            _warn_about_rounding(state, processes)
+            note_rounding(state, processes)
         note_start(run, state.get("step", 0), device, config.data)
         if not resume:
             write_whole(run / SPACE, space.to_yaml)  # the file that config.space names may change
             write_whole(run / "config.yaml", config.save)
-        _warn_about_pool(config, len(source))
+        note_settings(config, len(source), device)
+        if steps == state.get("step"):
+            note_nothing_left(config, steps)
     return _TrainingLoop(config, learner, dataset, space, steps, fingerprints, state).run_all()
 
 
@@ -216,7 +216,7 @@ class _TrainingLoop:
         try:
             loaded = loader.next(lambda: alone and flags.stop)
         except StalledError as error:
-            if not alone:
+            if not alone or not self.trained:
                 raise
             self._save(log, last=True)
             raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
@@ -375,25 +375,3 @@ class _TrainingLoop:
             "processes": self.processes.size,
         }
         write_lines(self.run / "summary.json", [json.dumps(summary, indent=2) + "\n"])
-
-
-def _warn_about_rounding(state: dict[str, Any], processes: ProcessGroup) -> None:
-    """Warn on resume if sums will round differently from before."""
-    now = {"threads": torch.get_num_threads(), "processes": processes.size}
-    for name, count in now.items():
-        if state.get(name, 1) != count:
-            print(
-                f"pretrain: started with {state.get(name, 1)} {name}, going on with {count}: sums round differently, "
-                "so the weights will not be those of an uninterrupted run, byte for byte",
-                file=sys.stderr,
-            )
-
-
-def _warn_about_pool(config: PretrainConfig, images: int) -> None:
-    keys = config.pool_size if config.mode == "moco" else 0
-    if keys > MAX_POOL_KEYS_PER_IMAGE * images:
-        print(
-            f"pretrain: the pool holds {keys} keys of {images} images: over {MAX_POOL_KEYS_PER_IMAGE} "
-            "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
-            file=sys.stderr,
-        )

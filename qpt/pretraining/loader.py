@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from qpt.data.faults import ReadError
 from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
-from qpt.errors import StalledError
+from qpt.errors import InputError, StalledError
 from qpt.pretraining.signals import ignore_in_worker
 
 S = TypeVar("S")
@@ -78,7 +79,9 @@ class BatchLoader:
         keys = StepSampler(len(dataset), batch_images, seed, first_step, steps, share)
         slots = _PREFETCH * workers + 2  # requested, one in use, one that the report of a failed step may still read
         side = dataset.region_size
-        buffer = _shared_memory((slots, len(range(batch_images)[keys.share]), side, side, 3))
+        own = len(range(batch_images)[keys.share])
+        check_memory(slots, own, side)
+        buffer = _shared_memory((slots, own, side, side, 3))
         loader = DataLoader(
             _BatchDataset(dataset, buffer, self._status),
             batch_size=None,  # an item is a whole batch
@@ -343,6 +346,32 @@ class WorkerStatus:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
+
+
+def check_memory(slots: int, images: int, side: int) -> None:
+    """Raise InputError unless the memory of ``slots`` batches of regions can be had."""
+    needed, available = slots * images * side**2 * 3, available_memory()
+    if needed > available:
+        raise InputError(
+            f"pretrain: batch_images, region_size and workers must fit the memory, got {slots} batches of {images} "
+            f"regions of {side} x {side} pixels, which take {needed / 2**30:.1f} GiB of the "
+            f"{available / 2**30:.1f} GiB available; lower batch_images, region_size or workers"
+        )
+
+
+def available_memory() -> float:
+    """Return the bytes that this process can still have, by the system and by its own limit; infinite if unknown."""
+    available = math.inf
+    with suppress(OSError, ValueError, IndexError):
+        available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    with suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            available = min(available, limit - used)
+    return available
 
 
 def _shared_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
