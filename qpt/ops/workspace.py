@@ -12,7 +12,7 @@ from qpt.ops.contrastive.backend_torch import LOOKUP_ROWS, LOOKUP_ROWS_ACCELERAT
 
 _FLOAT, _ID = 4, 8  # bytes
 _STRIP = 64  # backend_cpp.py pads rows of the symmetric form to it
-_PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several parts: contrastive_launch.splits_for
+_PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several parts: contrastive_launch.parts_for
 _MATCH = 2 * _ID + 3  # bytes per key while its id is looked up: slot, id found, three comparisons
 
 
