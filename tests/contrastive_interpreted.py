@@ -95,7 +95,7 @@ def run(
     """In the interpreter: lse, mean and gradient as ``dense`` has them; and the same lse without the weighted sum.
 
     truth_lse [N]: the key gradient's input, +inf put in for rows without a group or an eligible key.  parts: number of
-    parts of the stream.  block: rows of a tile, on both sides.  columns: of one program, where D is to be cut in slices.
+    parts of the stream.  block: rows of a tile, on both sides.  columns: of one program, where D is cut in slices.
     """
     from qpt.kernels import contrastive as kernels
     from qpt.kernels import contrastive_launch
