@@ -158,9 +158,10 @@ def test_patches_in_every_form(dtype: torch.dtype, layout: torch.memory_format) 
     check_patches(Program.from_chains(chains, seeds=[1, 2, 3]), 21, 30, dtype, layout)
 
 
-def two_rows(name: str) -> tuple[torch.Tensor, Program]:
-    """Rows of one block, the first of two ops, so that scratch, images and the block itself are used again."""
-    return images_of(1, 48, 53), Program.from_chains([[(name, 5), (name, 2)], [(name, 1)]], seeds=[7, 35])
+def three_rows(name: str) -> tuple[torch.Tensor, Program]:
+    """Rows of one block, two of them with two ops, so that scratch and either image are used again."""
+    chains = [[(name, 5), (name, 2)], [(name, 1), (name, 3)], [(name, 3)]]
+    return images_of(1, 48, 53), Program.from_chains(chains, seeds=[7, 35, 8])
 
 
 # Of small images, a loop's last barrier has another one behind it.
@@ -173,9 +174,9 @@ def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     seen: set[int] = set()
     missed: set[int] = set()
-    for name in NAMES if long else ("gaussian_blur", "jpeg", "median_blur"):
-        images, rows = two_rows(name)
-        boxes = torch.tensor([[20, 20], [4, 9]], dtype=torch.int32).expand(2, 2, 2)
+    for name in NAMES if long else ("jpeg", "median_blur", "hue"):
+        images, rows = three_rows(name)
+        boxes = torch.tensor([[20, 20], [4, 9]], dtype=torch.int32).expand(3, 2, 2)
         cut = Patches.of(rows, boxes, 21, 48, 53, torch.uint8, torch.contiguous_format)
         for patches in (None, cut):
             expected, counts = run(images, rows, patches, count=True)
