@@ -127,10 +127,12 @@ def _in_words(message: str, parser: ArgumentParser) -> str:
     message = " ".join(message.split())
     if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
         words = found[1].split()
-        unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        unknown = next((word.partition("=")[0] for word in words if re.match("--?[A-Za-z]", word)), None)
         if unknown is None:
             return f"there is no place for the argument {words[0]!r}; see {parser.prog} --help"
-        near = hint(unknown, list(parser._option_string_actions))
+        if unknown.lstrip("-") in [action.dest for action in parser._actions if not action.option_strings]:
+            return f"there is no option {unknown}; give the value without it, as in {parser.usage}"
+        near = hint(f"--{unknown.lstrip('-')}", list(parser._option_string_actions), cutoff=0.6)
         return f"there is no option {unknown}; {near if near.endswith('?') else f'see {parser.prog} --help'}"
     if found := re.fullmatch(r'Parser key "([^"]+)": Expected a (.*)\. Got value: (.*)', message):
         name, kind, value = found.groups()
@@ -146,7 +148,7 @@ def _in_words(message: str, parser: ArgumentParser) -> str:
 
 
 def _refusal(name: str, kind: str, value: str, choices: Sequence[str]) -> str:
-    near = hint(value, choices) if choices else ""
+    near = hint(value.lower(), choices) if choices else ""
     rule = f"one of {', '.join(choices)}" if choices else kind
     return f"{name} must be {rule}, got {value!r}" + (f"; {near}" if near.endswith("?") else "")
 
