@@ -119,8 +119,8 @@ def pybind11_headers(folder: Path) -> Path:
 
 def write_if_changed(path: Path, text: str) -> None:
     """Write `text`; an unchanged file keeps its time, by which ninja decides."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
 
 
 def program_version(command: Sequence[str]) -> str:
@@ -157,13 +157,12 @@ class BuildNative(build_ext):
         self.folder.mkdir(parents=True, exist_ok=True)
         # ninja rebuilds what was made by another command. What the command does not show is in this file, on which
         # every object depends: -march=native means another instruction set on another processor.
-        write_if_changed(
-            self.folder / "toolchain.txt", "\n".join([compiler_version, " ".join(features), sys.version, ""])
-        )
+        toolchain = (compiler_version, " ".join(features), sys.version)
+        write_if_changed(self.folder / "toolchain.txt", "\n".join(toolchain))
         self.module = self.folder / Path(self.get_ext_filename("qpt._C")).name
         self.fat_binary = self.folder / Path(qpt_build.FATBIN_FILE).name if cuda["nvcc"] else None
         self.ninja = [os.path.join(BIN_DIR, "ninja"), "-f", str(self.folder / "build.ninja"), f"-j{jobs}"]
-        with open(self.folder / "build.ninja", "w") as file:
+        with open(self.folder / "build.ninja", "w", encoding="utf-8") as file:
             self.write_build_file(ninja_syntax.Writer(file), compiler, flags, cuda)
         if self.inplace:
             commands = subprocess.run([*self.ninja, "-t", "compdb", "compile"], check=True, capture_output=True)
@@ -171,13 +170,8 @@ class BuildNative(build_ext):
         problem = self.run_ninja()
         if problem is not None:
             cuda = without_fat_binary(problem, cuda["architectures"])
-        facts = {
-            "compiler": compiler_version.splitlines()[0],
-            "flags": flags,
-            "cpu_features": features,
-            "cuda": cuda,
-        }
-        self.place(facts)
+        version = compiler_version.splitlines()[0]
+        self.place({"compiler": version, "flags": flags, "cpu_features": features, "cuda": cuda})
 
     def build_folder(self) -> Path:
         """Return the folder of objects: one for all ways to build, so that each finds what another has compiled.
@@ -246,7 +240,7 @@ class BuildNative(build_ext):
             fail("the compiler failed; its output is above.")
         self.fat_binary.unlink(missing_ok=True)  # of an earlier build
         log = Path(f"{self.fat_binary}.log")
-        return f"nvcc failed: {log.read_text(errors='replace').strip()[-2000:]}"
+        return f"nvcc failed: {log.read_text(encoding='utf-8', errors='replace').strip()[-2000:]}"
 
     def place(self, facts: dict) -> None:
         """Copy what was built into the package: of the checkout if in place, else of the wheel."""

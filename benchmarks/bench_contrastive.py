@@ -221,11 +221,11 @@ def _residency(architecture: int) -> tuple[int, int]:
 
 def compiled_launch(n: int, k: int, gpu: roofline.Gpu) -> roofline.Launch:
     """Return the launch of the Triton kernel on ``gpu`` for N queries and K bfloat16 keys of 128."""
-    from qpt.kernels.contrastive_launch import launch_for, splits_for
+    from qpt.kernels.contrastive_launch import launch_for, parts_for
 
     rows, blocks = _residency(gpu.architecture)
-    splits = splits_for(n, k, 128, launch_for(gpu.architecture, True, 128), gpu.multiprocessors)
-    return roofline.Launch(rows, blocks, splits)
+    parts = parts_for(n, k, 128, launch_for(gpu.architecture, True, 128), gpu.multiprocessors)
+    return roofline.Launch(rows, blocks, parts)
 
 
 def predictions(quick: bool) -> list[dict[str, Any]]:

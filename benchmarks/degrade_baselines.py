@@ -35,9 +35,6 @@ class Baseline:
     note: str = ""
 
 
-# --- OpenCV, Pillow, NumPy --------------------------------------------------------------------------------------------
-
-
 def _gaussian(x: np.ndarray, p: Values) -> np.ndarray:
     """Blur uint8 or floats with sigma p[0]."""
     side = 2 * int(np.ceil(3 * p[0])) + 1
@@ -186,7 +183,7 @@ def _rescale(method: Image.Resampling) -> Call:
     return resize
 
 
-def _rescale_opencv(down: int, up: int) -> Call:
+def _resize(down: int, up: int) -> Call:
     def resize(x: Pixels, p: Values) -> Pixels:
         height, width = x.shape[:2]
         small = cv2.resize(x, (round(width / p[0]), round(height / p[0])), interpolation=down)
@@ -288,6 +285,10 @@ def openjpeg(x: Pixels, ratio: float) -> Pixels:
     return np.asarray(Image.open(file))
 
 
+def _openjpeg(x: Pixels, p: Values) -> Pixels:
+    return openjpeg(x, p[0])
+
+
 def _jitter(x: Pixels, p: Values) -> Pixels:
     height, width = x.shape[:2]
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -353,14 +354,12 @@ PER_IMAGE: dict[str, list[Baseline]] = {
     "rescale_nearest": [Baseline("pillow", _rescale(Image.Resampling.NEAREST), 0.0)],
     "rescale_bilinear": [
         Baseline("pillow", _rescale(Image.Resampling.BILINEAR), 0.0),
-        Baseline(
-            "opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 3.0, note="INTER_AREA, then INTER_LINEAR"
-        ),
+        Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_LINEAR), 3.0, note="INTER_AREA, then INTER_LINEAR"),
     ],
     "rescale_bicubic": [Baseline("pillow", _rescale(Image.Resampling.BICUBIC), 0.0)],
     "pixelate": [
         Baseline("pillow", _rescale(Image.Resampling.BOX), 0.0),
-        Baseline("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_NEAREST), 5.0, note="INTER_AREA, INTER_NEAREST"),
+        Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_NEAREST), 5.0, note="INTER_AREA, INTER_NEAREST"),
     ],
     "brightness": [
         Baseline("opencv", lambda x, p: cv2.convertScaleAbs(x, alpha=p[0]), 0.1),
@@ -375,9 +374,7 @@ PER_IMAGE: dict[str, list[Baseline]] = {
     "contrast_curve": [Baseline("opencv", _table(_sigmoid), 0.1)],
     "saturation": [Baseline("opencv", _saturate, 2.0, note="8-bit HSV")],
     "hue": [Baseline("opencv", _turn, 3.0, note=_HALF)],
-    "quantise": [
-        Baseline("opencv", _table(lambda x, p: np.rint(x / 255 * (p[0] - 1)) * 255 / (p[0] - 1)), 0.1),
-    ],
+    "quantise": [Baseline("opencv", _table(lambda x, p: np.rint(x / 255 * (p[0] - 1)) * 255 / (p[0] - 1)), 0.1)],
     "colour_diffusion": [Baseline("opencv", _colour_diffusion, 0.5)],
     "colour_shift": [Baseline("opencv", _colour_shift, 0.0)],
     "box_blur": [
@@ -389,12 +386,8 @@ PER_IMAGE: dict[str, list[Baseline]] = {
     "high_sharpen": [Baseline("opencv", _high_sharpen, 1.0, note="luma rounded to 8 bits")],
     "bilateral": [Baseline("opencv", _bilateral, 0.1)],
     "denoise": [Baseline("opencv", _denoise, 0.05, spread=True)],
-    "jpeg2000": [
-        Baseline(
-            "pillow", lambda x, p: openjpeg(x, p[0]), 12.0, note="OpenJPEG at the same ratio, with its entropy coder"
-        )
-    ],
-    "rescale_area": [Baseline("opencv", _rescale_opencv(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
+    "jpeg2000": [Baseline("pillow", _openjpeg, 12.0, note="OpenJPEG at the same ratio, with its entropy coder")],
+    "rescale_area": [Baseline("opencv", _resize(cv2.INTER_AREA, cv2.INTER_LINEAR), 1.0)],
     "rescale_lanczos": [Baseline("pillow", _rescale(Image.Resampling.LANCZOS), 0.0)],
     "spatial_jitter": [Baseline("opencv", _jitter, 0.1, spread=True)],
     "poisson_noise_grey": [Baseline("numpy", _poisson_grey, 0.05, spread=True)],

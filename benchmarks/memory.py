@@ -60,7 +60,7 @@ def peak_of(call: Callable[[], Answer]) -> tuple[Answer, int]:
     """Return the result of ``call``, and the process's peak in bytes beyond what it held before."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    _CLEAR.write_text("5")
+    _CLEAR.write_text("5", encoding="utf-8")
     before = _status("VmRSS")
     answer = call()
     return answer, _status("VmHWM") - before
@@ -68,7 +68,7 @@ def peak_of(call: Callable[[], Answer]) -> tuple[Answer, int]:
 
 def _status(field: str) -> int:
     """Return a field of /proc/self/status in bytes."""
-    lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
     return int(lines[field].split()[0]) * 1024
 
 

@@ -196,7 +196,7 @@ def contrastive_pass(
     types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
     types |= dict.fromkeys(("rows", "stream"), f"*{dtype}")
     types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "row_max_out", "row_sum_out", "acc_out"), "*fp32")
-    lengths = ("dim", "row_stride", "stream_stride", "split_length")
+    lengths = ("dim", "row_stride", "stream_stride", "part_length")
     types |= dict.fromkeys((*lengths, "n_rows", "n_stream", "self_offset"), "i32") | {"image_bias": "fp32"}
     pointers = [name for name, kind in types.items() if kind.startswith("*")]
     constants: dict[str, object] = {
@@ -236,7 +236,7 @@ def contrastive_merge(architecture: int) -> tuple[bytes, int]:
         "WEIGHTED": True,
         "LOG2E": contrastive.LOG2_E,
     }
-    types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(("n", "dim", "splits"), "i32")
+    types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(("n", "dim", "parts"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
     return triton_cubin(kernel, types, constants, architecture, contrastive.MERGE_WARPS, fp_fusion=True)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
 from qpt.data.images import load_rgb
@@ -17,6 +16,7 @@ from qpt.degradations import op_table, presets
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, Degradation, Parameter
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
+from qpt.io import read_yaml
 from qpt.ops.degrade.api import degrade
 
 FOLDER = Path(__file__).parent
@@ -65,7 +65,7 @@ SECTION = """
 
 def render() -> str:
     """Return the page's text."""
-    peers = yaml.safe_load(PEERS.read_text(encoding="utf-8"))
+    peers = read_yaml(PEERS)
     spaces = {name: set(DegradationSpace.preset(name).names) for name in presets.NAMES}
     short = peers["peers"]
     rows = [

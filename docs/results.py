@@ -43,7 +43,7 @@ def render(page: Path) -> str:
 
     Raises ValueError for a block that has no table, or a marker that has no counterpart.
     """
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     names = BLOCK.findall(text)
     unknown = [name for name in names if name not in BLOCKS]
     if unknown or text.count("end measured: ") + text.count("begin measured: ") != 2 * len(names):

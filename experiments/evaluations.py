@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         whole = Path(folder, "result.json")
         status = cli.main(["evaluate", *words, *([] if {"-h", "--help"} & set(words) else ["--out", str(whole)])])
         if status == 0 and whole.is_file():
-            result = json.loads(whole.read_text())
+            result = json.loads(whole.read_text(encoding="utf-8"))
             out = out or RESULTS / f"evaluation-{result['data']['name']}.json"
             write_record(reduce(result, command_line("evaluate", words)), out)
             print(f"written: {out}", file=sys.stderr)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from qpt.errors import InputError
+from qpt.io import read_yaml
 from qpt.pretraining.config import PretrainConfig
 
 RECIPE = Path(__file__).parent / "recipes" / "study.yaml"
@@ -50,7 +49,7 @@ def read_recipe(path: Path, steps: int | None = None) -> Recipe:
 
     Raises InputError for an arm that names one that does not exist, or has an unknown kind or field.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     base, arms = content["base"], {}
     ratio = 1.0 if steps is None else steps / base["steps"]
     for name, given in content["arms"].items():

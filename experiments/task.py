@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.harness import environment
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images, load_rgb
+from qpt.data.images import load_rgb
+from qpt.data.listing import list_images
 from qpt.data.normalise import normalise
 from qpt.evaluate.features import FeatureProtocol, read_out_features, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
@@ -55,7 +56,7 @@ def main(folder: Path) -> int:
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Wait until no other process works in the folder: one may have outlived the study that started it."""
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -7,8 +7,8 @@ walked past them.
     lse_forward:   rows are queries, the stream is keys;  p = exp(z - row_max);  row_sum = sum p,  acc = sum p k_j
     key_gradient:  rows are keys, the stream is queries;  p = exp(z - lse_i);                      acc = sum p q_i
 
-Deterministic: no atomics; the stream is split in parts whose results are merged in order. Exponentials are base 2, with
-log2(e) folded into the temperature's factor.
+Deterministic: no atomics; the stream is divided into parts whose results are merged in order. Exponentials are base 2,
+with log2(e) folded into the temperature's factor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .contrastive_launch import launch_for, splits_for
+from .contrastive_launch import launch_for, parts_for
 
 LOG2_E = 1.4426950408889634
 # p is at most 2, and of a million keys most are below float16's smallest number, 6e-8: moved up while it is a float16.
@@ -35,27 +35,14 @@ KeySet: TypeAlias = Sequence[Any]
 
 @triton.jit
 def _logits(
-    rows,
-    stream,
-    own,  # [ROWS, STEP], the rows' tile, when one step covers D
-    row,
-    column,
-    n_rows,
-    n_stream,
-    dim,
-    row_stride,
-    row_step,
-    stream_stride,
-    stream_step,
-    ROWS: tl.constexpr,
-    STREAM: tl.constexpr,
-    STEP: tl.constexpr,
-    ONE_STEP: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Return rows x stream^T, [ROWS, STREAM] float32, and the stream's tile, for the second product, if one step covers
-    D."""
+    rows, stream, own, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
+    ROWS: tl.constexpr, STREAM: tl.constexpr, STEP: tl.constexpr,
+    ONE_STEP: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return rows x stream^T, [ROWS, STREAM] float32, and, where one step covers D, the stream's tile.
+
+    own: [ROWS, STEP], the rows' tile, where one step covers D.
+    """
     d = tl.arange(0, STEP)
     if ONE_STEP:
         tile = tl.load(
@@ -99,9 +86,9 @@ def _pass_kernel(
     temperature,  # float32, one element
     row_lse,  # float32 [n_rows]; read when BOTH_ROLES
     stream_lse,  # float32 [n_stream]; read unless RUNNING
-    row_max_out,  # out, float32 [splits, n_rows], units of log 2; when RUNNING
-    row_sum_out,  # out, float32 [splits, n_rows]; when RUNNING
-    acc_out,  # out, float32 [splits, n_rows, dim]; when WEIGHTED
+    row_max_out,  # out, float32 [parts, n_rows], units of log 2; when RUNNING
+    row_sum_out,  # out, float32 [parts, n_rows]; when RUNNING
+    acc_out,  # out, float32 [parts, n_rows, dim]; when WEIGHTED
     n_rows,
     n_stream,
     dim,
@@ -111,7 +98,7 @@ def _pass_kernel(
     stream_step,
     image_bias,  # log2 of the weight of same-image pairs
     self_offset,
-    split_length,  # stream rows of one part, a multiple of STREAM
+    part_length,  # stream rows of one part, a multiple of STREAM
     ROWS: tl.constexpr,
     STREAM: tl.constexpr,
     STEP: tl.constexpr,
@@ -153,8 +140,8 @@ def _pass_kernel(
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
 
     # 2. The part of the stream, a tile at a time.
-    begin = part * split_length
-    end = tl.minimum(begin + split_length, n_stream)
+    begin = part * part_length
+    end = tl.minimum(begin + part_length, n_stream)
     for start in range(begin, end, STREAM):
         column = start + tl.arange(0, STREAM)
         column_inside = column < n_stream
@@ -229,15 +216,15 @@ def _pass_kernel(
 
 @triton.jit
 def _merge_kernel(
-    part_max,  # float32 [splits, n], units of log 2
-    part_sum,  # float32 [splits, n]
-    part_acc,  # float32 [splits, n, dim]; when WEIGHTED
+    part_max,  # float32 [parts, n], units of log 2
+    part_sum,  # float32 [parts, n]
+    part_acc,  # float32 [parts, n, dim]; when WEIGHTED
     row_max_out,  # float32 [n], natural units; when RUNNING
     row_sum_out,
     acc_out,  # float32 [n, dim]; when WEIGHTED
     n,
     dim,
-    splits,
+    parts,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RUNNING: tl.constexpr,
@@ -251,12 +238,12 @@ def _merge_kernel(
     shift = tl.zeros((ROWS,), tl.float32)
     if RUNNING:
         row_max = tl.full((ROWS,), float("-inf"), tl.float32)
-        for part in range(splits):
+        for part in range(parts):
             row_max = tl.maximum(row_max, tl.load(part_max + part * n + row, mask=inside, other=float("-inf")))
         shift = tl.where(row_max == float("-inf"), 0.0, row_max)
     row_sum = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for part in range(splits):
+    for part in range(parts):
         place = tl.cast(part, tl.int64) * n + row
         rescale = tl.full((ROWS,), 1.0, tl.float32)
         if RUNNING:
@@ -344,24 +331,24 @@ def _run(
     # Neighbours in memory are loaded in vectors; a copy of another layout costs little beside the products.
     vectors, others = (x if x.stride(1) == 1 else x.contiguous() for x in (vectors, others))
     n, dim = vectors.shape
-    real = temperature
+    like = temperature  # gives dtype and device
     if n == 0 or others.shape[0] == 0:  # nothing to launch, nothing eligible
-        nothing = (real.new_full((n,), float("-inf")), real.new_zeros((n,))) if running else (None, None)
-        return *nothing, real.new_zeros((n, dim)) if weighted else None
+        nothing = (like.new_full((n,), float("-inf")), like.new_zeros((n,))) if running else (None, None)
+        return *nothing, like.new_zeros((n, dim)) if weighted else None
     half = vectors.dtype == others.dtype and vectors.dtype in (torch.float16, torch.bfloat16)
     capability, multiprocessors = _device(vectors)
     launch = launch_for(capability, half, dim)
-    splits = splits_for(n, others.shape[0], dim, launch, multiprocessors)
+    parts = parts_for(n, others.shape[0], dim, launch, multiprocessors)
     out = (
-        real.new_empty((n,)) if running else None,
-        real.new_empty((n,)) if running else None,
-        real.new_empty((n, dim)) if weighted else None,
+        like.new_empty((n,)) if running else None,
+        like.new_empty((n,)) if running else None,
+        like.new_empty((n, dim)) if weighted else None,
     )
-    partial = tuple(None if x is None else x.new_empty((splits, *x.shape)) for x in out)
-    tiles = triton.cdiv(triton.cdiv(others.shape[0], splits), launch.stream)
+    partial = tuple(None if x is None else x.new_empty((parts, *x.shape)) for x in out)
+    tiles = triton.cdiv(triton.cdiv(others.shape[0], parts), launch.stream)
     has_images = images is not None and other_images is not None and log_weight != 0
     slices = triton.cdiv(dim, launch.columns) if weighted else 1
-    _pass_kernel[(triton.cdiv(n, launch.rows), splits, slices)](
+    _pass_kernel[(triton.cdiv(n, launch.rows), parts, slices)](
         vectors,
         others,
         groups.contiguous(),
@@ -401,17 +388,8 @@ def _run(
     )
     columns = min(128, triton.next_power_of_2(dim))
     _merge_kernel[(triton.cdiv(n, MERGE_ROWS), triton.cdiv(dim, columns) if weighted else 1)](
-        *partial,
-        *out,
-        n,
-        dim,
-        splits,
-        ROWS=MERGE_ROWS,
-        COLUMNS=columns,
-        RUNNING=running,
-        WEIGHTED=weighted,
-        LOG2E=LOG2_E,
-        num_warps=MERGE_WARPS,
-        enable_fp_fusion=True,
-    )
+        *partial, *out, n, dim, parts,
+        ROWS=MERGE_ROWS, COLUMNS=columns, RUNNING=running, WEIGHTED=weighted, LOG2E=LOG2_E,
+        num_warps=MERGE_WARPS, enable_fp_fusion=True,
+    )  # fmt: skip
     return out

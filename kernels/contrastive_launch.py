@@ -46,12 +46,12 @@ def launch_for(capability: int, half: bool, dim: int) -> Launch:
 
     The last row of a device and dtype, which walks D in steps, serves any D.
     """
-    family = max((known for known, *_ in LAUNCHES if known <= capability), default=min(known for known, *_ in LAUNCHES))
-    tops = [top for known, kind, top in LAUNCHES if known == family and kind == half]
-    return LAUNCHES[family, half, min((top for top in tops if top >= dim), default=max(tops))]
+    listed = max((known for known, *_ in LAUNCHES if known <= capability), default=min(known for known, *_ in LAUNCHES))
+    tops = [top for known, kind, top in LAUNCHES if known == listed and kind == half]
+    return LAUNCHES[listed, half, min((top for top in tops if top >= dim), default=max(tops))]
 
 
-def splits_for(n_rows: int, n_stream: int, dim: int, launch: Launch, multiprocessors: int) -> int:
+def parts_for(n_rows: int, n_stream: int, dim: int, launch: Launch, multiprocessors: int) -> int:
     """Return the number of parts of the stream: about two programs a multiprocessor, each with eight tiles or more, and
     partial sums of at most 8 MiB (or one part)."""
     programs = triton.cdiv(n_rows, launch.rows) * triton.cdiv(dim, launch.columns)

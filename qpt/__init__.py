@@ -7,6 +7,7 @@ so that ``import qpt`` is quick and needs no compiled extension, GPU, Triton or 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import qpt.process  # noqa: F401 - what forked children do
 from qpt.errors import BackendError, InputError
 from qpt.version import __version__
 

@@ -99,7 +99,7 @@ def cpu_features(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
 def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:
     """The features of the processor we run on; None where the system does not list them."""
     try:
-        text = cpuinfo.read_text()
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
@@ -109,7 +109,7 @@ def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None
 def build_facts(package: Path = PACKAGE) -> dict[str, Any] | None:
     """What setup.py wrote about the build in `package`; None if nothing was built there."""
     try:
-        facts: dict[str, Any] = json.loads((package / FACTS_FILE).read_text())
+        facts: dict[str, Any] = json.loads((package / FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         return None
     return facts
@@ -177,7 +177,7 @@ def device_source(path: Path = PACKAGE / "csrc" / CUDA_SOURCES[0]) -> str:
     once: set[Path] = set()
 
     def expand(path: Path) -> str:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if "#pragma once" in text:
             if path in once:
                 return ""

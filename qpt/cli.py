@@ -14,12 +14,14 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-from qpt.errors import BackendError, InputError, StalledError
+from qpt.commands.streams import prepare_streams
+from qpt.errors import BackendError, InputError, StalledError, hint
+from qpt.process import follow_thread_limits
 from qpt.version import __version__
 
 COMMANDS = (
@@ -40,33 +42,117 @@ class _Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
     _get_default_metavar_for_positional = _get_default_metavar_for_optional
 
 
-class _CommandParser(ArgumentParser):
-    """The parser of one command, for which ``--patch_size`` is ``--patch-size``, and a former name the present one."""
+class _Parser(ArgumentParser):
+    """A parser whose refusals are one line, in the project's words."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        self.exit(2, f"{parser.prog}: error: {_in_words(message, parser)}\n")
+
+
+class _CommandParser(_Parser):
+    """The parser of one command, for which ``--patch_size`` is ``--patch-size``, a whole number an integer however it
+    is written (8.0, 1e3), and a former name the present one."""
 
     renamed: Mapping[str, str] = {}  # former name of a setting -> present name; add_arguments may set it
+    #: From the arguments that were given, those that they imply and that are overruled by them; likewise.
+    implied: Callable[[Namespace], list[str]] | None = None
 
     def parse_args(self, args: Sequence[str], *rest: Any, **named: Any) -> Namespace:  # type: ignore[override]
-        return super().parse_args(self._present_options(args), *rest, **named)
+        words = self._present_options(args)
+        if self.implied is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it comes again below
+                given = super().parse_args(words, env=False, defaults=False, _skip_validation=True)
+            words = [*self.implied(given), *words]
+        return super().parse_args(words, *rest, **named)
 
     def parse_string(self, content: str, *rest: Any, **named: Any) -> Namespace:
-        for old, new in self.renamed.items():
-            content, found = re.subn(rf"^{old}(?=\s*:)", new, content, flags=re.MULTILINE)
-            if found:
-                _warn_renamed(old, new)
-        return super().parse_string(content, *rest, **named)
+        from qpt.io import parse_yaml, to_yaml
+
+        try:
+            given = parse_yaml(content)
+        except ValueError as error:
+            self.error(f"config must be YAML, got: {' '.join(str(error).split())}")
+        if not isinstance(given, dict):
+            self.error(f"config must be a YAML mapping of settings, got {type(given).__name__}")
+        settings: dict[str, Any] = {}
+        actions = {action.dest: action for action in self._actions}
+        for key, value in given.items():
+            name = str(key).replace("-", "_")
+            if name in self.renamed:
+                _warn_renamed(name, self.renamed[name])
+                name = self.renamed[name]
+            if name not in actions:
+                self.error(f"config must hold known settings only, got {key!r}: {hint(name, list(actions))}")
+            settings[name] = _whole(value, actions[name])
+        return super().parse_string(to_yaml(settings), *rest, **named)
 
     def _present_options(self, argv: Sequence[str]) -> list[str]:
         present = {_dash(f"--{old}"): _dash(f"--{new}") for old, new in self.renamed.items()}
         end = argv.index("--") if "--" in argv else len(argv)
-        words = []
+        words: list[str] = []
+        action = None  # of the option before a word
         for word in argv[:end]:
             if name := re.match(r"--[A-Za-z][\w-]*(?==|\Z)", word):  # an option, not a value such as my_photos
                 option = _dash(name[0])
                 if option in present:
                     _warn_renamed(option, present[option])
-                word = present.get(option, option) + word[name.end() :]
+                option = present.get(option, option)
+                known = self._option_string_actions
+                named = [option] if option in known else [each for each in known if each.startswith(option)]
+                action = known[named[0]] if len(named) == 1 else None
+                value = word[name.end() + 1 :]
+                word = f"{option}={_whole(value, action)}" if "=" in word else option
+            else:
+                word, action = str(_whole(word, action)), None
             words.append(word)
         return [*words, *argv[end:]]
+
+
+def _whole(value: object, action: argparse.Action | None) -> object:
+    """Return an int for a whole number that is written otherwise, such as 8.0 or 1e3, if that is what is wanted."""
+    written = isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.0*|[+-]?\d*\.?\d+[eE][+-]?\d+", value)
+    if getattr(action, "_typehint", None) is int and (written or isinstance(value, float)):
+        number = float(value)  # type: ignore[arg-type]
+        return int(number) if number.is_integer() else value
+    return value
+
+
+_KINDS = {"<class 'int'>": "an integer", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
+
+
+def _in_words(message: str, parser: ArgumentParser) -> str:
+    """Return what the parser, argparse or jsonargparse, has to say, as one sentence."""
+    message = " ".join(message.split())
+    if found := re.fullmatch(r"unrecognized arguments: (.*)", message):
+        words = found[1].split()
+        unknown = next((word.partition("=")[0] for word in words if word.startswith("--")), None)
+        if unknown is None:
+            return f"there is no place for the argument {words[0]!r}; see {parser.prog} --help"
+        near = hint(unknown, list(parser._option_string_actions))
+        return f"there is no option {unknown}; {near if near.endswith('?') else f'see {parser.prog} --help'}"
+    if found := re.fullmatch(r'Parser key "([^"]+)": Expected a (.*)\. Got value: (.*)', message):
+        name, kind, value = found.groups()
+        choices = re.findall(r"'([^']*)'", kind) if kind.startswith("typing.Literal") else []
+        return _refusal(_dash(f"--{name}"), _KINDS.get(kind, kind), value, choices)
+    if found := re.fullmatch(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+        return _refusal(found[1], "", found[2], [choice.strip("'") for choice in found[3].split(", ")])
+    if found := re.fullmatch(r"the following arguments are required: (.*)", message):
+        return f"{', '.join(map(_argument, found[1].split(', ')))} must be given"
+    if message.startswith('expected "command"'):
+        return f"COMMAND must be given, one of {', '.join(COMMANDS)}"
+    return re.sub(r'^Parser key "([^"]+)": ', lambda key: f"{_dash(f'--{key[1]}')}: ", message)
+
+
+def _refusal(name: str, kind: str, value: str, choices: Sequence[str]) -> str:
+    near = hint(value, choices) if choices else ""
+    rule = f"one of {', '.join(choices)}" if choices else kind
+    return f"{name} must be {rule}, got {value!r}" + (f"; {near}" if near.endswith("?") else "")
+
+
+def _argument(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _warn_renamed(old: str, new: str) -> None:
@@ -79,7 +165,7 @@ def _dash(option: str) -> str:
 
 def build_parser() -> ArgumentParser:
     """Return the parser of all commands; ``docs/front.py`` writes docs/cli.md from it."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog="qpt",
         usage="qpt COMMAND [options]",
         description="Self-supervised pre-training of blind image quality assessment models.",
@@ -144,10 +230,15 @@ def description(action: argparse.Action) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for bad input or a missing backend, 130 after Ctrl-C)."""
+    prepare_streams()
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # one line, without the place in the code
     args = build_parser().parse_args(argv)
     run = importlib.import_module(f"qpt.commands.{args.command}").run
+    follow_thread_limits()
     try:
-        return int(run(args[args.command]))
+        status = int(run(args[args.command]))
+        sys.stdout.flush()  # here, where a reader that went away or a full disk has words
+        return status
     except BrokenPipeError:  # the reader of a pipe went away: `qpt score ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -6,8 +6,11 @@ Raised by every public entry, printed as one line by the command line (``qpt.cli
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
+import operator
 from collections.abc import Sequence
+from decimal import Decimal
 
 
 class InputError(ValueError):
@@ -36,17 +39,67 @@ def describe(value: object) -> str:
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}{suffix}"
 
 
+def as_integer(value: object) -> int | None:
+    """Return whatever has ``__index__`` as an int: NumPy's and torch's integers too. None for a bool and all else."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def as_number(value: object) -> float | None:
+    """Return a real number of any type as a float: of Python, NumPy or torch, a Fraction, a Decimal.
+
+    None for a bool, for text and for all else.
+    """
+    if type(value) is float:
+        return value
+    dtype = getattr(value, "dtype", None)
+    real = isinstance(value, (numbers.Real, Decimal)) or getattr(dtype, "kind", "") in ("i", "u", "f")
+    real |= getattr(dtype, "is_floating_point", False) is True
+    if isinstance(value, bool) or not real:
+        value = as_integer(value)
+    try:
+        return None if value is None else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # several numbers, or none that is a float
+        return None
+
+
+def as_flag(value: object) -> bool | None:
+    """Return a bool, NumPy's too, as a bool. None for all else."""
+    return bool(value) if isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool" else None
+
+
 def check_int(caller: str, name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return ``value``, an integer in low..high, as an int; NumPy's integers are allowed, a bool is not.
+    """Return ``value``, an integer in low..high, as an int; see ``as_integer`` for what counts as one.
 
     Raises InputError for anything else.
     """
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        number = int(value)
-        if number >= low and (high is None or number <= high):
-            return number
+    number = as_integer(value)
+    if number is not None and number >= low and (high is None or number <= high):
+        return number
     rule = f"of at least {low}" if high is None else f"in {low}..{high}"
     raise InputError(f"{caller}: {name} must be an integer {rule}, got {value!r}")
+
+
+def check_number(
+    caller: str, name: str, value: object, *, above: float | None = None, least: float | None = None
+) -> float:
+    """Return ``value``, a finite number, as a float; see ``as_number`` for what counts as one.
+
+    above, least: the number must be greater than this, or at least this. Raises InputError for anything else.
+    """
+    number = as_number(value)
+    fits = number is not None and math.isfinite(number) and (above is None or number > above)
+    if number is not None and fits and (least is None or number >= least):
+        return number
+    rule = "" if above is None else f" above {above:g}"
+    rule = rule if least is None else f" of at least {least:g}"
+    raise InputError(f"{caller}: {name} must be a finite number{rule}, got {value!r}")
 
 
 def hint(given: object, known: Sequence[str], *, most: int = 1, cutoff: float = 0.5) -> str:

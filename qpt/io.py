@@ -1,18 +1,41 @@
-"""Reading and writing files: whole or not at all, strict JSON, and whether a place can be written to.
+"""Reading and writing files: whole or not at all, strict JSON, YAML, and whether a place can be written to.
 
 Used by every module that writes a file. Nothing here depends on what a file means.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from qpt.errors import InputError
+
+#: Control characters, line separators, and the surrogates that stand for bytes that are no UTF-8.
+_NOT_SHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
+#: What a file system says that does not have an operation. EBADF: that it wants a descriptor open for writing.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF}
+_REMEDIES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close files of other processes",
+    errno.ENOMEM: "free memory",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "give write permission"),
+    errno.EROFS: "mount the file system for writing",
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "put the folder back in its place"),
+    errno.EIO: "check the disk",
+    **dict.fromkeys((errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN), "reconnect the file system"),
+}
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
@@ -29,24 +52,46 @@ def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = 
             flush_to_disk(unfinished)
         os.replace(unfinished, path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # what has failed matters more
+            unfinished.unlink(missing_ok=True)
         raise
     if durable:
         flush_to_disk(path.parent)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the contents of a file, or the renames and links within a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until the contents of a file, or the renames and links within a folder, are on the disk, as far as the file
+    system can tell."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Several network, FUSE and Windows file systems cannot flush, or open, a folder; the data are there anyway.
+        if error.errno not in _UNSUPPORTED and not (path.is_dir() and error.errno in (errno.EACCES, errno.EPERM)):
+            raise
+
+
+def remedy(error: OSError) -> str:
+    """Return what helps against a failure to write, a clause of an error message."""
+    return _REMEDIES.get(error.errno or 0, "see to its cause")
+
+
+def shown(name: str | os.PathLike[str]) -> str:
+    """Return the name of a file as text for pages, tables and terminals; different names stay different.
+
+    Bytes that are not UTF-8 and control characters become ``\\xHH``, and so does a backslash that looks like one.
+    """
+    text = re.sub(r"\\(?=x[0-9a-f]{2})", r"\\x5c", os.fspath(name))
+    return _NOT_SHOWN.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in os.fsencode(found[0])), text)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Replace a text file in one step, so that a crash in between leaves the old one."""
-    write_whole(path, lambda unfinished: unfinished.write_text("".join(lines), encoding="utf-8"))
+    text = "".join(lines)  # a name that is no text (see ``shown``) must not cost the file
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -54,6 +99,64 @@ def whole_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the numbers of version 1.2, in which 1e-3 is one and 1:30 and 2020-01-01 are words; a key that is
+    given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, name in enumerate(names):
+            if name in names[:place] and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: text that looks like a number of YAML 1.2 is quoted."""
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = node.value.replace("_", "")
+    return int(text, 10 if re.fullmatch(r"[-+]?\d+", text) else 0)
+
+
+_FLOAT = r"[-+]?(?:\.\d[\d_]*|\d[\d_]*(?:\.[\d_]*)?)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+_NUMBERS = {  # underscores are not of YAML 1.2, but of 1.1 and of Python
+    "tag:yaml.org,2002:int": r"[-+]?\d[\d_]*|0o[0-7]+|0x[\da-fA-F]+",
+    "tag:yaml.org,2002:float": _FLOAT,
+}
+for _kind in (_Loader, _Dumper):
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag not in (*_NUMBERS, "tag:yaml.org,2002:timestamp")]
+        for first, rules in _kind.yaml_implicit_resolvers.items()
+    }
+    for _tag, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})$", re.ASCII), list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Return what YAML holds: text, numbers, lists and mappings. Raises ValueError, in one line, for anything else."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Return what a YAML file in UTF-8 (or UTF-16, with its mark) holds.
+
+    Raises OSError for one that cannot be opened and ValueError, in one line, for one that is not YAML.
+    """
+    return parse_yaml(Path(path).read_bytes())
+
+
+def to_yaml(data: Any, **style: Any) -> str:
+    """Return plain data as YAML that ``parse_yaml`` reads alike. style: of ``yaml.dump``."""
+    text: str = yaml.dump(data, Dumper=_Dumper, **{"sort_keys": False, "allow_unicode": True, **style})
+    return text
 
 
 def write_json(result: Any, path: str | Path) -> None:

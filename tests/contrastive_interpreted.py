@@ -90,12 +90,12 @@ def sides(case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def run(
-    case: Case, truth_lse: Tensor, splits: int, block: int = 16, columns: int | None = None, capability: int = 80
+    case: Case, truth_lse: Tensor, parts: int, block: int = 16, columns: int | None = None, capability: int = 80
 ) -> dict[str, Tensor]:
     """In the interpreter: lse, mean and gradient as ``dense`` has them; and the same lse without the weighted sum.
 
-    truth_lse [N]: the key gradient's input, +inf put in for rows without a group or an eligible key.  splits: parts of
-    the stream.  block: rows of a tile, on both sides.  columns: of one program, where D is to be cut in slices.
+    truth_lse [N]: the key gradient's input, +inf put in for rows without a group or an eligible key.  parts: number of
+    parts of the stream.  block: rows of a tile, on both sides.  columns: of one program, where D is cut in slices.
     """
     from qpt.kernels import contrastive as kernels
     from qpt.kernels import contrastive_launch
@@ -111,7 +111,7 @@ def run(
     lse = truth_lse.masked_fill(left_out, torch.inf).float()
     with (
         mock.patch.object(contrastive_launch, "LAUNCHES", table),
-        mock.patch.object(kernels, "splits_for", return_value=splits),
+        mock.patch.object(kernels, "parts_for", return_value=parts),
         guarded_outputs(),
     ):
         row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True)

@@ -122,6 +122,11 @@ def refuse_together(rank: int, size: int) -> None:
         distributed_contrastive_loss(**given, exclude_self=rank == 0)
     with pytest.raises(InputError, match="key_exchange must be one of gather, ring, got 'post'"):
         distributed_contrastive_loss(**given, key_exchange="post")
+    with (
+        pytest.warns(FutureWarning, match="keys_travel is now called key_exchange"),
+        pytest.raises(InputError, match="key_exchange must be one of gather, ring, got 'post'"),
+    ):
+        distributed_contrastive_loss(**given, keys_travel="post")
     with pytest.raises(InputError, match="backend='triton' needs tensors on cuda"):
         distributed_contrastive_loss(**given, backend="triton" if rank == 1 else "torch")
     # A float64 pool on one rank would make its sums wider than the others expect them.

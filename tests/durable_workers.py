@@ -10,8 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from qpt import PretrainConfig, io, pretrain
-from qpt.ops import extension
+from qpt import PretrainConfig, io, pretrain, process
 from qpt.pretraining import checkpoint
 
 
@@ -19,7 +18,7 @@ def run_slowly(settings: dict[str, Any], started: Any, delay_s: float) -> None:
     """Pre-train with --resume on a slow disk: each write of a checkpoint, and each rename, takes ``delay_s``."""
     log = os.open(f"{settings['out']}.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, sys.stderr.fileno())
-    extension._HOME_PID = os.getpid()  # forked from a process that has imported qpt and never run it: no threads yet
+    process._forked = False  # forked from a process that has imported qpt and never run it: no threads yet
     slow_down(delay_s)
     started.set()
     pretrain(PretrainConfig(**settings), resume=True)

@@ -1,4 +1,4 @@
-"""The C++ engine, called directly: NumPy arrays become pointers for qpt._C, without any Python code of qpt.
+"""The C++ engine, called directly: NumPy arrays become buffers for qpt._C, without any Python code of qpt.
 
 Used by the tests of ops, so that a fault in the argument checks of ``degrade`` cannot hide one in a kernel.
 """
@@ -8,6 +8,11 @@ import numpy as np
 from qpt import _C
 
 OP_NAMES = tuple(_C.op_names())
+
+
+def buffer(array: np.ndarray) -> tuple[int, int]:
+    """Return the (address, bytes) that qpt._C takes."""
+    return array.ctypes.data, array.nbytes
 
 
 def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
@@ -41,13 +46,14 @@ def run(images, ops, params, seeds=None, source=None, threads=1) -> np.ndarray:
     own_scratch = _C.scratch_bytes(height, width, resizes, False)
     scratch_size = threads * own_scratch
     scratch = np.full(scratch_size + 2 * guard, pattern, np.uint8)
+    none = (0, 0)
     _C.degrade(
-        images.ctypes.data, height, width, out[guard:].ctypes.data, rows, slots, ids.ctypes.data, padded.ctypes.data,
-        seeds.ctypes.data, source.ctypes.data, order.ctypes.data, 0, 0, 0, 0, 0, 0, False,
-        scratch[guard:].ctypes.data, own_scratch, threads,
+        buffer(images), height, width, buffer(out[guard : guard + size]), rows, slots, buffer(ids), buffer(padded),
+        buffer(seeds), buffer(source), buffer(order), none, none, 0, 0, none, 0, False,
+        buffer(scratch[guard : guard + scratch_size]), own_scratch, threads,
     )  # fmt: skip
-    for name, buffer, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
-        assert (buffer[:guard] == pattern).all() and (buffer[end:] == pattern).all(), f"wrote outside the {name}"
+    for name, written, end in (("output", out, guard + size), ("scratch", scratch, guard + scratch_size)):
+        assert (written[:guard] == pattern).all() and (written[end:] == pattern).all(), f"wrote outside the {name}"
     return out[guard : guard + size].reshape(rows, height, width, 3)
 
 

@@ -119,3 +119,66 @@ def test_public_names_are_importable() -> None:
         _ = qpt.absent
     assert callable(qpt.pretrain) and callable(qpt.degrade)
     assert dir(qpt) == sorted(qpt.__all__)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain", "--batchimages", "8"], "there is no option --batchimages; did you mean --batch-images?"),
+        (["pretrain", "--batch_imags=8"], "there is no option --batch-imags; did you mean --batch-images?"),
+        (["pretrain", "--no-page"], "there is no option --no-page; did you mean --page?"),
+        (["pretrain", "--zzz", "1"], "there is no option --zzz; see qpt pretrain --help"),
+        (["pretrain", "a", "b"], "there is no place for the argument 'b'; see qpt pretrain --help"),
+        (["pretrain", "--batch-images", "8.5"], "--batch-images must be an integer, got '8.5'"),
+        (["pretrain", "--batch-images", "many"], "--batch-images must be an integer, got 'many'"),
+        (["pretrain", "--lr", "fast"], "--lr must be a number, got 'fast'"),
+        (["pretrain", "--page", "perhaps"], "--page must be true or false, got 'perhaps'"),
+        (
+            ["pretrain", "--mode", "inbatch"],
+            "--mode must be one of moco, in_batch, got 'inbatch'; did you mean in_batch?",
+        ),
+        (["pretrain", "--config", "absent.yaml"], "--config: File does not exist"),
+        (["plan", "--steps", "1.5", "24"], "--steps must be an integer, got '1.5'"),
+        (["plan"], "gpu must be given"),
+        (["compare", "a", "b", "--seed", "x"], "--seed must be an integer, got 'x'"),
+        (["pretrian"], "COMMAND must be one of "),
+        (["pretrian"], "got 'pretrian'; did you mean pretrain?"),
+        ([], "COMMAND must be given"),
+    ],
+)
+def test_a_refusal_is_one_line_with_the_reason(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
+    assert re.match(r"qpt( \w+)?: error: ", error)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("batch_imagez: 8", "known settings only, got 'batch_imagez': did you mean batch_images?"),
+        ("batch_images: x", "--batch-images must be an integer, got 'x'"),
+        ("batch_images: [", "config must be YAML, got: "),
+        ("- 1", "config must be a YAML mapping of settings, got list"),
+        ("lr: 1\nlr: 2", "'lr' is given twice"),
+    ],
+)
+def test_a_file_of_settings_is_refused_in_one_line(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "photos", "--config", str(tmp_path / "a.yaml"), "--out", "new"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["8", "8.0", "8.", "8e0", "0.8e1", "80E-1", "+8"])
+@pytest.mark.parametrize("words", [["--batch-images={}"], ["--batch_images", "{}"], ["--batch-im", "{}"]])
+def test_a_whole_number_is_an_integer_however_it_is_written(value: str, words: list[str]) -> None:
+    words = [word.format(value) for word in words]
+    arguments = build_parser().parse_args(["pretrain", "8.0", "--out", "8e0", *words]).pretrain
+    assert arguments.batch_images == 8 and type(arguments.batch_images) is int
+    assert (arguments.data, arguments.out) == ("8.0", "8e0")
+    assert build_parser().parse_args(["compare", "a", "--seed", "1e3"]).compare.seed == 1000

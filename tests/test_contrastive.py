@@ -88,7 +88,7 @@ def test_equals_reference(size, options, dtype):
 def test_equals_reference_across_tiles(monkeypatch, long):
     # Tiles far smaller than the problem, which divide no side of it; the diagonal crosses tiles unevenly.
     monkeypatch.setattr(backend_torch, "_TILE", {"cpu": (5, 7)})
-    monkeypatch.setattr(backend_torch, "_LOOKUP", 11)
+    monkeypatch.setattr(backend_torch, "LOOKUP_ROWS", 11)
     sizes = [(13, 13, 31, 4), (5, 5, 7, 3), (11, 11, 0, 2)]
     if long:
         sizes += list(itertools.product((1, 4, 5, 6, 16), (16,), (0, 1, 6, 7, 8, 50), (1, 9)))

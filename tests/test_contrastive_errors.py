@@ -101,3 +101,81 @@ def test_a_sum_that_overflows_is_not_an_infinity():
 def test_module_checks_its_temperature_when_made():
     with pytest.raises(InputError, match="QualityContrastiveLoss: temperature must be finite and > 0"):
         QualityContrastiveLoss(0.0)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+@pytest.mark.parametrize(
+    ("function", "queries", "keys", "temperature"),
+    [
+        ("pairs", 1e20, 1e20, 0.5),
+        ("pairs", 1e19, 1e19, 1e-4),
+        ("pairs", 1.0, 3e38, 0.1),
+        ("pairs", 1e-35, 3e38, 1e-3),  # the loss is finite, the queries' gradient is not
+        ("rows", 1e20, 1e20, 0.5),
+        ("rows", 3e38, 3e38, 0.5),
+        ("pool", 1e19, 1e20, 0.5),
+    ],
+)
+def test_finite_rows_whose_products_overflow_are_refused(backend, function, queries, keys, temperature):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.nn.functional.normalize(torch.randn(8, 32, generator=generator), dim=1) * queries
+    k = torch.nn.functional.normalize(torch.randn(8, 32, generator=generator), dim=1) * keys
+    q.requires_grad_()
+    ids, options = torch.arange(8), {"temperature": temperature, "backend": backend}
+    given = {"queries": q, "keys": k, "query_groups": ids, "key_groups": ids, **options}
+    if function == "rows":
+        given |= {"keys": q, "query_groups": ids // 2, "exclude_self": True}
+        given["key_groups"] = given["query_groups"]
+    elif function == "pool":
+        pool = NegativePool(16, 32)
+        pool.push(k, pool.new_groups(8) + 100)
+        given |= {"keys": q.detach() * 1e-19, "pool": pool}
+    with pytest.raises(
+        InputError, match=r"^contrastive_loss: similarity / temperature .* in float32.* normalise the rows$"
+    ):
+        contrastive_loss(**given)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "torch"])
+def test_what_does_not_overflow_is_not_refused(backend):
+    q = torch.nn.functional.normalize(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    for scale in (1e-30, 1.0, 1e15):
+        x = (q * scale).requires_grad_()
+        value = contrastive_loss(x, x, query_groups=torch.arange(8), key_groups=torch.arange(8), backend=backend)
+        value.backward()
+        assert value.isfinite() and x.grad.isfinite().all()
+    double = (q.double() * 1e100).requires_grad_()
+    assert contrastive_loss(double, double, query_groups=torch.arange(8), key_groups=torch.arange(8)).isfinite()
+
+
+def test_a_learnt_temperature_has_a_floor_and_comes_back():
+    ids, q = torch.arange(16).repeat_interleave(2), torch.eye(16).repeat_interleave(2, 0)
+    module = QualityContrastiveLoss(0.2, learn_temperature=True, exclude_self=True, min_temperature=0.05)
+    optimizer = torch.optim.SGD(module.parameters(), 10.0)
+    for _ in range(6):
+        optimizer.zero_grad()
+        module(q, q, query_groups=ids, key_groups=ids).backward()
+        optimizer.step()
+        assert module.temperature.item() >= 0.05 * (1 - 1e-6)
+    assert module.temperature.item() == pytest.approx(0.05)
+    # Positives less alike than negatives: the loss falls with a higher temperature, and the parameter follows at once.
+    wrong = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    wrong = torch.nn.functional.normalize(wrong, dim=1)
+    before = module(wrong, wrong, query_groups=ids, key_groups=ids)
+    optimizer.zero_grad()
+    before.backward()
+    optimizer.step()
+    assert module.temperature.item() > 0.05
+    assert "learnt, >= 0.05" in repr(module)
+
+
+def test_the_floor_of_a_learnt_temperature_is_checked():
+    assert QualityContrastiveLoss(learn_temperature=True).min_temperature == 0.01
+    assert QualityContrastiveLoss(0.002, learn_temperature=True).temperature.item() == pytest.approx(0.002)
+    for value, message in (
+        (0, "a finite number above 0"),
+        ("x", "a finite number above 0"),
+        (0.3, "at most temperature 0.2"),
+    ):
+        with pytest.raises(InputError, match=f"^QualityContrastiveLoss: min_temperature must be {message}, got"):
+            QualityContrastiveLoss(0.2, learn_temperature=True, min_temperature=value)

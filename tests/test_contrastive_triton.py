@@ -17,17 +17,15 @@ from tests.contrastive_interpreted import Case
 from tests.interpreter import Interpreter
 from tests.tolerance import TOL, assert_close
 
-# N, M, D, splits: one pair, one key, one query, ragged against blocks of 16, more splits than tiles
+# N, M, D, parts: one pair, one key, one query, ragged against blocks of 16, more parts than tiles
 SHAPES = [(1, 1, 1, 1), (3, 1, 33, 1), (1, 40, 96, 2), (17, 33, 33, 5), (16, 32, 128, 2), (21, 75, 128, 3)]
-LONG_SHAPES = [
-    (n, m, dim, splits) for n in (1, 16, 33) for m in (1, 17, 64) for dim in (1, 33, 128) for splits in (1, 3)
-]
+LONG_SHAPES = [(n, m, dim, parts) for n in (1, 16, 33) for m in (1, 17, 64) for dim in (1, 33, 128) for parts in (1, 3)]
 WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}
 
 
-def check_float32(interpreter: Interpreter, case: Case, splits: int, **blocks: int) -> None:
+def check_float32(interpreter: Interpreter, case: Case, parts: int, **blocks: int) -> None:
     truth = interpreted.dense(case, torch.float64)
-    found = interpreter(interpreted.run, case, truth[0], splits, **blocks)
+    found = interpreter(interpreted.run, case, truth[0], parts, **blocks)
     eligible = truth[0] > -math.inf
     assert torch.equal(found["lse"] > -math.inf, eligible)
     assert torch.equal(found["lse"], found["bare_lse"])
@@ -52,29 +50,29 @@ def test_every_option_agrees_with_float64(
     log_weight = WEIGHTS[weight]
     options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
     case = interpreted.case(18, 35, 33, images=log_weight is not None, **options)
-    check_float32(interpreter, case, splits=2)
+    check_float32(interpreter, case, parts=2)
 
 
 @pytest.mark.rung("Triton interpreter")
 def test_shapes_and_options_together(interpreter: Interpreter, long: bool) -> None:
     grid = itertools.product(LONG_SHAPES if long else LONG_SHAPES[::27], (None, 0, 2), (True, False), WEIGHTS.values())
-    for seed, ((n, m, dim, splits), self_offset, negatives, log_weight) in enumerate(grid):
+    for seed, ((n, m, dim, parts), self_offset, negatives, log_weight) in enumerate(grid):
         options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
         case = interpreted.case(n, m, dim, seed=seed, images=log_weight is not None, **options)
-        check_float32(interpreter, case, splits)
+        check_float32(interpreter, case, parts)
 
 
 @pytest.mark.rung("Triton interpreter")
 @pytest.mark.parametrize(("dim", "columns"), [(50, 16), (64, 32), (200, 128)])
 def test_columns_in_slices_agree_with_float64(interpreter: Interpreter, dim: int, columns: int) -> None:
     case = interpreted.case(18, 35, dim, log_weight=math.log(0.5), self_offset=1)
-    check_float32(interpreter, case, splits=2, columns=columns)
+    check_float32(interpreter, case, parts=2, columns=columns)
 
 
 @pytest.mark.rung("Triton interpreter")
 @pytest.mark.parametrize("dim", [257, 1024])
 def test_long_rows_agree_with_float64(interpreter: Interpreter, dim: int) -> None:
-    check_float32(interpreter, interpreted.case(5, 20, dim, log_weight=math.log(0.5)), splits=1)
+    check_float32(interpreter, interpreted.case(5, 20, dim, log_weight=math.log(0.5)), parts=1)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -95,14 +93,14 @@ def test_both_roles_agree_with_float64(interpreter: Interpreter, log_weight: flo
         self_offset=0,
         both_roles=True,
     )
-    check_float32(interpreter, case, splits=2)
+    check_float32(interpreter, case, parts=2)
 
 
 @pytest.mark.rung("Triton interpreter")
 def test_nothing_eligible_anywhere(interpreter: Interpreter) -> None:
     case = interpreted.case(18, 35, 33)
     case.key_groups.fill_(-1)
-    check_float32(interpreter, case, splits=3)
+    check_float32(interpreter, case, parts=3)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -112,7 +110,7 @@ def test_ids_differ_above_the_low_32_bits(interpreter: Interpreter) -> None:
     assert case.query_images is not None
     assert case.key_images is not None
     case.key_images[::3] += 1 << 40
-    check_float32(interpreter, case, splits=2)
+    check_float32(interpreter, case, parts=2)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -158,7 +156,7 @@ def test_softmax_below_float16s_range_is_kept(interpreter: Interpreter) -> None:
 def test_two_dtypes_are_multiplied_in_float32(interpreter: Interpreter) -> None:
     case = interpreted.case(18, 35, 33)
     mixed = Case(case.queries, case.keys.half(), case.query_groups, case.key_groups)
-    check_float32(interpreter, mixed, splits=2)
+    check_float32(interpreter, mixed, parts=2)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -181,17 +179,17 @@ def test_launch_table_serves_every_device_and_dim() -> None:
             assert extent & (extent - 1) == 0
 
 
-def test_splits_fill_a_large_gpu_and_bound_the_partials() -> None:
+def test_parts_fill_a_large_gpu_and_bound_the_partials() -> None:
     from qpt.kernels import contrastive as kernels
 
     for n, m, dim in itertools.product((1, 16, 1024, 65536), (1, 1000, 65536, 1 << 24), (1, 128, 1024)):
         launch = kernels.launch_for(90, True, dim)
-        splits = kernels.splits_for(n, m, dim, launch, 132)
-        assert 1 <= splits <= 2**16 - 1  # the grid's second axis
-        assert splits == 1 or splits * n * dim * 4 <= 8 << 20
-        assert splits == 1 or m // splits >= launch.stream
+        parts = kernels.parts_for(n, m, dim, launch, 132)
+        assert 1 <= parts <= 2**16 - 1  # the grid's second axis
+        assert parts == 1 or parts * n * dim * 4 <= 8 << 20
+        assert parts == 1 or m // parts >= launch.stream
     launch = kernels.launch_for(90, True, 128)
-    assert -(-256 // launch.rows) * kernels.splits_for(256, 65536, 128, launch, 132) >= 132
+    assert -(-256 // launch.rows) * kernels.parts_for(256, 65536, 128, launch, 132) >= 132
 
 
 def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **role: bool) -> None:

@@ -1,5 +1,6 @@
 """Exported files: torchvision's layout, safetensors, ONNX against PyTorch, the model card, and refusals."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,8 +12,11 @@ from skimage import data
 from benchmarks.bench_score import brisque
 from qpt import cli
 from qpt.errors import BackendError
+from qpt.evaluate.metrics import decimals
+from qpt.evaluate.protocol import split_record
 from qpt.evaluate.scorer import Scorer
-from qpt.export.formats import compare_onnx, crop_inputs, export_safetensors, export_state_dict
+from qpt.evaluate.table import Split
+from qpt.export.formats import compare_onnx, crop_inputs, export_onnx, export_safetensors, export_state_dict
 from qpt.models import build_encoder, load_encoder
 from tests.labelled import image_regions, write_run, write_set
 from tests.labelled import one_thread as one_thread
@@ -169,3 +173,18 @@ def test_the_benchmarks_brisque_is_lower_for_better_images():
     noisy = np.clip(pixels + np.random.default_rng(0).normal(0, 40, pixels.shape), 0, 255).astype(np.uint8)
     blurred = ndimage.gaussian_filter(pixels, (3, 3, 0))
     assert metric.score(pixels) < min(metric.score(noisy), metric.score(blurred))
+
+
+def test_labels_in_a_narrow_range_are_exported(exported, tmp_path):
+    """A float32 score near 50 has steps of 4e-6, which is more than the tolerance for labels that span 0.0006."""
+    _, scorer, _ = exported
+    narrow = dataclasses.replace(
+        scorer, weights=scorer.weights / 1e5, intercept=50 + scorer.intercept / 1e5, calibration=None,
+        mos_min=50 + scorer.mos_min / 1e5, mos_max=50 + scorer.mos_max / 1e5,
+    )  # fmt: skip
+    assert 1e-4 < export_onnx(narrow, tmp_path / "narrow.onnx") < 1e-2
+    assert decimals(narrow.mos_min, narrow.mos_max) == 7 and decimals(30, 95) == 3
+    mos = narrow.mos_min + np.linspace(0, narrow.mos_max - narrow.mos_min, 1000)
+    split = Split(np.arange(10), np.arange(1000))
+    kept = split_record(split, mos, mos, {})["predictions"]
+    assert len(set(kept)) == 1000  # rounded to 7 digits in all, most would be ties

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from qpt import InputError
-from qpt.data import images
-from qpt.data.images import UNREADABLE, DecodedImage, find_images, list_images, load_rgb, open_image
+from qpt.data import colour, images
+from qpt.data.faults import UnreadableError
+from qpt.data.images import DecodedImage, load_rgb, open_image
+from qpt.data.listing import find_images, list_images
 
 
 def test_folder_is_walked_sorted_and_filtered(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ def test_a_window_is_cut_from_the_whole(
     tmp_path: Path, mode: str, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if packing == "crop":
-        monkeypatch.setattr(images, "_ENCODER", None)
+        monkeypatch.setattr(colour, "_ENCODER", None)
     rng = np.random.default_rng(1)
     picture = Image.fromarray(rng.integers(0, 256, (9, 13, 4), np.uint8), "RGBA")
     if mode == "I;16":
@@ -147,14 +149,14 @@ def test_broken_files_raise_what_callers_catch(tmp_path: Path) -> None:
     }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UNREADABLE):
+        with pytest.raises(UnreadableError):
             load_rgb(tmp_path / name)
 
 
 def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (400, 400)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UnreadableError):
         load_rgb(tmp_path / "large.png")
 
 
@@ -164,9 +166,9 @@ def test_a_limit_of_pixels_for_one_call(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "text.png").write_text("no image")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert load_rgb(tmp_path / "large.png", max_pixels=160_000).shape == (400, 400, 3)
-    with pytest.raises(UNREADABLE, match="400x400 px is more than the limit of 159,999"):
+    with pytest.raises(UnreadableError, match="400x400 px is more than the limit of 159,999"):
         load_rgb(tmp_path / "large.png", max_pixels=159_999)
-    with pytest.raises(UNREADABLE):
+    with pytest.raises(UnreadableError):
         load_rgb(tmp_path / "text.png", max_pixels=10)
     assert Image.MAX_IMAGE_PIXELS == 100
 
@@ -181,3 +183,9 @@ def test_names_are_files_folders_and_patterns(tmp_path: Path) -> None:
     names = ["a/1.png", "a/b/2.JPG", "a/note.txt", "odd[1].png", "c/3.png", "no"]  # the pattern adds only c/3.png
     assert found == [str(tmp_path / name) for name in names]
     assert faults == {at["empty"]: "no image in this folder", at["*.gif"]: "no file matches this pattern"}
+
+
+def test_an_image_in_memory_has_the_pixels_of_its_file(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 13, 4), np.uint8), "RGBA")
+    picture.save(tmp_path / "x.png")
+    np.testing.assert_array_equal(DecodedImage(picture).rgb(), load_rgb(tmp_path / "x.png"))

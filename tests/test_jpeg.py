@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qpt.data import images
-from qpt.data.images import UNREADABLE, load_rgb
+from qpt.data.faults import UnreadableError
+from qpt.data.images import load_rgb
 from qpt.data.sample_images import sample_images
 from tests.test_odd_images import BROKEN, ODD, encoded, turned
 
@@ -66,7 +67,7 @@ def by_pillow(content: bytes) -> NDArray[np.uint8]:
 def outcome(decode: Callable[[bytes], NDArray[np.uint8]], content: bytes) -> tuple[object, ...]:
     try:
         pixels = decode(content)
-    except UNREADABLE as error:
+    except UnreadableError as error:
         return type(error), str(error).split("<_io")[0]  # without the stream's address
     return pixels.shape, pixels.tobytes()
 

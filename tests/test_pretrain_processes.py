@@ -5,6 +5,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,6 +182,59 @@ def test_a_half_set_environment_is_refused() -> None:
         join_process_group("cpu"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("WORLD_SIZE", value) for value in ("two", "0", "-1", "1.0", "-")],
+        *[("RANK", value) for value in ("first", "2", "-1", "1e0")],
+        *[("LOCAL_RANK", value) for value in ("x", "2")],
+        *[("LOCAL_WORLD_SIZE", value) for value in ("x", "0", "3")],
+        *[("MASTER_PORT", value) for value in ("http", "70000")],
+    ],
+)
+def test_a_variable_that_does_not_fit_is_named(name: str, value: str) -> None:
+    fitting = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    variables = {**fitting, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", name: value}
+    with (
+        environment(**variables),
+        pytest.raises(InputError, match=f"variable {name} must be an integer .* got '{value}'"),
+        join_process_group("cpu"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_a_rank_without_a_size_is_refused(name: str) -> None:
+    with environment(**{name: "1"}), pytest.raises(InputError, match=name), join_process_group("cpu"):
+        pass
+
+
+def test_empty_variables_count_as_unset() -> None:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    with environment(**dict.fromkeys(names, "")), join_process_group("cpu") as (processes, _):
+        assert processes == ProcessGroup()
+    with (
+        environment(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2", MASTER_PORT="1", MASTER_ADDR=""),
+        pytest.raises(InputError, match="none for MASTER_ADDR"),
+        join_process_group("cpu"),
+    ):
+        pass
+
+
+def test_processes_that_cannot_meet_are_an_input_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        with (
+            environment(**variables, MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+            pytest.raises(InputError, match=f"meet at .*MASTER_PORT={port}"),
+            join_process_group("cpu"),
+        ):
+            pass
 
 
 def test_a_single_process_sends_nothing() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qpt.cli import build_parser
+from qpt.ops.contrastive.pool import NegativePool
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -46,6 +47,31 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\w+\[\d\]( → \w+\[\d\])*\n", capsys.readouterr().out)
     assert len(namespace["pool"]) == 16  # type: ignore[arg-type]
     assert namespace["loss"].isfinite()  # type: ignore[attr-defined]
+
+
+def test_the_example_can_be_put_in_a_loop() -> None:
+    (example,) = blocks("README.md", "python")
+    once, batch = example.split("# The rest once for every batch:\n")
+    namespace: dict[str, object] = {}
+    exec(once, namespace)
+    for step in range(1, 5):
+        exec(batch, namespace)
+        pool: NegativePool = namespace["pool"]  # type: ignore[assignment]
+        # No key of an earlier batch has an id of this one, nor its images: the positives are the batch's own.
+        assert len(pool) == len(pool.groups.unique()) == 16 * step
+        assert pool.images.unique(return_counts=True)[1].tolist() == [2] * 8 * step
+
+
+def test_no_example_with_a_pool_has_constant_groups() -> None:
+    files = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "qpt").rglob("*.py")]
+    examples = [
+        line for path in files for line in path.read_text(encoding="utf-8").splitlines() if "pool.push(" in line
+    ]
+    assert len(examples) >= 2
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        if "pool.push(" in text and path.suffix == ".md":
+            assert "pool.new_groups(" in text
 
 
 @pytest.mark.parametrize("command", commands())

@@ -1,5 +1,6 @@
 """The pre-training data set: a sample depends on (seed, epoch, index) and nothing else."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from qpt.data.regions import Region, RegionDataset, StepSampler, cut_region, pad_to
+from qpt.data.regions import ImageCache, Region, RegionDataset, StepSampler, cut_region, pad_to
 from qpt.data.sources import FolderSource
 
 
@@ -110,3 +111,19 @@ def test_a_long_strip_is_not_padded_whole(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert isinstance(sample, Region) and sample.pixels.shape == (2_000, 2_000, 3)
     assert peak < 60 << 20
+
+
+def test_the_cache_is_one_for_all_processes() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    cache = ImageCache(3, 3 * image.nbytes // 2)
+    child = os.fork()
+    if child == 0:
+        cache.keep(1, image)
+        os._exit(0)
+    os.waitpid(child, 0)
+    kept = cache.get(1)
+    assert kept is not None
+    np.testing.assert_array_equal(kept, image)
+    assert not cache.has_room(image.nbytes)
+    cache.keep(2, image)
+    assert cache.get(2) is None and cache.get(0) is None

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
-from qpt import PretrainConfig, cli, degrade, load_encoder, pretrain
+from qpt import PretrainConfig, cli, degrade, pretrain
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.logistic import logistic
@@ -275,10 +275,4 @@ def test_other_files_and_too_many_runs_are_refused(tiny: tuple[Path, Path, Path]
         write_report([], out)
     with pytest.raises(InputError, match="scorer goes with one run, got 2"):
         write_report([run, run], out, scorer="any.pt")
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    (damaged / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes())
-    (damaged / "log.csv").write_text("step,loss\n1,2.5\n2\n")
-    with pytest.raises(InputError, match=r"log\.csv of damaged must hold numbers"):
-        write_report([damaged], out)
-    assert load_encoder(damaged).width == 8 and not out.exists()
+    assert not out.exists()

@@ -20,6 +20,7 @@ from qpt.pretraining.log import RunPage
 from qpt.report import build
 from qpt.report.curves import moving_average
 from qpt.report.neighbours import gallery_features, make_gallery, nearest
+from qpt.report.run_records import read_runs
 from qpt.report.thumbnails import patches_in_a_row
 from qpt.runs.first_batch import FIRST_BATCH, read_first_batch
 from qpt.runs.history import HISTORY, note_start, read_history
@@ -186,12 +187,13 @@ def test_histories_and_batches_survive_a_crash_or_are_refused(tmp_path: Path) ->
         read_first_batch(folder)
 
 
-def test_damaged_summaries_are_refused(tmp_path: Path) -> None:
+def test_damaged_summaries_are_told(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     for content in ("{", "[1]"):
-        (folder / "summary.json").write_text(content)
-        with pytest.raises(InputError, match=r"summary\.json of run must hold"):
-            build.write_report([folder], tmp_path / "page.html", quiet=True)
+        (folder / "summary.json").write_text(content, encoding="utf-8")
+        (record,) = read_runs([folder])
+        assert record.summary == {}
+        assert record.faults[0].startswith("summary.json of run: it must hold a mapping")
 
 
 def test_nearest_are_of_other_groups_and_best_first() -> None:

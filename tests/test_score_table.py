@@ -146,3 +146,89 @@ def test_constant_scores_and_too_few_groups(csv):
 def test_missing_file_and_folder(tmp_path):
     assert "csv must be a file" in refusal(tmp_path / "none.csv")
     assert "csv must be a file" in refusal(tmp_path)
+
+
+def test_commas_that_spreadsheets_leave(csv):
+    expected = read_table(csv)
+    lines = csv.read_text(encoding="utf-8").splitlines()
+    csv.write_text("\r\n".join([",,,", "", *(f"{line},, ," for line in lines), ",,", " , ", ""]), encoding="utf-8")
+    table = read_table(csv)
+    assert (
+        table.images == expected.images
+        and table.fingerprint == expected.fingerprint
+        and (table.mos == expected.mos).all()
+    )
+    replace(csv, "images/cat1.png", "images/none.png")
+    assert "line 5: images/none.png: no such file" in refusal(csv)  # lines that are left out still count
+
+
+def test_fields_of_splits_may_be_missing_at_the_end(csv):
+    lines = csv.read_text(encoding="utf-8").splitlines()
+    groups = {"cat": ",train", "face": ",val", "cup": ",test"}
+    lines = [f"{lines[0]},split", *(line + groups.get(line.rsplit(",", 1)[1], "") for line in lines[1:])]
+    csv.write_text("\n".join(lines), encoding="utf-8")
+    (split,) = read_table(csv).splits
+    assert [len(part) for part in (split.train, split.val, split.test)] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("header", ["Image,MOS,Ref", "DIST_NAME,Mos,Ref_Name", "img_name,mos,REF"])
+def test_letter_case_of_columns_does_not_matter(csv, header):
+    expected = read_table(csv)
+    replace(csv, "image,mos,ref", header)
+    table = read_table(csv)
+    assert table.images == expected.images and (table.groups == expected.groups).all() and table.grouped
+
+
+def test_a_column_of_the_very_name_comes_before_one_in_another_case(csv):
+    lines = csv.read_text(encoding="utf-8").splitlines()
+    csv.write_text("\n".join([f"{lines[0]},MOS", *(f"{line},x" for line in lines[1:])]), encoding="utf-8")
+    assert len(read_table(csv)) == 24
+    replace(csv, "image,mos,ref,MOS", "image,Mos,ref,MOS")
+    assert "mos more than once" in refusal(csv)
+    replace(csv, "image,Mos", "file,mos")
+    assert "image may be called name, img_name, dist_name" in refusal(csv)
+
+
+def test_paths_written_on_windows(csv):
+    expected = read_table(csv)
+    replace(csv, "images/", "images\\", -1)
+    table = read_table(csv)
+    assert table.paths == expected.paths and table.images[0].startswith("images\\")
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ('"93,5"', "write a decimal point: 93.5"),
+        ("93 %", "write it plainly: 93"),
+        ("−93", "write it plainly: -93"),
+        ("9_3", "write it plainly: 93"),
+        ('"1,093.5"', "write it plainly: 1093.5"),
+        ("", "it is empty"),
+    ],
+)
+def test_numbers_that_are_none_say_what_to_write(csv, written, words):
+    replace(csv, "images/cat0.png,93,", f"images/cat0.png,{written},")
+    message = refusal(csv)
+    assert "mos must be a finite number" in message and words in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x1f\x8b\x08\0", "got a gzip file; unpack it"),
+        (b"PK\x03\x04\x14", "got an Excel workbook"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "got an old Excel workbook"),
+        (b"\n<!DOCTYPE html>", "got HTML"),
+        (b'{"image": 1}', "got JSON"),
+        (b"\x80\x04\x95", "got a pickle"),
+        (b"PAR1\x15", "got a Parquet file"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x89PNG\r\n", "got a PNG picture"),
+        ("image,mos".encode("utf-16-le"), "got UTF-16 text without a byte order mark"),
+        ("image,mos".encode("utf-32"), "got UTF-32"),
+    ],
+)
+def test_another_kind_of_file_is_named(tmp_path, content, words):
+    (tmp_path / "scores.csv").write_bytes(content)
+    assert words in refusal(tmp_path / "scores.csv")

@@ -2,6 +2,7 @@
 
 import glob
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from qpt import InputError, pretrain
+from qpt.data import sources
 from qpt.data.sources import FolderSource, ShardSource, expand_braces, open_source
 from qpt.models.encoder import read_checkpoint
 from tests.test_pretrain import assert_same_bytes, tiny
@@ -173,3 +175,35 @@ def test_a_source_travels_to_another_process(shards: Path) -> None:
 )
 def test_braces_are_a_shells(pattern: str) -> None:
     assert expand_braces(pattern) == list(braceexpand.braceexpand(pattern))
+
+
+def test_a_line_break_in_a_name_shifts_no_other(tmp_path: Path) -> None:
+    names = ["a\nb.jpg", "c.jpg", "\n.jpg", "z.jpg"]
+    for path, order in (("x", names), ("y", names[::-1])):
+        with tarfile.open(tmp_path / f"{path}.tar", "w") as tar:
+            for name in order:
+                tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+        source = open_source(str(tmp_path / f"{path}.tar"))
+        assert [source.name(index) for index in range(4)] == [f"{path}.tar/{name}" for name in order]
+    one, two = tmp_path / "one", tmp_path / "two"
+    (one / "a.jpg 0\nb.jpg").parent.mkdir()
+    two.mkdir()
+    (one / "a.jpg 0\nb.jpg").touch()
+    (two / "a.jpg").touch()
+    (two / "b.jpg").touch()
+    assert FolderSource(one).fingerprint() != FolderSource(two).fingerprint()
+
+
+def test_a_bounded_number_of_shards_is_open(tmp_path: Path) -> None:
+    content = b"an image"
+    shards = [tmp_path / f"{number:03d}.tar" for number in range(3 * sources.MAX_OPEN_SHARDS)]
+    for shard in shards:
+        with tarfile.open(shard, "w") as tar:
+            member = tarfile.TarInfo("x.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    source = ShardSource(shards)
+    before = len(os.listdir("/proc/self/fd"))
+    for index in [*range(len(source)), *range(len(source))]:
+        assert source.open(index).read() == content
+    assert len(os.listdir("/proc/self/fd")) - before <= sources.MAX_OPEN_SHARDS

@@ -75,3 +75,14 @@ def test_damaged_sheets_and_mats_are_read_or_refused_but_never_break(sheet, data
             read_sheet(damaged, ("image name", "score"))
         else:
             read_matlab(damaged, "dmos", "orgs")
+
+
+def test_other_kinds_of_file_are_named(tmp_path):
+    path = tmp_path / "scores"
+    for content, kind in ((b"\x1f\x8b\x08", "a gzip file"), (b"\xd0\xcf\x11\xe0", "old Excel"), (b"", "an empty file")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"must be an Excel workbook .*got .*{kind}"):
+            read_sheet(path, ("a",))
+    path.write_bytes(b"\x89HDF\r\n")
+    with pytest.raises(InputError, match=r"must be a MATLAB file .*HDF5 file, perhaps of MATLAB 7\.3"):
+        read_matlab(path, "a")

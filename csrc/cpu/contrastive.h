@@ -22,7 +22,8 @@ struct Side {
   const i64* images;  // [count], or null: no same-image pairs
 };
 
-struct Problem {
+// One pass over the pairs of rows with a stream. A task has task_rows of the rows and one part of the stream.
+struct PairPass {
   Side rows, stream;
   i64 dim;
   float scale;       // log2(e) / temperature
@@ -32,17 +33,17 @@ struct Problem {
   bool running;       // true: row_max follows the row, stream rows of group < 0 are left out; false: row_max is 0
   const float* bias;  // [stream.count], added to every logit of a stream row; or null
   bool weighted;      // also acc
-  i64 group_rows;     // rows of one task
-  i64 splits;         // parts of the stream; results of part s are at s * rows.count
-  float* row_max;     // [splits, rows], in units of log 2, at most kSlack below the maximum; -inf: nothing eligible
-  float* row_sum;     // [splits, rows], sum_j exp2(z_ij - row_max_i)
-  float* acc;         // [splits, rows, dim] when weighted, sum_j exp2(z_ij - row_max_i) s_j
+  i64 task_rows;      // rows of one task
+  i64 parts;          // of the stream; results of part s are at s * rows.count
+  float* row_max;     // [parts, rows], in units of log 2, at most kSlack below the maximum; -inf: nothing eligible
+  float* row_sum;     // [parts, rows], sum_j exp2(z_ij - row_max_i)
+  float* acc;         // [parts, rows, dim] when weighted, sum_j exp2(z_ij - row_max_i) s_j
   bool* not_finite;   // set when a stream row holds nan or infinity; or null: not looked at
 };
 
 // Queries and keys are the same rows, and |z| is bounded so that exp2(z) neither overflows nor vanishes: one
 // exponential serves both roles of a pair. Pairs of blocks of rows are scheduled in rounds; a round has no block twice.
-struct SelfProblem {
+struct SelfPairPass {
   Side rows;  // float32
   i64 dim;    // a multiple of kStrip
   float image_bias;
@@ -53,32 +54,32 @@ struct SelfProblem {
   i64 block_rows;        // a multiple of kStrip
 };
 
-constexpr i64 kSlab = 96;        // stream rows that stay in a core's caches while a group of rows passes over them
-constexpr i64 kStrip = 64;       // every instruction set's strip of rows divides this
-constexpr i64 kGroupRows = 256;  // most rows of one task, or of a block of the same-rows form
-constexpr i64 kTable = 4 * kGroupRows;  // places in the set of their image ids: at most a quarter full
+constexpr i64 kSlab = 96;          // stream rows that stay in a core's caches while the strips of a task pass over them
+constexpr i64 kStrip = 64;         // every instruction set's strip of rows divides this
+constexpr i64 kMaxTaskRows = 256;  // most rows of one task, or of a block of the same-rows form
+constexpr i64 kTable = 4 * kMaxTaskRows;  // places in the set of their image ids: at most a quarter full
 
 // One instruction set's code. Scratch is a 64-byte aligned array of scratch_floats floats, one per thread.
 struct Kernels {
   const char* name;
   i64 strip_rows;
-  i64 (*scratch_floats)(const Problem&);
-  void (*task)(const Problem&, i64 group, i64 split, float* scratch);
+  i64 (*scratch_floats)(const PairPass&);
+  void (*task)(const PairPass&, i64 task_index, i64 part, float* scratch);  // rows task_index * task_rows ...
   void (*pack)(const Side& rows, i64 first, i64 count, i64 dim, float scale, float* packed, float* line);  // one strip
-  i64 (*self_scratch_floats)(const SelfProblem&);
-  void (*block_pair)(const SelfProblem&, i64 first, i64 second, float* scratch);  // first == second: within a block
+  i64 (*self_scratch_floats)(const SelfPairPass&);
+  void (*block_pair)(const SelfPairPass&, i64 first, i64 second, float* scratch);  // first == second: within a block
 };
 
 const Kernels* avx512_kernels();  // null where the processor is of another kind
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();
 
-// Offered to module.cpp by contrastive.cpp.
+// --- contrastive.cpp, for module.cpp and contrastive_forward.cpp
 
-// The division of a problem into tasks. It depends on the shape alone, so that results do not depend on the number of
+// The division of a pass into tasks. It depends on the shape alone, so that results do not depend on the number of
 // threads.
 struct Division {
-  i64 group_rows, splits;
+  i64 task_rows, parts;
 };
 Division divide(i64 rows, i64 stream, i64 dim);
 
@@ -92,19 +93,19 @@ struct SoftmaxSums {
   float* acc;      // [rows, dim] when weighted
 };
 
-// Fills `out`, or adds to it: then it holds sums over other keys. problem.row_max, row_sum and acc have room for
-// `splits` parts; with one part that is not added they may be those of `out`.
-void run(Problem problem, const Kernels& isa, int threads, SoftmaxSums out, bool add);
+// Fills `out`, or adds to it: then it holds sums over other keys. pass.row_max, row_sum and acc have room for
+// pass.parts parts; with one part that is not added they may be those of `out`.
+void run(PairPass pass, const Kernels& isa, int threads, SoftmaxSums out, bool add);
 
 // The same for pairs of equal groups only, pair by pair: meant for few of them. Fills `out`.
-void run_same_group(Problem problem, int threads, SoftmaxSums out);
+void run_same_group(PairPass pass, int threads, SoftmaxSums out);
 
 // Adds to sum [rows, dim] and count [rows] the stream rows of each row's group (group >= 0), pair (row, row +
-// self_offset) left out when has_self. Looks at problem.rows.groups, problem.stream, dim and the pair to leave out.
-void add_same_group(const Problem& problem, int threads, float* sum, i64* count);
+// self_offset) left out when has_self. Looks at pass.rows.groups, pass.stream, dim and the pair to leave out.
+void add_same_group(const PairPass& pass, int threads, float* sum, i64* count);
 
-// Adds to problem.row_sum or problem.acc. packed: room for rows.count rounded up to kStrip, times dim.
-void run_self(SelfProblem problem, float scale, const Kernels& isa, int threads, float* packed);
+// Adds to pass.row_sum or pass.acc. packed: room for rows.count rounded up to kStrip, times dim.
+void run_self(SelfPairPass pass, float scale, const Kernels& isa, int threads, float* packed);
 
 // The keys of one origin and which pairs with them count.
 struct KeySet {
@@ -116,12 +117,12 @@ struct KeySet {
 };
 
 // The whole loss of N queries against several key sets; see docs/loss.md. Results as in qpt/ops/contrastive/op.py.
-struct Forward {
+struct LossProblem {
   Side queries;
   const KeySet* sets;
   i64 set_count, dim;
   double temperature;
-  float image_bias;            // as in Problem
+  float image_bias;            // as in PairPass
   float* loss;                 // []
   i64* valid_rows;             // []
   float* lse;                  // [N], +inf for rows without a positive
@@ -130,9 +131,10 @@ struct Forward {
   float* positive_similarity;  // []
 };
 
-// In contrastive_forward.cpp. Returns -1, or the first of the sets to check that holds nan or infinity (no results
-// then).
-i64 forward(const Forward& problem, const Kernels& isa, int threads);
+// --- contrastive_forward.cpp, for module.cpp
+
+// Returns -1, or the first of the sets to check that holds nan or infinity (no results then).
+i64 forward(const LossProblem& problem, const Kernels& isa, int threads);
 
 }  // namespace contrastive
 }  // namespace qpt

@@ -17,6 +17,7 @@ constexpr int kStripRows = kVecs * kLanes;
 constexpr float kSlack = 40.0f;
 constexpr float kMinusInfinity = -__builtin_inff();
 
+// sum[r][lane] += sum_n a[r a_row + n a_step] b[n b_step + lane], n < count; a strip's lanes are in kVecs vectors.
 template <int kCount>
 inline void accumulate(Vec (&sum)[kCount][kVecs], const float* a, i64 a_row, i64 a_step, const float* b, i64 b_step,
                        i64 count) {
@@ -33,7 +34,7 @@ inline void accumulate(Vec (&sum)[kCount][kVecs], const float* a, i64 a_row, i64
   }
 }
 
-// out[r][...] += that sum, for rows of `out_row` floats.
+// The same with out[r out_row + lane] in place of sum[r][lane].
 template <int kCount>
 inline void add_product(float* out, i64 out_row, const float* a, i64 a_row, i64 a_step, const float* b, i64 b_step,
                         i64 count) {
@@ -49,12 +50,14 @@ inline void add_product(float* out, i64 out_row, const float* a, i64 a_row, i64 
     for (int v = 0; v < kVecs; ++v) store(out + r * out_row + v * kLanes, sum[r][v]);
 }
 
-// Calls f.run<R>(start) so that `count` rows are covered by runs of kRows and one shorter run.
+// Calls f.run<left>(start), 1 <= left <= kCount: makes the number a template argument.
 template <int kCount, class F>
 inline void last_run(i64 start, i64 left, F& f) {
   if (left == kCount) return f.template run<kCount>(start);
   if constexpr (kCount > 1) last_run<kCount - 1>(start, left, f);
 }
+
+// Calls f.run<R>(start) so that `count` rows are covered by runs of kRows and one shorter run.
 template <class F>
 inline void in_runs(i64 count, F& f) {
   i64 start = 0;
@@ -62,7 +65,7 @@ inline void in_runs(i64 count, F& f) {
   if (start < count) last_run<kRows - 1>(start, count - start, f);
 }
 
-// The image ids of up to kGroupRows rows; most stream rows share none, and are then left alone.
+// The image ids of up to kMaxTaskRows rows; most stream rows share none, and are then left alone.
 struct ImageSet {
   i64 place[kTable];
 
@@ -110,7 +113,7 @@ struct Slab {
   const float* rows;  // float32, `stride` from row to row
   i64 stride, first, count;
   float bias[kSlab];
-  bool near[kSlab];  // the stream row shares an image with some row of the group
+  bool near[kSlab];  // the stream row shares an image with a row of this task
   bool any_bias;
 };
 
@@ -183,27 +186,28 @@ struct Strip {
   float* acc;       // [dim][kStripRows], or null
   float* row_max;   // [kStripRows], -inf before anything eligible
   float* shift;     // the same with 0 for -inf
-  float* slab_sum;  // [kStripRows], of the slab in hand: few terms, so float32 is enough
+  float* slab_sum;  // [kStripRows], of the current slab: few terms, so float32 is enough
   double* row_sum;  // [kStripRows], of the slabs before
 };
 
-struct Pass {
-  const Problem& problem;
+// The exponentials p of one slab with one strip; the strip's row_max and slab_sum follow.
+struct Exponentials {
+  const PairPass& pass;
   const Slab& slab;
   Strip& strip;
   float* p;  // [kSlab][kStripRows]
 
   // Lanes whose logits exceed their row_max by kSlack: a new row_max, and everything summed so far on its scale.
-  __attribute__((noinline)) void raise_row_max(i64 start, const float* highest) {
+  __attribute__((noinline)) void raise_row_max(i64 start, const float* tile_max) {
     for (int lane = 0; lane < kStripRows; ++lane) {
       const float before = strip.row_max[lane];
-      if (!(highest[lane] > before + kSlack)) continue;
-      const float factor = before == kMinusInfinity ? 0.0f : __builtin_exp2f(before - highest[lane]);
-      strip.row_max[lane] = strip.shift[lane] = highest[lane];
+      if (!(tile_max[lane] > before + kSlack)) continue;
+      const float factor = before == kMinusInfinity ? 0.0f : __builtin_exp2f(before - tile_max[lane]);
+      strip.row_max[lane] = strip.shift[lane] = tile_max[lane];
       strip.slab_sum[lane] *= factor;
       strip.row_sum[lane] *= factor;
       for (i64 k = 0; k < start; ++k) p[k * kStripRows + lane] *= factor;
-      for (i64 d = 0; strip.acc && d < problem.dim; ++d) strip.acc[d * kStripRows + lane] *= factor;
+      for (i64 d = 0; strip.acc && d < pass.dim; ++d) strip.acc[d * kStripRows + lane] *= factor;
     }
   }
 
@@ -211,7 +215,7 @@ struct Pass {
   void run(i64 start) {
     // 1. Logits of kCount stream rows with the strip, in registers.
     Vec z[kCount][kVecs];
-    logits<kCount>(z, slab, start, strip.packed, problem.dim);
+    logits<kCount>(z, slab, start, strip.packed, pass.dim);
     if (slab.any_bias) {
 #pragma GCC unroll 16
       for (int r = 0; r < kCount; ++r) {
@@ -227,25 +231,25 @@ struct Pass {
       for (int r = 0; r < kCount; ++r) {
         float* const row = out + r * kStripRows;
         for (int v = 0; v < kVecs; ++v) store(row + v * kLanes, z[r][v]);
-        mark_pairs(problem.rows, problem.stream, strip.first, strip.rows, slab.first + start + r, slab.near[start + r],
-                   problem.image_bias, problem.has_self, problem.self_offset, row);
+        mark_pairs(pass.rows, pass.stream, strip.first, strip.rows, slab.first + start + r, slab.near[start + r],
+                   pass.image_bias, pass.has_self, pass.self_offset, row);
         for (int v = 0; v < kVecs; ++v) z[r][v] = load(row + v * kLanes);
       }
     }
     // 2. row_max, where a logit has outgrown it.
-    if (problem.running) {
+    if (pass.running) {
       bool outgrown = false;
-      Vec highest[kVecs];
+      Vec tile_max[kVecs];
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
-        highest[v] = z[0][v];
+        tile_max[v] = z[0][v];
 #pragma GCC unroll 16
-        for (int r = 1; r < kCount; ++r) highest[v] = maximum(highest[v], z[r][v]);
-        outgrown |= any_greater(highest[v], add(load(strip.row_max + v * kLanes), broadcast(kSlack)));
+        for (int r = 1; r < kCount; ++r) tile_max[v] = maximum(tile_max[v], z[r][v]);
+        outgrown |= any_greater(tile_max[v], add(load(strip.row_max + v * kLanes), broadcast(kSlack)));
       }
       if (outgrown) {
         alignas(64) float values[kStripRows];
-        for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, highest[v]);
+        for (int v = 0; v < kVecs; ++v) store(values + v * kLanes, tile_max[v]);
         raise_row_max(start, values);
       }
     }
@@ -258,7 +262,7 @@ struct Pass {
       for (int r = 0; r < kCount; ++r) {
         Vec x = subtract(z[r][v], shift);
         // z - lse is never above 0 but for rounding, which counts when logits are huge.
-        if (!problem.running) x = minimum(x, zero());
+        if (!pass.running) x = minimum(x, zero());
         const Vec e = exp2_flushed(x);
         sum = add(sum, e);
         store(out + r * kStripRows + v * kLanes, e);
@@ -270,8 +274,8 @@ struct Pass {
   bool special(i64 start, int count) const {
     bool found = false;
     for (int r = 0; r < count; ++r) found |= slab.near[start + r];
-    const i64 own = slab.first + start - problem.self_offset - strip.first;
-    return found || (problem.has_self && own > -count && own < strip.rows);
+    const i64 own = slab.first + start - pass.self_offset - strip.first;
+    return found || (pass.has_self && own > -count && own < strip.rows);
   }
 };
 
@@ -292,27 +296,25 @@ inline i64 round_up(i64 n, i64 unit) {
 }
 
 // Per strip: packed, acc, row_max, shift, slab_sum, row_sum (double). Per thread: p, a widened slab, a line.
-inline i64 strip_floats(const Problem& problem) {
-  return problem.dim * kStripRows * (problem.weighted ? 2 : 1) + 5 * kStripRows;
+inline i64 strip_floats(const PairPass& pass) {
+  return pass.dim * kStripRows * (pass.weighted ? 2 : 1) + 5 * kStripRows;
 }
-i64 scratch_floats(const Problem& problem) {
-  const i64 strips = (problem.group_rows + kStripRows - 1) / kStripRows;
-  return strips * strip_floats(problem) + kSlab * kStripRows + round_up(kSlab * problem.dim, 16) +
-         round_up(problem.dim, 16);
+i64 scratch_floats(const PairPass& pass) {
+  const i64 strips = (pass.task_rows + kStripRows - 1) / kStripRows;
+  return strips * strip_floats(pass) + kSlab * kStripRows + round_up(kSlab * pass.dim, 16) + round_up(pass.dim, 16);
 }
 
-// Rows group * group_rows ... of the problem with part `split` of the stream; results go to that part's place.
-void task(const Problem& problem, i64 group, i64 split, float* scratch) {
-  const i64 dim = problem.dim, first_row = group * problem.group_rows;
-  const i64 rows =
-      problem.rows.count - first_row < problem.group_rows ? problem.rows.count - first_row : problem.group_rows;
+// Rows task_index * task_rows ... of the pass with one part of the stream; results go to that part's place.
+void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
+  const i64 dim = pass.dim, first_row = task_index * pass.task_rows;
+  const i64 rows = pass.rows.count - first_row < pass.task_rows ? pass.rows.count - first_row : pass.task_rows;
   const i64 strips = (rows + kStripRows - 1) / kStripRows;
-  float* const p = scratch + (problem.group_rows + kStripRows - 1) / kStripRows * strip_floats(problem);
+  float* const p = scratch + (pass.task_rows + kStripRows - 1) / kStripRows * strip_floats(pass);
   float* const widened = p + kSlab * kStripRows;
   float* const line = widened + round_up(kSlab * dim, 16);
 
   auto strip_at = [&](i64 s) {
-    float* at = scratch + s * strip_floats(problem);
+    float* at = scratch + s * strip_floats(pass);
     Strip strip;
     strip.first = first_row + s * kStripRows;
     strip.rows = rows - s * kStripRows < kStripRows ? rows - s * kStripRows : kStripRows;
@@ -321,39 +323,39 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
     strip.shift = at + 3 * kStripRows;
     strip.slab_sum = at + 4 * kStripRows;
     strip.packed = at + 5 * kStripRows;
-    strip.acc = problem.weighted ? strip.packed + dim * kStripRows : nullptr;
+    strip.acc = pass.weighted ? strip.packed + dim * kStripRows : nullptr;
     return strip;
   };
   for (i64 s = 0; s < strips; ++s) {
     Strip strip = strip_at(s);
-    pack_strip(problem.rows, strip.first, strip.rows, dim, problem.scale, strip.packed, line);
+    pack_strip(pass.rows, strip.first, strip.rows, dim, pass.scale, strip.packed, line);
     for (int lane = 0; lane < kStripRows; ++lane) {
       strip.row_sum[lane] = 0;
-      strip.row_max[lane] = problem.running ? kMinusInfinity : 0.0f;
+      strip.row_max[lane] = pass.running ? kMinusInfinity : 0.0f;
       strip.shift[lane] = 0.0f;
     }
     for (i64 n = 0; strip.acc && n < dim * kStripRows; ++n) strip.acc[n] = 0.0f;
   }
 
-  // A slab of the stream stays in cache while all strips of the group pass over it. Parts are whole slabs.
-  const i64 slabs = (problem.stream.count + kSlab - 1) / kSlab;
-  const i64 begin = slabs * split / problem.splits * kSlab;
-  const i64 end_slab = slabs * (split + 1) / problem.splits * kSlab;
-  const i64 end = end_slab < problem.stream.count ? end_slab : problem.stream.count;
-  const bool with_images = problem.rows.images && problem.stream.images;
+  // A slab of the stream stays in cache while all strips of the task pass over it. Parts are whole slabs.
+  const i64 slabs = (pass.stream.count + kSlab - 1) / kSlab;
+  const i64 begin = slabs * part / pass.parts * kSlab;
+  const i64 end_slab = slabs * (part + 1) / pass.parts * kSlab;
+  const i64 end = end_slab < pass.stream.count ? end_slab : pass.stream.count;
+  const bool with_images = pass.rows.images && pass.stream.images;
   ImageSet images;
-  if (with_images) images.fill(problem.rows.images + first_row, rows);
+  if (with_images) images.fill(pass.rows.images + first_row, rows);
   Slab slab;
   for (i64 k = begin; k < end; k += kSlab) {
-    read_slab(problem.stream, dim, k, end - k < kSlab ? end - k : kSlab, problem.bias, problem.running,
+    read_slab(pass.stream, dim, k, end - k < kSlab ? end - k : kSlab, pass.bias, pass.running,
               with_images ? &images : nullptr, widened, slab);
-    if (problem.not_finite && group == 0 && !all_finite(slab, dim))
-      __atomic_store_n(problem.not_finite, true, __ATOMIC_RELAXED);
+    if (pass.not_finite && task_index == 0 && !all_finite(slab, dim))
+      __atomic_store_n(pass.not_finite, true, __ATOMIC_RELAXED);
     for (i64 s = 0; s < strips; ++s) {
       Strip strip = strip_at(s);
       for (int lane = 0; lane < kStripRows; ++lane) strip.slab_sum[lane] = 0.0f;
-      Pass pass{problem, slab, strip, p};
-      in_runs(slab.count, pass);
+      Exponentials exponentials{pass, slab, strip, p};
+      in_runs(slab.count, exponentials);
       for (int lane = 0; lane < kStripRows; ++lane) strip.row_sum[lane] += strip.slab_sum[lane];
       if (strip.acc) {
         SecondProduct product{slab, p, strip.acc};
@@ -365,10 +367,10 @@ void task(const Problem& problem, i64 group, i64 split, float* scratch) {
   for (i64 s = 0; s < strips; ++s) {
     const Strip strip = strip_at(s);
     for (i64 lane = 0; lane < strip.rows; ++lane) {
-      const i64 place = split * problem.rows.count + strip.first + lane;
-      problem.row_max[place] = strip.row_max[lane];
-      problem.row_sum[place] = static_cast<float>(strip.row_sum[lane]);
-      for (i64 d = 0; strip.acc && d < dim; ++d) problem.acc[place * dim + d] = strip.acc[d * kStripRows + lane];
+      const i64 place = part * pass.rows.count + strip.first + lane;
+      pass.row_max[place] = strip.row_max[lane];
+      pass.row_sum[place] = static_cast<float>(strip.row_sum[lane]);
+      for (i64 d = 0; strip.acc && d < dim; ++d) pass.acc[place * dim + d] = strip.acc[d * kStripRows + lane];
     }
   }
 }

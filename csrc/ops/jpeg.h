@@ -1,7 +1,8 @@
 // JPEG (texture family): the lossy part of libjpeg-turbo's baseline 4:2:0 round trip, as Pillow's save(quality=q) and
 // load give it: JFIF YCbCr rounded to 8 bits, h2v2 average with alternating bias, integer DCT (dct.h), quantisation by
 // the ITU-T T.81 tables scaled by quality, the inverses, triangle ("fancy") chroma upsampling, RGB. Entropy coding is
-// lossless and left out. Everything is computed in integers. Listed in table.h.
+// lossless and left out. Everything is computed in integers, but for one exact float division in `requantise`. Listed
+// in table.h.
 #pragma once
 #include "dct.h"
 #include "op.h"
@@ -84,7 +85,6 @@ struct Block {
 
 // Returns block `block` of a tile of `mcus` units at unit row my, unit column mx. The blocks of a tile are those of
 // upper luma, lower luma, Cb, Cr.
-
 QPT_INLINE Block find_block(Planes planes, i32 my, i32 mx, i32 mcus, i32 block) {
   if (block < 4 * mcus) {
     const i32 lower = block >= 2 * mcus ? 1 : 0;

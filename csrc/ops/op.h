@@ -1,4 +1,4 @@
-// The arguments of an op, and what the ops share for scratch and parameters. Included by each family's file.
+// The arguments of an op, and what the ops share for scratch and parameters. Included by the ops' headers.
 //
 // An op reads src, writes all of dst (never the same buffer) and keeps its temporaries in scratch, which all members of
 // the team see. src is the image or a window of it. Along an edge of a window that is not an edge of the image, the

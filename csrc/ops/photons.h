@@ -77,20 +77,20 @@ QPT_INLINE i32 count_photons(const PoissonTable* poisson, float u) {
   return poisson->first + i;
 }
 
-// Returns the bytes for the distributions of a group of values.
+// Returns the bytes for the distributions of a range of values.
 QPT_INLINE i32 poisson_arena(i32 h, i32 w) {
   return static_cast<i32>(minimum(static_cast<i64>(12) * h * w + 32768, static_cast<i64>(393216)));
 }
 
 // Calls put(i, count) for every element of the window, `channels` per pixel; count is Poisson with mean peak value(i) /
-// 255. Scratch does not hold the distributions of all 256 values at a large peak, so values are processed in groups,
-// each in a pass over the window; the result does not depend on the groups.
+// 255. Scratch does not hold the distributions of all 256 values at a large peak, so values are processed in ranges,
+// each in a pass over the window; the result does not depend on the ranges.
 template <i32 channels, class Team, class Value, class Put>
 QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value value, Put put) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   const i32 room = poisson_arena(a.h, a.w);
   u8* arena = scratch.take<u8>(room);
-  i32* place = scratch.take<i32>(256);  // where a value's distribution starts in the arena; 0 starts a group
+  i32* place = scratch.take<i32>(256);  // where a value's distribution starts in the arena; 0 starts a range
   a.scratch = scratch.next;
   const auto mean = [&](i32 x) { return peak * static_cast<float>(x) / 255.0f; };
   team.once([&] {

@@ -1,6 +1,22 @@
 // The compiled op table: X(name of the op's function, function of h and w that gives its scratch), in the order of ids,
 // which is that of qpt/degradations/op_table.py; the two are compared when qpt._C is loaded. docs/add-an-op.md says
 // what a new op needs.
+//
+// A header holds an algorithm and the ops that are built on it, whatever their family. Where the name of an op does not
+// tell its header:
+//   bilateral.h    denoise
+//   blur.h         gaussian_blur, gaussian_blur_aniso, motion_blur, defocus_blur
+//   colour.h       brightness, contrast, saturation, hue, value_shift
+//   lab.h          chroma, brightness_curve
+//   photons.h      poisson_noise, poisson_noise_grey, iso_noise
+//   rescale.h      pixelate
+//   shaped_blur.h  generalised_blur, plateau_blur, sinc_filter
+//   sharpen.h      unsharp_mask, colour_diffusion
+//   squares.h      non_eccentricity_patch, colour_block
+//   tone.h         mean_shift, gamma, contrast_curve, quantise, posterise, dither
+//   warp.h         glass_blur, zoom_blur, spatial_jitter, colour_shift, chromatic_aberration
+// The function of the scratch is in the same header or in one that it includes: no_bytes in op.h, that of shaped_blur.h
+// in blur.h, that of spatial_jitter in noise.h.
 #pragma once
 #include "bilateral.h"
 #include "blur.h"
@@ -12,12 +28,12 @@
 #include "lab.h"
 #include "median.h"
 #include "noise.h"
-#include "patches.h"
 #include "photons.h"
 #include "rescale.h"
 #include "resize.h"
 #include "shaped_blur.h"
 #include "sharpen.h"
+#include "squares.h"
 #include "tone.h"
 #include "warp.h"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from qpt.commands.options import refuse_overwriting
+
 HELP = "compare two methods on shared test sets: paired bootstrap and corrected resampled t-test"
 EXAMPLE = (
     '  qpt compare a.json b.json\n  qpt compare result.json --method-a first --method-b "untrained 0" --metric plcc_raw'
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.results) == 1 and args.method_b is None:
         raise InputError("compare: method_b must be given to compare two methods of one file")
     if args.out is not None:
-        check_writable(args.out, "compare")
+        refuse_overwriting(args, "compare", [check_writable(args.out, "compare")])
     read = [read_result(path) for path in args.results]
     result = compare(
         read[0], read[-1], method_a=args.method_a, method_b=args.method_b, metric=args.metric, seed=args.seed

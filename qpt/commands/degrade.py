@@ -9,6 +9,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from qpt.commands.options import refuse_overwriting
+
 if TYPE_CHECKING:
     from qpt.degradations.space import DegradationSpace
 
@@ -51,7 +53,8 @@ def _draw(args: argparse.Namespace) -> int:
 
     from PIL import Image
 
-    from qpt.data.images import UNREADABLE, load_rgb
+    from qpt.data.faults import UnreadableError
+    from qpt.data.images import load_rgb
     from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
     from qpt.report.degradation_grid import draw_degradations
@@ -63,11 +66,10 @@ def _draw(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
+    refuse_overwriting(args, "degrade", [out])
     try:
         image = load_rgb(args.image)
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.filename:  # the error of a missing or forbidden file names it already
-            raise
+    except UnreadableError as error:
         raise InputError(f"degrade: IMAGE must be a whole, readable image file, got {args.image}: {error}") from error
     grid = draw_degradations(image, space, size=args.size, compositions=args.compositions, seed=args.seed)
     grid.image.save(out)

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.data.sample_images import sample_images
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
@@ -53,7 +53,9 @@ def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32",
     """Return the arithmetic in which this processor trains such an encoder faster."""
     seconds: dict[Literal["float32", "bfloat16"], float] = {}
     encoder = prepare(untrained_encoder(arch, width, 0)).train()
-    patches = torch.zeros(32, 3, patch_size, patch_size).contiguous(memory_format=torch.channels_last)
+    patches = torch.zeros((32, 3, patch_size, patch_size), dtype=torch.float32, device="cpu").contiguous(
+        memory_format=torch.channels_last
+    )
     for name in ("float32", "bfloat16"):
         for _ in range(3):  # the last one counts
             started = time.perf_counter()
@@ -75,6 +77,10 @@ def _clear(out: Path) -> None:
 def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     """Run the whole demonstration; return whether the trained encoder beats the untrained one on both probes."""
     started = time.monotonic()
+    if data is not None:
+        place, source = out.resolve(), data.resolve()
+        if place.is_relative_to(source) or source.is_relative_to(place):
+            raise InputError(f"demo: out is cleared and filled, so it must lie apart from data, got {out} and {data}")
     files = sample_images() if data is None else list_images(data)
     images, left_out = read_images(files, 1, most=MAX_IMAGES)
     for name, reason in left_out.items():
@@ -132,7 +138,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         "seconds": round(seconds, 1),
         "config": asdict(config),
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(Path(config.out) / "checkpoint.pt", out / "checkpoint.pt")
     _write_page(out, config, results, space, seconds, grid)
     for name, value in results.items():
@@ -210,7 +216,7 @@ def _write_page(
             f"{len(space.names)} degradations at five levels; {space.size():,} compositions by type.",
             pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
         ),
-        Section("Settings", code=(Path(config.out) / "config.yaml").read_text()),
+        Section("Settings", code=(Path(config.out) / "config.yaml").read_text(encoding="utf-8")),
     ]
     lead = f"An encoder pre-trained for {config.steps} steps without any label, in {seconds:.0f} s altogether."
     write_page(out / "index.html", "Quality-aware pre-training: a demonstration", lead, sections)

@@ -20,6 +20,7 @@ from typing import Any
 
 from qpt import build
 from qpt.errors import BackendError
+from qpt.process import THREAD_LIMITS, thread_limits, usable_threads
 from qpt.version import __version__
 
 HELP = "versions, backends, why a missing one is missing and the command that fixes it"
@@ -87,10 +88,17 @@ def diagnose() -> Diagnosis:
     versions |= {package: _version(package) for package in PACKAGES}
     machine = {
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(os.cpu_count()),
+        "threads": _threads(),
         "instruction set": _instruction_set(),
     }
     return Diagnosis(versions, machine, checks)
+
+
+def _threads() -> str:
+    limits = thread_limits()
+    each = (f"{name} {limits.get(name, 'unset')}" for name in THREAD_LIMITS)
+    return f"{usable_threads()} ({', '.join(each)})"
 
 
 def _version(package: str) -> str:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
+from qpt.commands.options import (
+    add_feature_arguments,
+    add_table_arguments,
+    read_table_arguments,
+    refuse_overwriting,
+)
 
 if TYPE_CHECKING:  # `qpt --help` imports neither NumPy nor Pillow
     from qpt.evaluate.regimes import EvaluationConfig
@@ -70,28 +75,35 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import sys
+
     from rich.console import Console
 
     from qpt.evaluate.features import FeatureProtocol
+    from qpt.evaluate.leaks import between_tables
     from qpt.evaluate.result import render_result
     from qpt.evaluate.run import evaluate
     from qpt.io import check_writable, to_json, write_json
 
-    if args.out is not None:
-        check_writable(args.out, "evaluate")
+    out = None if args.out is None else check_writable(args.out, "evaluate")
     config = _config(args)
+    tables = [read_table_arguments(args, leaks=True), *_other_tables(args)]
+    if out is not None:
+        refuse_overwriting(args, "evaluate", [out], tables=tables)
+    for line in between_tables(tables, trained_on_first=args.protocol == "cross"):
+        print(f"warning: {line}", file=sys.stderr)
     result = evaluate(
         args.runs,
-        read_table_arguments(args, leaks=True),
-        others=_other_tables(args),
+        tables[0],
+        others=tables[1:],
         config=config,
         untrained=args.untrained,
         seed=args.seed,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
         cache=args.cache,
     )
-    if args.out is not None:
-        write_json(result, args.out)
+    if out is not None:
+        write_json(result, out)
     if args.json:
         print(to_json(result))
     else:

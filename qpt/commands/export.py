@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from qpt.commands.options import refuse_overwriting
+
 HELP = "write an encoder or a scorer as state dict, safetensors, ONNX and a model card"
 EXAMPLE = (
     "  qpt export runs/first --out exported\n"
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.scorer import Scorer
     from qpt.export.formats import export_head, export_onnx, export_safetensors, export_state_dict
     from qpt.export.model_card import model_card
-    from qpt.io import check_writable
+    from qpt.io import check_writable, write_lines
     from qpt.models import load_encoder
     from qpt.models.encoder import load_plain, run_record
 
@@ -48,20 +50,26 @@ def run(args: argparse.Namespace) -> int:
     evaluation = read_evaluation("export", "evaluation", args.evaluation) if args.evaluation is not None else None
     check_writable(out / "README.md", "export")
 
-    files: list[tuple[Path, str]] = []
+    # Format -> files, in the order in which they are written.
+    planned = {
+        "torch": [(out / "encoder.pth", "state dict, `torch.load(..., weights_only=True)`")],
+        "safetensors": [(out / "encoder.safetensors", "the same tensors")],
+        "onnx": [(out / "scorer.onnx", "crops at two scales in, score and features out")],
+    }
+    if scorer is not None:
+        planned["safetensors"].append((out / "head.safetensors", "the ridge, and how to use it, as metadata"))
+    files = [file for name, planned_files in planned.items() if name in formats for file in planned_files]
+    card_file = out / "README.md"
+    refuse_overwriting(args, "export", [*(path for path, _ in files), card_file])
     difference = None
     if "torch" in formats:
-        files.append((out / "encoder.pth", "state dict, `torch.load(..., weights_only=True)`"))
-        export_state_dict(encoder, files[-1][0])
+        export_state_dict(encoder, out / "encoder.pth")
     if "safetensors" in formats:
-        files.append((out / "encoder.safetensors", "the same tensors"))
-        export_safetensors(encoder, files[-1][0])
+        export_safetensors(encoder, out / "encoder.safetensors")
         if scorer is not None:
-            files.append((out / "head.safetensors", "the ridge, and how to use it, as metadata"))
-            export_head(scorer, files[-1][0])
+            export_head(scorer, out / "head.safetensors")
     if scorer is not None and "onnx" in formats:
-        files.append((out / "scorer.onnx", "crops at two scales in, score and features out"))
-        difference = export_onnx(scorer, files[-1][0])
+        difference = export_onnx(scorer, out / "scorer.onnx")
     if "card" in formats:
         card = model_card(
             encoder,
@@ -71,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
             files=files,
             onnx_difference=difference,
         )
-        (out / "README.md").write_text(card, encoding="utf-8")
+        write_lines(card_file, [card])
     for file, what in files:
         print(f"{file}: {what}")
     if difference is not None:
         print(f"ONNX against PyTorch: scores differ by at most {difference:.1e} of the range of the labels")
     if "card" in formats:
-        print(f"{out / 'README.md'}: model card")
+        print(f"{card_file}: model card")
     return 0

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
+from qpt.commands.options import (
+    add_feature_arguments,
+    add_table_arguments,
+    read_table_arguments,
+    refuse_overwriting,
+)
 
 HELP = "fit a scorer: an encoder, the read-out chosen for it, and a ridge on photographs with mean opinion scores"
 EXAMPLE = "  qpt fit runs/first --csv photos/scores.csv --out scorer.pt\n  qpt score holiday.jpg --scorer scorer.pt"
@@ -24,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import sys
     from pathlib import Path
 
     from qpt.evaluate.features import FeatureProtocol, feature_cache
@@ -33,15 +39,22 @@ def run(args: argparse.Namespace) -> int:
     from qpt.models.encoder import run_record
 
     out = check_writable(args.out, "fit")
+    table = read_table_arguments(args)
+    refuse_overwriting(args, "fit", [out], tables=[table])
     scorer = Scorer.fit(
         load_encoder(args.run),
-        read_table_arguments(args),
+        table,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
         calibration=args.calibrate,
         pretraining=run_record(args.run),
         cache=Path(args.cache) if args.cache is not None else feature_cache(args.run),
     )
     scorer.save(out)
+    if not scorer.weights.any():
+        print(
+            "warning: the encoder sees no difference between the photographs, so every score will be the same",
+            file=sys.stderr,
+        )
     fitted = scorer.fitted_on
     if args.json:
         print(to_json({"scorer": str(out), "mos_min": scorer.mos_min, "mos_max": scorer.mos_max, **fitted}))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `qpt --help` imports neither NumPy nor Pillow
+    from pathlib import Path
+
     from qpt.evaluate.table import ScoreTable
 
 
@@ -83,3 +86,53 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crops", type=int, default=9, help="most crops seen of a large photograph (default 9)")
     parser.add_argument("--crop-px", type=int, default=384, help="side of a crop in pixels (default 384)")
     parser.add_argument("--cache", type=str, default=None, help="folder for computed features (default: RUN/features)")
+
+
+#: Arguments of commands that name files which are read, or folders of which ``_RECORDS`` are.
+_READ = ("run", "runs", "source", "scorer", "csv", "splits", "test_csv", "evaluation", "results", "image", "space")
+_RECORDS = ("checkpoint.pt", "config.yaml", "space.yaml", "log.csv", "observations.jsonl", "history.jsonl", "seen.npz",
+            "summary.json", "train.npy", "val.npy", "test.npy")  # fmt: skip
+
+
+def refuse_overwriting(
+    args: argparse.Namespace,
+    command: str,
+    outputs: Iterable[Path],
+    *,
+    tables: Iterable[ScoreTable] = (),
+    images: Iterable[str | Path] = (),
+    argument: str = "out",
+) -> None:
+    """Raise InputError if a command would write over a file that it reads, by whatever name or link.
+
+    outputs: the files it will write.  tables, images: whose images it reads, besides the files that ``args`` name.
+    argument: that names the outputs.
+    """
+    import os
+    from itertools import chain
+    from pathlib import Path
+
+    from qpt.errors import InputError
+    from qpt.io import shown
+
+    there = {}
+    for output in outputs:
+        if output.exists():
+            status = output.stat()
+            there[status.st_dev, status.st_ino] = output
+    if not there:
+        return
+    given = (vars(args).get(name) for name in _READ)
+    named = [Path(path) for value in given if value for path in ([value] if isinstance(value, str) else value)]
+    records = (path / record for path in named for record in _RECORDS)
+    for path in chain(named, records, images, *(table.paths for table in tables)):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        same = there.get((status.st_dev, status.st_ino))
+        if same is not None:
+            raise InputError(
+                f"{command}: {argument} must not write over a file that is read ({shown(path)}), got {shown(same)}; "
+                "choose another place"
+            )

@@ -22,18 +22,6 @@ EXAMPLE = """\
   qpt pretrain --replay runs/a/failed_step_1207"""
 
 
-class _UseRecipe(argparse.Action):
-    """Takes the settings of a named recipe, except those that flags before or after it give."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if values not in recipes.NAMES:
-            parser.error(f"--recipe must be one of {', '.join(recipes.NAMES)}, got {values!r}")
-        # A flag before this one that gives the default value cannot be told from no flag; there the recipe wins.
-        given = {key: value for key, value in vars(namespace).items() if value != parser.get_default(key)}
-        ActionConfigFile.apply_config(parser, namespace, "config", str(recipes.path(values)))
-        vars(namespace).update(given)
-
-
 class _ListRecipes(argparse.Action):
     """Prints one line per recipe and exits."""
 
@@ -47,16 +35,34 @@ def add_arguments(parser: Any) -> None:
     from qpt.pretraining.config import RENAMED, PretrainConfig
 
     parser.add_argument(
-        "--recipe", action=_UseRecipe, metavar="NAME", help="start from a named recipe; flags win over it"
+        "--recipe", type=str, choices=recipes.NAMES, metavar="NAME", help="start from a named recipe; flags win over it"
     )
     parser.add_argument("--recipes", action=_ListRecipes, nargs=0, help="list the recipes and exit")
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
-    parser.add_argument("data", type=str, nargs="?", help="folder of photographs or shards, or a pattern of shards")
+    parser.add_argument(
+        "data",
+        type=str,
+        nargs="?",
+        help="folder of photographs or shards, or a pattern of shards; may be left out with --resume",
+    )
     parser.add_argument("--out", type=str, help="run directory to create")
     parser.renamed = RENAMED
+    parser.implied = _implied
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})
+
+
+def _implied(given: Any) -> list[str]:
+    """Return the arguments that stand for those given, and before them, so that these win: a run's, a recipe's."""
+    arguments = []
+    if given.get("resume") and given.get("out"):
+        from qpt.pretraining.run_folder import resuming_arguments
+
+        arguments += resuming_arguments(Path(given.out), given.get("data"))
+    if given.get("recipe"):
+        arguments += ["--config", str(recipes.path(given.recipe))]
+    return arguments
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,10 +78,4 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is None:
             raise InputError(f"{name} must be given")
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(PretrainConfig)}
-    saved = Path(args.out) / "config.yaml"
-    if args.resume and saved.is_file():  # settings that no flag gives are those that the run was started with
-        run_fields = dataclasses.asdict(PretrainConfig.load(saved, data=args.data, out=args.out))
-        for field in dataclasses.fields(PretrainConfig):
-            if field.default is not dataclasses.MISSING and fields[field.name] == field.default:
-                fields[field.name] = run_fields[field.name]
     return 0 if pretrain(PretrainConfig(**fields), resume=args.resume).finished else 130

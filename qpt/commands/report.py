@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from qpt.commands.options import add_feature_arguments, add_table_arguments, read_table_arguments
+from qpt.commands.options import (
+    add_feature_arguments,
+    add_table_arguments,
+    read_table_arguments,
+    refuse_overwriting,
+)
 
 HELP = "write one self-contained HTML page about runs: predictions, severity curves, maps, training"
 EXAMPLE = (
@@ -28,15 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import sys
+
+    from qpt.data.listing import list_images
     from qpt.evaluate.features import FeatureProtocol
     from qpt.io import check_writable
     from qpt.report.build import write_report
 
     out = check_writable(args.out, "report")
-    write_report(
+    table = read_table_arguments(args) if args.csv is not None or args.dataset is not None else None
+    images = list_images(args.photographs) if args.photographs is not None and out.exists() else ()
+    refuse_overwriting(args, "report", [out], tables=[] if table is None else [table], images=images)
+    faults = write_report(
         args.runs,
         out,
-        table=read_table_arguments(args) if args.csv is not None or args.dataset is not None else None,
+        table=table,
         scorer=args.scorer,
         evaluation=args.evaluation,
         photographs=args.photographs,
@@ -44,5 +55,7 @@ def run(args: argparse.Namespace) -> int:
         cache=args.cache,
         seed=args.seed,
     )
+    for fault in faults:
+        print(f"qpt report: {fault}", file=sys.stderr)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, self-contained")
     return 0

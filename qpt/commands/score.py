@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from qpt.commands.options import add_table_arguments, read_table_arguments
+from qpt.commands.options import add_table_arguments, read_table_arguments, refuse_overwriting
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,20 +65,31 @@ class _Scored:
     score: float | None = None
     heatmap: str | None = None
     fault: str | None = None
+    note: str | None = None  # why a score means little
 
 
 def run(args: argparse.Namespace) -> int:
     import sys
 
+    import numpy as np
     from rich.console import Console
     from rich.progress import track
 
-    from qpt.data.images import find_images
+    from qpt.data.listing import find_images
+    from qpt.evaluate.metrics import is_constant
+    from qpt.evaluate.quality_map import is_quality_map
+    from qpt.io import shown
 
     style = "json" if args.json else args.format
-    images, faults = find_images(_names(args))
+    names = _names(args)
+    found, faults = find_images(names)
+    maps_found = {image for image in found if is_quality_map(image)}
+    images = [image for image in found if image not in maps_found]
+    faults |= {image: "a heat map of qpt, no photograph" for image in names if image in maps_found}
+    if left_out := len(maps_found - faults.keys()):
+        print(f"qpt score: {left_out} heat map(s) of qpt are left out", file=sys.stderr)
     scorer = _scorer(args)
-    maps = _map_files(args.heatmap, images) if args.heatmap is not None else {}
+    maps = _map_files(args, images) if args.heatmap is not None else {}
     # A bar and rows that appear one by one would overwrite each other on one terminal.
     quiet = not sys.stderr.isatty() or (style == "csv" and sys.stdout.isatty())
     errors = Console(stderr=True)
@@ -91,7 +102,10 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"qpt score: {len(failed)} photograph(s) cannot be used:", file=sys.stderr)
         for result in failed:
-            print(f"  {_shown(result.image)}: {result.fault}", file=sys.stderr)
+            print(f"  {shown(result.image)}: {result.fault}", file=sys.stderr)
+    scores = [result.score for result in scored if result.score is not None]
+    if len(scores) > 1 and is_constant(np.array(scores)):
+        print(f"qpt score: all {len(scores)} scores are equal: they order nothing", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -118,9 +132,15 @@ def _names(args: argparse.Namespace) -> list[str]:
 def _lines(content: bytes) -> list[str]:
     """Return the names in a list: one a line, or each ended by NUL (``find -print0``)."""
     import os
+    from pathlib import Path
 
+    from qpt.data.tabular import named_file
+
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
+        content = content.decode("utf-16", errors="replace").encode()
     parts = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
-    return [os.fsdecode(part) for part in parts if part.strip()]
+    names = [os.fsdecode(part) for part in parts if part.strip()]
+    return [str(named_file(Path(), name)) if "\\" in name else name for name in names]
 
 
 def _scorer(args: argparse.Namespace) -> Scorer:
@@ -146,19 +166,34 @@ def _scorer(args: argparse.Namespace) -> Scorer:
     )
 
 
-def _map_files(folder: str, images: Iterable[str]) -> dict[str, Path]:
-    """Return the file of each image's map, NAME.png, with a number where names repeat; make the folder."""
+def _map_files(args: argparse.Namespace, images: list[str]) -> dict[str, Path]:
+    """Return the file of each image's map, NAME.png, with a number where names repeat; make the folder.
+
+    Raises InputError if a map would be written over anything but an earlier map.
+    """
     from pathlib import Path
 
-    from qpt.io import check_writable
+    from qpt.errors import InputError
+    from qpt.evaluate.quality_map import is_quality_map
+    from qpt.io import check_writable, shown
 
+    folder = Path(args.heatmap)
     files: dict[str, Path] = {}
+    taken: set[Path] = set()
     for image in images:
         stem, number = Path(image).stem, 1
-        while (target := Path(folder) / f"{stem}{'' if number == 1 else f'-{number}'}.png") in files.values():
+        while (target := folder / f"{stem}{'' if number == 1 else f'-{number}'}.png") in taken:
             number += 1
         files[image] = target
-    check_writable(Path(folder) / ".map", "score")
+        taken.add(target)
+    check_writable(folder / ".map", "score")
+    refuse_overwriting(args, "score", files.values(), images=images, argument="--heatmap")
+    other = next((file for file in files.values() if file.exists() and not is_quality_map(file)), None)
+    if other is not None:
+        raise InputError(
+            f"score: --heatmap must be a folder in which no other picture is replaced, got {shown(args.heatmap)} "
+            f"with {shown(other.name)}, which is no heat map of qpt"
+        )
     return files
 
 
@@ -168,16 +203,28 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     from qpt.errors import InputError
     from qpt.evaluate.image_crops import load_image
     from qpt.evaluate.quality_map import draw_quality_map, quality_map
+    from qpt.io import shown
 
     try:
         pixels = load_image(image, max_pixels=scorer.max_pixels)
         score = scorer(pixels)
     except InputError as error:
         return _Scored(image, fault=str(error).removeprefix(f"photograph: {image}: "))
+    notes = ["extrapolated"] if scorer.extrapolates(score) else []
+    if (pixels == pixels[0, 0]).all():
+        notes.append("one colour")
+    note = ", ".join(notes) or None
     if map_file is not None:
         found = quality_map(scorer, pixels, tile_px=tile_px)
-        draw_quality_map(found, pixels, scorer, map_file, title=f"{Path(image).name}: {score:.3f}")
-    return _Scored(image, score, None if map_file is None else str(map_file))
+        title = f"{shown(Path(image).name)}: {score:.{_decimals(scorer)}f}" + f" ({note})" * bool(note)
+        draw_quality_map(found, pixels, scorer, map_file, title=title)
+    return _Scored(image, score, None if map_file is None else str(map_file), note=note)
+
+
+def _decimals(scorer: Scorer) -> int:
+    from qpt.evaluate.metrics import decimals
+
+    return decimals(scorer.mos_min, scorer.mos_max)
 
 
 def _print(style: str, scorer: Scorer, results: Iterable[_Scored], unusable: list[_Scored]) -> list[_Scored]:
@@ -185,13 +232,16 @@ def _print(style: str, scorer: Scorer, results: Iterable[_Scored], unusable: lis
     import csv
     import sys
 
+    from qpt.io import shown
+
     if style == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["image", "score", "heatmap", "error"])
+        writer.writerow(["image", "score", "heatmap", "error", "note"])
         scored = []
         for result in chain(results, unusable):
             scored.append(result)
-            writer.writerow([_shown(result.image), result.score, result.heatmap, result.fault])
+            heatmap = None if result.heatmap is None else shown(result.heatmap)
+            writer.writerow([shown(result.image), result.score, heatmap, result.fault, result.note])
             sys.stdout.flush()
         return scored
     scored = [*results, *unusable]
@@ -213,7 +263,12 @@ def _json(scorer: Scorer, scored: list[_Scored]) -> str:
         "labels": scorer.fitted_on["name"],
     }
     found = [
-        {"image": result.image, "score": result.score, **({"heatmap": result.heatmap} if result.heatmap else {})}
+        {
+            "image": result.image,
+            "score": result.score,
+            **({"heatmap": result.heatmap} if result.heatmap else {}),
+            **({"note": result.note} if result.note else {}),
+        }
         for result in scored
         if result.score is not None
     ]
@@ -227,21 +282,31 @@ def _print_table(good: list[_Scored], scorer: Scorer) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from qpt.io import shown
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
     table.add_column("score", justify="right")
     table.add_column("photograph", overflow="fold")
+    noted = any(result.note for result in good)
+    if noted:
+        table.add_column("note")
+    digits = _decimals(scorer)
     for result in good:
-        table.add_row(f"{result.score:.3f}", Text(_shown(result.image)))
+        table.add_row(f"{result.score:.{digits}f}", Text(shown(result.image)), *([result.note or ""] if noted else []))
     # Piped output has no width of its own; a name is never broken there.
     console = Console()
-    longest = max(len(result.image) for result in good)
-    (console if console.is_terminal else Console(width=longest + 40)).print(table)
+    longest = max(len(shown(result.image)) for result in good)
+    (console if console.is_terminal else Console(width=longest + 80)).print(table)
     low, high, name = scorer.mos_min, scorer.mos_max, scorer.fitted_on["name"]
-    print(f"scale: labels of {name} go from {low:g} (worst) to {high:g} (best); higher is better")
+    # As many digits as tell the ends apart: {:g} has 6, too few for labels from 50.0000001 to 50.0000009.
+    low_text, high_text = (f"{end:.{max(6, digits + 3)}g}" for end in (low, high))
+    print(f"scale: labels of {name} go from {low_text} (worst) to {high_text} (best); higher is better")
+    for word, why in _NOTES.items():
+        if count := sum(word in (result.note or "") for result in good):
+            print(f"{word}: {count} of {len(good)} score(s) {why}")
 
 
-def _shown(name: str) -> str:
-    """Return a file's name as text that can be printed, also where it is not UTF-8."""
-    import os
-
-    return os.fsencode(name).decode("utf-8", errors="replace")
+_NOTES = {
+    "extrapolated": "lie far outside the labels, so the photograph is unlike all that the scorer was fitted on",
+    "one colour": "are of pictures without any detail to judge",
+}

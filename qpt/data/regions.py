@@ -7,6 +7,8 @@ the batch or on how often the run was interrupted.
 
 from __future__ import annotations
 
+import mmap
+import multiprocessing
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from qpt.data.boxes import RandomSource, check_boxes, draw_boxes, random_below
-from qpt.data.images import UNREADABLE, DecodedImage, load_rgb, open_image
+from qpt.data.faults import UnreadableError, explained, read_with_retries
+from qpt.data.images import DecodedImage, decode_rgb, open_image
 from qpt.data.sources import Source
+from qpt.errors import InputError
 
 _SAMPLE, _ORDER = 1, 2  # first word of a seed: the purpose of the stream
+_STATE, _START, _HEIGHT, _WIDTH = range(4)  # columns of the cache's index
+_FREE, _WRITING, _KEPT = range(3)
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,69 @@ def cut_region(image: NDArray[np.uint8], size: int, rng: RandomSource) -> NDArra
     return pad_to(image[top : top + height, left : left + width], size)
 
 
+class ImageCache:
+    """Up to ``limit_bytes`` of (H, W, 3) uint8 images by their number below ``images``; those kept first stay.
+
+    Made before the processes that share it are forked. Memory is taken as images come.
+    """
+
+    def __init__(self, images: int, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        if not limit_bytes:
+            return
+        self._lock = multiprocessing.get_context("fork").Lock()
+        self._pixels = np.frombuffer(_shared(limit_bytes), np.uint8)
+        self._index = np.frombuffer(_shared(32 * (images + 1)), np.int64).reshape(-1, 4)  # a row each, and a last one
+        self._used = self._index[images]  # whose start is where the next image goes
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether an image of this size would be kept."""
+        return bool(self._limit) and int(self._used[_START]) + size_bytes <= self._limit
+
+    def get(self, number: int) -> NDArray[np.uint8] | None:
+        """Return an image that is kept, as a read-only view."""
+        if not self._limit:
+            return None
+        with self._lock:
+            state, start, height, width = self._index[number].tolist()
+        if state != _KEPT:
+            return None
+        image = self._pixels[start : start + 3 * height * width].reshape(height, width, 3)
+        image.flags.writeable = False
+        return image
+
+    def keep(self, number: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return ``image``, kept for the next time if there is room."""
+        if not self.has_room(image.nbytes):
+            return image
+        with self._lock:
+            start = int(self._used[_START])
+            if self._index[number, _STATE] != _FREE or start + image.nbytes > self._limit:
+                return image
+            self._used[_START] += image.nbytes
+            self._index[number] = _WRITING, start, *image.shape[:2]
+        self._pixels[start : start + image.nbytes] = image.reshape(-1)
+        with self._lock:  # another process must not see the state before the pixels
+            self._index[number, _STATE] = _KEPT
+        return image
+
+
+def _shared(size_bytes: int) -> mmap.mmap:
+    """Return zeros in memory that processes forked from this one share, taken from the system page by page."""
+    # Without a reserve: a limit larger than the memory costs nothing until it is used.
+    try:
+        return mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    except OSError as error:  # a limit on address space, as of `ulimit -v`
+        found = f"{size_bytes >> 20} MiB: {error.strerror}"
+        raise InputError(f"pretrain: cache_mib must fit into the memory of a process, got {found}") from None
+
+
 class RegionDataset(Dataset[Region | tuple[int, str]]):
     """Maps (epoch, index) to a Region, or to (index, reason) for a file that cannot be read.
 
     source: the images.  resize_shorter: see ``PretrainConfig``.  cache_mib: keep up to this much of decoded images in
-    memory (per loader process); the first ones decoded stay.
+    memory, shared with the processes that are forked from this one; the first ones decoded stay.
+    Raises ReadError, which names the file, when the disk or the machine is at fault, after three more attempts.
     """
 
     def __init__(
@@ -118,19 +182,22 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
         self.patches = patches
         self.shared_boxes = shared_boxes
         self.resize_shorter = resize_shorter
-        self._cache: dict[int, NDArray[np.uint8]] = {}
-        self._free_bytes = cache_mib << 20
+        self._cache = ImageCache(len(source), cache_mib << 20)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key
-        rng = sample_rng(self.seed, epoch, index)
+
+        def read() -> tuple[NDArray[np.uint8], random.Random]:
+            rng = sample_rng(self.seed, epoch, index)  # anew for each attempt
+            return self._region(index, rng), rng
+
         try:
-            pixels = self._region(index, rng)
-        except UNREADABLE as error:
-            return index, f"{type(error).__name__}: {error}"
+            pixels, rng = read_with_retries(read, lambda: self.source.name(index))
+        except UnreadableError as error:
+            return index, str(error)
         drawn = [
             draw_boxes(rng, self.patches, self.patch_size, self.region_size, *self.iou)
             for _ in range(1 if self.shared_boxes else self.compositions)
@@ -141,23 +208,19 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
     def _region(self, index: int, rng: RandomSource) -> NDArray[np.uint8]:
         size = self.region_size
         image = self._cache.get(index)
-        if image is None and self.resize_shorter:
-            image = self._keep(index, load_rgb(self.source.open(index), shorter_side=self.resize_shorter))
         if image is None:
-            with open_image(self.source.open(index)) as opened:
+            with explained():
+                file = self.source.open(index)
+            if self.resize_shorter:
+                image = self._cache.keep(index, decode_rgb(file, shorter_side=self.resize_shorter))
+        if image is None:
+            with open_image(file) as opened:
                 decoded = DecodedImage(opened)
                 # An image that will not be kept need not be converted outside the region.
-                if 3 * decoded.height * decoded.width > self._free_bytes:
+                if not self._cache.has_room(3 * decoded.height * decoded.width):
                     return pad_to(decoded.window(*place_region(decoded.height, decoded.width, size, rng)), size)
-                image = self._keep(index, decoded.rgb())
+                image = self._cache.keep(index, decoded.rgb())
         return cut_region(image, size, rng)
-
-    def _keep(self, index: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return ``image``, kept for the next epochs as long as the cache has room."""
-        if image.nbytes <= self._free_bytes:
-            self._free_bytes -= image.nbytes
-            self._cache[index] = image
-        return image
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

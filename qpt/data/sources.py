@@ -18,10 +18,12 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from qpt.data.images import EXTENSIONS, list_images
+from qpt.data.faults import is_machine_fault
+from qpt.data.listing import EXTENSIONS, PassedOver, is_hidden, list_images, match_files, name_line
 from qpt.errors import InputError
 
 MAX_MEMBER_BYTES = 1 << 30  # of one image's file in a shard, which is read whole
+MAX_OPEN_SHARDS = 16  # by one process at a time
 
 
 class Source(Protocol):
@@ -39,7 +41,7 @@ class Source(Protocol):
         """Return the sha256 over the names and sizes (bytes) of all images in their order."""
 
 
-def open_source(data: str) -> Source:
+def open_source(data: str | os.PathLike[str]) -> Source:
     """Open the images that ``data`` names.
 
     data: a folder of image files; a folder of tar shards, with no image file in it; one ``.tar`` file; or a pattern of
@@ -47,12 +49,14 @@ def open_source(data: str) -> Source:
     the order of their names, those of braces in the order of the braces.
     Raises InputError if there is nothing there, or a shard is not a tar file.
     """
+    data = os.fspath(data)
     path = Path(data)
     if path.is_dir():
         try:
             return FolderSource(path)
         except InputError:
-            shards = sorted(path.rglob("*.tar"))
+            found = sorted(path.rglob("*.tar"))
+            shards = [shard for shard in found if not any(map(is_hidden, shard.relative_to(path).parts))]
             if not shards:
                 raise
             return ShardSource(shards)
@@ -90,14 +94,16 @@ class FolderSource:
 
 def data_fingerprint(root: Path, files: list[Path]) -> str:
     """Return the sha256 over the relative names and sizes of sorted image files; a link to nothing has size -1."""
-    listing = "\n".join(f"{path.relative_to(root).as_posix()} {_size(path)}" for path in files)
-    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
+    listing = b"\n".join(name_line(path.relative_to(root).as_posix(), _size(path)) for path in files)
+    return hashlib.sha256(listing).hexdigest()
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except OSError as error:
+        if is_machine_fault(error):
+            raise
         return -1
 
 
@@ -117,25 +123,26 @@ class ShardSource:
     def __init__(self, shards: list[Path]) -> None:
         self.shards = shards
         self._root = os.path.commonpath([shard.parent for shard in shards])
-        self._descriptors: dict[int, int] = {}  # shard -> file descriptor of this process, opened when first needed
-        self._names: list[bytes] = []  # of each shard's images, one per line: takes less memory than as many str
-        offsets, sizes, counts = [], [], []
-        digest = hashlib.sha256()
+        self._descriptors: dict[int, int] = {}  # shard -> file descriptor of this process, the last one used at the end
+        names, offsets, sizes, counts = [], [], [], []
+        digest, passed_over = hashlib.sha256(), PassedOver()
         for shard in shards:
-            names = []
-            for member in _image_members(shard):
-                names.append(member.name)
+            members = _image_members(shard, passed_over)
+            for member in members:
+                names.append(member.name.encode(errors="surrogateescape"))
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
-                digest.update(f"{self._relative(shard)}/{member.name} {member.size}\n".encode(errors="surrogateescape"))
-            self._names.append("\n".join(names).encode(errors="surrogateescape"))
-            counts.append(len(names))
+                digest.update(name_line(f"{self._relative(shard)}/{member.name}", member.size) + b"\n")
+            counts.append(len(members))
+        self._names = b"".join(names)  # takes less memory than as many str; each ends at its place in _name_ends
+        self._name_ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
         self._offsets, self._sizes = np.array(offsets, np.int64), np.array(sizes, np.int64)
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # number of each shard's first image
         self._fingerprint = digest.hexdigest()
         if not offsets:
             kinds = " ".join(sorted(EXTENSIONS))
             raise InputError(f"pretrain: data must hold at least one image ({kinds}), got none in {len(shards)} shards")
+        passed_over.warn(f"{len(shards)} shards")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -144,19 +151,30 @@ class ShardSource:
         return {**self.__dict__, "_descriptors": {}}  # a descriptor means nothing in another process
 
     def name(self, index: int) -> str:
-        shard = self._shard(index)
-        member = self._names[shard].split(b"\n")[index - self._first[shard]]
-        return f"{self._relative(self.shards[shard])}/{member.decode(errors='surrogateescape')}"
+        start, end = self._name_ends[index : index + 2]
+        member = self._names[start:end].decode(errors="surrogateescape")
+        return f"{self._relative(self.shards[self._shard(index)])}/{member}"
 
     def open(self, index: int) -> io.BytesIO:
         shard, size = self._shard(index), int(self._sizes[index])
         if size > MAX_MEMBER_BYTES:
             raise OSError(f"{size:,} bytes are more than the limit of {MAX_MEMBER_BYTES:,}")
-        descriptor = self._descriptors.get(shard)
+        # Taken out while it is read, so that no other thread closes it.
+        descriptor = self._descriptors.pop(shard, None)
         if descriptor is None:
-            descriptor = self._descriptors[shard] = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        # pread has no position of its own, so forked processes may share the descriptor.
-        content = os.pread(descriptor, size, int(self._offsets[index]))
+            descriptor = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # pread has no position of its own, so forked processes may share the descriptor.
+            content = os.pread(descriptor, size, int(self._offsets[index]))
+        except OSError:
+            os.close(descriptor)  # an attempt after a fault of the network needs a new one
+            raise
+        if self._descriptors.setdefault(shard, descriptor) != descriptor:
+            os.close(descriptor)
+        while len(self._descriptors) > MAX_OPEN_SHARDS:
+            oldest = self._descriptors.pop(next(iter(self._descriptors)), None)
+            if oldest is not None:
+                os.close(oldest)
         if len(content) < size:
             raise OSError(f"the shard ends after {len(content):,} of {size:,} bytes")
         return io.BytesIO(content)
@@ -171,14 +189,14 @@ class ShardSource:
         return Path(os.path.relpath(shard, self._root)).as_posix()
 
 
-def _image_members(shard: Path) -> list[tarfile.TarInfo]:
-    """Return the members of a tar that are regular files named like images. Only headers are read."""
+def _image_members(shard: Path, passed_over: PassedOver) -> list[tarfile.TarInfo]:
+    """Return the members of a tar that are regular files named like images, and count others. Only headers are read."""
     found = []
     try:
         with tarfile.open(shard, "r:") as tar:  # uncompressed alone: a compressed tar has no offsets to read at
             try:
                 while (member := tar.next()) is not None:
-                    if member.isreg() and not member.issparse() and Path(member.name).suffix.lower() in EXTENSIONS:
+                    if member.isreg() and not member.issparse() and passed_over.takes(member.name):
                         found.append(member)
                     tar.members.clear()  # type: ignore[attr-defined] # it keeps every member otherwise
             except tarfile.ReadError:  # the last member reaches beyond the end of the file
@@ -191,6 +209,8 @@ def _image_members(shard: Path) -> list[tarfile.TarInfo]:
     except tarfile.ReadError as error:
         raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
     except OSError as error:
+        if is_machine_fault(error):
+            raise
         raise InputError(f"pretrain: data must hold readable shards, got {shard}: {error.strerror}") from error
     if not whole:
         warnings.warn(f"shard {shard} is damaged: what follows its first {len(found)} images is left out", stacklevel=3)
@@ -200,7 +220,7 @@ def _image_members(shard: Path) -> list[tarfile.TarInfo]:
 def _matching(pattern: str) -> list[Path]:
     found: list[Path] = []
     for name in expand_braces(pattern):
-        found += map(Path, sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name])
+        found += map(Path, match_files(name) if glob.has_magic(name) else [name])
     return found
 
 

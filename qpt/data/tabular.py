@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,62 @@ from qpt.errors import InputError
 _HEADER_ROWS = 20  # the header of a sheet is looked for among its first rows; CSIQ's is the fourth
 
 
+#: First bytes of files that are given in place of a table -> what to call them, and what to do.
+_KINDS = (
+    (b"\x1f\x8b", "a gzip file", "unpack it"),
+    (b"BZh", "a bzip2 file", "unpack it"),
+    (b"\xfd7zXZ\0", "an xz file", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file", "unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it"),
+    (b"Rar!", "a RAR archive", "unpack it"),
+    (b"PK\x03\x04", "an Excel workbook or another zip file", "save its sheet as 'CSV UTF-8', or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel workbook (.xls)", "save its sheet as 'CSV UTF-8', or as .xlsx"),
+    (b"PAR1", "a Parquet file", "write it as CSV"),
+    (b"\x89HDF", "an HDF5 file, perhaps of MATLAB 7.3", "write it as CSV, or save it with -v7"),
+    (b"MATLAB", "a MATLAB file", "write it as CSV"),
+    (b"SQLite format 3", "an SQLite database", "write the table as CSV"),
+    (b"\x93NUMPY", "a NumPy array", "write it as CSV"),
+    (b"\x80\x02", "a pickle", "write it as CSV"),
+    (b"\x80\x03", "a pickle", "write it as CSV"),
+    (b"\x80\x04", "a pickle", "write it as CSV"),
+    (b"\x80\x05", "a pickle", "write it as CSV"),
+    (b"%PDF", "a PDF", "write the table as CSV"),
+    (b"{\\rtf", "a rich-text document", "save it as plain text"),
+    (b"\x89PNG", "a PNG picture", "give the table of scores"),
+    (b"\xff\xd8\xff", "a JPEG picture", "give the table of scores"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "save it as 'CSV UTF-8'"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "save it as 'CSV UTF-8'"),
+    (b"\xff\xfe", "UTF-16 text", "save it as 'CSV UTF-8'"),
+    (b"\xfe\xff", "UTF-16 text", "save it as 'CSV UTF-8'"),
+    (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file itself with `git lfs pull`"),
+    (b"<", "HTML or XML", "download the file itself, not a page about it"),
+    (b"{", "JSON", "write it as CSV"),
+    (b"[", "JSON", "write it as CSV"),
+)
+
+
+def foreign_kind(data: bytes) -> tuple[str, str] | None:
+    """Return what a file is, by its first bytes, and what to do with it, if it is known to be no table of text."""
+    start = data[:512]
+    for magic, kind, remedy in _KINDS:
+        if start.startswith(magic) or (
+            magic.isascii() and start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(magic)
+        ):
+            return kind, remedy
+    if start[257:262] == b"ustar":
+        return "a tar archive", "unpack it"
+    if b"\0" in start and start.replace(b"\0", b"").isascii() and start.count(b"\0") >= len(start) // 3:
+        return "UTF-16 text without a byte order mark", "save it as 'CSV UTF-8'"
+    return None
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte order mark. Raises InputError for a missing file or other bytes."""
     if not path.is_file():
         raise InputError(f"table: csv must be a file, got {path}")
     data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"table: {path} must be UTF-8, got UTF-16; save it as 'CSV UTF-8'")
+    if found := foreign_kind(data):
+        raise InputError(f"table: {path} must be UTF-8, got {found[0]}; {found[1]}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -41,27 +91,50 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, columns: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Read the header and the other lines, split at commas and stripped; an empty line is an empty list.
+def read_csv(
+    path: Path, columns: Sequence[Sequence[str]], *, optional: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read the header, and (line number, fields) of the other lines, split at commas and stripped.
 
-    columns: each inner sequence holds alternative names of a column, of which the header must have at least one, and
-    none twice. Raises InputError otherwise.
+    Lines without any content are left out, and so are empty fields beyond the header; fields that a line lacks at its
+    end are not added. columns: each inner sequence holds alternative names of a column, of which the header must have
+    at least one, and none twice.  optional: further names that are looked for. Names in another letter case are
+    returned as they are written here. Raises InputError otherwise.
     """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    lines: list[tuple[int, list[str]]] = []
+    first = 1
     try:
-        lines = [[field.strip() for field in line] for line in csv.reader(io.StringIO(read_text(path), newline=""))]
+        for line in reader:
+            fields = [field.strip() for field in line]
+            while fields and not fields[-1] and (not lines or len(fields) > len(lines[0][1])):
+                fields.pop()
+            if any(fields):
+                lines.append((first, fields))
+            first = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"table: {path} is not a CSV: {error}") from None
     wanted = ",".join(names[0] for names in columns)
-    if not lines or not lines[0]:
-        raise InputError(f"table: {path} must start with a header line ({wanted}), got an empty line or file")
-    header = lines[0]
+    if not lines:
+        raise InputError(f"table: {path} must start with a header line ({wanted}), got nothing")
+    header = _known_names(lines[0][1], [*(name for names in columns for name in names), *optional])
     missing = [names[0] for names in columns if not set(names) & set(header)]
     if missing:
         other = next((d for d in (";", "\t", "|") if len(header) == 1 and d in header[0]), None)
         hint = f"; the delimiter must be a comma, got {other!r}" if other else ""
-        raise InputError(f"table: {path} lacks column(s) {', '.join(missing)}; it has {', '.join(header)}{hint}")
+        known = "; ".join(f"{names[0]} may be called {', '.join(names[1:])}" for names in columns if names[1:])
+        raise InputError(
+            f"table: {path} lacks column(s) {', '.join(missing)}; it has {', '.join(header)}{hint}"
+            + f"; {known}" * bool(known)
+        )
     refuse_repeated(path, header, {name for names in columns for name in names})
     return header, lines[1:]
+
+
+def _known_names(header: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return the header with names that differ from a known one in letter case alone written as it."""
+    as_known = {name.casefold(): name for name in reversed(known) if name not in header}
+    return [name if name in known else as_known.get(name.casefold(), name) for name in header]
 
 
 def refuse_repeated(path: Path, header: Sequence[str], names: set[str]) -> None:
@@ -76,10 +149,16 @@ def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
     header, lines = read_csv(path, [(column,) for column in columns])
     where = {column: header.index(column) for column in columns}
     return [
-        (number, {column: line[at] if at < len(line) else "" for column, at in where.items()})
-        for number, line in enumerate(lines, start=2)
-        if any(line)
+        (number, {column: line[at] if at < len(line) else "" for column, at in where.items()}) for number, line in lines
     ]
+
+
+def named_file(folder: Path, name: str) -> Path:
+    """Return the file of a name in a list; one with backslashes, as Windows writes it, is looked for with slashes."""
+    path = folder / name
+    if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
+        return other
+    return path
 
 
 def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[tuple[int, dict[str, str]]]:
@@ -100,7 +179,7 @@ def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> 
     except InputError:
         raise
     except Exception as error:  # of zipfile, of the XML parser or of openpyxl itself
-        raise InputError(f"table: {path} must be an Excel workbook (.xlsx), got {_reason(error)}") from None
+        raise InputError(f"table: {path} must be an Excel workbook (.xlsx), got {_found(path, b'PK', error)}") from None
     titled = ((top, [title.lower() for title in row]) for top, row in enumerate(rows[:_HEADER_ROWS]))
     top, titles = next((found for found in titled if {column.lower() for column in columns} <= set(found[1])), (0, []))
     if not titles:
@@ -120,7 +199,8 @@ def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
     try:
         found = loadmat(path, variable_names=list(names))
     except Exception as error:  # SciPy's readers let any error of parsing through
-        raise InputError(f"table: {path} must be a MATLAB file (version 7 or older), got {_reason(error)}") from None
+        found = _found(path, b"MATLAB", error)
+        raise InputError(f"table: {path} must be a MATLAB file (version 7 or older), got {found}") from None
     missing = [name for name in names if name not in found]
     if missing:
         raise InputError(f"table: {path} lacks the variable(s) {', '.join(missing)}")
@@ -130,9 +210,19 @@ def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
 def number(text: str) -> float:
     """Return the number that a field holds, nan if it holds none."""
     try:
-        return float(text)
+        return float(text) if "_" not in text else float("nan")  # 1_0 is 10 in Python and a slip in a table
     except ValueError:
         return float("nan")
+
+
+def number_remedy(text: str) -> str:
+    """Return what to write in place of a field that ``number`` does not take, as the end of a message."""
+    if not text:
+        return "; it is empty"
+    if re.fullmatch(r"[+-]?\d+,\d+", text):
+        return f"; write a decimal point: {text.replace(',', '.')}"
+    plain = re.sub(r"[\s'’_%]|(?<=\d),(?=\d{3})", "", text).replace("−", "-")
+    return f"; write it plainly: {plain}" if plain != text and np.isfinite(number(plain)) else ""
 
 
 def _flat(array: NDArray[Any]) -> NDArray[Any]:
@@ -146,6 +236,17 @@ def _cell(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip()
+
+
+def _found(path: Path, own: bytes, error: BaseException) -> str:
+    """Return what a file is that should begin with ``own``: another kind that is known, else the error's reason."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(512)
+        if not start:
+            return "an empty file"
+        if not start.startswith(own) and (kind := foreign_kind(start)):
+            return f"{kind[0]}; {kind[1]}"
+    return _reason(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from qpt.degradations import op_table, random_bits
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, MAX_PARAMS, Degradation
 from qpt.degradations.sampling import draw_params
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, as_integer, describe
 from qpt.io import write_whole
 
 _DTYPES = {
@@ -120,7 +120,7 @@ class Program:
 
     def select(self, rows: Sequence[int] | Tensor) -> Program:
         """Return the given rows, in the given order, as a new program over the same images."""
-        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64)
+        index = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64, device="cpu")
         fields = (self.ops[index], self.levels[index], self.params[index], self.seeds[index], self.source[index])
         return Program(*fields, self.table)
 
@@ -270,10 +270,11 @@ class Program:
 def _setting(entry: Degradation, setting: int | Sequence[float]) -> tuple[int, np.ndarray]:
     """Return (level, zeros) or (0, parameters) of a given step, the parameters padded to MAX_PARAMS."""
     given = np.zeros(MAX_PARAMS, np.float32)
-    if isinstance(setting, (int, np.integer)) and not isinstance(setting, bool):
-        if not 1 <= setting <= LEVELS:
-            raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {entry.name}[{setting}]")
-        return int(setting), given
+    level = as_integer(setting)
+    if level is not None:
+        if not 1 <= level <= LEVELS:
+            raise InputError(f"Program.from_chains: level must be in 1..{LEVELS}, got {entry.name}[{level}]")
+        return level, given
     values = np.asarray(setting)
     names = ", ".join(p.name for p in entry.parameters)
     if values.shape != (len(entry.parameters),) or values.dtype.kind not in "iuf":

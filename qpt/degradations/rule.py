@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from qpt.degradations import op_table
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, LevelValue, Parameter, UniformRange
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, as_number, check_int
 
 __all__ = ["ByLevel", "Group", "LevelValue", "OpSpec", "Rule", "UniformRange"]
 
@@ -32,6 +34,12 @@ class ByLevel:
 
     mild: float
     strong: float
+
+    def __post_init__(self) -> None:
+        for name in ("mild", "strong"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) and (number := as_number(value)) is not None:
+                object.__setattr__(self, name, number)  # NumPy's small integers would wrap in the sums below
 
     def parts(self, integer: bool) -> tuple[UniformRange, ...]:
         """Return the five ranges, level 1 first."""
@@ -176,7 +184,7 @@ class Rule:
             )
         if self.min_ops > self.max_ops:
             raise InputError(f"DegradationSpace: min_ops must be at most max_ops = {self.max_ops}, got {self.min_ops}")
-        if self.number_weights:
+        if len(self.number_weights):
             numbers = self.max_ops - self.min_ops + 1
             _check_weights("number_weights", self, numbers, f"for {self.min_ops}..{self.max_ops} ops")
         else:
@@ -233,7 +241,7 @@ def _check_members(what: str, ops: object, must: str, *kinds: type) -> tuple[Any
 
 def _check_levels(op: str, p: Parameter, given: object) -> tuple[LevelValue, ...]:
     """Return the levels given for one parameter as five checked values."""
-    where = f"DegradationSpace: levels of {op}, {p.name}"
+    where, given = f"DegradationSpace: levels of {op}, {p.name}", _listed(given)
     if isinstance(given, ByLevel):
         if (
             not is_number(given.mild)
@@ -275,7 +283,7 @@ def _check_level(where: str, p: Parameter, value: object) -> LevelValue:
 
 def _check_weights(name: str, rule: Rule, count: int, what: str) -> None:
     """Check a field of weights and store it as a tuple of floats."""
-    given = getattr(rule, name)
+    given = _listed(getattr(rule, name))
     good = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == count
     if not good or not all(is_number(w) and w >= 0 for w in given) or not sum(given) > 0:
         raise InputError(
@@ -284,11 +292,17 @@ def _check_weights(name: str, rule: Rule, count: int, what: str) -> None:
     object.__setattr__(rule, name, tuple(map(float, given)))
 
 
+def _listed(value: Any) -> Any:
+    """Return an array as the list of its numbers, and all else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim else value
+
+
 def _check_positive(what: str, value: object) -> None:
     if not is_number(value) or not value > 0:  # type: ignore[operator]
         raise InputError(f"DegradationSpace: {what} must be a number above 0, got {value!r}")
 
 
 def is_number(value: object) -> bool:
-    """Return True for a finite int or float that is no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Return True for a finite real number of any type that is no bool."""
+    number = as_number(value)
+    return number is not None and math.isfinite(number)

@@ -81,8 +81,9 @@ class DegradationSpace(Rule):
         return space_yaml.write(self, path)
 
     @staticmethod
-    def named(name: str) -> DegradationSpace:
+    def named(name: str | os.PathLike[str]) -> DegradationSpace:
         """Return the preset of that name or the space in a YAML file. Raises InputError if ``name`` is neither."""
+        name = os.fspath(name)
         if name in presets.NAMES:
             return DegradationSpace.preset(name)
         if not name.endswith((".yaml", ".yml")) and not os.path.exists(name):
@@ -136,7 +137,7 @@ class DegradationSpace(Rule):
         n = check_int("DegradationSpace.sample", "n", n, 0, 2**31 - 1)
         if generator is not None and generator.device.type != "cpu":
             raise InputError(f"DegradationSpace.sample: generator must be on the CPU, got {generator.device}")
-        seeds = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator, dtype=torch.int64)
+        seeds = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator, dtype=torch.int64, device="cpu")
         return self.sample_seeded(seeds, views=views, distinct=distinct)
 
     def sample_seeded(self, seeds: Tensor, views: int = 1, *, distinct: bool = True) -> Program:
@@ -183,7 +184,7 @@ class DegradationSpace(Rule):
                     values[clash, view] = new
         drawn[0] = np.where(types < 0, -1, self._ids[types])
         row_ops, row_levels, row_params, row_seeds = (torch.from_numpy(values).flatten(0, 1) for values in drawn)
-        source = torch.arange(n, dtype=torch.int32).repeat_interleave(views)
+        source = torch.arange(n, dtype=torch.int32, device="cpu").repeat_interleave(views)
         return Program(row_ops, row_levels, row_params, row_seeds, source, op_table.fingerprint())
 
     def every_level(self, n: int, *, seed: int) -> Program:
@@ -213,7 +214,7 @@ class DegradationSpace(Rule):
         level = np.tile(np.arange(1, LEVELS + 1), len(self.types) * images)[:, None]
         keys = np.array(seeds, np.int64)
         params = draw_params(place, level, random_bits.uniform(keys, MAX_PARAMS)[:, None], arrays)
-        source = torch.arange(images, dtype=torch.int32).repeat_interleave(each)
+        source = torch.arange(images, dtype=torch.int32, device="cpu").repeat_interleave(each)
         ops, levels = torch.from_numpy(arrays.ids[place]), torch.from_numpy(level.astype(np.int8))
         tensors = (ops, levels, torch.from_numpy(params), torch.from_numpy(keys), source)
         return Program(*tensors, op_table.fingerprint())

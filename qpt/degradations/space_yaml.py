@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from qpt.degradations.op_table import LEVELS, LevelValue, UniformRange
 from qpt.degradations.rule import ByLevel, Group, OpSpec, Rule
 from qpt.errors import InputError, hint
+from qpt.io import read_yaml, to_yaml
 
 Space = TypeVar("Space", bound=Rule)
 
@@ -28,8 +27,8 @@ def read(kind: type[Space], path: str | os.PathLike[str]) -> Space:
     """
     name = os.fspath(path)
     try:
-        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fields = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"space must be a readable YAML file, got {name}: {error}") from error
     space: Space = _build(kind, fields, name)
     return space
@@ -37,7 +36,7 @@ def read(kind: type[Space], path: str | os.PathLike[str]) -> Space:
 
 def write(space: Rule, path: str | os.PathLike[str] | None) -> str:
     """Return the space as YAML text, without the fields that have their default; also write it to ``path`` if given."""
-    text = yaml.safe_dump(plain(space), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    text = to_yaml(plain(space), default_flow_style=None, width=120)
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text

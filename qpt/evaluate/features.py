@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from itertools import product
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,8 @@ from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import ResNet
 
+P = ParamSpec("P")
+R = TypeVar("R")
 SCALES = ("full", "half")
 STATISTICS = ("mean", "std")
 #: Changes whenever the numbers this file computes change, so that no cache outlives its definition.
@@ -44,8 +48,8 @@ class FeatureProtocol:
     crops: int = 9
 
     def __post_init__(self) -> None:
-        check_int("features", "crop_px", self.crop_px, 32)
-        check_int("features", "crops", self.crops, 1)
+        object.__setattr__(self, "crop_px", check_int("features", "crop_px", self.crop_px, 32))
+        object.__setattr__(self, "crops", check_int("features", "crops", self.crops, 1))
 
     def describe(self) -> dict[str, object]:
         """Return the entry ``protocol.features`` of a result."""
@@ -79,6 +83,19 @@ class ReadOut:
 READ_OUTS = tuple(ReadOut(stages, statistics) for stages, statistics in product(("last", "all"), ("mean", "mean+std")))
 
 
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function that a compiler runs as it is, wherever it meets it, instead of tracing it."""
+    # torch.compiler.disable would import the compiler, which takes seconds, for those who never compile.
+    hidden = torch._disable_dynamo(function)
+
+    @wraps(function)
+    def call(*args: P.args, **named: P.kwargs) -> R:
+        return (hidden if torch.compiler.is_dynamo_compiling() else function)(*args, **named)
+
+    return call
+
+
+@outside_graphs
 @torch.inference_mode()
 def image_features(
     encoder: ResNet, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
@@ -91,12 +108,13 @@ def image_features(
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
-    pixels, dtype = mirror_pad(pixels), encoder.conv1.weight.dtype
+    pixels, weight = mirror_pad(pixels), encoder.conv1.weight
     rows = []
     for scaled in (pixels, half_scale(pixels)):
         crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
-        moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(dtype))) for crop in crops])
+        with torch.autocast(weight.device.type, enabled=False):  # the caller's setting must not change the dtype
+            moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(weight.dtype))) for crop in crops])
         # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
         mean, square = moments.mean(0)
         rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, check_int, check_number
 from qpt.evaluate.image_crops import crop_grid, load_image
 from qpt.evaluate.metrics import measure_rank_and_error
 from qpt.models import ResNet
+from qpt.process import tensors_on_cpu
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -56,9 +57,10 @@ class FineTuning:
         if self.loss not in LOSSES:
             raise InputError(f"fine-tune: loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         for name, low in {"epochs": 1, "patience": 1, "test_crops": 1, "batch": 2, "crop_px": 32}.items():
-            check_int("fine-tune", name, getattr(self, name), low)
-        if not (self.lr > 0 and math.isfinite(self.lr) and self.weight_decay >= 0):
-            raise InputError(f"fine-tune: lr must be > 0 and weight_decay >= 0, got {self.lr} and {self.weight_decay}")
+            object.__setattr__(self, name, check_int("fine-tune", name, getattr(self, name), low))
+        object.__setattr__(self, "lr", check_number("fine-tune", "lr", self.lr, above=0))
+        decay = check_number("fine-tune", "weight_decay", self.weight_decay, least=0)
+        object.__setattr__(self, "weight_decay", decay)
 
     def describe(self) -> dict[str, object]:
         """Return the entry ``protocol.fine_tuning`` of a result."""
@@ -106,6 +108,7 @@ def hold_out(train: Index, mos: Array, groups: Index, seed: Sequence[int]) -> tu
     raise InputError(f"fine-tune: the training part must hold enough images to validate on, got {len(train)}")
 
 
+@tensors_on_cpu()
 def fine_tune(
     encoder: ResNet,
     load: Callable[[int], NDArray[np.uint8]],
@@ -129,7 +132,9 @@ def fine_tune(
     generator = np.random.default_rng([*seed, 3])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator.integers(2**31)))
-        model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(encoder.feature_dim, 1))
+        model = nn.Sequential(
+            copy.deepcopy(encoder), nn.Linear(encoder.feature_dim, 1, dtype=torch.float32, device="cpu")
+        )
     # torch 2.13 on a CPU was seen to corrupt memory in the backward pass of a narrow channels-last network.
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     groups = [

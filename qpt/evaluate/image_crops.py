@@ -6,6 +6,7 @@ through ``qpt.data.images``; nothing is random: an image always gives the same p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qpt.data.images import UNREADABLE, load_rgb, open_image
+from qpt.data.faults import UnreadableError
+from qpt.data.images import DecodedImage, image_size, load_rgb
 from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
+from qpt.io import shown
 
 MIN_SIDE = 32  # px; half of it still leaves one position in the last stage of an encoder of stride 32
 MAX_PIXELS = 200_000_000
@@ -27,10 +30,10 @@ def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
     if not path.is_file():
         return "no such file"
     try:
-        with open_image(path, max_pixels=max_pixels) as image:
-            return _too_large(image.height, image.width, max_pixels)
-    except UNREADABLE as error:
-        return _unreadable_reason(error)
+        width, height = image_size(path, max_pixels=max_pixels)
+        return _too_large(height, width, max_pixels)
+    except UnreadableError as error:
+        return str(error)
 
 
 def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -43,8 +46,8 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     if fault is None:
         try:
             return mirror_pad(load_rgb(path, max_pixels=max_pixels))
-        except UNREADABLE as error:
-            fault = _unreadable_reason(error)
+        except UnreadableError as error:
+            fault = str(error)
     raise InputError(f"photograph: {path}: {fault}")
 
 
@@ -73,34 +76,80 @@ def read_images(
     """Decode at most ``most`` files, evenly spaced in ``files``, and leave out those that cannot be used.
 
     min_side: pixels that both sides must have at least; nothing is padded. Returns the images, (H, W, 3) uint8 each in
-    the order of ``files``, and file name -> reason of those left out.
+    the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
     """
     chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+    folder = os.path.commonpath([path.parent for path in files]) if files else "."
     images, left_out = [], {}
     for path in progress(chosen, "reading photographs", quiet):
         try:
             pixels = load_rgb(path)
-        except UNREADABLE as error:
-            left_out[path.name] = _unreadable_reason(error)
+        except UnreadableError as error:
+            left_out[shown(os.path.relpath(path, folder))] = str(error)
             continue
         height, width = pixels.shape[:2]
         if min(height, width) < min_side:
-            left_out[path.name] = f"both sides must be at least {min_side} px, got {width}x{height}"
+            reason = f"both sides must be at least {min_side} px, got {width}x{height}"
+            left_out[shown(os.path.relpath(path, folder))] = reason
             continue
         images.append(pixels)
     return images, left_out
 
 
+def as_pixels(image: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the (H, W, 3) uint8 pixels of a file (str or os.PathLike), of a Pillow image, or of an array of them.
+
+    A Pillow image is read by the rules of files: orientation, mode, transparency. Raises InputError for what
+    ``load_image`` and ``check_pixels`` refuse.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(Path(os.fsdecode(image)), max_pixels=max_pixels)
+    if not isinstance(image, Image.Image):
+        return check_pixels(image, max_pixels=max_pixels)
+    fault = _too_large(image.height, image.width, max_pixels)
+    if fault is None:
+        try:
+            # A copy has no file behind it: the caller's image stays as it is, wherever its own reading stands.
+            return check_pixels(DecodedImage(image.copy()).rgb(), max_pixels=max_pixels)
+        except UnreadableError as error:
+            fault = str(error)
+    raise InputError(f"photograph: {fault}")
+
+
 def check_pixels(pixels: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return ``pixels``, an (H, W, 3) uint8 array of 1 to ``max_pixels`` pixels; InputError for anything else."""
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise InputError(f"photograph: pixels must be (H, W, 3) uint8, got {describe(pixels)}")
+        raise InputError(f"photograph: pixels must be (H, W, 3) uint8, got {describe(pixels)}{_remedy(pixels)}")
     if pixels.size == 0:
         raise InputError(f"photograph: pixels must be at least 1x1, got {describe(pixels)}")
     fault = _too_large(pixels.shape[0], pixels.shape[1], max_pixels)
     if fault:
         raise InputError(f"photograph: {fault}")
     return pixels
+
+
+def _remedy(image: object) -> str:
+    """Return how an image in another form becomes one that is taken, as the end of a message; empty for no image."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return "; for the content of a file: PIL.Image.open(io.BytesIO(content))"
+    if hasattr(image, "read"):
+        return "; for an open file: PIL.Image.open(file)"
+    shape, dtype = tuple(getattr(image, "shape", ())), str(getattr(image, "dtype", ""))
+    if not dtype or 0 in shape:
+        return "; a path or a PIL.Image is taken too"
+    if len(shape) == 4:
+        return "; pass one image at a time"
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        turn = "permute(1, 2, 0)" if "torch" in dtype else "transpose(1, 2, 0)"
+        return f"; put channels last: image.{turn}, values 0 to 255 as uint8" + _TENSOR * ("torch" in dtype)
+    if "torch" in dtype:
+        return f"; convert it{_TENSOR}"
+    if dtype != "uint8":
+        return "; for values 0 to 1: (255 * image).round().astype('uint8')"
+    return f"; for grey or RGBA: PIL.Image.fromarray(image{'[..., 0]' * (shape[2:] == (1,))})"
+
+
+_TENSOR = " with .numpy(), or use Scorer.as_metric() for (N, 3, H, W) values 0 to 1"
 
 
 def mirror_pad(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -169,12 +218,3 @@ def _too_large(height: int, width: int, max_pixels: int) -> str | None:
     if max(height, MIN_SIDE) * max(width, MIN_SIDE) > max_pixels:
         return f"{width}x{height} px (a side counts as at least {MIN_SIDE}) is more than max_pixels = {max_pixels:,}"
     return None
-
-
-def _unreadable_reason(error: BaseException) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large ({reason})"
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "not an image"
-    return f"cannot be decoded ({reason})"

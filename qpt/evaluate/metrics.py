@@ -7,6 +7,7 @@ constant labels) is nan, without a warning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,6 +90,11 @@ def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
 def is_constant(values: Array) -> bool:
     """Return whether only rounding separates the values (n,)."""
     return bool(np.ptp(values) <= _CONSTANT * max(1e-300, float(np.abs(values).max())))
+
+
+def decimals(low: float, high: float) -> int:
+    """Return the decimals, at least 3, with which values in low..high are printed so that they can be told apart."""
+    return max(3, 3 - math.floor(math.log10(high - low))) if high > low else 3
 
 
 def _correlation(curve: Array, y: Array) -> float:

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.data.sources import data_fingerprint
 from qpt.degradations.op_table import DEGRADATIONS
 from qpt.degradations.space import DegradationSpace
@@ -102,10 +102,8 @@ def probe_run(
     ``data`` is the very folder that the run was trained on. Raises InputError for what ``load_encoder`` or
     ``list_images`` refuse, arguments out of range, or fewer than 3 usable images.
     """
-    check_int("probe", "photographs", photographs, 3)
-    check_int("probe", "crops", crops, 1)
-    check_int("probe", "size", size, 32)
-    check_int("probe", "seed", seed, 0)
+    photographs, crops = check_int("probe", "photographs", photographs, 3), check_int("probe", "crops", crops, 1)
+    size, seed = check_int("probe", "size", size, 32), check_int("probe", "seed", seed, 0)
     checkpoint, encoder = read_checkpoint(run), load_encoder(run)
     degradations = DegradationSpace.named(space)
     files = list_images(data)

@@ -76,5 +76,5 @@ def degraded_batches(
     """Yield the program's rows of whole crops, normalised: (at most ``batch``, 3, S, S) float32."""
     for start in progress(range(0, len(program), batch), label, quiet):
         part = program[start : start + batch]
-        corners = torch.zeros(len(part), 1, 2, dtype=torch.int32)
+        corners = torch.zeros(len(part), 1, 2, dtype=torch.int32, device="cpu")
         yield degrade_patches(crops, part, corners, crops.shape[1])[:, 0]

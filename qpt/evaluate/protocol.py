@@ -7,6 +7,7 @@ seeded by (seed, regime, split).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -232,10 +233,12 @@ def evaluate_splits(
 def split_record(split: Split, predicted: Array, mos: Array, more: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record of one split: seed, sizes, metrics, ``more``, fitted curves and predictions.
 
-    The predictions of the test part, to 7 digits, and the parameters of the logistic curves fitted to them are what
-    it takes to measure again.
+    The predictions of the test part, to 7 digits of what labels differ in, and the parameters of the logistic curves
+    fitted to them are what it takes to measure again.
     """
-    kept = [float(f"{value:.7g}") for value in predicted]
+    # Labels in a narrow range, such as 50.0001 to 50.0009, have as many leading digits in common.
+    common = math.floor(math.log10(max(1.0, np.abs(mos).max() / (np.ptp(mos) or np.inf))))
+    kept = [float(f"{value:.{7 + common}g}") for value in predicted]
     metrics, fits = measure_and_fit(kept, mos[split.test])
     return {
         "seed": list(split.seed),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from qpt.errors import check_int
 from qpt.evaluate.image_crops import MIN_SIDE, check_pixels
+from qpt.io import write_whole
 
 if TYPE_CHECKING:
     from qpt.evaluate.scorer import Scorer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MIN_TILE = 128  # px: the last stage of an encoder of stride 32 still has 4 x 4 positions
 MOST_TILES = 8  # of MIN_TILE or more along the longer side, not counting the overlapping ones between them
 _SHOWN_PX = 1600  # longer side of the image as drawn
+_SOFTWARE = "QPT quality map"  # in the PNG, so that no map is taken for a photograph or written over one
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def quality_map(scorer: Scorer, pixels: NDArray[np.uint8], *, tile_px: int | Non
     """
     check_pixels(pixels, max_pixels=scorer.max_pixels)
     if tile_px is not None:
-        check_int("quality_map", "tile_px", tile_px, MIN_SIDE)
+        tile_px = check_int("quality_map", "tile_px", tile_px, MIN_SIDE)
     side = tile_px or max(MIN_TILE, -(-max(pixels.shape[:2]) // MOST_TILES))
     (height, tops), (width, lefts) = (_starts(length, side) for length in pixels.shape[:2])
     scores = [
@@ -72,6 +74,16 @@ def _starts(length: int, side: int) -> tuple[int, NDArray[np.int64]]:
         return length, np.array([0])
     starts = list(range(0, length - side, max(1, side // 2)))
     return side, np.array([*starts, length - side])
+
+
+def is_quality_map(path: str | Path) -> bool:
+    """Return whether a file is a PNG that ``draw_quality_map`` wrote."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return False
+    return start.startswith(b"\x89PNG\r\n") and f"tEXtSoftware\0{_SOFTWARE}".encode() in start
 
 
 def draw_quality_map(found: QualityMap, pixels: NDArray[np.uint8], scorer: Scorer, path: Path, title: str) -> None:
@@ -102,4 +114,6 @@ def draw_quality_map(found: QualityMap, pixels: NDArray[np.uint8], scorer: Score
         axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=overlay, shrink=0.9)
     bar.set_label(f"score (labels: {scorer.mos_min:g} worst to {scorer.mos_max:g} best)")
-    figure.savefig(path, dpi=110, format="png")
+    write_whole(
+        path, lambda unfinished: figure.savefig(unfinished, dpi=110, format="png", metadata={"Software": _SOFTWARE})
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, check_int, check_number
 from qpt.evaluate.finetune import FineTuning
 from qpt.evaluate.protocol import REGIMES, label_share, make_splits, official_splits
 from qpt.evaluate.regressors import REGRESSORS
@@ -40,8 +40,10 @@ class EvaluationConfig:
             raise InputError(f"evaluate: protocol must be one of {', '.join(PROTOCOLS)}, got {self.protocol!r}")
         if self.regressor not in REGRESSORS:
             raise InputError(f"evaluate: regressor must be one of {', '.join(REGRESSORS)}, got {self.regressor!r}")
-        check_int("evaluate", "splits", self.splits, 1)
-        shares = self.label_shares or ()
+        object.__setattr__(self, "splits", check_int("evaluate", "splits", self.splits, 1))
+        given = () if self.label_shares is None else self.label_shares
+        shares = tuple(check_number("evaluate", "label_shares", share) for share in given)
+        object.__setattr__(self, "label_shares", None if self.label_shares is None else shares)
         if not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
             raise InputError(f"evaluate: label_shares must be different and above 0 and below 1, got {list(shares)}")
 

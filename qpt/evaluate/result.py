@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qpt.data.tabular import foreign_kind
 from qpt.errors import InputError
 
 #: The format of a result; a reader refuses any other.
@@ -35,6 +37,13 @@ def read_evaluation(caller: str, argument: str, path: str | Path) -> dict[str, A
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        with suppress(OSError), open(path, "rb") as file:
+            kind = foreign_kind(start := file.read(512))
+            if not start or (kind and kind[0] != "JSON"):
+                raise InputError(
+                    f"{caller}: {argument} must be a JSON file of `qpt evaluate --out`, got {path}, "
+                    f"which is {kind[0] if kind else 'empty'}"
+                ) from None
         raise InputError(
             f"{caller}: {argument} must be a JSON file of `qpt evaluate --out`, got {path}: {error}"
         ) from None
@@ -123,6 +132,13 @@ def _notes(result: Mapping[str, Any], regimes: Sequence[str]) -> list[str]:
         notes.append(
             f"warning: {len(repeated)} photograph(s) appear in two groups (first: {first} and {second}); "
             "give them the same ref, or splits leak"
+        )
+    shared = data.get("shared_between_tables")  # absent from results of earlier versions
+    if shared:
+        first, second = shared[0]
+        notes.append(
+            f"warning: {len(shared)} photograph(s) are in two tables (first: {first} and {second}); "
+            "scores across these tables are no test"
         )
     return notes
 

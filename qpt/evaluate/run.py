@@ -24,6 +24,7 @@ from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, feature_cache, read_out_features, weights_hash
 from qpt.evaluate.finetune import FineTuning, ImageCache, fine_tune, hold_out
+from qpt.evaluate.leaks import equal_files
 from qpt.evaluate.protocol import evaluate_splits, split_record
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.regressors import REGRESSORS
@@ -75,8 +76,7 @@ def evaluate(
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
-    check_int("evaluate", "untrained", untrained, 0)
-    check_int("evaluate", "seed", seed, 0)
+    untrained, seed = check_int("evaluate", "untrained", untrained, 0), check_int("evaluate", "seed", seed, 0)
     protocol, config = protocol or FeatureProtocol(), config or EvaluationConfig()
     folder = Path(cache) if cache is not None else feature_cache(runs[0])
     tables = (table, *others)
@@ -106,6 +106,7 @@ def evaluate(
             "split_by": "ref" if whole.grouped else "image",
             "sha256": whole.fingerprint,
             "repeated_across_groups": [list(pair) for pair in whole.repeated],
+            "shared_between_tables": [list(pair) for pair in _shared(tables)],
             "tables": [_table_record(t) for t in tables],
             "image_names": list(whole.images),
             "group_of_image": whole.groups.tolist(),
@@ -139,6 +140,16 @@ def evaluate(
         "methods": records,
         "paired": _paired(records),
     }
+
+
+def _shared(tables: Sequence[ScoreTable]) -> list[tuple[str, str]]:
+    """Return the pairs of images of two tables that are equal files, by their names in the result."""
+    return [
+        (f"{first.name}/{a}", f"{second.name}/{b}")
+        for number, second in enumerate(tables)
+        for first in tables[:number]
+        for a, b in equal_files(first, second)
+    ]
 
 
 def _table_record(table: ScoreTable) -> dict[str, Any]:

@@ -8,6 +8,7 @@ of an image does not depend on what else is scored.
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from qpt.errors import InputError, check_int, describe
 from qpt.evaluate.calibration import LogisticCalibration, calibrate
@@ -29,10 +33,11 @@ from qpt.evaluate.features import (
     FeatureProtocol,
     ReadOut,
     image_features,
+    outside_graphs,
     prepare,
     read_out_features,
 )
-from qpt.evaluate.image_crops import MAX_PIXELS, check_pixels, load_image
+from qpt.evaluate.image_crops import MAX_PIXELS, as_pixels
 from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.table import ScoreTable
@@ -44,6 +49,10 @@ SCORER_FORMAT = "qpt-scorer-2"
 #: Arithmetic of the encoder. Everything after it, from the statistics over positions on, is float32 or better.
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CHOICE_SEED = (0,)
+#: A score that is further outside the labels than this share of their range is marked as extrapolated.
+EXTRAPOLATED = 0.25
+#: What is scored: a file, a Pillow image, or (H, W, 3) uint8 RGB pixels.
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 @dataclass
@@ -52,9 +61,10 @@ class Scorer:
 
     encoder: in eval mode.  read_out, protocol: the features that the ridge gets.  weights: (d,) float64 and intercept:
     the ridge, on raw features.  mos_min, mos_max: the range of the labels; a score is not clipped to it, so an unusual
-    image may fall slightly outside.  fitted_on: name, sha256 and size of the table, and the choice made on it.
-    calibration: applied to the ridge's output, or None.  pretraining: the record of the encoder's run (``run_record``),
-    if known.  max_pixels: larger images are refused, with a side counted as at least 32 px; not kept in the file.
+    image may fall outside (``extrapolates``).  fitted_on: name, sha256 and size of the table, and the choice made on
+    it.  calibration: applied to the ridge's output, or None.  pretraining: the record of the encoder's run
+    (``run_record``), if known.  max_pixels: larger images are refused, with a side counted as at least 32 px; not kept
+    in the file.
 
     An image of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many crops, at
     full and at half scale; the score is the ridge on the statistics of all crops together, not a mean of scores of
@@ -74,30 +84,30 @@ class Scorer:
     pretraining: dict[str, Any] | None = None
     max_pixels: int = MAX_PIXELS
 
-    def __call__(
-        self,
-        image: str | Path | NDArray[np.uint8] | None = None,
-        *,
-        photograph: str | Path | NDArray[np.uint8] | None = None,
-    ) -> float:
+    @outside_graphs
+    def __call__(self, image: ImageLike | None = None, *, photograph: ImageLike | None = None) -> float:
         """Return the score of one image.
 
-        image: a file, turned upright as its EXIF orientation says, or (H, W, 3) uint8 RGB pixels; any size from 1x1 to
-        ``max_pixels``. A side under 32 px is padded by mirroring. Raises InputError for a file that cannot be decoded,
-        pixels of another form, an image that is too large, or an encoder that gives no finite features (float16 ends
-        at 65,504). photograph: the former name of ``image``.
+        image: a file, turned upright as its EXIF orientation says, or a Pillow image, by the same rules, or
+        (H, W, 3) uint8 RGB pixels; any size from 1x1 to ``max_pixels``. A side under 32 px is padded by mirroring.
+        Raises InputError for a file that cannot be decoded, pixels of another form, an image that is too large, or an
+        encoder that gives no finite features (float16 ends at 65,504). photograph: the former name of ``image``.
         """
         if photograph is not None:
             warnings.warn("scorer: photograph is now called image", FutureWarning, stacklevel=2)
             image = photograph
-        if isinstance(image, (str, Path)):
-            pixels = load_image(image, max_pixels=self.max_pixels)
-        else:
-            pixels = check_pixels(image, max_pixels=self.max_pixels)
+        pixels = as_pixels(image, max_pixels=self.max_pixels)
         score = self.head(image_features(self.encoder, pixels, self.protocol))
         if not np.isfinite(score):
             raise InputError(f"scorer: encoder must give finite features, got none in {self.dtype}; try float32")
         return score
+
+    def extrapolates(self, score: float) -> bool:
+        """Return whether a score lies further outside the labels than ``EXTRAPOLATED`` times their range.
+
+        The ridge is linear, so an image unlike all those of the fit can get any number; such a score means nothing.
+        """
+        return abs(score - (self.mos_min + self.mos_max) / 2) > (0.5 + EXTRAPOLATED) * (self.mos_max - self.mos_min)
 
     def head(self, features: NDArray[np.float32]) -> float:
         """Return the score of one image from its (2 scales, 2 statistics, sum(stage_dims)) features."""
@@ -209,7 +219,7 @@ class Scorer:
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by != (SCORER_FORMAT, DEFINITION):
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
-        check_int("scorer", "max_pixels", max_pixels, 1)
+        max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
         try:
             scorer = replace(cls._from_state(state), max_pixels=max_pixels)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -242,9 +252,10 @@ class Scorer:
 class PyiqaMetric(nn.Module):
     """A scorer with pyiqa's calling convention: ``metric(x)`` returns (N, 1) float32 scores on the CPU.
 
-    x is a file or an (N, 3, H, W) float tensor of values 0 to 1, which are rounded to 8 bits first, as a file's would
-    be. lower_better: False.  metric_mode: "NR", no reference.  score_range: "lowest, highest" label of the table it was
-    fitted on, as text like pyiqa's. It has no gradient: it is a metric to look at, not a loss.
+    x is a file, a Pillow image, or an (N, 3, H, W) float tensor of values 0 to 1, which are rounded to 8 bits first, as
+    a file's would be; what rounds to 0 or 255 may lie outside by as little. lower_better: False.  metric_mode: "NR", no
+    reference.  score_range: "lowest, highest" label of the table it was fitted on, as text like pyiqa's. It has no
+    gradient: it is a metric to look at, not a loss.
     """
 
     lower_better = False
@@ -256,21 +267,47 @@ class PyiqaMetric(nn.Module):
         self.scorer = scorer
         self.score_range = f"{scorer.mos_min:g}, {scorer.mos_max:g}"
 
-    def forward(self, target: str | Path | Tensor, ref: object = None) -> Tensor:
+    @outside_graphs
+    def forward(self, target: ImageLike | Tensor, ref: object = None) -> Tensor:
         """Return the scores of the images of ``target``; ``ref`` is there for the convention and is not used.
 
-        Raises InputError for a tensor of another shape or type, or with values outside 0 to 1 (or NaN), besides all
-        that ``Scorer`` refuses.
+        ``torch.compile`` runs it as it is. Raises InputError for a tensor of another shape or type, one with values
+        that do not round to 0..255, or without values of its own (inside ``torch.vmap``, ``torch.func.grad``,
+        ``torch.export``, ``torch.jit.trace``), besides all that ``Scorer`` refuses.
         """
-        if isinstance(target, (str, Path)):
-            return torch.tensor([[self.scorer(target)]], dtype=torch.float32)
+        if isinstance(target, (str, os.PathLike, Image.Image)):
+            return torch.tensor([[self.scorer(target)]], dtype=torch.float32, device="cpu")
         if not isinstance(target, Tensor) or target.ndim != 4 or target.shape[1] != 3 or not target.is_floating_point():
-            raise InputError(f"metric: target must be a path or an (N, 3, H, W) float tensor, got {describe(target)}")
+            raise InputError(
+                "metric: target must be a path or an (N, 3, H, W) float tensor of values 0 to 1, or a PIL.Image, got "
+                f"{describe(target)}{_remedy(target)}"
+            )
+        if torch.jit.is_tracing() or isinstance(target, FakeTensor) or is_functorch_wrapped_tensor(target):
+            raise InputError(
+                "metric: target must hold values, got a tensor that torch traces or transforms; "
+                "call the metric outside of vmap, func.grad, export and jit.trace: it has no gradient and no graph"
+            )
         scores = np.empty((len(target), 1), np.float32)
         for index, image in enumerate(target.detach()):
             values = image.float().cpu()
-            if values.numel() and not (values.min() >= 0 and values.max() <= 1):
-                raise InputError(f"metric: target must hold values from 0 to 1, got others in image {index}")
-            pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+            levels = (values * 255).round()
+            if levels.numel() and not (levels.min() >= 0 and levels.max() <= 255):
+                raise InputError(
+                    f"metric: target must hold values from 0 to 1, got {values.min():.7g} to {values.max():.7g} in "
+                    f"image {index}; divide values up to 255 by 255, or cut rounding errors off with clamp(0, 1)"
+                )
+            pixels = levels.to(torch.uint8).permute(1, 2, 0).contiguous()
             scores[index, 0] = self.scorer(pixels.numpy())
         return torch.from_numpy(scores)
+
+
+def _remedy(target: object) -> str:
+    if not isinstance(target, (Tensor, np.ndarray)):
+        return ""
+    if isinstance(target, np.ndarray):
+        return "; an (H, W, 3) uint8 array goes to the scorer itself"
+    if target.ndim == 3:
+        return "; for one image: target[None]"
+    if target.ndim == 4 and target.shape[1] == 3:
+        return "; divide values up to 255 by 255"
+    return "; channels come second: target.permute(0, 3, 1, 2)" if target.shape[3:] == (3,) else ""

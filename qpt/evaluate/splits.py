@@ -46,16 +46,16 @@ def import_splits(table: ScoreTable, path: str | Path) -> ScoreTable:
     """
     source = Path(path)
     note = source.name
-    if source.is_dir() or source.suffix == ".npy":
+    if source.is_dir() or source.suffix.lower() == ".npy":
         folder = source if source.is_dir() else source.parent
         listing = _find_listing(folder)
         splits = _read_npy(folder, None if listing is None else _listed_rows(listing, table))
         note += "" if listing is None else f", which number the lines of {listing.name}"
     elif not source.is_file():
         raise InputError(f"splits: file must exist, got {source}")
-    elif source.suffix in (".pkl", ".pickle"):
+    elif source.suffix.lower() in (".pkl", ".pickle"):
         splits = _read_pickle(source)
-    elif source.suffix == ".csv":
+    elif source.suffix.lower() == ".csv":
         splits = _read_csv(source, table)
     else:
         raise InputError(f"splits: file must be .npy (or their folder), .pkl or .csv, got {source}")
@@ -98,7 +98,7 @@ def _find_listing(folder: Path) -> Path | None:
     files = sorted([*folder.glob("*.txt"), *folder.resolve().parent.glob("*.txt")])
     for file in filter(Path.is_file, files):
         with file.open("rb") as opened:
-            if opened.readline(200).startswith(_LIST_COLUMN.encode()):
+            if opened.readline(200).lower().startswith(_LIST_COLUMN.encode()):
                 return file
     return None
 
@@ -171,9 +171,7 @@ def _read_csv(file: Path, table: ScoreTable) -> tuple[Split, ...]:
     rows = _rows_by_name(table)
     parts: dict[str, list[int | None]] = {column: [None] * len(table) for column in columns}
     unknown, problems = [], []
-    for number, line in enumerate(lines, start=2):
-        if not any(line):
-            continue
+    for number, line in lines:
         fields = dict(zip(header, line, strict=False))
         image = fields.get(header[image_at], "")
         row = _row_of(rows, image)
@@ -194,15 +192,16 @@ def _read_csv(file: Path, table: ScoreTable) -> tuple[Split, ...]:
 
 def _rows_by_name(table: ScoreTable) -> dict[str, int]:
     """Return rows by whole name and by last part, both in lower case; a last part that two images share is left out."""
-    last = [PurePosixPath(image).name.lower() for image in table.images]
+    images = [image.lower().replace("\\", "/") for image in table.images]
+    last = [PurePosixPath(image).name for image in images]
     count = Counter(last)
     rows = {name: row for row, name in enumerate(last) if count[name] == 1}
-    rows.update((image.lower(), row) for row, image in enumerate(table.images))
+    rows.update((image, row) for row, image in enumerate(images))
     return rows
 
 
 def _row_of(rows: Mapping[str, int], image: str) -> int | None:
     """Find an image by its whole name, by it without the first folder (of the set), or by its last part."""
-    path = PurePosixPath(image.lower())
+    path = PurePosixPath(image.lower().replace("\\", "/"))
     names = (str(path), "/".join(path.parts[1:]), path.name)
     return next((rows[name] for name in names if name in rows), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qpt.data.tabular import number, read_csv, refuse_repeated
+from qpt.data.listing import EXTENSIONS
+from qpt.data.tabular import named_file, number, number_remedy, read_csv, refuse_repeated
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import check_header
+from qpt.io import shown
 
 MIN_IMAGES = 10  # two test images in an 80/20 split by image
 MIN_GROUPS = 3  # two to train on with few labels, one to test on
@@ -30,7 +33,7 @@ IMAGE_COLUMNS = ("image", "name", "img_name", "dist_name")
 MOS_COLUMNS = ("mos",)
 REF_COLUMNS = ("ref", "ref_name", "hq_name")
 #: "split", and pyiqa's "official_split", "ratio802_seed123_split01", "ILGnet_split".
-SPLIT_COLUMN = re.compile(r"(.+_)?split(\d+)?")
+SPLIT_COLUMN = re.compile(r"(.+_)?split(\d+)?", re.IGNORECASE)
 PART_NAMES = {"train": 0, "training": 0, "val": 1, "validation": 1, "test": 2}
 
 Index = NDArray[np.int64]
@@ -59,7 +62,9 @@ class ScoreTable:
     name: of the set in results; never a path.  images: names as written in the file.  paths: the files.
     mos: (n,) float64, higher is better.  groups: (n,) int64, equal for images with the same ref; each image its own
     group where there is no ref.  grouped: whether there is a ref.  fingerprint: sha256 over names and file contents.
-    repeated: pairs of names with the same content but different groups (a leak between splits).
+    contents: sha256 of each file, in the order of images; empty where not known.
+    repeated: pairs of names with the same content but different groups (a leak between splits).  alike_refs: sets of
+    refs that differ only in their spelling, which are different groups nevertheless.
     kinds, levels: distortion type and level (n,) int64 of each image, where the set has them.  splits: the official or
     imported ones, references disjoint.  lower_better: whether the file's own scores are.  raw_scores: (n,) float64, the
     file's own.  notes: choices made in reading, in words: the score file, the rows left out.
@@ -79,6 +84,8 @@ class ScoreTable:
     lower_better: bool = False
     raw_scores: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
+    alike_refs: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,7 +158,7 @@ def assemble(
             problems.append(f"{row.where}: {row.image} is already on {first_place[resolved]}")
         first_place.setdefault(resolved, row.where)
         if not np.isfinite(number(row.score)):
-            problems.append(f"{row.where}: mos must be a finite number, got {row.score!r}")
+            problems.append(f"{row.where}: mos must be a finite number, got {row.score!r}{number_remedy(row.score)}")
         if row.ref == "":
             problems.append(f"{row.where}: ref is empty; fill it everywhere or drop the column")
         fault = check_header(row.path)
@@ -196,6 +203,8 @@ def assemble(
         lower_better=lower_better,
         raw_scores=scores,
         notes=tuple(notes),
+        contents=tuple(contents),
+        alike_refs=_alike(row.ref for row in kept if row.ref is not None),
     )
 
 
@@ -205,14 +214,15 @@ def read_table(
     """Read and check a CSV with the columns image and mos and, optionally, ref and split; others are ignored.
 
     csv_path: UTF-8, comma separated, with a header line; pyiqa's column names (IMAGE_COLUMNS, REF_COLUMNS,
-    SPLIT_COLUMN) are understood too, the first that is there counts.  root: the folder that image names are relative
-    to, by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  lower_better: the scores
-    are DMOS; the table's mos is then their negative. Images that share ref (distorted versions of one original, near
+    SPLIT_COLUMN) are understood too, the first that is there counts; letter case does not matter, and a backslash in an
+    image's name is taken for a slash where there is no such file.  root: the folder that image names are relative to,
+    by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  lower_better: the scores are
+    DMOS; the table's mos is then their negative. Images that share ref (distorted versions of one original, near
     duplicates) always stay on one side of a split; split is train, val, test, or empty for a row in no part. Raises
     InputError listing everything wrong, as ``assemble`` does, and for encoding, delimiter, columns.
     """
     path = Path(csv_path)
-    header, lines = read_csv(path, (IMAGE_COLUMNS, MOS_COLUMNS))
+    header, lines = read_csv(path, (IMAGE_COLUMNS, MOS_COLUMNS), optional=REF_COLUMNS)
     folder = Path(root) if root is not None else path.parent
     if not folder.is_dir():
         raise InputError(f"table: root must be a folder, got {folder}")
@@ -223,14 +233,15 @@ def read_table(
     assert image_at is not None and mos_at is not None  # read_csv refuses a header without them
     split_names = [column for column in header if SPLIT_COLUMN.fullmatch(column)]
     refuse_repeated(path, header, {*REF_COLUMNS, *split_names})
+    # A line cut short must not pass: only columns of splits, empty in a row of no part, may be missing at its end.
+    least = 1 + max(header.index(name) for name in header if name not in split_names)
     rows: list[Row | str] = []
-    for line_number, line in enumerate(lines, start=2):
+    for line_number, fields in lines:
         where = f"line {line_number}"
-        if not any(line) and len(line) < 2:
+        if not least <= len(fields) <= len(header):
+            rows.append(f"{where}: {len(fields)} fields where the header has {len(header)}")
             continue
-        if len(line) != len(header):
-            rows.append(f"{where}: {len(line)} fields where the header has {len(header)}")
-            continue
+        line = fields + [""] * (len(header) - len(fields))
         image = line[image_at]
         if not image:
             rows.append(f"{where}: image is empty")
@@ -242,11 +253,11 @@ def read_table(
                 rows.append(f"{where}: {column} must be train, val or test, got {written!r}")
             parts.append(PART_NAMES.get(written.lower()))
         ref = line[ref_at] if ref_at is not None else None
-        rows.append(Row(where, image, folder / image, line[mos_at], ref, parts=tuple(parts)))
+        rows.append(Row(where, image, named_file(folder, image), line[mos_at], ref, parts=tuple(parts)))
     return assemble(
         path,
         rows,
-        name=name or path.resolve().parent.name,
+        name=name or shown(path.resolve().parent.name),
         split_names=split_names,
         lower_better=lower_better,
     )
@@ -300,6 +311,22 @@ def check_splits(splits: Sequence[Split], images: Sequence[str], groups: Index) 
                     f"table: split {split.name!r} must keep references apart, got {len(shared)} in both {one} and "
                     f"{other} (first: {images[a]} and {images[b]} come from one reference)"
                 )
+
+
+def _alike(refs: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of different refs that a person would read as one.
+
+    Letter case, kinds of space, dash and slash, the form of accented letters, an image's extension and leading or
+    trailing zeros of a number do not count.
+    """
+    spellings: dict[str, list[str]] = {}
+    for ref in dict.fromkeys(refs):
+        key = unicodedata.normalize("NFKC", ref).casefold().replace("\\", "/").removeprefix("./").strip()
+        stem, dot, extension = key.rpartition(".")
+        key = stem if dot + extension in EXTENSIONS else key
+        key = re.sub(r"\A0+(?=\d+\Z)|(?<=\d)\.0+\Z", "", re.sub(r"[\s_\-\u2010-\u2015]+", " ", key))
+        spellings.setdefault(key, []).append(ref)
+    return tuple(tuple(found) for found in spellings.values() if len(found) > 1)
 
 
 def _sha256(path: Path) -> str:

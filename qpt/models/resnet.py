@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qpt.models.heads import FLOAT32_ON_CPU
 from qpt.models.norm import unrecorded_statistics
 
 ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
@@ -26,13 +27,13 @@ ARCHITECTURES: dict[str, tuple[str, tuple[int, int, int, int]]] = {
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False, **FLOAT32_ON_CPU)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs, **FLOAT32_ON_CPU))
 
 
 class BasicBlock(nn.Module):
@@ -43,9 +44,9 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, planes, 3, stride)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = nn.BatchNorm2d(planes, **FLOAT32_ON_CPU)
         self.conv2 = _conv(planes, planes, 3)
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = nn.BatchNorm2d(planes, **FLOAT32_ON_CPU)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, planes, stride)
 
@@ -64,11 +65,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = _conv(inputs, planes, 1)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.bn1 = nn.BatchNorm2d(planes, **FLOAT32_ON_CPU)
         self.conv2 = _conv(planes, planes, 3, stride)  # the stride is here, as in torchvision's ResNet v1.5
-        self.bn2 = nn.BatchNorm2d(planes)
+        self.bn2 = nn.BatchNorm2d(planes, **FLOAT32_ON_CPU)
         self.conv3 = _conv(planes, outputs, 1)
-        self.bn3 = nn.BatchNorm2d(outputs)
+        self.bn3 = nn.BatchNorm2d(outputs, **FLOAT32_ON_CPU)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(inputs, outputs, stride)
 
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
         kind, depths = ARCHITECTURES[arch]
         block = BasicBlock if kind == "basic" else Bottleneck
         self.conv1 = _conv(3, width, 7, 2)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width, **FLOAT32_ON_CPU)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels, dims = width, []

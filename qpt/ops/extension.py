@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import multiprocessing
-import os
 from types import ModuleType
 
 import torch  # before qpt._C: torch ships libgomp, and the extension then shares its thread pool
+from torch import Tensor
 
 from qpt import build
 from qpt.degradations.op_table import NAMES
 from qpt.errors import BackendError
 
 _REBUILD = "rebuild it: pip install -e . (or, in a checkout: python setup.py build_ext --inplace)"
-_HOME_PID = os.getpid()
 _loaded: ModuleType | BackendError | None = None
 
 
@@ -60,6 +58,21 @@ def load() -> ModuleType:
     return _loaded
 
 
+def buffer(tensor: Tensor | None, dtype: torch.dtype) -> tuple[int, int]:
+    """Return (address, bytes) of a dense tensor on the CPU, as ``qpt._C`` takes it; (0, 0) for None.
+
+    Raises TypeError for any other tensor: native code must not see a buffer of another dtype or device.
+    """
+    if tensor is None:
+        return 0, 0
+    if tensor.dtype is not dtype or not tensor.is_cpu:
+        raise TypeError(f"qpt._C: a buffer must be {dtype} on the CPU, got {tensor.dtype} on {tensor.device}")
+    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if not (channels_last or tensor.is_contiguous()):
+        raise TypeError(f"qpt._C: a buffer must be contiguous, got strides {tensor.stride()} of {tuple(tensor.shape)}")
+    return tensor.data_ptr(), tensor.numel() * tensor.itemsize
+
+
 def available() -> str | None:
     """Return None when ``qpt._C`` works, else the reason why it does not."""
     try:
@@ -67,22 +80,3 @@ def available() -> str | None:
     except BackendError as error:
         return str(error)
     return None
-
-
-def is_forked_worker() -> bool:
-    """Return True in a process forked from one that may have started threads, where an OpenMP pool hangs or dies."""
-    if os.getpid() != _HOME_PID:
-        return True
-    # This file may have been imported first in the child; spawned children have their start method set.
-    child = multiprocessing.parent_process() is not None
-    return child and multiprocessing.get_start_method(allow_none=True) in (None, "fork")
-
-
-def refuse_forked_worker(caller: str) -> None:
-    """Raise BackendError in a forked worker (a DataLoader's, say)."""
-    if is_forked_worker():
-        raise BackendError(
-            f"{caller}: called in a forked worker process (pid {os.getpid()}), where the parent's thread pool is gone "
-            "and C++ threads hang; load images in the workers and call it on the batch in the main process, "
-            "or start the workers with multiprocessing_context='spawn'"
-        )

@@ -1,18 +1,18 @@
-"""Bytes of device memory that the custom ops take while they run, beyond their inputs and outputs.
+"""Bytes of torch's memory that the custom ops take while they run, beyond their inputs and outputs.
 
-A trace with fake tensors sees an op's outputs only; ``qpt.planning`` adds the numbers of this file. They follow the
-allocations of ``qpt/ops/degrade`` and ``qpt/ops/contrastive``; tests/test_plan.py compares. Tensors of a few numbers
-are left out.
+A trace with fake tensors sees an op's outputs only; ``qpt/planning/trace.py`` adds the numbers of this file. They
+follow the allocations of ``qpt/ops/degrade`` and ``qpt/ops/contrastive``; tests/test_plan.py compares. Tensors of a
+few numbers are left out.
 """
 
 from __future__ import annotations
 
 from qpt.ops import extension
-from qpt.ops.contrastive.backend_torch import _LOOKUP, _LOOKUP_ACCELERATOR
+from qpt.ops.contrastive.backend_torch import LOOKUP_ROWS, LOOKUP_ROWS_ACCELERATOR
 
 _FLOAT, _ID = 4, 8  # bytes
 _STRIP = 64  # backend_cpp.py pads rows of the symmetric form to it
-_PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several parts: contrastive_launch.splits_for
+_PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several parts: contrastive_launch.parts_for
 _MATCH = 2 * _ID + 3  # bytes per key while its id is looked up: slot, id found, three comparisons
 
 
@@ -32,11 +32,11 @@ def contrastive_forward_bytes(queries: int, pool: int, dim: int, *, native: bool
     native: the C++ form on the CPU; else Triton on a GPU. The backward takes nothing beyond its output.
     """
     if native:
-        return 0  # one call that allocates nothing
+        return 0  # the C++ form has its partial sums (at most 4 MiB) from malloc
     row = queries * dim * _FLOAT
     sums = (2 if pool else 1) * row + row  # of positives, softmax means of the batch and of the pool
     ids = queries * 8 * _ID
-    return sums + ids + max(row, _PARTIAL) + min(max(pool, queries), _LOOKUP_ACCELERATOR) * _MATCH
+    return sums + ids + max(row, _PARTIAL) + min(max(pool, queries), LOOKUP_ROWS_ACCELERATOR) * _MATCH
 
 
 def contrastive_self_forward_bytes(rows: int, dim: int, *, native: bool) -> int:
@@ -54,9 +54,9 @@ def contrastive_self_backward_bytes(rows: int, dim: int, *, native: bool) -> int
     row = rows * dim * _FLOAT
     if native:
         padded = rows * _padded(dim) * _FLOAT if _padded(dim) != dim else 0  # copied into the output
-        pulls = row + min(rows, _LOOKUP) * dim * _FLOAT
+        pulls = row + min(rows, LOOKUP_ROWS) * dim * _FLOAT
         return max(_packed(rows, dim) + padded, pulls) + 4 * rows * _ID
-    return 2 * row + max(row, _PARTIAL) + min(rows, _LOOKUP_ACCELERATOR) * (_MATCH + 2 * dim * _FLOAT)
+    return 2 * row + max(row, _PARTIAL) + min(rows, LOOKUP_ROWS_ACCELERATOR) * (_MATCH + 2 * dim * _FLOAT)
 
 
 def _packed(rows: int, dim: int) -> int:

@@ -6,9 +6,8 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from qpt.errors import InputError, hint
+from qpt.io import read_yaml
 
 MIB, GIB = 2**20, 2**30
 
@@ -27,7 +26,7 @@ class Gpu:
 @functools.cache
 def known_gpus() -> tuple[Gpu, ...]:
     """Return the GPUs of ``gpus.yaml``, smallest memory first."""
-    rows = yaml.safe_load((Path(__file__).parent / "gpus.yaml").read_text())
+    rows = read_yaml(Path(__file__).parent / "gpus.yaml")
     gpus = (Gpu(row["name"], row["memory_mib"] * MIB, row["multiprocessors"], row["source"]) for row in rows)
     return tuple(sorted(gpus, key=lambda gpu: gpu.memory_bytes))
 

@@ -93,20 +93,21 @@ class StepTrace:
         rows, slots, side = images * config.compositions, self._slots, config.region
         # The program is on the host; its copy on the device is counted in the op's workspace.
         program = Program(
-            ops=torch.zeros(rows, slots, dtype=torch.int16),
-            levels=torch.zeros(rows, slots, dtype=torch.int8),
-            params=torch.zeros(rows, slots, MAX_PARAMS),
-            seeds=torch.zeros(rows, dtype=torch.int64),
-            source=torch.zeros(rows, dtype=torch.int32),
+            ops=torch.zeros((rows, slots), dtype=torch.int16, device="cpu"),
+            levels=torch.zeros((rows, slots), dtype=torch.int8, device="cpu"),
+            params=torch.zeros((rows, slots, MAX_PARAMS), dtype=torch.float32, device="cpu"),
+            seeds=torch.zeros(rows, dtype=torch.int64, device="cpu"),
+            source=torch.zeros(rows, dtype=torch.int32, device="cpu"),
             table=op_table.fingerprint(),
         )
-        boxes = torch.zeros(rows, config.patches, 2, dtype=torch.int32)
+        boxes = torch.zeros((rows, config.patches, 2), dtype=torch.int32, device="cpu")
         with MemoryTracker(self._workspace) as tracker:
             self._register(tracker)
             with tracker.category("regions"):
-                held = [torch.empty(images, side, side, 3, dtype=torch.uint8) for _ in range(target.batches)]
+                shape = (images, side, side, 3)
+                held = [torch.empty(shape, dtype=torch.uint8, device="cpu") for _ in range(target.batches)]
             patches = degrade_patches(held[0], program, boxes, config.patch_size, dtype=torch.uint8)
-            groups = torch.arange(rows)
+            groups = torch.arange(rows, dtype=torch.int64, device="cpu")
             learner.step(patches, groups, groups // config.compositions, config.lr)
         return tracker.peaks
 
@@ -163,9 +164,10 @@ def full_logits_bytes(queries: int, keys: int, pool: int, dim: int) -> int:
     """Return the peak bytes of the loss as MoCo's code has it, with N x (M + K) logits in memory: similarities over
     temperature, cross entropy, backward. A mask of same-image pairs would add to it."""
     with FakeTensorMode(), MemoryTracker(lambda *_: (0, "")) as tracker:
-        embedded = torch.empty(queries, dim, requires_grad=True)
-        logits = embedded @ torch.empty(keys + pool, dim).T / 0.2
-        nn.functional.cross_entropy(logits, torch.arange(queries)).backward()
+        embedded = torch.empty((queries, dim), dtype=torch.float32, device="cpu", requires_grad=True)
+        logits = embedded @ torch.empty((keys + pool, dim), dtype=torch.float32, device="cpu").T / 0.2
+        targets = torch.arange(queries, dtype=torch.int64, device="cpu")
+        nn.functional.cross_entropy(logits, targets).backward()
     return tracker.peaks["step"].bytes
 
 
@@ -176,6 +178,6 @@ def _sizes(queries: Tensor, keys: int) -> tuple[int, int, int]:
 
 def _full_pool(config: PretrainConfig) -> NegativePool:
     """Return a pool that counts as full."""
-    pool = NegativePool(config.pool_size, config.projection_dim, dtype=getattr(torch, config.pool_dtype))
+    pool = NegativePool(config.pool_size, config.projection_dim, dtype=getattr(torch, config.pool_dtype), device="cpu")
     pool.load_state_dict({**pool.state_dict(), "count": config.pool_size})
     return pool

@@ -30,8 +30,9 @@ from qpt.runs.observations import OBSERVATIONS
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
 BEST = "best.pt"
+LOCK = "run.lock"  # held while a process works on the run
 #: What a run writes before its first checkpoint: a folder that holds nothing else may be started over.
-BEFORE_FIRST = frozenset({"config.yaml", "space.yaml", LOG, "tensorboard", OBSERVATIONS, HISTORY, FIRST_BATCH})
+BEFORE_FIRST = frozenset({"config.yaml", "space.yaml", LOG, "tensorboard", OBSERVATIONS, HISTORY, FIRST_BATCH, LOCK})
 
 
 @dataclass

@@ -7,14 +7,14 @@ stored in the checkpoint. What the QPT paper (arXiv 2303.00521) does not publish
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
-from qpt.errors import InputError, check_int
+from qpt.errors import InputError, as_flag, check_int, check_number
+from qpt.io import read_yaml, to_yaml
 from qpt.runs.files import FREE_ON_RESUME
 
 #: Former name -> field. A config with a former name loads with a FutureWarning, until the next minor version.
@@ -78,13 +78,12 @@ class PretrainConfig:
             processes; shuffled: a chunk of one process, and keys are assigned to the processes anew (moco mode); in
             both, keys are assigned to chunks anew, so that none shares one with its query. local: a chunk of one
             process, in order, where a key can be recognised by the statistics it shares with its query.
-        key_exchange: how processes see each other's keys: gather (all at once) or ring (one block at a time).
-        pool_layout: the pool of several processes: replicated (the same on all) or sharded (each holds and
-            forgets its own part).
+        key_exchange: exchange of keys between processes: gather (all at once) or ring (one block at a time).
+        pool_layout: the pool of several processes: replicated (the same on all) or sharded (a part on each).
         device: auto, cpu, cuda, cuda:1, ...
         threads: CPU threads of a process; 0 means its share of the cores (part of the run: sums depend on it).
         workers: loader processes; 0 decodes in the main process.
-        cache_mib: decoded photographs kept in memory, MiB per loader process.
+        cache_mib: decoded photographs kept in memory, MiB for all processes of a machine together.
         stall_seconds: save and end the run when the loader gives nothing for this long; 0 waits for ever.
         log_every: steps between lines of log.csv.
         observe_every: steps between measurements of the embeddings (observations.jsonl); 0 for none.
@@ -151,14 +150,19 @@ class PretrainConfig:
         hints = get_type_hints(PretrainConfig)
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), hints[field.name]
+            if kind is str and isinstance(value, os.PathLike):
+                value = os.fspath(value)
+                object.__setattr__(self, field.name, value)
             choices = get_args(kind)
             if choices:
                 self._require(field.name, f"one of {', '.join(choices)}", value in choices)
             elif kind is float:
-                self._require(field.name, "a finite number", _is_number(value))
-                object.__setattr__(self, field.name, float(value))
+                object.__setattr__(self, field.name, check_number("pretrain", field.name, value))
             elif kind is int:
                 object.__setattr__(self, field.name, check_int("pretrain", field.name, value, _AT_LEAST[field.name]))
+            elif kind is bool:
+                self._require(field.name, "a bool", as_flag(value) is not None)
+                object.__setattr__(self, field.name, bool(value))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
         for name in ("same_image_weight", "weight_decay"):
@@ -204,7 +208,7 @@ class PretrainConfig:
     def save(self, path: Path) -> None:
         """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""
         settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "out")}
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        path.write_text(to_yaml(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> PretrainConfig:
@@ -213,13 +217,19 @@ class PretrainConfig:
         Raises InputError for an unreadable file, an unknown field or a value out of range.
         """
         try:
-            fields = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            fields = read_yaml(path)
+        except (OSError, ValueError) as error:
             raise InputError(f"pretrain: config must be a readable YAML file, got {path}: {error}") from error
         if not isinstance(fields, dict):
             raise InputError(
                 f"pretrain: config must be a YAML mapping of fields, got {type(fields).__name__} in {path}"
             )
+        hints = get_type_hints(cls)
+        for name, value in list(fields.items()):
+            del fields[name]
+            name = str(name).replace("-", "_")
+            whole = isinstance(value, float) and value.is_integer() and hints.get(RENAMED.get(name, name)) is int
+            fields[name] = int(value) if whole else value  # 1e3 is as good as 1000
         return cls.from_dict({**fields, **overrides})
 
     @classmethod
@@ -245,7 +255,3 @@ class PretrainConfig:
             for field in dataclasses.fields(self)
             if field.name not in FREE_ON_RESUME and getattr(self, field.name) != getattr(other, field.name)
         ]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")

@@ -70,7 +70,7 @@ def restore_order(chunks: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     """Concatenate the rows of the parts in the order that the chunks' indices give."""
     order = torch.cat(list(chunks))
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
+    place[order] = torch.arange(len(order), dtype=torch.int64, device=order.device)
     return torch.cat(list(parts))[place]
 
 
@@ -93,7 +93,7 @@ def assign_chunks(images: int, rows_each: int, count: int, rng: np.random.Genera
                 if others.any():
                     other = rng.choice(np.flatnonzero(others))
                     order[[place, other]] = order[[other, place]]
-    rows = torch.from_numpy(order)[:, None] * rows_each + torch.arange(rows_each)
+    rows = torch.from_numpy(order)[:, None] * rows_each + torch.arange(rows_each, dtype=torch.int64, device="cpu")
     return tuple(part.flatten() for part in torch.tensor_split(rows, count))
 
 

@@ -8,12 +8,11 @@ function of its config, the images and the op table: interrupted and resumed, it
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import platform
-import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,29 @@ from qpt.data.sources import Source, open_source
 from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError, StalledError
-from qpt.io import write_lines, write_whole
+from qpt.io import remedy, write_lines, write_whole
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
     load_for_resume,
-    make_resumable,
     save_checkpoint,
 )
+from qpt.pretraining.compiler import check_compiler, compiler_error
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, save_failed_step
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.loader import BatchLoader
 from qpt.pretraining.log import RunLog, RunPage
+from qpt.pretraining.notes import note_nothing_left, note_rounding, note_settings
 from qpt.pretraining.process_group import ProcessGroup, join_process_group, use_threads
+from qpt.pretraining.run_folder import SPACE, as_started, open_run
 from qpt.pretraining.signals import SignalFlags, capture_signals
 from qpt.pretraining.throughput import StageTimer
+from qpt.process import tensors_on_cpu
 from qpt.runs.first_batch import FIRST_BATCH, save_first_batch
 from qpt.runs.history import note_start
 from qpt.runs.observations import observe
 from qpt.version import __version__
-
-MAX_POOL_KEYS_PER_IMAGE = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class PretrainResult:
     finished: bool
 
 
+@tensors_on_cpu()
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     """Pre-train an encoder as ``config`` says and leave ``checkpoint.pt``, ``config.yaml``, ``log.csv``,
     ``summary.json``, ``index.html`` and the other files of a run in ``config.out`` (docs/runs.md).
@@ -68,6 +69,10 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     an unwritable ``out``, fewer images than ``batch_images``; files that cannot be read are skipped and listed.
     Started by torchrun, its processes share each batch and end with the same weights; the first one writes the files.
     """
+    if config.workers and multiprocessing.current_process().daemon:
+        raise InputError(
+            f"pretrain: workers must be 0 in a daemonic process, which may not start others, got {config.workers}"
+        )
     source = open_source(config.data)
     if len(source) < config.batch_images:
         raise InputError(
@@ -76,14 +81,24 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         )
     with join_process_group(config.device) as (processes, device), use_threads(config.threads, processes.local_size):
         config.check_processes(processes.size)
-        return _pretrain(config, source, resume, processes, device)
+        if config.compile:
+            check_compiler(device)
+        config, space = as_started(config) if resume else (config, DegradationSpace.named(config.space))
+        processes.gather(None)  # wait until all have read the folder
+        with ExitStack() as opened:
+            processes.on_main(lambda: opened.enter_context(open_run(config, resume)))
+            return _pretrain(config, source, space, resume, processes, device)
 
 
 def _pretrain(
-    config: PretrainConfig, source: Source, resume: bool, processes: ProcessGroup, device: torch.device
+    config: PretrainConfig,
+    source: Source,
+    space: DegradationSpace,
+    resume: bool,
+    processes: ProcessGroup,
+    device: torch.device,
 ) -> PretrainResult:
     steps = config.steps or config.epochs * (len(source) // config.batch_images)
-    space = DegradationSpace.named(config.space)
     dataset = RegionDataset(
         source,
         seed=config.seed,
@@ -94,28 +109,29 @@ def _pretrain(
         patches=config.patches,
         shared_boxes=config.boxes == "shared",
         resize_shorter=config.resize_shorter,
-        cache_mib=config.cache_mib,
+        cache_mib=config.cache_mib // processes.local_size,
     )
     fingerprints = (source.fingerprint(), op_table.fingerprint(), space.fingerprint())
     run = Path(config.out)
-    processes.on_main(lambda: _open_run(config, resume))
     # All follow the first process, whatever each sees of a shared file system.
     resume = processes.gather(resume and has_checkpoint(run))[0]
-    learner = Learner(config, device, processes)
+    # The checkpoint replaces the weights that config.init names, which may be gone.
+    learner = Learner(replace(config, init="") if resume else config, device, processes)
     state: dict[str, Any] = {}
     if resume:
         state = load_for_resume(run, config, *fingerprints)
         learner.load_state_dict(state["learner"])
-        if processes.main:
-            _warn_about_rounding(state, processes)
-    elif processes.main:
-        write_whole(run / "space.yaml", space.to_yaml)  # the file that config.space names may change
-        write_whole(run / "config.yaml", config.save)
-    loop = _TrainingLoop(config, learner, dataset, space, steps, fingerprints, state)
     if processes.main:
-        _warn_about_pool(config, len(source))
-        note_start(run, loop.step, device)
-    return loop.run_all()
+        if resume:
+            note_rounding(state, processes)
+        note_start(run, state.get("step", 0), device, config.data)
+        if not resume:
+            write_whole(run / SPACE, space.to_yaml)  # the file that config.space names may change
+            write_whole(run / "config.yaml", config.save)
+        note_settings(config, len(source), device)
+        if steps == state.get("step"):
+            note_nothing_left(config, steps)
+    return _TrainingLoop(config, learner, dataset, space, steps, fingerprints, state).run_all()
 
 
 class _TrainingLoop:
@@ -147,6 +163,7 @@ class _TrainingLoop:
         self.timer = StageTimer(learner.device, config.workers, self.processes.size)
         self.page = RunPage(self.run) if config.page and self.processes.main else None
         self.first_batch_saved = (self.run / FIRST_BATCH).is_file()
+        self.trained = bool(state)  # a step has changed the weights
 
     def run_all(self) -> PretrainResult:
         """Run the steps that are left, or those until a signal stops the run."""
@@ -180,6 +197,8 @@ class _TrainingLoop:
                     saved = self.step if self._save(log) else saved
                 if self.page and log and tried == self.step:
                     self.page.update(log.say)
+            if self.step == self.steps and not self.trained:
+                raise InputError(f"pretrain: data must hold readable images, got too few in {self.steps} steps")
             if saved < self.step:
                 self._save(log, last=True)
             if log is not None:
@@ -197,7 +216,7 @@ class _TrainingLoop:
         try:
             loaded = loader.next(lambda: alone and flags.stop)
         except StalledError as error:
-            if not alone:
+            if not alone or not self.trained:
                 raise
             self._save(log, last=True)
             raise StalledError(f"{error}; step {self.step} is saved, continue with --resume") from error
@@ -225,11 +244,14 @@ class _TrainingLoop:
         except (InputError, RuntimeError) as error:
             # A process that notices a failure leaves; the others then fail with a RuntimeError of the connection.
             noticed = self.processes.size > 1 and failed_folder(self.run, self.step + 1).exists()
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise compiler_error(error) from error
             if isinstance(error, RuntimeError) and not noticed:
                 raise
             kind = InputError if isinstance(error, InputError) else RuntimeError
             raise kind(f"{error}\n  {self._save_failed_step(step_input, error)}") from error
         self.step += 1
+        self.trained = True
         if (pool := self.learner.pool) is None or len(pool) == pool.capacity:
             self.smoothed.add(result.loss)
         if log is not None:
@@ -248,7 +270,7 @@ class _TrainingLoop:
         rows = len(batch.images) * compositions
         # Ids start where no earlier step and no other process has used them.
         first_image = self.step * self.config.batch_images + self.processes.share(self.config.batch_images).start
-        groups = torch.arange(rows, device=self.learner.device) // self.config.rows_per_group
+        groups = torch.arange(rows, dtype=torch.int64, device=self.learner.device) // self.config.rows_per_group
         groups = first_image * compositions + groups
         images = batch.images.repeat_interleave(compositions)
         with self.timer.stage("degrade"):
@@ -273,20 +295,23 @@ class _TrainingLoop:
         return RunLog(self.run, first_step=self.step, steps=self.steps, tensorboard=self.config.tensorboard)
 
     def _save(self, log: RunLog | None, *, last: bool = False) -> bool:
-        """Save a checkpoint; return False when the disk is full, which is an error if this attempt is the last."""
+        """Save a checkpoint; return False when it cannot be written, which is an error if this attempt is the last."""
+        if not self.trained:  # the same weights are made again
+            return True
         learner, self.unreadable = self.learner.state_dict(), self._all_unreadable()
-        failed = ""
+        failed = remedied = ""
         if log is not None:
             try:
                 log.flush()
                 save_checkpoint(self.run, self._state(learner), self.config.keep_checkpoints)
             except OSError as error:
                 failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
-        failed = self.processes.gather(failed)[0]
+                remedied = remedy(error)
+        failed, remedied = self.processes.gather((failed, remedied))[0]
         if failed and last:
-            raise InputError(f"pretrain: {failed}; make room and continue with --resume")
+            raise InputError(f"pretrain: {failed}; {remedied} and continue with --resume")
         if failed and log is not None:
-            log.console.print(f"{failed}; next attempt in {self.config.checkpoint_every} steps")
+            log.say(f"{failed}; {remedied}; next attempt in {self.config.checkpoint_every} steps")
         return not failed
 
     def _state(self, learner: dict[str, Any]) -> dict[str, Any]:
@@ -350,39 +375,3 @@ class _TrainingLoop:
             "processes": self.processes.size,
         }
         write_lines(self.run / "summary.json", [json.dumps(summary, indent=2) + "\n"])
-
-
-def _open_run(config: PretrainConfig, resume: bool) -> None:
-    run = Path(config.out)
-    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"pretrain: out must be a new or empty folder (or use --resume), got {run}")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"pretrain: out must be a folder that can be created, got {run}: {error.strerror}") from error
-    if not os.access(run, os.W_OK | os.X_OK):
-        raise InputError(f"pretrain: out must be writable, got {run}")
-    if resume:
-        make_resumable(run, config)
-
-
-def _warn_about_rounding(state: dict[str, Any], processes: ProcessGroup) -> None:
-    """Warn on resume if sums will round differently from before."""
-    now = {"threads": torch.get_num_threads(), "processes": processes.size}
-    for name, count in now.items():
-        if state.get(name, 1) != count:
-            print(
-                f"pretrain: started with {state.get(name, 1)} {name}, going on with {count}: sums round differently, "
-                "so the weights will not be those of an uninterrupted run, byte for byte",
-                file=sys.stderr,
-            )
-
-
-def _warn_about_pool(config: PretrainConfig, images: int) -> None:
-    keys = config.pool_size if config.mode == "moco" else 0
-    if keys > MAX_POOL_KEYS_PER_IMAGE * images:
-        print(
-            f"pretrain: the pool holds {keys} keys of {images} images: over {MAX_POOL_KEYS_PER_IMAGE} "
-            "old views of each are negatives of it (they take same_image_weight); a smaller pool_size avoids that",
-            file=sys.stderr,
-        )

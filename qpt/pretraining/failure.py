@@ -121,7 +121,7 @@ def save_failed_step(
         "device": str(learner.device),
         "photographs": files,
     }
-    (folder / f"step-{processes.rank}.json").write_text(json.dumps(metadata, indent=2) + "\n")
+    (folder / f"step-{processes.rank}.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -138,7 +138,7 @@ def read_failed_step(path: str | Path, rank: int = 0) -> FailedStep:
         raise InputError(
             f"replay: path must hold the input of process {rank}, got that of {', '.join(map(str, ranks))}"
         )
-    metadata = json.loads((folder / f"step-{rank}.json").read_text())
+    metadata = json.loads((folder / f"step-{rank}.json").read_text(encoding="utf-8"))
     tensors = load_plain("replay", folder / f"batch-{rank}.pt")
     state = read_checkpoint(folder)
     if "pool" in tensors:

@@ -219,7 +219,7 @@ class Learner:
         by_process = assign_chunks(sum(counts) // views, views, self.processes.size, rng)
         by_process = tuple(rows.to(self.device) for rows in by_process)
         own = self.processes.gather_rows(patches)[by_process[self.processes.rank]]
-        parts = torch.arange(len(own), device=self.device).tensor_split(len(chunks))
+        parts = torch.arange(len(own), dtype=torch.int64, device=self.device).tensor_split(len(chunks))
         embedded = embed_no_grad(embed, own, [part for part in parts if len(part)])
         keys = restore_order(by_process, [self.processes.gather_rows(embedded)])
         start = sum(counts[: self.processes.rank])

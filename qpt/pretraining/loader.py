@@ -16,7 +16,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -26,8 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from qpt.data.faults import ReadError
 from qpt.data.regions import Batch, Region, RegionDataset, StepSampler
-from qpt.errors import StalledError
+from qpt.errors import InputError, StalledError
 from qpt.pretraining.signals import ignore_in_worker
 
 S = TypeVar("S")
@@ -76,7 +79,9 @@ class BatchLoader:
         keys = StepSampler(len(dataset), batch_images, seed, first_step, steps, share)
         slots = _PREFETCH * workers + 2  # requested, one in use, one that the report of a failed step may still read
         side = dataset.region_size
-        buffer = _shared_memory((slots, len(range(batch_images)[keys.share]), side, side, 3))
+        own = len(range(batch_images)[keys.share])
+        check_memory(slots, own, side)
+        buffer = _shared_memory((slots, own, side, side, 3))
         loader = DataLoader(
             _BatchDataset(dataset, buffer, self._status),
             batch_size=None,  # an item is a whole batch
@@ -104,10 +109,12 @@ class BatchLoader:
         """Return the next step's batch and its cost; None if ``stopped()`` became true during the wait for it.
 
         Raises StalledError after ``stall_seconds`` without it, or when a loader process died, naming the files that
-        were being decoded; StopIteration after the last step.
+        were being decoded, and when reading failed for another reason than the file; StopIteration after the last step.
         """
         try:
             return self._next(stopped)
+        except ReadError as error:
+            raise StalledError(f"pretrain: {error}") from error
         except RuntimeError as error:
             # Raised in the thread, or here by a signal handler that torch installs for loaders of the main thread.
             if "DataLoader worker" not in str(error):
@@ -199,7 +206,9 @@ class _DeviceCopier:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, made: WorkerBatch) -> tuple[Batch, LoadTimes]:
+    def __call__(self, made: WorkerBatch | ReadError) -> tuple[Batch, LoadTimes]:
+        if isinstance(made, ReadError):
+            raise made
         batch = Batch(
             regions=self._buffer[made.slot, : len(made.images)],
             images=torch.from_numpy(made.images),
@@ -255,14 +264,22 @@ class WorkerBatch:
     times: LoadTimes
 
 
-class _BatchDataset(Dataset[WorkerBatch]):
-    """Decodes the samples of (slot, keys) into the shared buffer, and measures the time."""
+class _BatchDataset(Dataset["WorkerBatch | ReadError"]):
+    """Decodes the samples of (slot, keys) into the shared buffer, and measures the time.
+
+    A ReadError is returned: raised, it would come out of a loader process with a traceback for its message.
+    """
 
     def __init__(self, dataset: RegionDataset, buffer: NDArray[np.uint8], status: WorkerStatus) -> None:
         self._dataset, self._buffer, self._status = dataset, buffer, status
 
-    def __getitem__(self, request: tuple[int, list[Key]]) -> WorkerBatch:
-        slot, keys = request
+    def __getitem__(self, request: tuple[int, list[Key]]) -> WorkerBatch | ReadError:
+        try:
+            return self._batch(*request)
+        except ReadError as error:
+            return error
+
+    def _batch(self, slot: int, keys: list[Key]) -> WorkerBatch:
         wall, processor = time.perf_counter(), time.thread_time()
         images: list[int] = []
         boxes: list[NDArray[np.int32]] = []
@@ -331,13 +348,40 @@ class WorkerStatus:
                     continue
 
 
+def check_memory(slots: int, images: int, side: int) -> None:
+    """Raise InputError unless the memory of ``slots`` batches of regions can be had."""
+    needed, available = slots * images * side**2 * 3, available_memory()
+    if needed > available:
+        raise InputError(
+            f"pretrain: batch_images, region_size and workers must fit the memory, got {slots} batches of {images} "
+            f"regions of {side} x {side} pixels, which take {needed / 2**30:.1f} GiB of the "
+            f"{available / 2**30:.1f} GiB available; lower batch_images, region_size or workers"
+        )
+
+
+def available_memory() -> float:
+    """Return the bytes that this process can still have, by the system and by its own limit; infinite if unknown."""
+    available = math.inf
+    with suppress(OSError, ValueError, IndexError):
+        available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    with suppress(ImportError, OSError, ValueError, IndexError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            available = min(available, limit - used)
+    return available
+
+
 def _shared_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return zeros in memory that processes forked from this one share."""
     # Allocated once, and not per batch as DataLoader does: new memory costs a page fault per 4 KiB on both sides, about
     # a tenth of decoding a small image.
     memory = mmap.mmap(-1, max(1, math.prod(shape)))
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, math.prod(shape)).reshape(shape)
 
 

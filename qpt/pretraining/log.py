@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qpt.io import write_whole
+from qpt.io import flush_to_disk, write_whole
 from qpt.runs.files import DATA_BOUND
 from qpt.runs.log import FIELDS, LogWriter
 from qpt.runs.observations import KINDS, Observation, ObservationWriter, bin_centres, bin_edges
@@ -77,7 +76,7 @@ class RunLog:
         """Flush everything to the disk; called before each checkpoint, so that a crash loses no step up to it."""
         for stream in (self._rows.stream, self._observations.stream):
             stream.flush()
-            os.fsync(stream.fileno())
+            flush_to_disk(Path(stream.name))
         if self._events is not None:
             self._events.flush()
 

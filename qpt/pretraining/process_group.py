@@ -7,6 +7,7 @@ without them a run has one process and nothing is sent. Used by ``qpt.pretrainin
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from qpt.errors import InputError
+from qpt.errors import BackendError, InputError
 from qpt.ops.contrastive.distributed import gather_rows
+from qpt.process import is_forked, usable_threads
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class ProcessGroup:
         """Return each value summed over the processes; sent between CPUs, so that no GPU is waited for."""
         if self.size == 1:
             return list(values)
-        totals = torch.tensor([int(value) for value in values])
+        totals = torch.tensor([int(value) for value in values], dtype=torch.int64, device="cpu")
         dist.all_reduce(totals)
         return totals.tolist()
 
@@ -95,27 +97,60 @@ def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, torch.device
     device: as in ``PretrainConfig``; with several processes on GPUs each takes the one of its local rank.
     Raises InputError for a device that is not usable.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ProcessGroup(), _device(device)
+    group = _group_from_environment()
+    if group.size == 1:
+        yield group, _device(device)
         return
-    missing = [name for name in names if name not in os.environ]
-    if missing:
-        raise InputError(f"pretrain: torchrun must set {', '.join(names)}, got none for {', '.join(missing)}")
-    group = ProcessGroup(*(int(os.environ[name]) for name in names))
     own = _device(device)
     if own.type == "cuda":
-        own = torch.device("cuda", group.local_rank)
+        own = _device(f"cuda:{group.local_rank}")
         torch.cuda.set_device(own)
     initialised_before = dist.is_initialized()
     if not initialised_before:
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store(group), rank=group.rank, world_size=group.size)
+        try:
+            dist.init_process_group(backend, store=_store(group), rank=group.rank, world_size=group.size)
+        except (RuntimeError, ValueError) as error:  # an address that is taken, unknown or silent
+            where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"pretrain: the {group.size} processes of WORLD_SIZE must be able to meet at {where}, got: {reason}"
+            ) from error
     try:
         yield group, own
     finally:
         if not initialised_before:
             dist.destroy_process_group()
+
+
+def _group_from_environment() -> ProcessGroup:
+    """Return the group that torchrun's variables describe, one process without them; an empty variable counts as unset.
+
+    Raises InputError for a variable that is missing, is no integer, or does not fit the others.
+    """
+    size = _variable("WORLD_SIZE", 1, None)
+    names = ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"] if size > 1 else []
+    if names and not dist.is_initialized():  # else the processes have met already
+        names += ["MASTER_ADDR", "MASTER_PORT"]
+        _variable("MASTER_PORT", 0, 65535)
+    missing = [name for name in names if not os.environ.get(name, "").strip()]
+    if missing:
+        raise InputError(
+            f"pretrain: the environment of WORLD_SIZE={size} must hold {', '.join(names)} (torchrun sets them; unset "
+            f"WORLD_SIZE to run one process), got none for {', '.join(missing)}"
+        )
+    local_size = _variable("LOCAL_WORLD_SIZE", 1, size)
+    return ProcessGroup(_variable("RANK", 0, size - 1), size, _variable("LOCAL_RANK", 0, local_size - 1), local_size)
+
+
+def _variable(name: str, low: int, high: int | None) -> int:
+    """Return an environment variable, an integer in low..high; ``low`` if it is empty or unset."""
+    text = os.environ.get(name, "").strip()
+    number = int(text or low) if re.fullmatch(r"-?\d*", text, re.ASCII) and text != "-" else low - 1
+    if number < low or (high is not None and number > high):
+        rule = f"of at least {low}" if high is None else f"in {low}..{high}"
+        raise InputError(f"pretrain: the environment variable {name} must be an integer {rule}, or unset, got {text!r}")
+    return number
 
 
 def _store(group: ProcessGroup) -> dist.Store:
@@ -136,17 +171,27 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"pretrain: device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} without a CUDA device")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count <= (device.index or 0):
+        raise InputError(
+            f"pretrain: device must be usable here (see `qpt doctor`), got {name!r} with {count} CUDA devices"
+        )
     return device
 
 
 @contextmanager
 def use_threads(count: int, processes: int) -> Iterator[None]:
-    """Run on this many CPU threads; 0: the share of one of ``processes`` of the cores that this process may use."""
+    """Run on this many CPU threads; 0: the share of one of ``processes`` of what ``usable_threads`` allows.
+
+    Raises BackendError for more threads than torch has in a forked process, where they would hang.
+    """
     before = torch.get_num_threads()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or max(1, usable // processes))
+    if is_forked() and count > before:
+        raise BackendError(
+            f"pretrain: threads must be at most {before} in a forked process, whose thread pool is gone, got {count}; "
+            "start the process by spawn"
+        )
+    torch.set_num_threads(count or (before if is_forked() else usable_threads(processes)))
     try:
         yield
     finally:

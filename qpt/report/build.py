@@ -6,6 +6,7 @@ writes the page. A section without data names what it needs; all of these stand 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from qpt.evaluate.metrics import measure
 from qpt.evaluate.result import read_evaluation
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
+from qpt.io import shown
 from qpt.report import figures
 from qpt.report.measurements import embedding_map, out_of_fold, srcc_by_kind
 from qpt.report.neighbours import neighbour_sections, pick_images
@@ -57,7 +59,7 @@ def write_report(
     seed: int = 0,
     neighbours: bool = True,
     quiet: bool = False,
-) -> None:
+) -> list[str]:
     """Write the page about one or several runs (run directories or checkpoint files).
 
     table: images with scores, for everything about predictions.  scorer: a file made from the one run, for the severity
@@ -65,11 +67,12 @@ def write_report(
     folder of images to degrade; without it the best rated of the table are.  protocol, cache: of the table's features,
     as for ``evaluate``; each run's cache is its own by default.  seed: of folds, maps, crops.  neighbours: look for
     nearest neighbours, without photographs or table among the images that the first run learned from.  quiet: no
-    progress bars. Raises InputError for no runs or too many, for what ``load_encoder``, ``Scorer.load`` or the reading
-    of images refuses, a scorer of another encoder or with several runs, or another kind of JSON.
+    progress bars. Returns sentences on records of the runs that could not be read; the page has them too. Raises
+    InputError for no runs or too many, for what ``load_encoder``, ``Scorer.load`` or the reading of images refuses, a
+    scorer of another encoder or with several runs, or another kind of JSON.
     """
     records = read_runs(runs)
-    check_int("report", "seed", seed, 0)
+    seed = check_int("report", "seed", seed, 0)
     if scorer is not None:
         records[0].scorer = _read_scorer(scorer, records)
     result = read_evaluation("report", "evaluation", evaluation) if evaluation is not None else None
@@ -107,6 +110,7 @@ def write_report(
     ]
     names = ", ".join(run.name for run in records)
     write_page(Path(out), f"Report of {names}", _lead(records, table), _absent_last(sections))
+    return [fault for run in records for fault in run.faults]
 
 
 def _absent_last(sections: Sequence[Section]) -> list[Section]:
@@ -214,6 +218,8 @@ def _thumbnails(records: Sequence[RunRecord], table: ScoreTable | None) -> list[
     title = "Best and worst predictions"
     if table is None:
         return [Section(title, _NO_TABLE)]
+    # As many digits as tell labels in a narrow range apart.
+    digits = 4 + max(0, math.floor(math.log10(np.abs(table.mos).max() / np.ptp(table.mos))))
     sections = [Section(title, "By the distance between out-of-fold prediction and MOS.")]
     for run in records:
         if run.predictions is None:
@@ -225,7 +231,8 @@ def _thumbnails(records: Sequence[RunRecord], table: ScoreTable | None) -> list[
             pictures = [
                 Picture(
                     thumbnail(table.paths[row]),
-                    f"{Path(table.images[row]).name}: predicted {predicted[row]:.4g}, MOS {table.mos[row]:.4g}",
+                    f"{shown(Path(table.images[row]).name)}: predicted {predicted[row]:.{digits}g}, "
+                    f"MOS {table.mos[row]:.{digits}g}",
                 )
                 for row in rows
             ]

@@ -86,6 +86,8 @@ def training_similarity(logs: Mapping[str, Log]) -> bytes:
     for log, run_colour in zip(logs.values(), COLOURS, strict=False):
         for number, (column, (_, style)) in enumerate(_SIMILARITIES.items() if log else ()):
             colour, line = (COLOURS[number], "-") if alone else (run_colour, style)
+            if column not in log:
+                continue
             values = np.asarray(log[column], float)
             smooth = moving_average(values)
             axes.plot(log["step"], values if smooth is None else smooth, color=colour, linestyle=line, linewidth=1.4)

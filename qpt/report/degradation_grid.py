@@ -60,7 +60,11 @@ def draw_degradations(
 
     # One seed per op, so that its row shows one sign and one angle at growing strength.
     levels = space.single_ops([(seed + i // LEVELS) % 2**63 for i in range(len(space.types) * LEVELS)])
-    drawn = space.sample_seeded(torch.tensor([seed]), views=compositions) if compositions else levels[:0]
+    drawn = (
+        space.sample_seeded(torch.tensor([seed], dtype=torch.int64, device="cpu"), views=compositions)
+        if compositions
+        else levels[:0]
+    )
     cells = [Image.fromarray(row) for row in degrade(images, Program.concat([levels, drawn])).numpy()]
     page = _Page(square, space, size)
     page.levels(cells[: len(levels)], levels)

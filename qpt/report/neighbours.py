@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
@@ -59,7 +59,7 @@ def make_gallery(pixels: Sequence[NDArray[np.uint8]], space: DegradationSpace, s
     size = min(size, *(min(p.shape[:2]) for p in pixels))
     crops = torch.from_numpy(cut_crops(pixels, len(pixels), size=size, seed=seed))
     views = min(COMPOSITIONS, space.size(levels=True))
-    drawn = space.sample_seeded(torch.tensor([seed]), views=views)
+    drawn = space.sample_seeded(torch.tensor([seed], dtype=torch.int64, device="cpu"), views=views)
     program = Program.concat([drawn] * len(pixels), source_offsets=range(len(pixels)))
     rng = np.random.default_rng(seed)  # every row gets noise of its own: neighbours must not share its pattern
     seeds = torch.from_numpy(rng.integers(0, 2**63, len(program)))

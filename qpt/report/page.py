@@ -14,6 +14,8 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader
 
+from qpt.io import write_lines
+
 _TEMPLATES = Path(__file__).parent
 
 
@@ -55,4 +57,4 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
     """Write the page to ``path``, every picture inside it."""
     pages = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     template = pages.get_template("page.html")
-    path.write_text(template.render(title=title, lead=lead, sections=sections), encoding="utf-8")
+    write_lines(path, [template.render(title=title, lead=lead, sections=sections)])

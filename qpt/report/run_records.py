@@ -32,7 +32,8 @@ class RunRecord:
     """The records of a run.
 
     log: columns of log.csv, empty without one.  observations: step -> measurements.  history: its starts.  seen: of the
-    first batch.  summary: summary.json of a finished run, empty before.  features, predictions, scorer: on the table.
+    first batch.  summary: summary.json of a finished run, empty before.  faults: sentences on what of these could not
+    be read.  features, predictions, scorer: on the table.
     """
 
     name: str
@@ -45,6 +46,7 @@ class RunRecord:
     history: list[dict[str, Any]] = field(default_factory=list)
     seen: FirstBatch | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
     features: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     predictions: OutOfFold | None = None
     scorer: Scorer | None = None
@@ -66,7 +68,11 @@ class RunRecord:
 
 
 def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
-    """Read the records of run directories or checkpoint files. Raises InputError for none, too many or damaged ones."""
+    """Read the records of run directories or checkpoint files.
+
+    A damaged record beside a checkpoint is used as far as it can be read (``RunRecord.faults``). Raises InputError for
+    no runs, too many, or a damaged checkpoint.
+    """
     if not 1 <= len(runs) <= len(COLOURS):
         raise InputError(f"report: runs must be 1 to {len(COLOURS)} runs, got {len(runs)}")
     names = [run_name(run) for run in runs]
@@ -74,8 +80,12 @@ def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         name = name if names.count(name) == 1 else f"{name} #{number + 1}"
         place = Path(run)
-        record = RunRecord(name, place, read_checkpoint(run), load_encoder(run), COLOURS[number], read_log(place))
-        record.observations, record.history = read_observations(place), read_history(place)
-        record.seen, record.summary = read_first_batch(place), read_summary(place)
+        record = RunRecord(name, place, read_checkpoint(run), load_encoder(run), COLOURS[number], {})
+        record.log, record.summary = read_log(place, record.faults), read_summary(place, record.faults)
+        record.observations, record.history = read_observations(place, record.faults), read_history(place)
+        try:
+            record.seen = read_first_batch(place)
+        except InputError as error:
+            record.faults.append(str(error).removeprefix("run: "))
         records.append(record)
     return records

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
-from qpt.data.images import list_images
+from qpt.data.listing import list_images
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import MIN_SIDE, read_images
@@ -24,6 +24,7 @@ from qpt.evaluate.probe_set import ProbeSet, pooled_features, pristine_features,
 from qpt.evaluate.progress import progress
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
+from qpt.io import shown
 from qpt.models import ResNet
 from qpt.ops.degrade.api import degrade
 from qpt.report import figures
@@ -49,7 +50,7 @@ def given_images(folder: str | Path | None, table: ScoreTable | None, most: int)
     None without a folder and a table.
     """
     if folder is not None:
-        return list_images(folder), f"photographs of {Path(folder).resolve().name}"
+        return list_images(folder), f"photographs of {shown(Path(folder).resolve().name)}"
     if table is None:
         return None
     best = np.argsort(-table.mos, kind="stable")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from qpt.io import shown
 from qpt.report import curves
 from qpt.report.page import Picture, Section
 from qpt.report.run_records import RunRecord
@@ -132,11 +133,12 @@ def _rate(rates: Sequence[float]) -> str:
 def _limit(log: Mapping[str, Sequence[float]]) -> str:
     """Return in words whether a run was data-bound or step-bound over its whole length."""
     # A row's share is of its own time; rows count equally many steps, so each weighs by the time of its steps.
-    seconds = [1 / speed for speed in log["images_per_s"]]
-    load, degrade = (
-        sum(share * s for share, s in zip(log[name], seconds, strict=True)) / sum(seconds)
-        for name in ("load_share", "degrade_share")
-    )
+    names = ("images_per_s", "load_share", "degrade_share")
+    rows = [row for row in zip(*(log.get(name, ()) for name in names), strict=False) if row[0] > 0]
+    if not rows:
+        return "not measured"
+    total = sum(1 / speed for speed, _, _ in rows)
+    load, degrade = (sum(row[column] / row[0] for row in rows) / total for column in (1, 2))
     shares = f"{load:.0%} of the time waiting for photographs, {degrade:.0%} degrading, the rest in the step"
     return f"{'data-bound' if load >= DATA_BOUND else 'step-bound'}: {shares}"
 
@@ -162,11 +164,13 @@ def _seen(records: Sequence[RunRecord]) -> list[Section]:
 
 
 def record_section(records: Sequence[RunRecord]) -> list[Section]:
-    """Return the starts of each run with their versions, and the files that could not be read."""
+    """Return the starts of each run with their versions, and the records and images that could not be read."""
     sections = [Section("Record", "" if any(run.history for run in records) else "Starts were not recorded.")]
     for run in records:
         if run.history:
             sections.append(_starts(run))
+        if run.faults:
+            sections.append(Section(f"{run.name}: damaged records", "; ".join(run.faults) + ".", part=True))
         sections += _unreadable(run)
     return sections
 
@@ -187,10 +191,10 @@ def _unreadable(run: RunRecord) -> list[Section]:
     """Return the unreadable files by name where a finished run's summary has them, else their number."""
     title = f"{run.name}: unreadable files"
     listed = run.summary.get("unreadable")
-    if isinstance(listed, list):
+    if isinstance(listed, list) and all(isinstance(each, dict) for each in listed):
         if not listed:
             return []
-        rows = [[str(each.get("file")), str(each.get("reason"))] for each in listed[:UNREADABLE_MOST]]
+        rows = [[shown(str(each.get("file"))), str(each.get("reason"))] for each in listed[:UNREADABLE_MOST]]
         text = _skipped(len(listed)) + (f" The first {len(rows)}:" if len(rows) < len(listed) else "")
         return [Section(title, text, header=["file", "why"], rows=rows, part=True, words=True)]
     count = len(run.checkpoint.get("unreadable", ()))

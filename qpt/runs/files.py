@@ -1,8 +1,10 @@
-"""Names and settings of a run directory that pre-training, evaluation and reports share."""
+"""Facts that pre-training, evaluation and reports share about a run: its name, and which settings are free."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from qpt.io import shown
 
 #: Fields of ``PretrainConfig`` that may change when a run is resumed, because the result does not depend on them.
 FREE_ON_RESUME = frozenset(
@@ -16,4 +18,4 @@ DATA_BOUND = 0.05
 def run_name(run: str | Path) -> str:
     """Return the name of the run's directory, under which results list the run."""
     path = Path(run).resolve()
-    return path.name if path.is_dir() else path.parent.name
+    return shown(path.name if path.is_dir() else path.parent.name)

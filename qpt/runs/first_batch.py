@@ -61,6 +61,7 @@ def read_first_batch(run: Path) -> FirstBatch | None:
             batch = FirstBatch(stored["patches"], stored["photographs"], stored["chains"].tolist())
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
         raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold a batch's patches, got: {error}") from None
-    if batch.patches.ndim != 5 or len(batch.patches) != len(batch.chains) or batch.patches.dtype != np.uint8:
+    rows = {len(batch.patches), len(batch.chains), len(batch.image_numbers)}
+    if batch.patches.ndim != 5 or len(rows) > 1 or batch.patches.dtype != np.uint8:
         raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold patches (n, P, s, s, 3) uint8 with their chains")
     return batch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from qpt.version import __version__
 HISTORY = "history.jsonl"
 
 
-def note_start(run: Path, step: int, device: torch.device) -> None:
-    """Append an entry: the run continues now after ``step`` steps, with these versions on this device."""
+def note_start(run: Path, step: int, device: torch.device, data: str = "") -> None:
+    """Append an entry: the run continues now after ``step`` steps on the images in ``data``, with these versions on
+    this device."""
     entry = {
         "step": step,
+        "data": data if not data or "://" in data else os.path.abspath(data),
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "qpt": __version__,
         "torch": torch.__version__,
@@ -45,6 +48,6 @@ def read_history(run: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and "step" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
     return entries

@@ -8,15 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qpt.errors import InputError
-from qpt.io import write_lines
+from qpt.io import shown, write_lines
 
 LOG = "log.csv"
+_STEP = re.compile("[0-9]+")
 FIELDS = (
     "step",
     "loss",
@@ -43,14 +45,10 @@ class LogWriter:
 
     def __init__(self, run: Path, first_step: int) -> None:
         path = run / LOG
-        kept: list[dict[str, str]] = []
-        if first_step and path.exists():
-            with open(path, newline="") as stream:
-                kept = [row for row in csv.DictReader(stream) if (row["step"] or "").isdigit()]
-            # A row cut short by a crash lacks fields, which the reader gives as None.
-            kept = [row for row in kept if int(row["step"]) <= first_step and None not in row.values()]
+        rows = _read_rows(path)[0] if first_step else []
+        kept = [row for row in rows if _STEP.fullmatch(row.get("step", "")) and int(row["step"]) <= first_step]
         write_lines(path, [_csv([dict(zip(FIELDS, FIELDS, strict=True)), *kept])])
-        self.stream = open(path, "a", newline="")  # noqa: SIM115 - closed by ``close``
+        self.stream = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed by ``close``
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append the FIELDS of one row and flush. Raises OSError on a full disk; the row then waits in the buffer."""
@@ -61,36 +59,69 @@ class LogWriter:
         self.stream.close()
 
 
-def read_log(run: Path) -> dict[str, list[float]]:
-    """Return the columns of a run's log; none without a file or rows. Raises InputError for a damaged one."""
-    if not (run / LOG).is_file():
-        return {}
-    with open(run / LOG, newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    try:
-        return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"run: {LOG} of {run.name} must hold numbers in every field, got: {error}") from None
+def read_log(run: Path, faults: list[str] | None = None) -> dict[str, list[float]]:
+    """Return the columns of a run's log, of the rows that can be read; none without a file or rows.
+
+    faults: gets a sentence on the rows that cannot, as a power cut may leave them.
+    """
+    rows, left_out = _read_rows(run / LOG)
+    numbers: list[dict[str, float]] = []
+    for row in rows:
+        try:
+            numbers.append({name: float(value) for name, value in row.items()})
+        except ValueError:
+            left_out += 1
+    numbers = [row for row in numbers if math.isfinite(row.get("step", math.nan))]
+    if left_out or len(numbers) < len(rows):
+        _note(faults, run, LOG, f"{len(numbers)} rows are used, {left_out} cannot be read")
+    return {name: [row[name] for row in numbers] for name in (numbers[0] if numbers else {})}
 
 
 def last_logged_step(run: Path) -> int:
     """Return the last step in the log, 0 if there is none or the file is unreadable."""
-    steps: list[str] = []
-    with suppress(OSError, KeyError, csv.Error, UnicodeDecodeError), open(run / LOG, newline="") as stream:
-        steps = [row["step"] or "" for row in csv.DictReader(stream)]
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    with suppress(OSError):
+        return max(
+            (int(row["step"]) for row in _read_rows(run / LOG)[0] if _STEP.fullmatch(row.get("step", ""))), default=0
+        )
+    return 0
 
 
-def read_summary(run: Path) -> dict[str, Any]:
-    """Return the summary of a complete run; empty without a file. Raises InputError for a damaged one."""
+def read_summary(run: Path, faults: list[str] | None = None) -> dict[str, Any]:
+    """Return the summary of a complete run; empty without a file that holds one.
+
+    faults: gets a sentence on a damaged file.
+    """
     path = run / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise InputError(f"run: summary.json of {run.name} must hold JSON, got: {error}") from None
-    if not isinstance(summary, dict):
-        raise InputError(f"run: summary.json of {run.name} must hold a mapping, got {type(summary).__name__}")
-    return summary
+    except (OSError, ValueError) as error:
+        summary = error
+    if isinstance(summary, dict):
+        return summary
+    _note(
+        faults,
+        run,
+        path.name,
+        f"it must hold a mapping, got {summary if isinstance(summary, Exception) else type(summary).__name__}",
+    )
+    return {}
+
+
+def _read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
+    """Return the rows of a CSV that have all fields of its header, and the number of the others."""
+    if not path.is_file():
+        return [], 0
+    # A power cut leaves NUL bytes, which csv refuses on Python 3.10, and perhaps half a row before them.
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    table = list(csv.reader(line for line in lines if "\0" not in line))
+    header = table[0] if table else []
+    rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
+    return rows, len(lines) - 1 - len(rows) if lines else 0
+
+
+def _note(faults: list[str] | None, run: Path, file: str, what: str) -> None:
+    if faults is not None:
+        faults.append(f"{file} of {shown(run.name)}: {what}")
 
 
 def _csv(rows: Iterable[Mapping[str, str]]) -> str:

@@ -90,7 +90,7 @@ class ObservationWriter:
     first. ``last``: the latest measurement, None without any."""
 
     def __init__(self, run: Path, first_step: int) -> None:
-        found = read_observations(run).items() if first_step else ()
+        found = read_observations(run, []).items() if first_step else ()  # damaged lines are dropped here
         kept = {step: observation for step, observation in found if step <= first_step}
         self.last = list(kept.values())[-1] if kept else None
         write_lines(run / OBSERVATIONS, (_line(step, observation) for step, observation in kept.items()))
@@ -105,12 +105,13 @@ class ObservationWriter:
         self.stream.close()
 
 
-def read_observations(run: Path) -> dict[int, Observation]:
+def read_observations(run: Path, faults: list[str] | None = None) -> dict[int, Observation]:
     """Return step -> measurements, in order; empty without a file. A line cut short by a crash is left out.
 
-    Raises InputError for a complete line that is not a measurement.
+    faults: gets a sentence on complete lines that are no measurements; without it they raise InputError.
     """
     found: dict[int, Observation] = {}
+    left_out = 0
     for line in whole_lines(run / OBSERVATIONS):
         try:
             fields = json.loads(line)
@@ -118,11 +119,18 @@ def read_observations(run: Path) -> dict[int, Observation]:
             observation = Observation(**fields)
             if any(len(getattr(observation, kind)) != BINS for kind in KINDS):
                 raise ValueError(f"a histogram must have {BINS} bins")
+            if not math.isfinite(observation.alignment + sum(sum(getattr(observation, kind)) for kind in KINDS)):
+                raise ValueError("alignment and counts must be finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if faults is not None:
+                left_out += 1
+                continue
             raise InputError(
                 f"observations: {OBSERVATIONS} of {run.name} must hold measurements, got: {error}"
             ) from None
         found[step] = observation
+    if faults is not None and left_out:
+        faults.append(f"{OBSERVATIONS} of {run.name}: {len(found)} lines are used, {left_out} cannot be read")
     return found
 
 

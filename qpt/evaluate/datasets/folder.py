@@ -25,7 +25,7 @@ class Folder:
     def find(self, relative: str) -> Path:
         """Return the file or folder of this name in any case; where there is none, the path it should have."""
         path = self.root
-        for part in relative.split("/"):
+        for part in relative.replace("\\", "/").split("/"):
             listing = self._listing(path)
             path = listing.get(part) or listing.get(part.lower()) or path / part
         return path

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, check_number, describe
 from qpt.ops.contrastive.op import contrastive
 from qpt.ops.contrastive.pool import NegativePool
 from qpt.ops.contrastive.problem import make_problem, temperature_tensor
@@ -53,7 +53,8 @@ def contrastive_loss(
     queries [N, D], keys [M, D]: float16, bfloat16, float32 or float64, used as given (normalise them before);
         N, M >= 0, any strides. Gradients flow to both. Sums are taken in float32, or in float64 if any of queries,
         keys or pool is float64; the loss has that dtype. Autocast changes nothing: no product in lower precision.
-    query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored.
+    query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored. Keys of
+        the pool with a query's id are its positives: take new ids in every step, ``pool.new_groups(n)``.
     query_images [N], key_images [M]: int64 image ids, or None: no same-image pairs. A negative id matches nothing.
     pool: qpt.NegativePool, or a tensor [K, D] with pool_groups [K] (and pool_images [K]). Gets no gradient.
     temperature: > 0; a float, or a tensor of one element, which may require its gradient.
@@ -112,6 +113,9 @@ class QualityContrastiveLoss(nn.Module):
     """``contrastive_loss`` with its options fixed; the temperature can be learnt.
 
     temperature: initial value, > 0. learn_temperature: keep log(temperature) as a parameter, so that it stays positive.
+    min_temperature: of a learnt one, > 0 and at most the initial one; a step that went below is taken back to it, as
+    in CLIP (arXiv 2103.00020), since near 0 the loss has no slope to come back by. None: 0.01, or the initial
+    temperature if that is lower.
     The other options are those of ``contrastive_loss``. ``forward`` returns the loss, ``with_stats`` a
     ``ContrastiveResult``; both take the tensors of ``contrastive_loss``. Raises InputError as that does.
     """
@@ -121,6 +125,7 @@ class QualityContrastiveLoss(nn.Module):
         temperature: float = 0.2,
         *,
         learn_temperature: bool = False,
+        min_temperature: float | None = None,
         same_image_weight: float = 1.0,
         exclude_self: bool = False,
         in_batch_negatives: bool = True,
@@ -129,8 +134,20 @@ class QualityContrastiveLoss(nn.Module):
     ):
         super().__init__()
         value = temperature_tensor("QualityContrastiveLoss", temperature, torch.device("cpu"), torch.float64).item()
+        self.min_temperature = min(0.01, value)
+        if min_temperature is not None:
+            name = "QualityContrastiveLoss"
+            self.min_temperature = check_number(name, "min_temperature", min_temperature, above=0)
+            if self.min_temperature > value:
+                raise InputError(
+                    f"{name}: min_temperature must be at most temperature {value:g}, got {min_temperature}"
+                )
         self.fixed_temperature = None if learn_temperature else value
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(value))) if learn_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(value), dtype=torch.float32, device="cpu"))
+            if learn_temperature
+            else None
+        )
         self.options: dict[str, Any] = {
             "same_image_weight": same_image_weight,
             "exclude_self": exclude_self,
@@ -142,7 +159,12 @@ class QualityContrastiveLoss(nn.Module):
     @property
     def temperature(self) -> float | Tensor:
         """The temperature in use: a float, or a 0-d tensor with a gradient when it is learnt."""
-        return self.log_temperature.exp() if self.log_temperature is not None else self.fixed_temperature  # type: ignore[return-value]
+        if self.log_temperature is None:
+            return self.fixed_temperature  # type: ignore[return-value]
+        # The parameter itself is moved back. A clamp in the graph would have no gradient below the floor.
+        with torch.no_grad():
+            self.log_temperature.clamp_(min=math.log(self.min_temperature))
+        return self.log_temperature.exp()
 
     def forward(self, queries: Tensor, keys: Tensor, **tensors: Any) -> Tensor:
         """Return the 0-d loss. ``tensors``: query_groups, key_groups, and as wanted images, pool, pool ids."""
@@ -153,7 +175,11 @@ class QualityContrastiveLoss(nn.Module):
         return contrastive_loss_with_stats(queries, keys, temperature=self.temperature, **tensors, **self.options)
 
     def extra_repr(self) -> str:
-        temperature = "learnt" if self.log_temperature is not None else f"{self.fixed_temperature:g}"
+        temperature = (
+            f"learnt, >= {self.min_temperature:g}"
+            if self.log_temperature is not None
+            else f"{self.fixed_temperature:g}"
+        )
         return f"temperature={temperature}, " + ", ".join(f"{k}={v!r}" for k, v in self.options.items())
 
 
@@ -175,7 +201,7 @@ def info_nce(
     temperature 0.07; 0.2 is that of MoCo v2).
     """
     _check_pairs("info_nce", {"queries": queries, "keys": keys})
-    ids = torch.arange(1, queries.shape[0] + 1, device=queries.device)
+    ids = torch.arange(1, queries.shape[0] + 1, dtype=torch.int64, device=queries.device)
     # Every pool row is a negative: group 0, which no query has, whatever the ids of earlier batches were.
     if isinstance(pool, NegativePool):
         rows, groups, _ = pool.ring if torch.compiler.is_compiling() else (pool.keys, pool.groups, None)
@@ -213,7 +239,7 @@ def nt_xent(
     Raises InputError as ``contrastive_loss`` does. Source: Chen et al., ICML 2020, equation 1 and Algorithm 1.
     """
     _check_pairs("nt_xent", {"first": first, "second": second})
-    ids = torch.arange(first.shape[0], device=first.device).repeat(2)
+    ids = torch.arange(first.shape[0], dtype=torch.int64, device=first.device).repeat(2)
     return _same_rows_loss(torch.cat((first, second)), ids, temperature, backend, check_finite)
 
 

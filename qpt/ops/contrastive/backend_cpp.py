@@ -1,4 +1,4 @@
-"""The contrastive loss's work over pairs in C++ (csrc/cpu/contrastive*.cpp): validated tensors in, pointers out.
+"""The contrastive loss's work over pairs in C++ (csrc/cpu/contrastive*.cpp): validated tensors in, buffers out.
 
 Called by ``loss.py`` for float32, float16 and bfloat16 on the CPU; half-precision rows are widened a slab at a time.
 ``backend_torch.py`` documents the methods.
@@ -18,7 +18,7 @@ from qpt.ops.contrastive.pool import check_rows_finite
 from qpt.ops.contrastive.problem import KeySet, Queries
 
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType of csrc/cpu/contrastive.h
-_STRIP, _BLOCK = 64, 256  # kStrip and kGroupRows there
+_STRIP, _BLOCK = 64, 256  # kStrip and kMaxTaskRows there
 _LN2 = math.log(2)  # logits are in units of log 2 there
 # Within this |z|, exp(z) and its sums are float32 numbers of full precision: no running maximum is needed.
 _SAFE_LOGIT = 40.0
@@ -40,7 +40,7 @@ class CppBackend(TorchBackend):
         symmetric = same and keys.self_offset == 0 and keys.negatives and not weighted
         if symmetric and _bounded(queries.vectors, tau, log_weight):
             row_sum = _symmetric(queries, tau, log_weight, None)
-            return SoftmaxSums(torch.where(row_sum > 0, 0.0, -math.inf), row_sum, None)
+            return SoftmaxSums(torch.zeros_like(row_sum).masked_fill_(row_sum <= 0, -math.inf), row_sum, None)
         rows, stream = _Side.of(queries), _Side.of(keys)
         same_group = not keys.negatives
         return _pass(rows, stream, tau, log_weight, keys.self_offset, None, same_group=same_group, weighted=weighted)
@@ -76,10 +76,10 @@ class CppBackend(TorchBackend):
     def add_positives(self, queries: Queries, keys: KeySet, positive_sum: Tensor, positives: Tensor) -> None:
         """See ``TorchBackend``; both outputs are contiguous, positive_sum is float32."""
         rows, stream = _Side.of(Queries(positive_sum, queries.groups, None)), _Side.of(keys._replace(images=None))
-        addresses = (positive_sum.data_ptr(), positives.data_ptr())
+        sums = (extension.buffer(positive_sum, torch.float32), extension.buffer(positives, torch.int64))
         native = extension.load()
         native.contrastive_positives(
-            rows.fields, stream.fields, stream.dim, keys.self_offset, *addresses, torch.get_num_threads()
+            rows.fields, stream.fields, stream.dim, keys.self_offset, *sums, torch.get_num_threads()
         )
 
     def loss_forward(
@@ -107,10 +107,14 @@ class CppBackend(TorchBackend):
             (side.fields, keys.self_offset, not keys.negatives, place > 0)
             for place, (side, keys) in enumerate(zip(sides, key_sets, strict=True))
         ]
-        addresses = [tensor.data_ptr() for tensor in terms]
-        addresses[4] = addresses[4] if need_gradient else 0
-        problem = (rows.fields, sets, dim, temperature.item(), log_weight / _LN2, addresses)
-        if extension.load().contrastive_forward(*problem, isa, torch.get_num_threads()) >= 0:
+        whole = (torch.float32, torch.int64, torch.float32, torch.int64, torch.float32, torch.float32)
+        buffers = [extension.buffer(term, dtype) for term, dtype in zip(terms, whole, strict=True)]
+        buffers[4] = buffers[4] if need_gradient else (0, 0)
+        problem = (rows.fields, sets, dim, temperature.item(), log_weight / _LN2, buffers)
+        found = extension.load().contrastive_forward(*problem, isa, torch.get_num_threads())
+        if found == -2:  # the gradient is not finite, which only its size can have caused
+            terms.loss.fill_(math.nan)
+        elif found >= 0:
             for keys in key_sets[1:]:
                 check_rows_finite("contrastive_loss", "pool", keys.vectors)
         return terms
@@ -134,14 +138,12 @@ class _Side(NamedTuple):
         images = None if rows.images is None else rows.images.contiguous()
         # C++ reads rows in place where their elements are neighbours.
         vectors = vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
-        fields = (
-            vectors.data_ptr(),
-            vectors.stride(0),
-            vectors.shape[0],
-            _DTYPE[vectors.dtype],
-            groups.data_ptr(),
-            0 if images is None else images.data_ptr(),
-        )
+        (count, dim), stride = vectors.shape, vectors.stride(0)
+        if not vectors.is_cpu:
+            raise TypeError(f"qpt._C: embeddings must be on the CPU, got {vectors.device}")
+        reach = ((count - 1) * stride + dim) * vectors.itemsize if count else 0
+        ids = (extension.buffer(groups, torch.int64), extension.buffer(images, torch.int64))
+        fields = ((vectors.data_ptr(), reach), stride, count, _DTYPE[vectors.dtype], *ids)
         return _Side(fields, vectors, groups, images)
 
 
@@ -162,8 +164,8 @@ def _pass(
     division = (1, 1) if same_group else native.contrastive_division(count, stream.groups.numel(), rows.dim)
 
     def empty(parts: int) -> SoftmaxSums:
-        acc = torch.empty(parts * count, rows.dim) if weighted else None
-        return SoftmaxSums(torch.empty(parts * count), torch.empty(parts * count), acc)
+        acc = _floats(parts * count, rows.dim) if weighted else None
+        return SoftmaxSums(_floats(parts * count), _floats(parts * count), acc)
 
     out = empty(1)
     partial = empty(division[1]) if division[1] > 1 else out
@@ -176,18 +178,23 @@ def _pass(
         self_offset,
         bias is None,
         same_group,
-        _address(bias),
+        _floats_of(bias),
         division,
-        [_address(part) for part in partial],
-        [_address(part) for part in out],
+        [_floats_of(part) for part in partial],
+        [_floats_of(part) for part in out],
         isa,
         torch.get_num_threads(),
     )
     return out
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _floats(*shape: int) -> Tensor:
+    """Allocate what C++ writes: float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _floats_of(tensor: Tensor | None) -> tuple[int, int]:
+    return extension.buffer(tensor, torch.float32)
 
 
 def _bounded(vectors: Tensor, tau: float, log_weight: float) -> bool:
@@ -203,17 +210,17 @@ def _symmetric(rows: Queries, tau: float, log_weight: float, inverse: Tensor | N
     if dim % _STRIP:
         wide = F.pad(wide, (0, -dim % _STRIP))
     side = _Side.of(rows._replace(vectors=wide))
-    out = torch.zeros(n) if inverse is None else torch.zeros(n, side.dim)
-    packed = torch.empty((n + _STRIP) * side.dim)
+    out = (_floats(n) if inverse is None else _floats(n, side.dim)).zero_()
+    packed = _floats((n + _STRIP) * side.dim)
     extension.load().contrastive_self(
         side.fields,
         side.dim,
         1 / (tau * _LN2),
         log_weight / _LN2,
-        _address(inverse),
-        _address(out if inverse is None else None),
-        _address(None if inverse is None else out),
-        packed.data_ptr(),
+        _floats_of(inverse),
+        _floats_of(out if inverse is None else None),
+        _floats_of(None if inverse is None else out),
+        _floats_of(packed),
         _BLOCK,
         isa,
         torch.get_num_threads(),

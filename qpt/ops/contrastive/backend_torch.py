@@ -19,8 +19,8 @@ _TILE = {"cpu": (512, 1024)}
 _TILE_ACCELERATOR = (4096, 8192)
 # Rows whose ids are looked up at a time; bounds the gather of positive keys to this many rows of D. A look-up waits for
 # an accelerator, hence few of them there.
-_LOOKUP = 2048
-_LOOKUP_ACCELERATOR = 1 << 18
+LOOKUP_ROWS = 2048
+LOOKUP_ROWS_ACCELERATOR = 1 << 18
 
 
 class SoftmaxSums(NamedTuple):
@@ -161,7 +161,7 @@ class IdIndex:
 
 
 def lookup_parts(rows: Tensor) -> Iterator[slice]:
-    return _slices(rows.shape[0], _LOOKUP if rows.device.type == "cpu" else _LOOKUP_ACCELERATOR)
+    return _slices(rows.shape[0], LOOKUP_ROWS if rows.device.type == "cpu" else LOOKUP_ROWS_ACCELERATOR)
 
 
 def group_sums(groups: IdIndex, keys: KeySet, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

@@ -14,12 +14,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qpt.errors import BackendError, InputError
+from qpt.errors import BackendError, InputError, as_number
 from qpt.ops.contrastive import loss
 from qpt.ops.contrastive.backend_torch import SoftmaxSums
 from qpt.ops.contrastive.loss import RunningSums, choose
 from qpt.ops.contrastive.pool import NegativePool
-from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_values, make_problem
+from qpt.ops.contrastive.problem import (
+    KeySet,
+    Problem,
+    Queries,
+    check_finite_result,
+    check_values,
+    make_problem,
+)
 
 _NAME = "distributed_contrastive_loss"
 _KEY_EXCHANGES, _POOL_LAYOUTS = ("gather", "ring"), ("replicated", "sharded")
@@ -65,7 +72,7 @@ def distributed_contrastive_loss(
     they disagree; so with BackendError. A second derivative raises RuntimeError.
     """
     if keys_travel is not None:
-        warnings.warn(f"{_NAME}: keys_travel is now key_exchange", FutureWarning, stacklevel=2)
+        warnings.warn(f"{_NAME}: keys_travel is now called key_exchange", FutureWarning, stacklevel=2)
         key_exchange = keys_travel
     if not dist.is_available() or not dist.is_initialized():
         raise InputError(
@@ -95,7 +102,7 @@ def distributed_contrastive_loss(
         "exclude_self": exclude_self,
         "in_batch_negatives": in_batch_negatives,
         "same_image_weight": same_image_weight,
-        "temperature": temperature if isinstance(temperature, float) else None,
+        "temperature": None if isinstance(temperature, Tensor) else as_number(temperature),
     }
     if problem is not None:
         options |= {
@@ -230,7 +237,9 @@ class _Loss(torch.autograd.Function):
             *tensors, weight, exclude_self, negatives, backend, check_finite = problem.without_pool()
             ctx.save_for_backward(rows.lse, rows.positives, valid_rows, gradient, *tensors)
             ctx.options, ctx.processes = (weight, exclude_self, negatives, backend, check_finite), processes
-            return total.to(temperature.dtype) / valid_rows
+            value = total.to(temperature.dtype) / valid_rows
+            check_finite_result(problem, value)  # the loss of all: every process raises
+            return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -319,7 +328,7 @@ def _key_gradient(problem: Problem, processes: _Processes, lse: Tensor, positive
     backend, queries, keys = choose(problem), problem.query_rows(), problem.batch_keys()
 
     def share(block: KeySet) -> Tensor:
-        return loss.key_gradient(queries, block, problem, backend, lse, positives).mul_(scale)
+        return loss.full_key_gradient(queries, block, problem, backend, lse, positives).mul_(scale)
 
     if processes.key_exchange == "gather":
         first = processes.first_key

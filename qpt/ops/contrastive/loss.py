@@ -27,7 +27,7 @@ from qpt.ops.contrastive.backend_torch import (
     lookup_parts,
 )
 from qpt.ops.contrastive.backend_triton import TritonBackend
-from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_values
+from qpt.ops.contrastive.problem import KeySet, Problem, Queries, check_finite_result, check_values
 
 BACKENDS: dict[str, TorchBackend] = {"torch": TorchBackend(), "cpp": CppBackend(), "triton": TritonBackend()}
 _DEVICE = {"cpp": "cpu", "triton": "cuda"}
@@ -66,8 +66,6 @@ def _reason_unusable(name: str) -> str | None:
     if name == "triton":
         missing = importlib.util.find_spec("triton") is None
         return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
-    if extension.is_forked_worker():
-        return "called in a forked worker process, where C++ threads hang"
     return extension.available()
 
 
@@ -88,6 +86,9 @@ def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool
         for keys in key_sets:
             sums.add(queries, keys)
         terms = _mean_over_rows(sums, queries, need_gradient)
+        if terms.gradient.is_cpu and not terms.gradient.isfinite().all():
+            terms.loss.fill_(math.nan)
+    check_finite_result(problem, terms.loss)
     return _with_negatives(terms, queries, key_sets) if need_similarity else terms
 
 
@@ -102,6 +103,7 @@ def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity:
     for keys in pool:
         sums.add(queries, keys)
     terms = _mean_over_rows(sums, queries, need_gradient)
+    check_finite_result(problem, terms.loss)
     return _with_negatives(terms, queries, [batch, *pool]) if need_similarity else terms
 
 
@@ -221,7 +223,7 @@ def loss_backward(
         for_temperature = (-total / problem.temperature).to(problem.temperature.dtype)
     if need_keys:
         scale = upstream / (positives > 0).sum().clamp(min=1)
-        gradient = key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
+        gradient = full_key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
         for_keys = gradient.mul_(scale).to(problem.keys.dtype)
     if need_queries:
         for_queries = (query_gradient * upstream).to(queries.vectors.dtype)
@@ -257,7 +259,7 @@ def self_loss_backward(
     return for_queries, for_temperature
 
 
-def key_gradient(
+def full_key_gradient(
     queries: Queries, keys: KeySet, problem: Problem, backend: TorchBackend, lse: Tensor, positives: Tensor
 ) -> Tensor:
     """Return valid rows x d loss / d keys, [M, D]; lse [N] and positives [N] as in RowTerms."""

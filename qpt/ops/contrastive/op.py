@@ -1,6 +1,6 @@
 """The contrastive loss as torch ops: schemas, fakes (shapes only) and autograd, for any keys and for the same rows.
 
-Called by ``api.py`` with a checked ``Problem``, which is flattened here and nowhere else; calls ``loss.py``, which
+Called by ``api.py`` with a checked ``Problem``, which is flattened here for ``torch.library``; calls ``loss.py``, which
 checks values (nan, temperature), because an op may read data where a compiled graph may not. A forward op also returns
 what its backward needs: the queries' gradient (from the same pass over the keys), log-sum-exps, numbers of positives.
 """

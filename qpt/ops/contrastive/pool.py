@@ -1,4 +1,4 @@
-"""NegativePool: MoCo's queue, a memory bank of past keys with their ids, detached negatives of the contrastive loss.
+"""NegativePool: MoCo's queue (older work says memory bank): past keys with their ids, negatives without a gradient.
 
 The pre-training step pushes to it after the optimiser's step, ``qpt.contrastive_loss`` reads it, and the checkpoint
 saves it. Relies on torch only.
@@ -25,8 +25,15 @@ class NegativePool:
     key costs dim numbers and 16 bytes of ids, so with dim=128 in float16 65,536 keys take 18 MB and 16.8 million 4.6
     GB (float32: 35 MB and 8.9 GB). A push costs what its keys cost, whatever the capacity.
 
-    Group ids must not be those of other compositions still held: a push does not look for that. ``new_groups`` returns
-    ids that are safe. Raises InputError for bad arguments.
+    Group ids must not be those of other compositions still held, whose keys would count as positives: a push does not
+    look for that. ``new_groups`` returns ids that are safe. A step of training::
+
+        groups = pool.new_groups(len(queries))
+        loss = qpt.contrastive_loss(queries, keys, query_groups=groups, key_groups=groups, pool=pool)
+        loss.backward()
+        pool.push(keys.detach(), groups)
+
+    Raises InputError for bad arguments.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class NegativePool:
     ):
         capacity = check_int("NegativePool", "capacity", capacity, 1, MAX_CAPACITY)
         dim = check_int("NegativePool", "dim", dim, 1)
+        device = "cpu" if device is None else device
         if dtype not in _DTYPES:
             raise InputError(f"NegativePool: dtype must be float32, float16 or bfloat16, got {dtype}")
         self._keys = torch.zeros((capacity, dim), dtype=dtype, device=device)
@@ -110,7 +118,7 @@ class NegativePool:
         exchange keys must agree on ids by other means. Raises InputError if count is not an integer of at least 0.
         """
         count = check_int("NegativePool.new_groups", "count", count, 0)
-        groups = self._next_group + torch.arange(count, device=self.device)
+        groups = self._next_group + torch.arange(count, dtype=torch.int64, device=self.device)
         self._next_group = self._next_group + count
         return groups
 

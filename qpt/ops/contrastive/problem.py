@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, as_number, describe
 from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
 
 BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
@@ -150,7 +150,8 @@ def make_problem(
             f"{function}: exclude_self needs queries and keys of the same rows, "
             f"got {queries.shape[0]} queries and {keys.shape[0]} keys"
         )
-    if not isinstance(same_image_weight, (int, float)) or not 0 <= same_image_weight < math.inf:
+    weight = as_number(same_image_weight)
+    if weight is None or not 0 <= weight < math.inf:
         raise InputError(f"{function}: same_image_weight must be finite and >= 0, got {same_image_weight!r}")
     if backend not in BACKEND_NAMES:
         raise InputError(f"{function}: backend must be one of {', '.join(BACKEND_NAMES)}, got {backend!r}")
@@ -167,11 +168,11 @@ def make_problem(
         pool_groups,
         pool_images,
         temperature_tensor(function, temperature, device, dtype),
-        float(same_image_weight),
-        exclude_self,
-        in_batch_negatives,
+        weight,
+        bool(exclude_self),
+        bool(in_batch_negatives),
         backend,
-        check_finite,
+        bool(check_finite),
     )
 
 
@@ -221,11 +222,31 @@ def temperature_tensor(function: str, temperature: float | Tensor, device: torch
                 f"{function}: temperature must be on the queries' device {device}, got {temperature.device}"
             )
         return temperature.reshape(()).to(dtype)
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+    value = as_number(temperature)
+    if value is None:
         raise InputError(f"{function}: temperature must be a float or a tensor, got {describe(temperature)}")
-    if not 0 < temperature < math.inf:
+    if not 0 < value < math.inf:
         raise InputError(f"{function}: temperature must be finite and > 0, got {temperature}")
-    return torch.full((), float(temperature), dtype=dtype, device=device)
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def check_finite_result(problem: Problem, loss: Tensor) -> None:
+    """Refuse finite embeddings whose products, over the temperature, leave the range of the accumulation dtype.
+
+    loss: 0-d, which is finite in every other case. The CPU always looks; other devices only under ``check_finite``.
+    """
+    # Looked at in the result, which costs nothing beside the work: bounds by norms would take another pass over keys.
+    looks = loss.is_cpu or problem.check_finite
+    if not looks or math.isfinite(loss.item()):
+        return
+    given = {name: getattr(problem, name) for name in ("queries", "keys", "pool")}
+    norms = {name: torch.linalg.vector_norm(x.double(), dim=1) for name, x in given.items() if x is not None and len(x)}
+    sizes = ", ".join(f"up to {norm.max():.3g} in {name}" for name, norm in norms.items())
+    dtype, temperature = str(problem.temperature.dtype).removeprefix("torch."), problem.temperature.item()
+    raise InputError(
+        f"contrastive_loss: similarity / temperature and its gradient must be finite in {dtype}, got rows of norm "
+        f"{sizes} at temperature {temperature:g}; normalise the rows"
+    )
 
 
 def check_values(problem: Problem, *names: str) -> None:

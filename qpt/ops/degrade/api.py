@@ -26,12 +26,13 @@ def degrade(images: Tensor, program: Program, *, threads: int | None = None, bac
     """Degrade a batch: row i of the result is ``images[program.source[i]]`` through chain i of the program.
 
     images: (B, H, W, 3) uint8 RGB on the CPU or a CUDA device; B may be 0, and a non-contiguous tensor is copied.
-    threads: number of CPU threads, None for torch's; it does not change the result.  backend: "cpu", "cuda", or "auto"
-    for the images' own device, which falls back to the CPU with one warning if CUDA kernels are unavailable.
+    threads: number of CPU threads, None for torch's; it does not change the result. A forked process (a worker of
+    DataLoader, say) has one: the thread pool does not survive the fork.  backend: "cpu", "cuda", or "auto" for the
+    images' own device, which falls back to the CPU with one warning if CUDA kernels are unavailable.
     Returns a new (r, H, W, 3) uint8 tensor on the images' device. A row's bytes depend on its own chain, seed and image
     only: not on the batch, the order of rows or the number of threads.
-    Raises InputError that names the wrong argument; BackendError without a usable backend, or in a forked worker
-    process. Under ``torch.compile`` it is one op, ``qpt::degrade``, without a graph break; there is no gradient.
+    Raises InputError that names the wrong argument; BackendError without a usable backend. Under ``torch.compile`` it
+    is one op, ``qpt::degrade``, without a graph break; there is no gradient.
     """
     if isinstance(program, Program) and needs_dispatcher(images):
         result: Tensor = torch.ops.qpt.degrade(images, *_fields(program), threads, backend)

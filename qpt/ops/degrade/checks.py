@@ -62,7 +62,7 @@ def check_patches(
     if boxes.device.type != "cpu" and boxes.device != images.device:
         raise InputError(f"degrade_patches: boxes must be on the CPU or on {images.device}, got {boxes.device}")
     if boxes.numel():
-        limit = torch.tensor([height - size, width - size], device=boxes.device)
+        limit = torch.tensor([height - size, width - size], dtype=torch.int32, device=boxes.device)
         outside = ((boxes < 0) | (boxes > limit)).any(-1)
         if bool(outside.any()):
             row, patch = outside.nonzero()[0].tolist()

@@ -83,7 +83,7 @@ class KernelInputs(NamedTuple):
     @staticmethod
     def of(images: Tensor, program: Program, patches: Patches | None) -> KernelInputs:
         """Copy a program and its patches to the images' device."""
-        none = torch.empty(0, dtype=torch.int32)
+        none = torch.empty(0, dtype=torch.int32, device="cpu")
         fields = (program.ops, program.params, program.seeds, program.source)
         cut = (patches.windows, patches.boxes, patches.lut) if patches else (none, none, none)
         order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])

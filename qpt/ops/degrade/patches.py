@@ -62,7 +62,7 @@ class Patches:
 @functools.cache
 def normalisation_lut(dtype: torch.dtype) -> Tensor:
     """Return (3, 256), ``normalise`` of every value of every channel; for uint8 the value itself."""
-    values = torch.arange(256, dtype=torch.uint8).expand(3, 256)
+    values = torch.arange(256, dtype=torch.uint8, device="cpu").expand(3, 256)
     return values.contiguous() if dtype == torch.uint8 else normalise(values[None, :, :, None], dtype)[0, :, :, 0]
 
 
@@ -96,7 +96,7 @@ def row_windows(program: Program, boxes: Tensor, size: int, height: int, width: 
         if resize in ops or all(op < 0 for op in ops[slot:]) or (h, w) == (height, width):
             slot, top, left, h, w = slots, 0, 0, height, width
         rows.append((slot, top, left, h, w))
-    return torch.tensor(rows, dtype=torch.int32).view(-1, 5)
+    return torch.tensor(rows, dtype=torch.int32, device="cpu").view(-1, 5)
 
 
 def _grow(low: int, high: int, halo: int, grid: int, size: int) -> tuple[int, int]:

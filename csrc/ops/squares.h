@@ -6,7 +6,7 @@
 
 namespace qpt {
 
-constexpr i32 kMaxPatches = 1024;
+constexpr i32 kMaxSquares = 1024;
 
 // Maps a word to an integer in [0, choices).
 QPT_INLINE i32 integer_below(u32 word, i32 choices) {
@@ -36,16 +36,17 @@ QPT_INLINE void put_pixel(u8* to, u8 red, u8 green, u8 blue) {
   to[2] = blue;
 }
 
-constexpr i32 kPatchSide = 16, kPatchReach = 8;
+constexpr i32 kCopiedSide = 16, kCopiedReach = 8;
 
-// Copies p0 = patches squares of 16 px to places up to 8 rows and columns away, uniformly, within the image.
+// Copies squares of 16 px to places up to 8 rows and columns away, uniformly, within the image. p0 (`patches`) is their
+// number.
 template <class Team>
 QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
-  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));
-  const i32 last_top = a.h - minimum(kPatchSide, a.h), last_left = a.w - minimum(kPatchSide, a.w);
-  with_squares(team, a, kTagPatch, count, kPatchSide, [&](Philox4 words, i32 top, i32 left, i32 y, i32 x) {
-    const i32 to_y = y + clamp(top + offset_within(words.z, kPatchReach), 0, last_top);
-    const i32 to_x = x + clamp(left + offset_within(words.w, kPatchReach), 0, last_left);
+  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxSquares))));
+  const i32 last_top = a.h - minimum(kCopiedSide, a.h), last_left = a.w - minimum(kCopiedSide, a.w);
+  with_squares(team, a, kTagCopiedSquare, count, kCopiedSide, [&](Philox4 words, i32 top, i32 left, i32 y, i32 x) {
+    const i32 to_y = y + clamp(top + offset_within(words.z, kCopiedReach), 0, last_top);
+    const i32 to_x = x + clamp(left + offset_within(words.w, kCopiedReach), 0, last_left);
     const u8* from = a.src + (static_cast<i64>(top + y) * a.w + left + x) * 3;
     put_pixel(a.dst + (static_cast<i64>(to_y) * a.w + to_x) * 3, from[0], from[1], from[2]);
   });
@@ -53,11 +54,11 @@ QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
 
 constexpr i32 kBlockSide = 32;
 
-// Paints p0 = blocks squares of 32 px, each of one colour, whose R, G and B are the highest three bytes of its third
-// word.
+// Paints squares of 32 px, each of one colour, whose R, G and B are the highest three bytes of its third word. p0
+// (`blocks`) is their number.
 template <class Team>
 QPT_FN void colour_block(Team& team, OpArgs a) {
-  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxPatches))));
+  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxSquares))));
   with_squares(team, a, kTagBlock, count, kBlockSide, [&](Philox4 words, i32 top, i32 left, i32 y, i32 x) {
     put_pixel(a.dst + (static_cast<i64>(top + y) * a.w + left + x) * 3, static_cast<u8>(words.z >> 24),
               static_cast<u8>(words.z >> 16), static_cast<u8>(words.z >> 8));

@@ -1,0 +1,177 @@
+"""Find image files by folder, pattern or name. Called by everything that takes a folder of images; it opens none.
+
+What is left out is counted and said in one warning: files with other extensions, and the hidden and companion files
+that systems leave beside photographs.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from qpt.data.faults import explained, is_machine_fault
+from qpt.errors import InputError
+
+#: Extensions of the formats that ``qpt.data.formats`` opens.
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".gif", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"}
+)
+#: Folders, besides hidden ones, in which systems keep thumbnails, companions of files and what was deleted.
+_SYSTEM_FOLDERS = frozenset({"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information"})
+_MOST_KINDS = 8  # extensions that a warning names
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a part of a path is left out of folders: it begins with a dot, or is a folder of the system."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_FOLDERS
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file has an image's extension, in any case."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+class PassedOver:
+    """A count of the files that were not taken: others by their extension, and hidden ones."""
+
+    def __init__(self) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.hidden = 0
+
+    def takes(self, path: str) -> bool:
+        """Return whether ``path``, relative and with slashes, is of an image that is not hidden; count it if not."""
+        if any(map(is_hidden, PurePosixPath(path).parts)):
+            self.hidden += 1
+        elif is_image_name(path):
+            return True
+        else:
+            self.kinds[os.path.splitext(path)[1].lower() or "without extension"] += 1
+        return False
+
+    def __str__(self) -> str:
+        named = [f"{count} {kind}" for kind, count in self.kinds.most_common(_MOST_KINDS)]
+        rest = self.kinds.total() - sum(count for _, count in self.kinds.most_common(_MOST_KINDS))
+        named += [f"{rest} others"] if rest else []
+        return ", ".join([*named, *([f"{self.hidden} hidden or of the system"] if self.hidden else [])])
+
+    def warn(self, where: str) -> None:
+        """Say in one warning what was passed over, if anything was."""
+        if self.kinds or self.hidden:
+            warnings.warn(f"{where}: files that are passed over: {self}", stacklevel=3)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """List every file below ``folder`` with an image's extension, nested folders included, sorted by relative path.
+
+    Symbolic links are followed. A folder that several links (or a loop of them) lead to is taken once: under its own
+    name if that is below ``folder``, else under the first link's. A link to nothing is listed, to be reported as
+    unreadable like any other broken file. A folder that may not be read is left out with a warning; so are hidden files
+    and folders (``is_hidden``), and other files, in one warning that counts them.
+    Raises InputError if ``folder`` is not a folder or holds no such file, and ReadError if the disk fails.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"list_images: folder must be an existing folder of images, got {root}")
+    found: list[Path] = []
+    passed_over = PassedOver()
+    with explained():
+        links, walked = _walk(root, found, set(), passed_over)
+        while links:  # after everything that has a name of its own, in the order of their names
+            link = links.pop(0)
+            more, walked = _walk(link, found, walked, passed_over)
+            links += more
+    if not found:
+        kinds, got = " ".join(sorted(EXTENSIONS)), f" but {passed_over}" if str(passed_over) else ""
+        raise InputError(f"list_images: folder must hold at least one image ({kinds}), got none below {root}{got}")
+    passed_over.warn(str(root))
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _walk(
+    top: Path, found: list[Path], walked: set[tuple[int, int]], passed_over: PassedOver
+) -> tuple[list[Path], set[tuple[int, int]]]:
+    """Add the images below ``top`` to ``found``; return the links to folders met on the way and the folders walked.
+
+    walked: (device, inode) of the folders that are not walked again.
+    """
+    links: list[Path] = []
+    for place, folders, names in os.walk(top, onerror=_leave_out):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in walked:
+            folders.clear()
+            continue
+        walked.add((status.st_dev, status.st_ino))
+        passed_over.hidden += sum(map(is_hidden, folders))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        here = Path(place)
+        links += [here / name for name in folders if (here / name).is_symlink()]
+        found += [here / name for name in names if passed_over.takes(name) and _may_be_file(here / name)]
+    return links, walked
+
+
+def _may_be_file(path: Path) -> bool:
+    """Return whether a path is of a regular file, or of something that cannot be looked at: it is reported later."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if is_machine_fault(error):
+            raise
+        return True
+
+
+def _leave_out(error: OSError) -> None:
+    if is_machine_fault(error):
+        raise error
+    warnings.warn(f"list_images: {error.filename} is left out: {error.strerror}", stacklevel=4)
+
+
+def find_images(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Find the image files that names stand for, each once, and the reasons why other names stand for none.
+
+    A name is a file, taken as it is whatever its extension; a folder, of which every image below it is taken
+    (``list_images``); or, if there is no such file, a pattern with ``*``, ``?``, ``[...]`` or ``**``.
+    Returns paths as text in the order of names (sorted within a folder or pattern), and name -> reason.
+    """
+    found: list[str] = []
+    faults: dict[str, str] = {}
+    for name in names:
+        matches = [name]
+        if not os.path.lexists(name) and glob.has_magic(name):
+            matches = match_files(name)
+            if not matches:
+                faults[name] = "no file matches this pattern"
+        for match in matches:
+            if not os.path.isdir(match):
+                found.append(match)
+                continue
+            try:
+                found += [str(path) for path in list_images(match)]
+            except InputError:
+                faults[match] = "no image in this folder"
+    return list(dict.fromkeys(found)), faults
+
+
+def match_files(pattern: str) -> list[str]:
+    """Return the sorted paths that match a pattern, without those that only lead through hidden names."""
+    asked = set(Path(pattern).parts)
+    hidden = PassedOver()
+    found = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if any(is_hidden(part) and part not in asked for part in Path(match).parts):
+            hidden.hidden += 1
+        else:
+            found.append(match)
+    hidden.warn(pattern)
+    return found
+
+
+def name_line(name: str, size: int) -> bytes:
+    """Return the line of one file, its name and its size in bytes, in the text over which a list of files is hashed."""
+    # A line break in a name becomes a NUL, which no name has, so that two lists never give one text.
+    return f"{name} {size}".replace("\n", "\0").encode(errors="surrogateescape")
