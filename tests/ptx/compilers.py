@@ -136,7 +136,8 @@ class TritonDevice:
         def handles(kernel: Any) -> None:
             """In place of loading machine code. Triton keeps compiled kernels, but devices come and go."""
             kernel.module, kernel.function = "ptx", None
-            kernel._run = functools.partial(TritonDevice._current_launch, kernel)
+            name = "_run" if hasattr(CompiledKernel, "run") else "run"  # the latter before Triton 3.5 or so
+            setattr(kernel, name, functools.partial(TritonDevice._current_launch, kernel))
 
         def empty(*args: Any, **options: Any) -> Any:
             return device._poison(plain(*args, **options))
@@ -144,19 +145,19 @@ class TritonDevice:
         def new_empty(tensor: Any, *args: Any, **options: Any) -> Any:
             return device._poison(plain_new(tensor, *args, **options))
 
-        before = triton.runtime.driver._active
+        before = vars(triton.runtime.driver).copy()
         TritonDevice._current = self
         triton.runtime.driver.set_active(_Driver(self.architecture))
         try:
             with (
                 mock.patch.object(CompiledKernel, "_init_handles", handles),
-                mock.patch.object(CompiledKernel, "__del__", lambda _: None),  # noqa: PT008 (a method)
+                mock.patch.object(CompiledKernel, "__del__", lambda _: None, create=True),  # noqa: PT008 (a method)
                 mock.patch.object(torch, "empty", empty),
                 mock.patch.object(torch.Tensor, "new_empty", new_empty),
             ):
                 yield self
         finally:
-            triton.runtime.driver._active = before
+            vars(triton.runtime.driver).update(before)
 
     def _poison(self, tensor: Any) -> Any:
         if tensor.numel():
@@ -200,7 +201,7 @@ class TritonDevice:
             else:
                 given.append(0 if argument is None else argument)
         given += [0] * (len(kernel.program.parameters) - len(given))  # scratch memory, of which none is asked for
-        assert compiled.metadata.global_scratch_size == 0
+        assert getattr(compiled.metadata, "global_scratch_size", 0) == 0
         block = compiled.metadata.num_warps * 32
         counts = kernel.launch(
             (x, y, z), block, given, shared_bytes=compiled.metadata.shared, more_buffers=buffers,

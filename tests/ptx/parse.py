@@ -246,10 +246,8 @@ class _Parser:
         if text.startswith("@"):
             head, text = re.match(r"@\s*(!?\s*[\w$%.]+)\s+(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
             guard = head.replace(" ", "")
-        opcode, _, rest = text.partition(" ") if " " in text.split("\n")[0] else (text, "", "")
-        if not rest:
-            opcode, *tail = re.split(r"\s+", text, maxsplit=1)
-            rest = tail[0] if tail else ""
+        opcode, *tail = text.split(None, 1)
+        rest = tail[0] if tail else ""
         operands = tuple(self._scoped(operand) for operand in _split(rest))
         function.code.append(Instruction(opcode, operands, self._scoped(guard), self.line))
 
