@@ -269,3 +269,12 @@ def test_repr():
     pool = NegativePool(8, 2, dtype=torch.bfloat16)
     pool.push(*numbered(0, 3))
     assert repr(pool) == "NegativePool(3/8 keys, dim=2, bfloat16, cpu)"
+
+
+def test_a_pool_made_under_inference_mode_is_a_pool_outside_it():
+    with torch.inference_mode():
+        pool = NegativePool(8, 4)
+        pool.push(torch.ones(2, 4), pool.new_groups(2))
+    pool.push(torch.ones(3, 4), pool.new_groups(3))
+    pool.load_state_dict(pool.state_dict())
+    assert pool.groups.tolist() == [0, 1, 2, 3, 4]

@@ -36,6 +36,7 @@ class NegativePool:
     Raises InputError for bad arguments.
     """
 
+    @torch.inference_mode(False)  # else a pool made under inference mode could not be pushed to outside it
     def __init__(
         self,
         capacity: int,
