@@ -27,7 +27,7 @@ WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weigh
 
 
 def run(
-    given: Case, truth_lse: torch.Tensor, splits: int, precision: str = "ieee", **device: object
+    given: Case, truth_lse: torch.Tensor, parts: int, precision: str = "ieee", **device: object
 ) -> dict[str, torch.Tensor]:
     """Return lse, mean and gradient as ``dense`` has them, and the same lse without the weighted sum."""
     from qpt.kernels import contrastive as kernels
@@ -35,7 +35,7 @@ def run(
     common = (*sides(given), torch.tensor(given.temperature), given.log_weight)
     left_out = (given.query_groups < 0) | (truth_lse == -torch.inf)
     lse = truth_lse.masked_fill(left_out, torch.inf).float()
-    with TritonDevice(**device).active() as found, mock.patch.object(kernels, "splits_for", return_value=splits):  # type: ignore[arg-type]
+    with TritonDevice(**device).active() as found, mock.patch.object(kernels, "parts_for", return_value=parts):  # type: ignore[arg-type]
         row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True, precision=precision)
         bare = kernels.lse_forward(*common, weighted=False, precision=precision)
         gradient = kernels.key_gradient(*common, lse, both_roles=given.both_roles, precision=precision)
@@ -52,10 +52,10 @@ def run(
     }
 
 
-def check(given: Case, splits: int, precision: str = "ieee", **device: object) -> None:
+def check(given: Case, parts: int, precision: str = "ieee", **device: object) -> None:
     dtype = given.queries.dtype if given.queries.dtype == given.keys.dtype else FLOAT32
     truth = dense(given, torch.float64)
-    found = run(given, truth[0], splits, precision, **device)
+    found = run(given, truth[0], parts, precision, **device)
     eligible = truth[0] > -math.inf
     assert torch.equal(found["lse"] > -math.inf, eligible)
     assert torch.allclose(found["lse"][eligible], found["bare_lse"][eligible], rtol=1e-6)
@@ -71,7 +71,7 @@ def check(given: Case, splits: int, precision: str = "ieee", **device: object) -
         assert (found[name].double() - right)[fine].norm() <= bound, name
 
 
-# dtype, precision, D, N, M, splits: every row of the launch table for sm_80, with ragged tiles on both sides
+# dtype, precision, D, N, M, parts: every row of the launch table for sm_80, with ragged tiles on both sides
 VARIANTS = [
     (FLOAT32, "ieee", 64, 33, 70, 1),
     (FLOAT32, "ieee", 128, 21, 75, 3),
@@ -83,10 +83,10 @@ VARIANTS = [
     (FLOAT16, "ieee", 512, 21, 40, 1),
 ]
 LONG_VARIANTS = [
-    (dtype, precision, dim, n, m, splits)
+    (dtype, precision, dim, n, m, parts)
     for dtype, precision in ((FLOAT32, "ieee"), (FLOAT32, "tf32x3"), (FLOAT16, "ieee"), (BFLOAT16, "ieee"))
     for dim in (64, 96, 128, 200, 256, 384, 512)
-    for n, m, splits in ((1, 1, 1), (65, 129, 1), (64, 128, 2), (33, 200, 3))
+    for n, m, parts in ((1, 1, 1), (65, 129, 1), (64, 128, 2), (33, 200, 3))
 ]
 
 
@@ -96,9 +96,9 @@ def name_of(variant: tuple) -> str:
 
 @pytest.mark.parametrize("variant", VARIANTS + (LONG_VARIANTS if LONG else []), ids=name_of)
 def test_ragged_shapes_agree_with_float64(variant: tuple) -> None:
-    dtype, precision, dim, n, m, splits = variant
+    dtype, precision, dim, n, m, parts = variant
     given = converted(case(n, m, dim, log_weight=math.log(0.5), self_offset=1), dtype)
-    check(given, splits, precision)
+    check(given, parts, precision)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])
@@ -106,25 +106,25 @@ def test_options_agree_with_float64(dtype: torch.dtype, long: bool) -> None:
     grid = list(itertools.product((None, 0, 7, -3), (True, False), WEIGHTS.values()))
     for self_offset, negatives, log_weight in grid if long else grid[3::14][:2]:
         options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
-        check(converted(case(18, 70, 64, images=log_weight is not None, **options), dtype), splits=2)
+        check(converted(case(18, 70, 64, images=log_weight is not None, **options), dtype), parts=2)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT16])
 def test_both_roles_agree_with_float64(dtype: torch.dtype) -> None:
     rows = converted(case(70, 70, 64), dtype)
     shared = (rows.queries, rows.queries, *[rows.query_groups] * 2, *[rows.query_images] * 2)
-    check(Case(*shared, log_weight=math.log(0.5), self_offset=0, both_roles=True), splits=2)
+    check(Case(*shared, log_weight=math.log(0.5), self_offset=0, both_roles=True), parts=2)
 
 
 def test_two_dtypes_are_multiplied_in_float32() -> None:
     given = case(18, 35, 64)
-    check(Case(given.queries, given.keys.half(), given.query_groups, given.key_groups), splits=2)
+    check(Case(given.queries, given.keys.half(), given.query_groups, given.key_groups), parts=2)
 
 
 def test_nothing_eligible_anywhere() -> None:
     given = converted(case(18, 70, 64), BFLOAT16)
     given.key_groups.fill_(-1)
-    check(given, splits=1)
+    check(given, parts=1)
 
 
 @pytest.mark.parametrize("arithmetic", [ptx.Arithmetic("up"), ptx.Arithmetic("down", "rounded")], ids=str)
