@@ -44,6 +44,7 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
     torch.set_num_threads(1)  # no contender computes anything on tensors
     folder: Path | None = options.photographs
     files = sample_images() if folder is None else FolderSource(folder).files
+    files = [file for file in files if _is_srgb(file)]
     batches = 2 if settings.quick else BATCHES
     dataset = _dataset(files, folder or Path("/"))
     per_epoch = len(files) // BATCH * BATCH
@@ -199,6 +200,12 @@ def _sentence(rows: list[Row], workers: int) -> str:
         f"({found[ALONE]:.0f} images/s) and {found[OURS] / found[DECODER]:.1%} of its own decoder alone "
         f"({found[DECODER]:.0f}), the plain loader {found[PLAIN] / found[ALONE]:.1%} of Pillow alone."
     )
+
+
+def _is_srgb(path: Path) -> bool:
+    """Return whether a colour profile leaves the pixels as they are: the plain loaders do not apply any."""
+    with Image.open(path) as image:
+        return not image.info.get("icc_profile") or np.array_equal(np.array(image.convert("RGB")), load_rgb(path))
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -105,9 +105,9 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
 def counted() -> dict[str, float]:
     """Count ResNet-50 and its head: parameters, batch norms, and multiplications at PATCH over those at 224 px."""
     flops = {}
+    encoder = build_encoder("resnet50").eval().to("meta")  # no arithmetic: only operations are counted
+    head = projection_head(encoder.feature_dim, DIM).to("meta")
     with torch.device("meta"):
-        encoder = build_encoder("resnet50").eval()
-        head = projection_head(encoder.feature_dim, DIM)
         for side in (PATCH, 224):
             with FlopCounterMode(display=False) as counter:
                 encoder(torch.empty(1, 3, side, side))

@@ -78,9 +78,9 @@ def _cpu_quota() -> float | None:
         for group in (folder, *folder.parents):
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 if controllers:
-                    parts = [(group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+                    parts = [(group / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")]
                 else:
-                    parts = (group / "cpu.max").read_text().split()
+                    parts = (group / "cpu.max").read_text(encoding="ascii").split()
                 quota, period = (float(part) for part in parts)
                 if quota > 0:
                     quotas.append(quota / period)

@@ -363,13 +363,13 @@ def available_memory() -> float:
     """Return the bytes that this process can still have, by the system and by its own limit; infinite if unknown."""
     available = math.inf
     with suppress(OSError, ValueError, IndexError):
-        available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        available = int(Path("/proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")[1].split()[0]) * 1024
     with suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
             available = min(available, limit - used)
     return available
 
