@@ -1,4 +1,4 @@
-"""How the native code is built, written once: compiler flags, instruction set, CUDA architectures, nvcc.
+"""The build of the native code, written once: compiler flags, instruction set, CUDA architectures, nvcc.
 
 Used by setup.py (which loads this file by path, before the package exists), by qpt.ops.extension (is this build made
 for this processor?), by qpt.ops.degrade.cuda (NVRTC flags), by qpt.commands.doctor and by the tests that compile the
@@ -107,7 +107,7 @@ def processor_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None
 
 
 def build_facts(package: Path = PACKAGE) -> dict[str, Any] | None:
-    """What setup.py wrote about the build in `package`; None if nothing was built there."""
+    """Return the facts that setup.py wrote about the build in `package`; None if nothing was built there."""
     try:
         facts: dict[str, Any] = json.loads((package / FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):

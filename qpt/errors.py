@@ -103,6 +103,6 @@ def check_number(
 
 
 def hint(given: object, known: Sequence[str], *, most: int = 1, cutoff: float = 0.5) -> str:
-    """What an error message says of a misspelt name: ``did you mean a or b?``, at most so many, or the known ones."""
+    """Return the end of a message on a misspelt name: ``did you mean a or b?``, at most so many, or the known ones."""
     near = difflib.get_close_matches(str(given), known, n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

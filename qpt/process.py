@@ -1,4 +1,4 @@
-"""What belongs to the whole process and not to one call: threads, forks, and torch's default device.
+"""Settings of the whole process and not of one call: threads, forks, and torch's default device.
 
 Imported by ``qpt`` itself, so that forked children are known from the first import on; used by the ops, by pre-training
 and by ``qpt doctor``. Importing it imports no torch; it changes settings of torch in forked children only.

@@ -65,8 +65,8 @@ def crops(count: int, side: int, folder: Path | None = None) -> list[Picture]:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one op over photographs and levels: the worst share of a photograph's pixels within one level in all channels,
-    at which level, and the largest difference of any sample."""
+    """The agreement of one op over images and levels: the worst share of an image's pixels within one level in all
+    channels, at which level, and the largest difference of any sample."""
 
     share: float
     level: int

@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("long" if LONG else "quick")
 
 @pytest.fixture(scope="session")
 def long() -> bool:
-    """Whether the long form of the tests was asked for."""
+    """Return whether the long form of the tests was asked for."""
     return LONG
 
 

@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def whole_suite(config: pytest.Config) -> bool:
-    """Whether this run is of all tests, not of a file, a keyword or a marker."""
+    """Return whether this run is of all tests, not of a file, a keyword or a marker."""
     everything = config.args == config.getini("testpaths") or not config.invocation_params.args
     return everything and not config.option.keyword and not config.option.markexpr and not config.option.collectonly
 
@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def write_summary(path: Path, config: pytest.Config, session: pytest.Session) -> None:
-    """What ran, where, for how long: the file `make verify` leaves under docs/verify/."""
+    """Write what ran, where and for how long: the file `make verify` leaves under docs/verify/."""
     ladder = config.stash[LADDER]
     stats = config.pluginmanager.getplugin("terminalreporter").stats
     totals = Counter({key: len(stats[key]) for key in ("passed", "failed", "error", "skipped") if stats.get(key)})

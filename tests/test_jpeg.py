@@ -45,7 +45,7 @@ CLEAN: dict[str, Callable[[], bytes]] = {
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
-    """What simplejpeg decoded."""
+    """Return the arrays that simplejpeg decoded."""
     plain, found = images._plain_jpeg, []
 
     def note(opened: Image.Image) -> NDArray[np.uint8] | None:

@@ -36,7 +36,7 @@ def _config(**fields):
 
 
 def _two_steps(config):
-    """What the engine does, on random pixels: from nothing to the end of the second step, with a full pool."""
+    """Do what the engine does, on random pixels: from nothing to the end of the second step, with a full pool."""
     learner = Learner(config, torch.device("cpu"))
     images, views = config.batch_images, config.compositions
     regions = torch.randint(0, 256, (images, config.region, config.region, 3), dtype=torch.uint8)

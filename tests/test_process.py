@@ -1,4 +1,4 @@
-"""What belongs to the whole process: forked children finish, and threads follow what was granted."""
+"""Settings of the whole process: forked children finish, and threads follow what was granted."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type is valid: the Python example runs, every `qpt` command line parses."""
+"""The commands and code of the documents are valid: the Python example runs, every `qpt` command line parses."""
 
 import re
 import shlex

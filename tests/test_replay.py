@@ -101,7 +101,7 @@ def test_a_gradient_that_is_not_finite_is_found(image_folder: Path, tmp_path: Pa
 
 
 def test_a_failed_step_changes_nothing(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept is the state before the step, byte for byte, though the forward pass moved running statistics."""
+    """The state kept is that before the step, byte for byte, though the forward pass moved running statistics."""
     monkeypatch.setattr(failure, "check_gradients", fail_at_fourth())
     folder = fail(image_folder, tmp_path / "run")
     assert read_checkpoint(tmp_path / "run")["step"] == 3

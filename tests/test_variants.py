@@ -123,7 +123,7 @@ def test_chunks_change_no_gradient_of_many_patches(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["moco", "in_batch"])
 def test_similarities_of_many_patches_are_those_of_the_pairs(mode: str) -> None:
-    """Of the first patch and all keys, as a log shows them."""
+    """Return the figures of the first patch and all keys, as a log shows them."""
     config = settings(mode=mode, patches=4, compositions=3, accumulate=2)
     learner = learner_of(config)
     learner.step(*batch(config, 0), 0.1)

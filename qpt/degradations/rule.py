@@ -1,4 +1,4 @@
-"""What a degradation space is made of, as plain data: a ``Rule`` draws ``Group``s, and one ``OpSpec`` of a group acts.
+"""The parts of a degradation space, as plain data: a ``Rule`` draws ``Group``s, and one ``OpSpec`` of a group acts.
 
 Read by ``qpt.degradations.sampling``, ``qpt.degradations.counting`` and ``qpt.degradations.space_yaml``, whose keys are
 these fields. Every object is checked against the op table when it is made.
@@ -143,7 +143,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one pass of a space is drawn: a number of members, their order, and the level of each.
+    """The drawing of one pass of a space: a number of members, their order, and the level of each.
 
     ops: the members: op names, OpSpecs, or Groups.  min_ops, max_ops: how many members are drawn.
     repeat: True if a member may be drawn more than once.  shuffle: True if members act in the order in which they are

@@ -1,4 +1,4 @@
-"""What is said on standard error when a run starts: settings that are sound and yet seldom what was meant.
+"""Notes on standard error at the start of a run: settings that are sound and yet seldom what was meant.
 
 Called by ``qpt.pretraining.engine`` in the process that writes the run's files.
 """

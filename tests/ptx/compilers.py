@@ -214,7 +214,7 @@ _loaded = functools.lru_cache(maxsize=64)(load)
 
 
 class _Driver:
-    """What Triton's launch path asks of a driver."""
+    """A driver that answers what Triton's launch path asks."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture

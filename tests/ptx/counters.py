@@ -1,4 +1,4 @@
-"""What a launch executed, per pipe, opcode and source line, from the counts that ``Kernel.launch(count=True)`` returns.
+"""Tables of what a launch executed, per pipe, opcode and source line, from ``Kernel.launch(count=True)``.
 
 A count is of PTX instructions of warps; ptxas makes machine instructions of them, of which one may be several.
 """
@@ -55,7 +55,7 @@ _SPACES = ("global", "shared", "local", "const", "param")
 
 @dataclass(frozen=True)
 class Total:
-    """Of a group of instructions. lanes: the active share of 32. sectors: of 32 bytes, of a request to global memory on
+    """Sums over instructions. lanes: the active share of 32. sectors: of 32 bytes, of a request to global memory on
     average; conflicts: passes to the banks of shared memory beyond the fewest possible."""
 
     name: str

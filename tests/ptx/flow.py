@@ -1,4 +1,4 @@
-"""Where diverged threads meet again: the immediate post-dominator of every branch of a function.
+"""The places where diverged threads meet again: the immediate post-dominator of every branch of a function.
 
 Called by tests.ptx.assemble. The algorithm is Cooper, Harvey and Kennedy's (A Simple, Fast Dominance Algorithm, 2001),
 on the reversed graph of basic blocks with one virtual exit.

@@ -29,7 +29,7 @@ _BUFFER_BASE, _BUFFER_STEP = 0x7000_0000_0000, 1 << 34
 
 
 class Fault(AssertionError):
-    """What a program did wrong.
+    """A fault of a program.
 
     kind: bounds, misaligned, poison, race, barrier, lanes, trap, limit or unsupported.  instruction: the one that did
     it, None where a fault has no place.  other: in a race the access before it.
@@ -90,7 +90,7 @@ def _bytes_of(tensor: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a grid is run: order of blocks and warps (forward, reverse, random), blocks that are resident together,
+    """The way a grid is run: order of blocks and warps (forward, reverse, random), blocks that are resident together,
     instructions a warp runs before another does (0: until it waits)."""
 
     order: str = "forward"
@@ -101,7 +101,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What hardware may do and the ISA leaves open.
+    """A choice of what hardware may do and the ISA leaves open.
 
     approximation: the error of approximate instructions: exact, up or down by the whole bound, or mixed.
     tensor_core: "truncated" sums as measured on sm_80, or "rounded" once to nearest.

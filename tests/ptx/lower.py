@@ -69,7 +69,7 @@ class UnknownOpcode(NotImplementedError):
 
 
 class Lowering:
-    """What operands stand for, and a method for each instruction that is more than its operands in order."""
+    """The meaning of operands, and a method for each instruction that is more than its operands in order."""
 
     module: Module
     pool: bytearray  # of constants
