@@ -1,11 +1,11 @@
-"""``python -m experiments evaluate ...`` and ``python -m experiments study ...``; each has its own ``--help``."""
+"""``python -m experiments evaluate|study|synthetic ...``; each has its own ``--help``."""
 
 import sys
 from collections.abc import Sequence
 
-from experiments import evaluations, study
+from experiments import evaluations, study, synthetic_set
 
-COMMANDS = {"evaluate": evaluations, "study": study}
+COMMANDS = {"evaluate": evaluations, "study": study, "synthetic": synthetic_set}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
