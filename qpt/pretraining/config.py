@@ -36,9 +36,10 @@ class PretrainConfig:
         data: folder of photographs, nested or not; or of WebDataset shards, or a pattern of them (docs/data.md).
         out: run directory to create.
         seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
-        arch: encoder, resnet18 | resnet34 | resnet50.
-        width: channels of the encoder's first stage; 64 is the standard network.
-        init: checkpoint or run directory whose encoder weights to start from; empty for random weights.
+        arch: encoder, resnet18 | resnet34 | resnet50 | efficientnet_lite0 | timm:NAME | torchvision:NAME.
+        width: channels of a resnet's first stage; 64 is the standard network.
+        init: weights to start from; empty for random ones. A run directory or checkpoint, a state dict (.pt, .pth,
+            .safetensors), or a named encoder: efficientnet_lite0-imagenet, timm:NAME, torchvision:NAME.
         projection_dim: length D of queries and keys.
         mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
         space: degradation space: a preset's name, or a YAML file of one.
@@ -96,7 +97,7 @@ class PretrainConfig:
     data: str
     out: str
     seed: int = 0
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    arch: str = "resnet50"
     width: int = 64
     init: str = ""
     projection_dim: int = 128
@@ -147,6 +148,8 @@ class PretrainConfig:
     page: bool = True
 
     def __post_init__(self) -> None:
+        from qpt.models.names import check_arch  # qpt.models loads torch, which the command line does without
+
         hints = get_type_hints(PretrainConfig)
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), hints[field.name]
@@ -165,6 +168,7 @@ class PretrainConfig:
                 object.__setattr__(self, field.name, bool(value))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
+        check_arch("pretrain", self.arch, self.width)
         for name in ("same_image_weight", "weight_decay"):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         for name in ("temperature", "lr", "trust_coefficient"):
