@@ -30,6 +30,7 @@ from qpt.models import Encoder
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Number = TypeVar("Number", np.float32, np.float64)
 SCALES = ("full", "half")
 STATISTICS = ("mean", "std")
 #: Changes whenever the numbers this file computes change, so that no cache outlives its definition.
@@ -144,25 +145,46 @@ def extract(
     """
     encoder = prepare(encoder)
     file = cache / f"{_cache_key(encoder, protocol, images_key)}.npz" if cache is not None else None
-    shape = (len(paths), len(SCALES), len(STATISTICS), sum(encoder.stage_dims))
-    if file is not None and (stored := _read_cache(file, shape)) is not None:
+    features = np.empty((len(paths), len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
+
+    def compute() -> None:
+        for index, pixels in enumerate(load_images(paths, label=label, quiet=quiet)):
+            features[index] = image_features(encoder, pixels, protocol)
+        if not np.isfinite(features).all():
+            raise InputError(f"features: encoder must give finite features, got NaN or infinity from {label}")
+
+    return fill_or_read(features, compute, file)
+
+
+def fill_or_read(features: NDArray[Number], compute: Callable[[], None], file: Path | None) -> NDArray[Number]:
+    """Return what ``file`` keeps, if it is of the shape and dtype of ``features``; else fill and keep ``features``.
+
+    compute: fills ``features``.  file: an ``.npz``; None keeps nothing.
+    """
+    if file is not None and (stored := _read_cache(file, features)) is not None:
         return stored
-    features = np.empty(shape, np.float32)
-    for index, pixels in enumerate(load_images(paths, label=label, quiet=quiet)):
-        features[index] = image_features(encoder, pixels, protocol)
-    if not np.isfinite(features).all():
-        raise InputError(f"features: encoder must give finite features, got NaN or infinity from {label}")
+    compute()
     if file is not None:
         _write_cache(file, features)
     return features
+
+
+def images_key(table: ScoreTable) -> str:
+    """Return the hash of the names, order and contents of a table's images, which keys caches of their features."""
+    # The fingerprint is of a set; features also depend on the order of its rows.
+    return hash_of(table.fingerprint, *table.images)
+
+
+def hash_of(*parts: str) -> str:
+    """Return the sha256 of a few lines of text."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_out_features(
     encoder: Encoder, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Return the features of every read-out of an encoder for a table: name -> (n, d) float64."""
-    # The fingerprint is of a set; features also depend on the order of its rows.
-    key = hashlib.sha256("\n".join((table.fingerprint, *table.images)).encode()).hexdigest()
+    key = images_key(table)
     features = extract(encoder, table.paths, protocol=protocol, label=label, cache=cache, images_key=key, quiet=quiet)
     return {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
 
@@ -195,20 +217,19 @@ def _moments(maps: Iterable[Tensor]) -> Tensor:
 
 
 def _cache_key(encoder: Encoder, protocol: FeatureProtocol, images_key: str) -> str:
-    parts = (weights_hash(encoder), images_key, repr(protocol), DEFINITION)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return hash_of(weights_hash(encoder), images_key, repr(protocol), DEFINITION)[:32]
 
 
-def _read_cache(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+def _read_cache(file: Path, like: NDArray[Number]) -> NDArray[Number] | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             features = stored["features"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return features if features.shape == shape and features.dtype == np.float32 else None
+    return features if features.shape == like.shape and features.dtype == like.dtype else None
 
 
-def _write_cache(file: Path, features: NDArray[np.float32]) -> None:
+def _write_cache(file: Path, features: NDArray[Number]) -> None:
     def write(unfinished: Path) -> None:
         with unfinished.open("wb") as stream:  # given a name, NumPy would add its own extension
             np.savez(stream, features=features)
@@ -217,4 +238,4 @@ def _write_cache(file: Path, features: NDArray[np.float32]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, write)
     except OSError as error:  # it costs the cache, not the result
-        warnings.warn(f"features are not kept for the next time: {error}", stacklevel=3)
+        warnings.warn(f"features are not kept for the next time: {error}", stacklevel=4)
