@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,27 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
 
 def load_images(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterator[NDArray[np.uint8]]:
-    """Decode images one by one under a progress bar.
+    """Decode images one by one under a progress bar, each in a thread while the caller works on the one before it.
 
     Raises one InputError at the end that lists all files that cannot be used; after the first of them nothing more
     is yielded.
     """
     faults = []
-    for path in progress(paths, label, quiet):
-        try:
-            pixels = load_image(path)
-        except InputError as error:
-            faults.append(str(error).removeprefix("photograph: "))
-            continue
-        if not faults:
-            yield pixels
+    with ThreadPoolExecutor(max_workers=1) as decoder:
+        # At most two decoded images are held: the caller's and the next.
+        following = iter(paths[1:])
+        ahead = decoder.submit(load_image, paths[0]) if paths else None
+        for _ in progress(paths, label, quiet):
+            assert ahead is not None
+            current, path = ahead, next(following, None)
+            ahead = decoder.submit(load_image, path) if path is not None else None
+            try:
+                pixels = current.result()
+            except InputError as error:
+                faults.append(str(error).removeprefix("photograph: "))
+                continue
+            if not faults:
+                yield pixels
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
 
