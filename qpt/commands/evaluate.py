@@ -65,6 +65,14 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="train on shares of the training labels too, such as 0.01 0.05 0.1; none: all labels only",
     )
+    parser.add_argument(
+        "--read-outs",
+        nargs="+",
+        type=str,
+        default=None,
+        metavar="NAME",
+        help='the read-outs to choose from, such as "all, mean+std" (default: all of them)',
+    )
     parser.add_argument("--regressor", choices=("ridge", "svr"), default="ridge", help="on frozen features")
     parser.add_argument("--fine-tune", action="store_true", help="also fine-tune each encoder end to end on each split")
     parser.add_argument("--fine-tune-epochs", type=int, default=30, metavar="N", help="at most (default 30)")
@@ -129,6 +137,7 @@ def _config(args: argparse.Namespace) -> EvaluationConfig:
         splits=args.split_count,
         label_shares=None if args.label_shares is None else tuple(args.label_shares),
         regressor=args.regressor,
+        read_outs=None if args.read_outs is None else tuple(args.read_outs),
         fine_tuning=tuning if args.fine_tune else None,
     )
 

@@ -1,7 +1,7 @@
-"""Features of an encoder for images: mean and standard deviation over positions, four stages, two scales.
+"""Features of an encoder for images: mean and standard deviation over positions, every stage, three scales.
 
 Called by ``qpt.evaluate.run`` and reports (many images, cached) and by ``Scorer`` (one image). One pass over an image
-yields what every read-out needs, which ``ReadOut.select`` slices afterwards. It reads image files and writes the cache.
+yields what every read-out needs, which ``ReadOut.select`` takes from it afterwards. It reads image files and writes the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import wraps
-from itertools import product
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError, check_int
-from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, load_images, mirror_pad
+from qpt.evaluate.image_crops import check_pixels, crop_grid, load_images, scaled_images
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder
@@ -31,10 +30,12 @@ from qpt.models import Encoder
 P = ParamSpec("P")
 R = TypeVar("R")
 Number = TypeVar("Number", np.float32, np.float64)
-SCALES = ("full", "half")
+SCALES = ("full", "half", "quarter")
 STATISTICS = ("mean", "std")
 #: Changes whenever the numbers this file computes change, so that no cache outlives its definition.
-DEFINITION = "qpt-features-1"
+DEFINITION = "qpt-features-2"
+#: Definitions whose features equal those of this version at the scales that they have: a scorer of theirs still loads.
+FORMER_DEFINITIONS = ("qpt-features-1",)
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,85 @@ class FeatureProtocol:
 
 @dataclass(frozen=True)
 class ReadOut:
-    """The part of the features that a regressor gets, always of both scales.
+    """The part of the features that a regressor gets.
 
-    stages: "last" or "all".  statistics: "mean" or "mean+std".
+    stages: "last" or "all".  statistics: "mean", "std" or "mean+std".  scales: 2 (full and half) or 3 (and quarter).
+    across: "values" gives the statistics at each scale; "differences" those of each scale minus those of the next
+    smaller one; "full and differences" those at full scale beside these differences. Differences take 3 scales.
     """
 
     stages: str
     statistics: str
+    scales: int = 2
+    across: str = "values"
 
     def __post_init__(self) -> None:
-        if self.stages not in ("last", "all") or self.statistics not in ("mean", "mean+std"):
-            raise InputError(f"read-out: must be last|all and mean|mean+std, got {self.stages} and {self.statistics}")
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(str(value) for value in allowed)
+                raise InputError(f"read-out: {name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.across != "values" and self.scales != len(SCALES):
+            raise InputError(f"read-out: scales must be {len(SCALES)} for differences, got {self.scales}")
 
     def __str__(self) -> str:
-        return f"{self.stages}, {self.statistics}"
+        if self.across != "values":
+            return f"{self.stages}, {self.statistics}, {self.across}"
+        return f"{self.stages}, {self.statistics}" + f", {self.scales} scales" * (self.scales != 2)
 
     def select(self, features: NDArray[np.float32], stage_dims: Sequence[int]) -> NDArray[np.float64]:
-        """Slice (n, 2 scales, 2 statistics, sum(stage_dims)) features to (n, d) float64."""
-        first = 0 if self.stages == "all" else sum(stage_dims[:-1])
-        kept = 1 if self.statistics == "mean" else 2
-        return features[:, :, :kept, first:].reshape(len(features), -1).astype(np.float64)
+        """Take (n, scales or more, 2 statistics, sum(stage_dims)) features to (n, d) float64."""
+        chosen = features[:, : self.scales, self._statistics, self._first(stage_dims) :].astype(np.float64)
+        if self.across != "values":
+            differences = chosen[:, :-1] - chosen[:, 1:]
+            first = chosen[:, :1] if self.across == "full and differences" else chosen[:, :0]
+            chosen = np.concatenate([first, differences], axis=1)
+        return chosen.reshape(len(features), -1)
+
+    def coefficients(self, weights: NDArray[np.float64], stage_dims: Sequence[int]) -> NDArray[np.float64]:
+        """Return the weights of the features themselves: (scales, 2 statistics, sum(stage_dims)).
+
+        weights: (d,), of what ``select`` returns. The sum over all features times their coefficients is
+        ``select(...) @ weights``.
+        """
+        first = self._first(stage_dims)
+        found = np.zeros((self.scales, len(STATISTICS), sum(stage_dims)))
+        kept = found[:, self._statistics, first:]  # a view
+        if self.across == "values":
+            kept += weights.reshape(kept.shape)
+            return found
+        parts = weights.reshape(-1, *kept.shape[1:])
+        if self.across == "full and differences":
+            kept[0] += parts[0]
+            parts = parts[1:]
+        kept[:-1] += parts
+        kept[1:] -= parts
+        return found
+
+    @property
+    def _statistics(self) -> slice:
+        return {"mean": slice(0, 1), "std": slice(1, 2), "mean+std": slice(0, 2)}[self.statistics]
+
+    def _first(self, stage_dims: Sequence[int]) -> int:
+        return 0 if self.stages == "all" else sum(stage_dims[:-1])
 
 
-READ_OUTS = tuple(ReadOut(stages, statistics) for stages, statistics in product(("last", "all"), ("mean", "mean+std")))
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "stages": ("last", "all"),
+    "statistics": ("mean", "std", "mean+std"),
+    "scales": (2, 3),
+    "across": ("values", "differences", "full and differences"),
+}
+
+READ_OUTS = (
+    ReadOut("all", "mean+std", 3),
+    ReadOut("all", "mean+std"),
+    ReadOut("all", "mean+std", 3, "full and differences"),
+    ReadOut("all", "mean", 3, "full and differences"),
+    ReadOut("all", "mean", 3, "differences"),
+    ReadOut("all", "mean"),
+    ReadOut("all", "std"),
+    ReadOut("last", "mean"),
+)
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
@@ -99,19 +156,21 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
 @outside_graphs
 @torch.inference_mode()
 def image_features(
-    encoder: Encoder, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
+    encoder: Encoder,
+    pixels: NDArray[np.uint8],
+    protocol: FeatureProtocol | None = None,
+    scales: int = len(SCALES),
 ) -> NDArray[np.float32]:
-    """Compute the features of one image: (2 scales, 2 statistics, sum(stage_dims)) float32.
+    """Compute the features of one image: (scales, 2 statistics, sum(stage_dims)) float32.
 
     encoder: in eval mode (``prepare``); it may be float16 or bfloat16.  pixels: (H, W, 3) uint8; a side under 32 px is
-    padded (``mirror_pad``). The statistics of a stage are taken over the positions of all crops together; std is the
+    padded (``scaled_images``).  scales: the first of ``SCALES``. The statistics of a stage are taken over the positions of all crops together; std is the
     population's. They are float32 or better whatever the encoder is.
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
-    pixels = mirror_pad(pixels)
     rows = []
-    for scaled in (pixels, half_scale(pixels)):
+    for scaled in scaled_images(pixels, scales):
         crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
         with torch.autocast(encoder.device.type, enabled=False):  # the caller's setting must not change the dtype
@@ -137,7 +196,7 @@ def extract(
     images_key: str = "",
     quiet: bool = False,
 ) -> NDArray[np.float32]:
-    """Compute or read features of many images: (n, 2 scales, 2 statistics, sum(stage_dims)) float32.
+    """Compute or read features of many images: (n, 3 scales, 2 statistics, sum(stage_dims)) float32.
 
     cache: a folder for ``NAME.npz`` keyed by encoder weights, ``images_key`` (names, order, contents) and protocol;
     None keeps nothing. A damaged cache file is computed again.  quiet: no progress bar. Raises InputError listing every

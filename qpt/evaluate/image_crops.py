@@ -1,4 +1,4 @@
-"""Decode images for evaluation, halve them, and cut the grid of crops that bounds the work on large ones.
+"""Decode images for evaluation, scale them down, and cut the grid of crops that bounds the work on large ones.
 
 Called by ``table`` (headers), ``features``, ``classical``, ``finetune`` and ``scorer`` (pixels). It reads image files
 through ``qpt.data.images``; nothing is random: an image always gives the same pixels and the same crops.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,27 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
 
 def load_images(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterator[NDArray[np.uint8]]:
-    """Decode images one by one under a progress bar.
+    """Decode images one by one under a progress bar, each in a thread while the caller works on the one before it.
 
     Raises one InputError at the end that lists all files that cannot be used; after the first of them nothing more
     is yielded.
     """
     faults = []
-    for path in progress(paths, label, quiet):
-        try:
-            pixels = load_image(path)
-        except InputError as error:
-            faults.append(str(error).removeprefix("photograph: "))
-            continue
-        if not faults:
-            yield pixels
+    with ThreadPoolExecutor(max_workers=1) as decoder:
+        # At most two decoded images are held: the caller's and the next.
+        following = iter(paths[1:])
+        ahead = decoder.submit(load_image, paths[0]) if paths else None
+        for _ in progress(paths, label, quiet):
+            assert ahead is not None
+            current, path = ahead, next(following, None)
+            ahead = decoder.submit(load_image, path) if path is not None else None
+            try:
+                pixels = current.result()
+            except InputError as error:
+                faults.append(str(error).removeprefix("photograph: "))
+                continue
+            if not faults:
+                yield pixels
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
 
@@ -152,13 +160,13 @@ def _remedy(image: object) -> str:
 _TENSOR = " with .numpy(), or use Scorer.as_metric() for (N, 3, H, W) values 0 to 1"
 
 
-def mirror_pad(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pad sides shorter than MIN_SIDE px to MIN_SIDE, evenly on both ends, the odd pixel at the end.
+def mirror_pad(pixels: NDArray[np.uint8], min_side: int = MIN_SIDE) -> NDArray[np.uint8]:
+    """Pad sides shorter than ``min_side`` px to it, evenly on both ends, the odd pixel at the end.
 
     The padding mirrors the image with its edge pixels repeated (``numpy.pad`` calls it "symmetric"): one pixel becomes
     a flat 32 x 32. An image that is large enough is returned as it is.
     """
-    missing = [max(0, MIN_SIDE - side) for side in pixels.shape[:2]]
+    missing = [max(0, min_side - side) for side in pixels.shape[:2]]
     if not any(missing):
         return pixels
     return np.pad(pixels, [(rest // 2, rest - rest // 2) for rest in missing] + [(0, 0)], mode="symmetric")
@@ -177,6 +185,18 @@ def half_scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         band = Image.fromarray(np.ascontiguousarray(pixels[top : top + rows]))
         narrow.paste(band.resize((width // 2, band.height), Image.Resampling.BICUBIC), (0, top))
     return np.array(narrow.resize((width // 2, height // 2), Image.Resampling.BICUBIC))
+
+
+def scaled_images(pixels: NDArray[np.uint8], count: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield an image at full, half, quarter, ... scale, ``count`` in all, each the half of the one before.
+
+    pixels: (H, W, 3) uint8. The full scale is padded to MIN_SIDE px, the others to half of that (``mirror_pad``).
+    """
+    pixels = mirror_pad(pixels)
+    yield pixels
+    for _ in range(count - 1):
+        pixels = mirror_pad(half_scale(pixels), MIN_SIDE // 2)
+        yield pixels
 
 
 def crop_grid(pixels: NDArray[np.uint8], *, side: int, count: int) -> NDArray[np.uint8]:

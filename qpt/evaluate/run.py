@@ -22,7 +22,7 @@ from PIL import __version__ as pillow_version
 from qpt.errors import InputError, check_int
 from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, feature_cache, read_out_features, weights_hash
+from qpt.evaluate.features import FeatureProtocol, feature_cache, read_out_features, weights_hash
 from qpt.evaluate.finetune import FineTuning, ImageCache, fine_tune, hold_out
 from qpt.evaluate.leaks import equal_files
 from qpt.evaluate.protocol import evaluate_splits, split_record
@@ -88,7 +88,7 @@ def evaluate(
     for name, kind, about, encoder in encoders:
         # Table by table: then the cache of one serves every evaluation that includes it.
         parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
-        methods.append(Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}))
+        methods.append(Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs}))
     if config.fine_tuning is not None:
         methods += [
             Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
@@ -117,7 +117,7 @@ def evaluate(
             "seed": seed,
             "mos_scale": "standardised in each table" if others else "as in the table",
             "features": protocol.describe(),
-            "read_outs": [str(read_out) for read_out in READ_OUTS],
+            "read_outs": list(config.read_outs),
             "regressor": regressor.description,
             "settings": [dict(setting) for setting in regressor.settings],
             "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation, or of the validation part",

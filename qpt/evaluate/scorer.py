@@ -27,8 +27,8 @@ from qpt.errors import InputError, check_int, describe
 from qpt.evaluate.calibration import LogisticCalibration, calibrate
 from qpt.evaluate.features import (
     DEFINITION,
+    FORMER_DEFINITIONS,
     READ_OUTS,
-    SCALES,
     STATISTICS,
     FeatureProtocol,
     ReadOut,
@@ -67,7 +67,7 @@ class Scorer:
     in the file.
 
     An image of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many crops, at
-    full and at half scale; the score is the ridge on the statistics of all crops together, not a mean of scores of
+    the two or three scales of its read-out; the score is the ridge on the statistics of all crops together, not a mean of scores of
     crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole image, if it
     is small).
     """
@@ -97,7 +97,7 @@ class Scorer:
             warnings.warn("scorer: photograph is now called image", FutureWarning, stacklevel=2)
             image = photograph
         pixels = as_pixels(image, max_pixels=self.max_pixels)
-        score = self.head(image_features(self.encoder, pixels, self.protocol))
+        score = self.head(image_features(self.encoder, pixels, self.protocol, self.read_out.scales))
         if not np.isfinite(score):
             raise InputError(f"scorer: encoder must give finite features, got none in {self.dtype}; try float32")
         return score
@@ -110,7 +110,7 @@ class Scorer:
         return abs(score - (self.mos_min + self.mos_max) / 2) > (0.5 + EXTRAPOLATED) * (self.mos_max - self.mos_min)
 
     def head(self, features: NDArray[np.float32]) -> float:
-        """Return the score of one image from its (2 scales, 2 statistics, sum(stage_dims)) features."""
+        """Return the score of one image from its (read_out.scales, 2 statistics, sum(stage_dims)) features."""
         selected = self.read_out.select(features[None], self.encoder.stage_dims)[0]
         raw = selected @ self.weights + self.intercept
         return float(raw if self.calibration is None else self.calibration(raw))
@@ -217,7 +217,7 @@ class Scorer:
             )
         state = load_plain("scorer", path)
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
-        if made_by != (SCORER_FORMAT, DEFINITION):
+        if made_by not in [(SCORER_FORMAT, definition) for definition in (DEFINITION, *FORMER_DEFINITIONS)]:
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
         max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
         try:
@@ -232,7 +232,7 @@ class Scorer:
         encoder.load_state_dict(state["encoder"])
         read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
         weights = state["weights"].numpy()
-        features = np.zeros((1, len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
+        features = np.zeros((1, read_out.scales, len(STATISTICS), sum(encoder.stage_dims)), np.float32)
         if weights.shape != read_out.select(features, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
             raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
         return cls(

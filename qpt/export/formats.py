@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.errors import BackendError, InputError
-from qpt.evaluate.features import DEFINITION, FeatureProtocol
-from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, mirror_pad
+from qpt.evaluate.features import DEFINITION, SCALES, FeatureProtocol
+from qpt.evaluate.image_crops import check_pixels, crop_grid, scaled_images
 from qpt.evaluate.scorer import Scorer
 from qpt.models import Encoder
 
@@ -68,10 +68,11 @@ def export_head(scorer: Scorer, path: Path) -> None:
 
 
 class ScorerGraph(nn.Module):
-    """The module exported to ONNX: the crops of one image at two scales in, its score and features out.
+    """The module exported to ONNX: the crops of one image at two or three scales in, its score and features out.
 
-    full: (n, h, w, 3) uint8 RGB, the crops at full scale.  half: (m, g, v, 3) uint8, those at half scale; see
-    ``crop_inputs``. Returns score (1,) float32 and features (2 scales, 2 statistics, sum(stage_dims)) float32.
+    full: (n, h, w, 3) uint8 RGB, the crops at full scale.  half, quarter: likewise at these scales, with numbers of
+    crops and sizes of their own; quarter is there if the read-out takes three scales. See ``crop_inputs``. Returns
+    score (1,) float32 and features (scales, 2 statistics, sum(stage_dims)) float32.
     The head is float64 up to the last step, as in ``Scorer``.
     """
 
@@ -82,19 +83,17 @@ class ScorerGraph(nn.Module):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.encoder = scorer.encoder
-        dims = self.encoder.stage_dims
-        self.first = 0 if scorer.read_out.stages == "all" else sum(dims[:-1])
-        self.kept = 1 if scorer.read_out.statistics == "mean" else 2
         self.intercept = scorer.intercept
         self.calibration: LogisticCalibration | None = scorer.calibration
-        self.register_buffer("weights", torch.from_numpy(scorer.weights).reshape(2, self.kept, -1))
+        coefficients = scorer.read_out.coefficients(scorer.weights, self.encoder.stage_dims)
+        self.register_buffer("weights", torch.from_numpy(coefficients))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device="cpu").view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD, dtype=torch.float32, device="cpu").view(1, 3, 1, 1))
 
-    def forward(self, full: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-        features = torch.stack([self._moments(full), self._moments(half)])
-        selected = features[:, : self.kept, self.first :].double()
-        score = (selected * self.weights).sum().reshape(1) + self.intercept
+    def forward(self, full: Tensor, half: Tensor, quarter: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        scales = (full, half) if quarter is None else (full, half, quarter)
+        features = torch.stack([self._moments(crops) for crops in scales])
+        score = (features.double() * self.weights).sum().reshape(1) + self.intercept
         if self.calibration is not None:
             low, high, centre, width = (float(value) for value in asdict(self.calibration).values())
             score = low + (high - low) * torch.sigmoid((score - centre) / width)
@@ -112,15 +111,16 @@ class ScorerGraph(nn.Module):
         return torch.stack([torch.cat(means), torch.cat(deviations)])
 
 
-def crop_inputs(pixels: NDArray[np.uint8], protocol: FeatureProtocol) -> dict[str, NDArray[np.uint8]]:
-    """Return the inputs ``full`` and ``half`` of the ONNX graph for one (H, W, 3) uint8 image."""
-    pixels = mirror_pad(check_pixels(pixels))
-    both = {"full": pixels, "half": half_scale(pixels)}
-    return {name: crop_grid(scaled, side=protocol.crop_px, count=protocol.crops) for name, scaled in both.items()}
+def crop_inputs(
+    pixels: NDArray[np.uint8], protocol: FeatureProtocol, scales: int = 2
+) -> dict[str, NDArray[np.uint8]]:
+    """Return the inputs ``full``, ``half`` and, of 3 scales, ``quarter`` of the ONNX graph for an (H, W, 3) image."""
+    images = zip(SCALES, scaled_images(check_pixels(pixels), scales), strict=False)
+    return {name: crop_grid(scaled, side=protocol.crop_px, count=protocol.crops) for name, scaled in images}
 
 
 def export_onnx(scorer: Scorer, path: Path) -> float:
-    """Write the scorer as ONNX (opset 18, every extent of both inputs dynamic) and compare it with PyTorch.
+    """Write the scorer as ONNX (opset 18, every extent of the inputs dynamic) and compare it with PyTorch.
 
     Returns the largest difference of scores over synthetic images of several sizes, as a share of the range of the
     labels. Raises InputError if it is above ``ONNX_TOLERANCE`` by more than the rounding of the score to float32
@@ -129,7 +129,10 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _need(name)
     graph = ScorerGraph(scorer).eval()
-    example = {name: torch.randint(0, 256, shape, dtype=torch.uint8, device="cpu") for name, shape in _EXAMPLE.items()}
+    example = {
+        name: torch.randint(0, 256, shape, dtype=torch.uint8, device="cpu")
+        for name, shape in list(_EXAMPLE.items())[: scorer.read_out.scales]
+    }
     extents = {name: {0: f"{name}_crops", 1: f"{name}_height", 2: f"{name}_width"} for name in example}
     dynamic = {
         name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else 16) for axis, extent in axes.items()}
@@ -163,16 +166,16 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
     return difference
 
 
-_EXAMPLE = {"full": (2, 96, 128, 3), "half": (3, 64, 80, 3)}
+_EXAMPLE = {"full": (2, 96, 128, 3), "half": (3, 64, 80, 3), "quarter": (4, 48, 112, 3)}
 
 
 def compare_onnx(scorer: Scorer, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
     """Return the largest |ONNX - PyTorch| score over images, as a share of the range of the labels."""
     session = _need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    differences = [
-        abs(float(session.run(["score"], crop_inputs(pixels, scorer.protocol))[0][0]) - scorer(pixels))
-        for pixels in images
-    ]
+    differences = []
+    for pixels in images:
+        inputs = crop_inputs(pixels, scorer.protocol, scorer.read_out.scales)
+        differences.append(abs(float(session.run(["score"], inputs)[0][0]) - scorer(pixels)))
     return max(differences) / (scorer.mos_max - scorer.mos_min)
 
 
