@@ -40,6 +40,8 @@ class PretrainConfig:
         width: channels of the encoder's first stage; 64 is the standard network.
         init: checkpoint or run directory whose encoder weights to start from; empty for random weights.
         projection_dim: length D of queries and keys.
+        head_input: features that the projection head reads: last (mean of the last stage) or stages (mean and standard
+            deviation of all stages, normalised by a LayerNorm).
         mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
         space: degradation space: a preset's name, or a YAML file of one.
         compositions: degraded views of each photograph per step; they are negatives of each other.
@@ -100,6 +102,7 @@ class PretrainConfig:
     width: int = 64
     init: str = ""
     projection_dim: int = 128
+    head_input: Literal["last", "stages"] = "last"
     mode: Literal["moco", "in_batch"] = "moco"
     space: str = "qpt"
     compositions: int = 2

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.models import build_encoder, load_encoder, projection_head
+from qpt.models.heads import stage_statistics
 from qpt.models.norm import synchronise
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
@@ -63,6 +64,14 @@ def learning_rate(config: PretrainConfig, step: int, steps: int) -> float:
     return 0.5 * config.lr * (1 + math.cos(math.pi * (step - config.warmup_steps) / span))
 
 
+def _head(config: PretrainConfig, encoder: Any, outputs: int) -> nn.Sequential:
+    """Return a head of ``outputs`` values on the features that ``head_input`` names."""
+    stages = config.head_input == "stages"
+    inputs = 2 * sum(encoder.stage_dims) if stages else encoder.feature_dim
+    # The hidden layer of a ResNet-50 would have 7,680 units, and 59 million weights, if it were as wide as its input.
+    return projection_head(inputs, outputs, encoder.feature_dim, layer_norm=stages)
+
+
 class Learner:
     """The state of a pre-training run. Weights are drawn from ``config.seed`` without touching torch's global
     generator. processes: those that share the batch; every one holds the same weights."""
@@ -72,10 +81,11 @@ class Learner:
         self.device = device
         self.processes = ProcessGroup() if processes is None else processes
         self.updates = 0
+        self._reads_stages = config.head_input == "stages"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             encoder = build_encoder(config.arch, config.width)
-            head = projection_head(encoder.feature_dim, config.projection_dim)
+            head = _head(config, encoder, config.projection_dim)
         if config.init:
             encoder.load_state_dict(load_encoder(config.init).state_dict())
         encoder.activation_checkpointing = config.activation_checkpointing
@@ -97,9 +107,16 @@ class Learner:
         if config.compile:
             for network in (self.query, self.key):
                 if network is not None:
-                    network["encoder"].compile()
+                    self._compile(network["encoder"])
         self.optimizer = build_optimizer(config, self.query)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+
+    def _compile(self, encoder: nn.Module) -> None:
+        """Compile what ``_embed_with`` calls of an encoder."""
+        if self._reads_stages:
+            encoder.stages = torch.compile(encoder.stages)  # type: ignore[assignment, arg-type]
+        else:
+            encoder.compile()
 
     def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float) -> StepResult:
         """Run the forward and backward pass and update the weights.
@@ -249,7 +266,10 @@ class Learner:
         def embed(patches: Tensor) -> Tensor:
             x = normalise(patches.contiguous(memory_format=self.memory_format), dtype)
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                embedding = network["head"](network["encoder"](x))
+                if self._reads_stages:
+                    embedding = network["head"](stage_statistics(network["encoder"].stages(x)))
+                else:
+                    embedding = network["head"](network["encoder"](x))
             return nn.functional.normalize(embedding.float(), dim=1)
 
         return embed
