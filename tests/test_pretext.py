@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from qpt.errors import InputError
 from qpt.models.heads import projection_head, stage_means, stage_statistics
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.learner import Learner
+from qpt.pretraining.optimisers import parameter_stages, set_rate
 from tests.test_embed import CPU, OneGraph, batch, settings
 
 
@@ -81,3 +84,61 @@ def test_compiled_stages_give_the_same_step() -> None:
         a, b = (learner.step(*batch(learner.config, seed), 0.03) for learner in (plain, compiled))
         assert b.loss == pytest.approx(a.loss, rel=1e-3)
     assert compiled.state_dict()["encoder"].keys() == plain.state_dict()["encoder"].keys()
+
+
+def test_rates_of_stages_fall_toward_the_first() -> None:
+    config = settings(optimizer="sgd", lr=1.0, encoder_lr_scale=0.5, stage_lr_decay=0.1)
+    learner = Learner(config, CPU)
+    for rate in (1.0, 0.2):
+        set_rate(learner.optimizer, rate)
+        rates = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+        assert len(rates) == len(list(learner.query.parameters()))
+        for name, parameter in learner.query.named_parameters():
+            stage = 4 if name.startswith("head") else int(name.split(".")[1][-1]) if ".layer" in name else 1
+            expected = rate if name.startswith("head") else rate * 0.5 * 0.1 ** (4 - stage)
+            assert rates[id(parameter)] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_a_scale_of_zero_keeps_the_encoder(optimizer: str) -> None:
+    config = settings(optimizer=optimizer, encoder_lr_scale=0.0)
+    learner = Learner(config, CPU)
+    before = {name: p.detach().clone() for name, p in learner.query.named_parameters()}
+    learner.step(*batch(config), 0.1)
+    for name, parameter in learner.query.named_parameters():
+        assert torch.equal(parameter, before[name]) == name.startswith("encoder"), name
+    fresh = Learner(config, CPU)
+    fresh.load_state_dict(learner.state_dict())
+    fresh.step(*batch(config, 1), 0.1)
+
+
+def test_lars_keeps_its_exceptions_within_each_rate() -> None:
+    groups = Learner(settings(optimizer="lars", stage_lr_decay=0.5), CPU).optimizer.param_groups
+    assert len(groups) == 8  # the last stage has the rate of the head
+    for group in groups:
+        assert all((p.ndim > 1) == group["adapt"] for p in group["params"])
+        assert (group["weight_decay"] > 0) == group["adapt"]
+
+
+def test_parameters_of_an_encoder_without_named_stages_are_divided_in_order() -> None:
+    encoder = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(6)))
+    encoder.stage_dims = (2, 2, 2)  # type: ignore[assignment]
+    assert list(parameter_stages(encoder).values()) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("mode", ["moco", "in_batch"])
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(mode: str) -> None:
+    config = settings(mode=mode, freeze_batch_norm=True, chunk_images=3)
+    learner = Learner(config, CPU)
+    statistics = {name: value.clone() for name, value in learner.query.named_buffers()}
+    weight = learner.query["encoder"].bn1.weight.detach().clone()
+    learner.step(*batch(config), 0.1)
+    assert all(torch.equal(value, statistics[name]) for name, value in learner.query.named_buffers())
+    assert not torch.equal(learner.query["encoder"].bn1.weight, weight)
+    assert learner.query["encoder"].training  # activation checkpointing works in training only
+
+
+@pytest.mark.parametrize(("field", "value"), [("encoder_lr_scale", -1.0), ("stage_lr_decay", 0.0), ("head_input", "all")])
+def test_bad_values_are_named(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"pretrain: {field} must be"):
+        settings(**{field: value})

@@ -66,6 +66,9 @@ class PretrainConfig:
         momentum: decay of the EMA key encoder.
         optimizer: sgd (momentum 0.9), adamw, or lars (momentum 0.9; for large batches).
         lr: peak learning rate.
+        encoder_lr_scale: rate of the encoder's last stage as a multiple of the head's.
+        stage_lr_decay: rate of a stage as a multiple of the next stage's; below 1, early stages change less.
+        freeze_batch_norm: keep the encoder's batch norm at the statistics that it starts with (of ``init``).
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
         trust_coefficient: of lars: relative change of a layer's weights per step at a rate of 1.
         warmup_steps: linear warm-up, before the cosine decay to zero.
@@ -126,6 +129,9 @@ class PretrainConfig:
     momentum: float = 0.999
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: float = 0.03
+    encoder_lr_scale: float = 1.0
+    stage_lr_decay: float = 1.0
+    freeze_batch_norm: bool = False
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
     warmup_steps: int = 0
@@ -168,9 +174,9 @@ class PretrainConfig:
                 object.__setattr__(self, field.name, bool(value))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
-        for name in ("same_image_weight", "weight_decay"):
+        for name in ("same_image_weight", "weight_decay", "encoder_lr_scale"):
             self._require(name, ">= 0", getattr(self, name) >= 0)
-        for name in ("temperature", "lr", "trust_coefficient"):
+        for name in ("temperature", "lr", "trust_coefficient", "stage_lr_decay"):
             self._require(name, "> 0", getattr(self, name) > 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
         enough = self.batch_images >= 2

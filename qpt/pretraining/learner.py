@@ -20,13 +20,13 @@ from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.models import build_encoder, load_encoder, projection_head
 from qpt.models.heads import stage_statistics
-from qpt.models.norm import synchronise
+from qpt.models.norm import freeze_batch_norm, synchronise
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.ops.contrastive.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order
-from qpt.pretraining.optimisers import build_optimizer
+from qpt.pretraining.optimisers import build_optimizer, set_rate
 from qpt.pretraining.process_group import ProcessGroup
 
 _FOR_CHUNKS, _FOR_PROCESSES = 3, 4  # first word of a seed: the purpose of the stream (see qpt.data.regions)
@@ -95,6 +95,8 @@ class Learner:
         # torch 2.13 on a CPU without AVX-512 corrupts memory in the backward pass of a narrow channels-last network.
         self.memory_format = torch.channels_last if config.width >= 8 else torch.contiguous_format
         self.query.to(device).to(memory_format=self.memory_format).train()  # type: ignore[call-overload]
+        if config.freeze_batch_norm:
+            freeze_batch_norm(encoder)
         self.key: nn.ModuleDict | None = None
         self.pool: NegativePool | None = None
         if config.mode == "moco":
@@ -153,8 +155,7 @@ class Learner:
 
     def update(self, parts: list[EmbeddedPairs], lr: float) -> None:
         """Update the weights from their gradients, then the key encoder, and push the keys into the pool."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.updates += 1
