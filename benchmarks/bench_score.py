@@ -26,7 +26,7 @@ from qpt.evaluate.metrics import measure as agreement
 from qpt.evaluate.protocol import REGIMES, evaluate_splits, make_splits
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable, read_table
-from qpt.models import ResNet, load_encoder
+from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import untrained_encoder
 from qpt.runs.files import run_name
 
@@ -118,7 +118,7 @@ def _case(
     )
 
 
-def _agreement(table: ScoreTable, encoder: ResNet, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
+def _agreement(table: ScoreTable, encoder: Encoder, peer: Any, pool: ThreadPoolExecutor, cache: Path) -> dict[str, Any]:
     """Return the SRCC of both on the same test parts: ours fitted on the training parts, BRISQUE negated."""
     splits = make_splits(table.mos, table.groups, REGIMES[0], seed=0)
     views = read_out_features(encoder, table, FeatureProtocol(), label=table.name, cache=cache, quiet=True)

@@ -29,7 +29,7 @@ from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.table import read_table
 from qpt.io import write_json
-from qpt.models import ResNet, load_encoder
+from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.checkpoint import save_checkpoint
 from qpt.pretraining.config import PretrainConfig
@@ -82,7 +82,7 @@ def make_encoder(task: dict[str, Any], run: Path) -> bool:
 
 
 @torch.no_grad()
-def recalibrate(encoder: ResNet, folder: Path, config: PretrainConfig) -> ResNet:
+def recalibrate(encoder: Encoder, folder: Path, config: PretrainConfig) -> Encoder:
     """Replace running batch-norm statistics by their mean over batches of clean crops, of the size of patches."""
     files = list_images(folder)
     chosen = np.random.default_rng(config.seed).choice(len(files), min(len(files), CLEAN_CROPS // 4), replace=False)

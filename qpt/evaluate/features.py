@@ -26,7 +26,7 @@ from qpt.errors import InputError, check_int
 from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, load_images, mirror_pad
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
-from qpt.models import ResNet
+from qpt.models import Encoder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -98,7 +98,7 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
 @outside_graphs
 @torch.inference_mode()
 def image_features(
-    encoder: ResNet, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
+    encoder: Encoder, pixels: NDArray[np.uint8], protocol: FeatureProtocol | None = None
 ) -> NDArray[np.float32]:
     """Compute the features of one image: (2 scales, 2 statistics, sum(stage_dims)) float32.
 
@@ -108,26 +108,26 @@ def image_features(
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
-    pixels, weight = mirror_pad(pixels), encoder.conv1.weight
+    pixels = mirror_pad(pixels)
     rows = []
     for scaled in (pixels, half_scale(pixels)):
         crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
-        with torch.autocast(weight.device.type, enabled=False):  # the caller's setting must not change the dtype
-            moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(weight.dtype))) for crop in crops])
+        with torch.autocast(encoder.device.type, enabled=False):  # the caller's setting must not change the dtype
+            moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(encoder.dtype))) for crop in crops])
         # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
         mean, square = moments.mean(0)
         rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))
     return torch.stack(rows).float().numpy()
 
 
-def prepare(encoder: ResNet) -> ResNet:
+def prepare(encoder: Encoder) -> Encoder:
     """Put an encoder in eval mode and channels-last, in which it is about three times faster on a CPU."""
     return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def extract(
-    encoder: ResNet,
+    encoder: Encoder,
     paths: Sequence[Path],
     *,
     protocol: FeatureProtocol,
@@ -158,7 +158,7 @@ def extract(
 
 
 def read_out_features(
-    encoder: ResNet, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
+    encoder: Encoder, table: ScoreTable, protocol: FeatureProtocol, *, label: str, cache: Path | None, quiet: bool
 ) -> dict[str, NDArray[np.float64]]:
     """Return the features of every read-out of an encoder for a table: name -> (n, d) float64."""
     # The fingerprint is of a set; features also depend on the order of its rows.
@@ -173,7 +173,7 @@ def feature_cache(run: str | Path) -> Path:
     return (path if path.is_dir() else path.parent) / "features"
 
 
-def weights_hash(encoder: ResNet) -> str:
+def weights_hash(encoder: Encoder) -> str:
     """Return the sha256 over the names, shapes and values of an encoder's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
@@ -194,7 +194,7 @@ def _moments(maps: Iterable[Tensor]) -> Tensor:
     return torch.stack([mean, torch.cat([variance for variance, _ in pairs]).double() + mean * mean])
 
 
-def _cache_key(encoder: ResNet, protocol: FeatureProtocol, images_key: str) -> str:
+def _cache_key(encoder: Encoder, protocol: FeatureProtocol, images_key: str) -> str:
     parts = (weights_hash(encoder), images_key, repr(protocol), DEFINITION)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

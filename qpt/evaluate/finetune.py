@@ -23,7 +23,7 @@ from qpt.data.normalise import normalise
 from qpt.errors import InputError, check_int, check_number
 from qpt.evaluate.image_crops import crop_grid, load_image
 from qpt.evaluate.metrics import measure_rank_and_error
-from qpt.models import ResNet
+from qpt.models import Encoder
 from qpt.process import tensors_on_cpu
 
 Array = NDArray[np.float64]
@@ -110,7 +110,7 @@ def hold_out(train: Index, mos: Array, groups: Index, seed: Sequence[int]) -> tu
 
 @tensors_on_cpu()
 def fine_tune(
-    encoder: ResNet,
+    encoder: Encoder,
     load: Callable[[int], NDArray[np.uint8]],
     mos: Array,
     *,

@@ -28,7 +28,7 @@ from qpt.evaluate.metrics import rank_correlation
 from qpt.evaluate.probe_set import ProbeSet, pooled_features, pristine_features, probe_set
 from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
-from qpt.models import ResNet, load_encoder
+from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import read_checkpoint, untrained_encoder
 from qpt.runs.files import run_name
 
@@ -52,7 +52,7 @@ class ProbeResult:
 
 
 def probe(
-    encoder: ResNet, fit_on: ProbeSet, measure_on: ProbeSet, *, label: str = "", quiet: bool = True
+    encoder: Encoder, fit_on: ProbeSet, measure_on: ProbeSet, *, label: str = "", quiet: bool = True
 ) -> ProbeResult:
     """Fit linear probes on ``fit_on`` and measure them on ``measure_on``; the two must share no image.
 

@@ -17,7 +17,7 @@ from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
 from qpt.evaluate.features import prepare
 from qpt.evaluate.progress import progress
-from qpt.models import ResNet
+from qpt.models import Encoder
 from qpt.ops.degrade.api import degrade_patches
 
 BATCH = 64
@@ -45,7 +45,7 @@ def probe_set(crops: Tensor, sources: NDArray[np.int64], space: DegradationSpace
     return ProbeSet(crops, of_row, program, program.ops[:, 0].numpy(), program.levels[:, 0].numpy())
 
 
-def pooled_features(encoder: ResNet, data: ProbeSet, *, label: str = "", quiet: bool = True) -> NDArray[np.float32]:
+def pooled_features(encoder: Encoder, data: ProbeSet, *, label: str = "", quiet: bool = True) -> NDArray[np.float32]:
     """Compute mean and standard deviation over positions of each stage: (rows, 2 · sum(stage_dims)) float32.
 
     label: of the progress bar, which ``quiet`` leaves out.
@@ -53,14 +53,14 @@ def pooled_features(encoder: ResNet, data: ProbeSet, *, label: str = "", quiet: 
     return _features(encoder, data.crops, data.program, label, quiet)
 
 
-def pristine_features(encoder: ResNet, data: ProbeSet) -> NDArray[np.float32]:
+def pristine_features(encoder: Encoder, data: ProbeSet) -> NDArray[np.float32]:
     """Compute the same statistics of the crops as they are: (crops, 2 · sum(stage_dims)) float32."""
     n = len(data.crops)
     return _features(encoder, data.crops, Program.from_chains([[]] * n, seeds=[0] * n, source=range(n)), "", True)
 
 
 @torch.no_grad()
-def _features(encoder: ResNet, crops: Tensor, program: Program, label: str, quiet: bool) -> NDArray[np.float32]:
+def _features(encoder: Encoder, crops: Tensor, program: Program, label: str, quiet: bool) -> NDArray[np.float32]:
     encoder = prepare(encoder)
     rows = []
     for patches in degraded_batches(crops, program, BATCH, label=label, quiet=quiet):

@@ -31,7 +31,7 @@ from qpt.evaluate.regressors import REGRESSORS
 from qpt.evaluate.result import FORMAT
 from qpt.evaluate.summary import paired_difference, summarise_on
 from qpt.evaluate.table import ScoreTable, Split
-from qpt.models import ResNet, load_encoder
+from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import run_record, untrained_encoder
 from qpt.runs.files import run_name
 from qpt.version import __version__
@@ -49,7 +49,7 @@ class Method:
     kind: str
     about: Mapping[str, Any]
     features: Mapping[str, NDArray[np.float64]]
-    encoder: ResNet | None = None
+    encoder: Encoder | None = None
 
 
 def evaluate(
@@ -170,10 +170,10 @@ def _split_rows(split: Split) -> dict[str, Any]:
     return {"name": split.name, "seed": list(split.seed), **{name: rows.tolist() for name, rows in parts.items()}}
 
 
-def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str, dict[str, Any], ResNet]]:
+def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str, dict[str, Any], Encoder]]:
     """Return (name, kind, about, encoder) of every run, then of the untrained ones of each architecture among them."""
     names = [run_name(run) for run in runs]
-    found: list[tuple[str, str, dict[str, Any], ResNet]] = []
+    found: list[tuple[str, str, dict[str, Any], Encoder]] = []
     shapes: dict[tuple[str, int], None] = {}
     for position, run in enumerate(runs):
         encoder = load_encoder(run)
@@ -190,7 +190,7 @@ def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str
     return found
 
 
-def _shape(encoder: ResNet) -> dict[str, Any]:
+def _shape(encoder: Encoder) -> dict[str, Any]:
     return {"arch": encoder.arch, "width": encoder.width, "weights_sha256": weights_hash(encoder)}
 
 
@@ -216,7 +216,7 @@ def _evaluate_method(
 
 
 def _fine_tuned(
-    encoder: ResNet, table: ScoreTable, split: Split, config: FineTuning, images: ImageCache
+    encoder: Encoder, table: ScoreTable, split: Split, config: FineTuning, images: ImageCache
 ) -> dict[str, Any]:
     """Fine-tune on one split, validated on its own validation part, else on a fifth of its training part."""
     train, val = split.train, split.val

@@ -42,7 +42,7 @@ from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
-from qpt.models import ResNet, build_encoder
+from qpt.models import Encoder, build_encoder
 from qpt.models.encoder import load_plain
 
 SCORER_FORMAT = "qpt-scorer-2"
@@ -72,7 +72,7 @@ class Scorer:
     is small).
     """
 
-    encoder: ResNet
+    encoder: Encoder
     read_out: ReadOut
     protocol: FeatureProtocol
     weights: NDArray[np.float64]
@@ -118,7 +118,7 @@ class Scorer:
     @property
     def dtype(self) -> str:
         """The dtype of the encoder: a name of ``DTYPES``."""
-        return str(self.encoder.conv1.weight.dtype).removeprefix("torch.")
+        return str(self.encoder.dtype).removeprefix("torch.")
 
     def in_dtype(self, dtype: str) -> Scorer:
         """Return the same scorer with a copy of the encoder in float32, float16 or bfloat16; from float32 only.
@@ -143,7 +143,7 @@ class Scorer:
     @classmethod
     def fit(
         cls,
-        encoder: ResNet,
+        encoder: Encoder,
         table: ScoreTable,
         *,
         protocol: FeatureProtocol | None = None,

@@ -24,7 +24,7 @@ from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import DEFINITION, FeatureProtocol
 from qpt.evaluate.image_crops import check_pixels, crop_grid, half_scale, mirror_pad
 from qpt.evaluate.scorer import Scorer
-from qpt.models import ResNet
+from qpt.models import Encoder
 
 if TYPE_CHECKING:
     from qpt.evaluate.calibration import LogisticCalibration
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ONNX_TOLERANCE = 1e-4
 
 
-def export_state_dict(encoder: ResNet, path: Path) -> None:
+def export_state_dict(encoder: Encoder, path: Path) -> None:
     """Write the encoder's weights as ``torch.save`` of a plain state dict, float32, torchvision's names.
 
     At width 64 it loads unchanged into torchvision's and timm's ResNet of the same name without its classifier:
@@ -42,7 +42,7 @@ def export_state_dict(encoder: ResNet, path: Path) -> None:
     torch.save(_weights(encoder), path)
 
 
-def export_safetensors(encoder: ResNet, path: Path, metadata: dict[str, str] | None = None) -> None:
+def export_safetensors(encoder: Encoder, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the same tensors as one safetensors file with arch and width in its metadata."""
     save_file = _need("safetensors.torch").save_file
     about = {"format": "pt", "arch": encoder.arch, "width": str(encoder.width), **(metadata or {})}
@@ -188,7 +188,7 @@ def _synthetic_images() -> list[NDArray[np.uint8]]:
     return images
 
 
-def _weights(encoder: ResNet) -> dict[str, Tensor]:
+def _weights(encoder: Encoder) -> dict[str, Tensor]:
     return {name: value.detach().contiguous().clone() for name, value in encoder.state_dict().items()}
 
 

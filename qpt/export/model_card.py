@@ -16,14 +16,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.evaluate.features import weights_hash
 from qpt.evaluate.scorer import Scorer
-from qpt.models import ResNet
+from qpt.models import Encoder
 from qpt.version import __version__
 
 _TEMPLATES = Path(__file__).parent
 
 
 def model_card(
-    encoder: ResNet,
+    encoder: Encoder,
     *,
     scorer: Scorer | None = None,
     pretraining: Mapping[str, Any] | None = None,

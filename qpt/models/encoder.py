@@ -10,22 +10,30 @@ from typing import Any
 import torch
 
 from qpt.errors import InputError, check_int
+from qpt.models.base import Encoder
+from qpt.models.names import check_arch
 from qpt.models.resnet import ARCHITECTURES, ResNet
 
 CHECKPOINT_FORMAT = "qpt-checkpoint-1"
 
 
-def build_encoder(arch: str = "resnet18", width: int = 64) -> ResNet:
+def build_encoder(arch: str = "resnet18", width: int = 64) -> Encoder:
     """Return a freshly initialised encoder; its weights are drawn from torch's global generator.
 
-    arch: one of ``ARCHITECTURES``.  width: channels of the first stage, >= 1 (64 is the standard network).
+    arch: resnet18, resnet34, resnet50, efficientnet_lite0, ``timm:NAME`` or ``torchvision:NAME``.  width: channels of
+    the first stage of a resnet, >= 1 (64 is the standard network); 64 for any other.
+    Raises InputError for a name that is unknown or whose stages cannot be found, BackendError for a missing package.
     """
-    if arch not in ARCHITECTURES:
-        raise InputError(f"build_encoder: arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
-    return ResNet(arch, check_int("build_encoder", "width", width, 1))
+    width = check_int("build_encoder", "width", width, 1)
+    if check_arch("build_encoder", arch, width) in ARCHITECTURES:
+        return ResNet(arch, width)
+    # Its packages are extras, and importing them takes seconds.
+    from qpt.models.backbones import build_backbone
+
+    return build_backbone(arch)
 
 
-def untrained_encoder(arch: str, width: int, seed: int) -> ResNet:
+def untrained_encoder(arch: str, width: int, seed: int) -> Encoder:
     """Return an encoder with the initial weights of this seed, in eval mode; the global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,7 +90,7 @@ def run_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def load_encoder(path: str | Path) -> ResNet:
+def load_encoder(path: str | Path) -> Encoder:
     """Return the pre-trained encoder of a run, in eval mode on the CPU.
 
     path: ``checkpoint.pt`` or its run directory. Features: ``encoder(x)`` -> (N, feature_dim), or

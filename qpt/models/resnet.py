@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qpt.models.base import Encoder
 from qpt.models.heads import FLOAT32_ON_CPU
 from qpt.models.norm import unrecorded_statistics
 
@@ -86,7 +87,7 @@ def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None],
     return contextlib.nullcontext(), unrecorded_statistics(block)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A ResNet without its classifier.
 
     arch: a name of ``ARCHITECTURES``.  width: channels of the first stage; 64 is the standard network, smaller ones
@@ -99,9 +100,7 @@ class ResNet(nn.Module):
     layer4: nn.Sequential
 
     def __init__(self, arch: str, width: int = 64) -> None:
-        super().__init__()
-        self.arch = arch
-        self.width = width
+        super().__init__(arch, width)
         kind, depths = ARCHITECTURES[arch]
         block = BasicBlock if kind == "basic" else Bottleneck
         self.conv1 = _conv(3, width, 7, 2)
@@ -117,10 +116,7 @@ class ResNet(nn.Module):
                 channels = planes * block.expansion
             setattr(self, f"layer{index + 1}", nn.Sequential(*blocks))
             dims.append(channels)
-        self.stage_dims: tuple[int, ...] = tuple(dims)
-        self.feature_dim: int = channels
-        #: In training keep only each block's input, and recompute the rest in the backward pass.
-        self.activation_checkpointing = False
+        self.stage_dims = tuple(dims)
         self._reset()
 
     def _reset(self) -> None:
@@ -148,7 +144,3 @@ class ResNet(nn.Module):
             contexts = functools.partial(_recompute_contexts, block)
             x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return x
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the last stage averaged over positions, (N, feature_dim), for x (N, 3, H, W)."""
-        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.stages(x)[-1], 1), 1)

@@ -36,9 +36,10 @@ class PretrainConfig:
         data: folder of photographs, nested or not; or of WebDataset shards, or a pattern of them (docs/data.md).
         out: run directory to create.
         seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
-        arch: encoder, resnet18 | resnet34 | resnet50.
-        width: channels of the encoder's first stage; 64 is the standard network.
-        init: checkpoint or run directory whose encoder weights to start from; empty for random weights.
+        arch: encoder, resnet18 | resnet34 | resnet50 | efficientnet_lite0 | timm:NAME | torchvision:NAME.
+        width: channels of a resnet's first stage; 64 is the standard network.
+        init: weights to start from; empty for random ones. A run directory or checkpoint, a state dict (.pt, .pth,
+            .safetensors), or a named encoder: efficientnet_lite0-imagenet, timm:NAME, torchvision:NAME.
         projection_dim: length D of queries and keys.
         head_input: features that the projection head reads: last (mean of the last stage) or stages (mean and standard
             deviation of all stages, normalised by a LayerNorm).
@@ -68,6 +69,10 @@ class PretrainConfig:
         lr: peak learning rate.
         encoder_lr_scale: rate of the encoder's last stage as a multiple of the head's.
         stage_lr_decay: rate of a stage as a multiple of the next stage's; below 1, early stages change less.
+        distillation: weight of a term that keeps the mean of every channel of all stages near that of the initial encoder.
+        regression: weight of a term for a second head, which predicts full-reference measures of each patch against
+            its undegraded self, and the levels of its ops; patches of at least 8 pixels.
+        two_trunks: save the initial encoder, frozen, beside the tuned one, as one encoder with the channels of both.
         freeze_batch_norm: keep the encoder's batch norm at the statistics that it starts with (of ``init``).
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
         trust_coefficient: of lars: relative change of a layer's weights per step at a rate of 1.
@@ -101,7 +106,7 @@ class PretrainConfig:
     data: str
     out: str
     seed: int = 0
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet50"
+    arch: str = "resnet50"
     width: int = 64
     init: str = ""
     projection_dim: int = 128
@@ -131,6 +136,9 @@ class PretrainConfig:
     lr: float = 0.03
     encoder_lr_scale: float = 1.0
     stage_lr_decay: float = 1.0
+    distillation: float = 0.0
+    regression: float = 0.0
+    two_trunks: bool = False
     freeze_batch_norm: bool = False
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
@@ -156,6 +164,8 @@ class PretrainConfig:
     page: bool = True
 
     def __post_init__(self) -> None:
+        from qpt.models.names import check_arch  # qpt.models loads torch, which the command line does without
+
         hints = get_type_hints(PretrainConfig)
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), hints[field.name]
@@ -174,7 +184,8 @@ class PretrainConfig:
                 object.__setattr__(self, field.name, bool(value))
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
-        for name in ("same_image_weight", "weight_decay", "encoder_lr_scale"):
+        check_arch("pretrain", self.arch, self.width)
+        for name in ("same_image_weight", "weight_decay", "encoder_lr_scale", "distillation", "regression"):
             self._require(name, ">= 0", getattr(self, name) >= 0)
         for name in ("temperature", "lr", "trust_coefficient", "stage_lr_decay"):
             self._require(name, "> 0", getattr(self, name) > 0)
@@ -186,6 +197,8 @@ class PretrainConfig:
         self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)
         several = self.positives == "composition" or self.compositions > 1
         self._require("compositions", ">= 2 when positives is image", several)
+        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
+        self._require("regression", "0 with patches of less than 8 pixels", large)
         self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
 
     def check_processes(self, size: int) -> None:

@@ -25,7 +25,7 @@ from qpt.evaluate.features import prepare
 from qpt.evaluate.image_crops import MIN_SIDE, read_images
 from qpt.evaluate.probe_set import degraded_batches
 from qpt.evaluate.table import ScoreTable
-from qpt.models import ResNet
+from qpt.models import Encoder
 from qpt.ops.degrade.api import degrade
 from qpt.report.page import Picture, Section
 from qpt.report.run_records import RunRecord
@@ -67,7 +67,7 @@ def make_gallery(pixels: Sequence[NDArray[np.uint8]], space: DegradationSpace, s
 
 
 @torch.no_grad()
-def gallery_features(encoder: ResNet, gallery: Gallery) -> NDArray[np.float64]:
+def gallery_features(encoder: Encoder, gallery: Gallery) -> NDArray[np.float64]:
     """Return the encoder's output, standardised over the gallery, of unit length: (rows, feature_dim)."""
     encoder = prepare(encoder)
     batches = degraded_batches(gallery.crops, gallery.program, _BATCH)

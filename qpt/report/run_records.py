@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.scorer import Scorer
-from qpt.models import ResNet, load_encoder
+from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import read_checkpoint
 from qpt.report.canvas import COLOURS
 from qpt.report.measurements import OutOfFold
@@ -39,7 +39,7 @@ class RunRecord:
     name: str
     place: Path
     checkpoint: dict[str, Any]
-    encoder: ResNet
+    encoder: Encoder
     colour: str
     log: dict[str, list[float]]
     observations: dict[int, Observation] = field(default_factory=dict)

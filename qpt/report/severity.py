@@ -25,7 +25,7 @@ from qpt.evaluate.progress import progress
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import ScoreTable
 from qpt.io import shown
-from qpt.models import ResNet
+from qpt.models import Encoder
 from qpt.ops.degrade.api import degrade
 from qpt.report import figures
 from qpt.report.measurements import Severity, distance_severity, embedding_map, score_severity
@@ -77,7 +77,7 @@ def degrade_images(folder: str | Path | None, table: ScoreTable | None, *, seed:
 
 
 def degraded_sections(
-    encoders: Mapping[str, ResNet],
+    encoders: Mapping[str, Encoder],
     scorers: Mapping[str, Scorer],
     degraded: Degraded | str,
     *,
