@@ -1,17 +1,26 @@
 """Settings of pre-training that start from a trained encoder: inputs of the head, rates, auxiliary terms."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from qpt import PretrainConfig, load_encoder, pretrain
 from qpt.errors import InputError
+from qpt.models.encoder import read_checkpoint
 from qpt.models.heads import projection_head, stage_means, stage_statistics
+from qpt.models.two_trunks import TwoTrunks
+from qpt.pretraining import engine
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.optimisers import parameter_stages, set_rate
+from qpt.pretraining.targets import COLUMNS
 from tests.test_embed import CPU, OneGraph, batch, settings
+from tests.test_pretrain import assert_same_bytes, tiny
+from tests.test_pretrain import image_folder as image_folder
 
 
 def test_stage_statistics_are_those_of_positions() -> None:
@@ -142,3 +151,120 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(mode: str
 def test_bad_values_are_named(field: str, value: object) -> None:
     with pytest.raises(InputError, match=f"pretrain: {field} must be"):
         settings(**{field: value})
+
+
+def targets_of(config: PretrainConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return the further arguments of a step: random targets, if the config has a regression head."""
+    if not config.regression:
+        return {}
+    shape = (config.batch_images * config.compositions, config.patches, COLUMNS)
+    return {"measured": torch.rand(shape, generator=torch.Generator().manual_seed(seed))}
+
+
+TERMS = [{"distillation": 2.0}, {"regression": 0.5, "head_input": "stages"}, {"distillation": 1.0, "regression": 1.0}]
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@pytest.mark.parametrize(
+    "options", [{"mode": "moco", "symmetric": True}, {"mode": "moco"}, {"mode": "in_batch", "accumulate": 2}], ids=str
+)
+def test_terms_work_in_chunks(
+    options: dict[str, Any], terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(**options, **terms)
+    assert_chunks_are_one_graph({**options, **terms}, monkeypatch, **targets_of(config))
+
+
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+def test_the_loss_is_the_sum_of_its_terms(terms: dict[str, Any]) -> None:
+    """Where the encoder is still the initial one, in eval mode, distillation is 0."""
+    config = settings(mode="in_batch", freeze_batch_norm=True, **terms)
+    learner = Learner(config, CPU)
+    plain = Learner(settings(mode="in_batch", head_input=config.head_input, freeze_batch_norm=True), CPU)
+    patches, groups, images = batch(config)
+    measured = targets_of(config)
+    loss, _ = learner.gradients(patches, groups, images, **measured)
+    expected, _ = plain.gradients(patches, groups, images)
+    if config.regression:
+        rows = measured["measured"].flatten(0, 1)
+        regression = learner.query["regression"]
+        moments = rows[:, :9].double()
+        wanted = torch.cat([(moments - moments.mean(0)) / moments.std(0, correction=0), rows[:, 9:]], 1)
+        with torch.no_grad():
+            found = learner._embed_with(learner.query)(patches.flatten(0, 1))[:, 8 : 8 + COLUMNS].double()
+        distance = (found - wanted).abs()
+        smooth = torch.where(distance < 1, distance**2 / 2, distance - 0.5)[:, :9].mean()
+        expected = expected + config.regression * (smooth + (distance[:, 9:] ** 2).sum(1).mean() / 10)
+        assert regression.moments.count == len(rows)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_distillation_holds_the_encoder_back() -> None:
+    moved = []
+    for weight in (1e-9, 30.0):
+        config = settings(mode="in_batch", distillation=weight, freeze_batch_norm=True, optimizer="adamw")
+        learner = Learner(config, CPU)
+        for seed in range(6):
+            learner.step(*batch(config, seed), 3e-3)
+        with torch.no_grad():
+            patches = batch(config, 9)[0].flatten(0, 1)
+            now, then = (stage_means(learner._maps(e, patches)) for e in (learner.query["encoder"], learner.frozen))
+        moved.append(float((now - then).square().mean()))
+        assert all(torch.equal(a, b) for a, b in zip(learner.frozen.parameters(), fresh_parameters(config), strict=True))
+    assert moved[1] < moved[0] / 2
+
+
+def fresh_parameters(config: PretrainConfig) -> list[torch.Tensor]:
+    return list(Learner(config, CPU).query["encoder"].parameters())
+
+
+@pytest.mark.parametrize("options", [{"mode": "moco"}, {"mode": "in_batch", "symmetric": False}], ids=str)
+def test_a_run_with_every_setting_resumes_to_the_same_bytes(
+    image_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    every = {"head_input": "stages", "encoder_lr_scale": 0.5, "stage_lr_decay": 0.7, "freeze_batch_norm": True}
+    every |= {"distillation": 0.5, "regression": 1.0, "two_trunks": True, "steps": 5, **options}
+    first = pretrain(tiny(image_folder, tmp_path / "start", mode="in_batch", steps=2)).run
+    whole = pretrain(tiny(image_folder, tmp_path / "whole", init=str(first), **every)).run
+    halted = tiny(image_folder, tmp_path / "halted", init=str(first), **every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._TrainingLoop, "_train_step", stop_after(3, engine._TrainingLoop._train_step))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(halted)
+    shutil.rmtree(first)  # a checkpoint does without it
+    pretrain(halted, resume=True)
+    assert_same_bytes(whole, tmp_path / "halted")
+
+
+def stop_after(steps: int, train_step: Any) -> Any:
+    """Return a method that takes steps until so many are done, then interrupts the run as a crash would."""
+
+    def step(loop: Any, *arguments: Any) -> None:
+        if loop.step == steps:
+            raise KeyboardInterrupt
+        train_step(loop, *arguments)
+
+    return step
+
+
+def test_two_trunks_are_the_initial_encoder_and_the_tuned_one(image_folder: Path, tmp_path: Path) -> None:
+    first = pretrain(tiny(image_folder, tmp_path / "first", mode="in_batch", steps=2)).run
+    options = {"mode": "in_batch", "steps": 3, "init": str(first)}
+    one = load_encoder(pretrain(tiny(image_folder, tmp_path / "one", **options)).run)
+    two = load_encoder(pretrain(tiny(image_folder, tmp_path / "two", two_trunks=True, **options)).run)
+    assert isinstance(two, TwoTrunks) and not two.training
+    assert (two.arch, two.width, two.stage_dims, two.feature_dim) == ("resnet18", 4, (8, 16, 32, 64), 64)
+    x = torch.randn(2, 3, 40, 33)
+    with torch.no_grad():
+        before, after = load_encoder(first), one
+        for both, a, b in zip(two.stages(x), before.stages(x), after.stages(x), strict=True):
+            assert torch.equal(both, torch.cat([a, b], 1))
+        assert torch.equal(two(x), torch.cat([before(x), after(x)], 1))
+
+
+def test_regression_makes_its_targets_of_the_step(image_folder: Path, tmp_path: Path) -> None:
+    run = pretrain(tiny(image_folder, tmp_path / "run", mode="moco", regression=1.0, log_every=1)).run
+    state = read_checkpoint(run)["learner"]
+    assert state["regression"]["moments.count"] == 8 * 4 * 2  # steps, images, compositions: one query each
+    assert (state["regression"]["moments.squares"] > 0).all()
+    assert not any(name.startswith("regression") for name in state["key"])

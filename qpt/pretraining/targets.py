@@ -116,7 +116,7 @@ def cut_patches(regions: Tensor, source: Tensor, boxes: Tensor, size: int) -> Te
 class RunningMoments(nn.Module):
     """Mean and variance of each column over all rows seen so far, kept with the weights, so that a run resumes exactly.
 
-    epsilon: added to the variance by ``standardise``.
+    epsilon: added to the variance.
     """
 
     count: Tensor
@@ -140,7 +140,10 @@ class RunningMoments(nn.Module):
         self.mean += distance * (len(rows) / total)
         self.count.copy_(total)
 
+    def scale(self) -> Tensor:
+        """Return 1 over the standard deviation of each column, float32."""
+        return torch.rsqrt(self.squares / self.count.clamp_min(1) + self.epsilon).float()
+
     def standardise(self, rows: Tensor) -> Tensor:
         """Return (..., columns) rows less the mean, over the standard deviation, float32."""
-        variance = self.squares / self.count.clamp_min(1)
-        return ((rows - self.mean) * torch.rsqrt(variance + self.epsilon)).float()
+        return (rows - self.mean).float() * self.scale()
