@@ -13,6 +13,7 @@ from qpt.errors import InputError, check_int
 from qpt.models.base import Encoder
 from qpt.models.names import check_arch
 from qpt.models.resnet import ARCHITECTURES, ResNet
+from qpt.models.two_trunks import TwoTrunks
 
 CHECKPOINT_FORMAT = "qpt-checkpoint-1"
 
@@ -98,5 +99,7 @@ def load_encoder(path: str | Path) -> Encoder:
     """
     state = read_checkpoint(path)
     encoder = build_encoder(state["config"]["arch"], state["config"]["width"])
+    if state["config"].get("two_trunks"):
+        encoder = TwoTrunks(encoder, build_encoder(state["config"]["arch"], state["config"]["width"]))
     encoder.load_state_dict(state["encoder"])
     return encoder.eval()

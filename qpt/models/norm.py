@@ -31,6 +31,16 @@ def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
             module.momentum, module.num_batches_tracked = momentum, batches
 
 
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let every batch norm of ``network`` normalise by its running statistics and keep them; its weights still train.
+
+    A later call of ``network.train()`` undoes this.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
 def synchronise(network: nn.Module, device: torch.device) -> None:
     """Replace every batch norm by one whose statistics are those of all processes; weights and names stay."""
     if device.type == "cuda":

@@ -124,6 +124,11 @@ class ResNet(Encoder):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def stage_of_parameter(self, name: str) -> int:
+        """Return the stage, from 0, that the parameter of this name belongs to; the stem counts as the first."""
+        layer = name.partition(".")[0]
+        return int(layer.removeprefix("layer")) - 1 if layer.startswith("layer") else 0
+
     def stages(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the outputs of the four stages, (N, stage_dims[i], H/2^(i+2), W/2^(i+2)) each, rounded up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))

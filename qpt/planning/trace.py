@@ -25,6 +25,7 @@ from qpt.ops.degrade.api import degrade_patches
 from qpt.planning.tracker import MemoryTracker, Peaks
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
+from qpt.pretraining.targets import COLUMNS
 
 # The tensors are fake CPU tensors, because autocast refuses a device that is not there. What differs on a GPU is set
 # here: optimisers work on all tensors at once, the loader holds one batch ahead, and the workspaces are those of CUDA.
@@ -108,13 +109,16 @@ class StepTrace:
                 held = [torch.empty(shape, dtype=torch.uint8, device="cpu") for _ in range(target.batches)]
             patches = degrade_patches(held[0], program, boxes, config.patch_size, dtype=torch.uint8)
             groups = torch.arange(rows, dtype=torch.int64, device="cpu")
-            learner.step(patches, groups, groups // config.compositions, config.lr)
+            measured = None
+            if config.regression:
+                measured = torch.empty((rows, config.patches, COLUMNS), dtype=torch.float32, device="cpu")
+            learner.step(patches, groups, groups // config.compositions, config.lr, measured)
         return tracker.peaks
 
     def _register(self, tracker: MemoryTracker) -> None:
         """Assign the learner's tensors to their categories, and gradients when they are made."""
         learner = self._learner
-        for network, name in ((learner.query, "weights"), (learner.key, "EMA encoder")):
+        for network, name in ((learner.query, "weights"), (learner.frozen, "weights"), (learner.key, "EMA encoder")):
             for tensor in () if network is None else (*network.parameters(), *network.buffers()):
                 tracker.assign(tensor, name)
         for state in learner.optimizer.state.values():

@@ -41,6 +41,8 @@ class PretrainConfig:
         init: weights to start from; empty for random ones. A run directory or checkpoint, a state dict (.pt, .pth,
             .safetensors), or a named encoder: efficientnet_lite0-imagenet, timm:NAME, torchvision:NAME.
         projection_dim: length D of queries and keys.
+        head_input: features that the projection head reads: last (mean of the last stage) or stages (mean and standard
+            deviation of all stages, normalised by a LayerNorm).
         mode: moco (keys from an EMA encoder, negative pool) or in_batch (one encoder, each patch is query and key).
         space: degradation space: a preset's name, or a YAML file of one.
         compositions: degraded views of each photograph per step; they are negatives of each other.
@@ -65,6 +67,13 @@ class PretrainConfig:
         momentum: decay of the EMA key encoder.
         optimizer: sgd (momentum 0.9), adamw, or lars (momentum 0.9; for large batches).
         lr: peak learning rate.
+        encoder_lr_scale: rate of the encoder's last stage as a multiple of the head's.
+        stage_lr_decay: rate of a stage as a multiple of the next stage's; below 1, early stages change less.
+        distillation: weight of a term that keeps the mean of every channel of all stages near that of the initial encoder.
+        regression: weight of a term for a second head, which predicts full-reference measures of each patch against
+            its undegraded self, and the levels of its ops; patches of at least 8 pixels.
+        two_trunks: save the initial encoder, frozen, beside the tuned one, as one encoder with the channels of both.
+        freeze_batch_norm: keep the encoder's batch norm at the statistics that it starts with (of ``init``).
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
         trust_coefficient: of lars: relative change of a layer's weights per step at a rate of 1.
         warmup_steps: linear warm-up, before the cosine decay to zero.
@@ -101,6 +110,7 @@ class PretrainConfig:
     width: int = 64
     init: str = ""
     projection_dim: int = 128
+    head_input: Literal["last", "stages"] = "last"
     mode: Literal["moco", "in_batch"] = "moco"
     space: str = "qpt"
     compositions: int = 2
@@ -124,6 +134,12 @@ class PretrainConfig:
     momentum: float = 0.999
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: float = 0.03
+    encoder_lr_scale: float = 1.0
+    stage_lr_decay: float = 1.0
+    distillation: float = 0.0
+    regression: float = 0.0
+    two_trunks: bool = False
+    freeze_batch_norm: bool = False
     weight_decay: float = 1e-4
     trust_coefficient: float = 0.001
     warmup_steps: int = 0
@@ -169,9 +185,9 @@ class PretrainConfig:
             else:
                 self._require(field.name, f"a {kind.__name__}", isinstance(value, kind))
         check_arch("pretrain", self.arch, self.width)
-        for name in ("same_image_weight", "weight_decay"):
+        for name in ("same_image_weight", "weight_decay", "encoder_lr_scale", "distillation", "regression"):
             self._require(name, ">= 0", getattr(self, name) >= 0)
-        for name in ("temperature", "lr", "trust_coefficient"):
+        for name in ("temperature", "lr", "trust_coefficient", "stage_lr_decay"):
             self._require(name, "> 0", getattr(self, name) > 0)
         self._require("steps", "> 0 when epochs is 0", self.steps > 0 or self.epochs > 0)
         enough = self.batch_images >= 2
@@ -181,6 +197,8 @@ class PretrainConfig:
         self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)
         several = self.positives == "composition" or self.compositions > 1
         self._require("compositions", ">= 2 when positives is image", several)
+        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
+        self._require("regression", "0 with patches of less than 8 pixels", large)
         self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
 
     def check_processes(self, size: int) -> None:

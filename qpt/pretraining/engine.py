@@ -240,7 +240,8 @@ class _TrainingLoop:
         self.guard.snapshot()
         try:
             with self.timer.stage("step"):
-                result = self.learner.step(patches, step_input.groups, step_input.images, lr)
+                measured = step_input.measured(patches) if self.config.regression else None
+                result = self.learner.step(patches, step_input.groups, step_input.images, lr, measured)
         except (InputError, RuntimeError) as error:
             # A process that notices a failure leaves; the others then fail with a RuntimeError of the connection.
             noticed = self.processes.size > 1 and failed_folder(self.run, self.step + 1).exists()
@@ -320,7 +321,7 @@ class _TrainingLoop:
             "config": asdict(self.config),
             "step": self.step,
             "learner": learner,
-            "encoder": learner["encoder"],  # where load_encoder looks; the same tensors, stored once
+            "encoder": self.learner.saved_encoder(learner),  # where load_encoder looks; the same tensors, stored once
             "unreadable": sorted(self.unreadable.items()),
             "seconds": self.seconds,
             "smoothed": asdict(self.smoothed),

@@ -24,6 +24,7 @@ from qpt.models.encoder import CHECKPOINT_FORMAT, load_plain, read_checkpoint
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
 from qpt.pretraining.learner import Learner
+from qpt.pretraining.targets import cut_patches, measure, op_levels
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class StepInput:
         """Return the degraded patches, (r, P, 3, size, size) uint8."""
         regions = self.regions.to(device, non_blocking=True)
         return degrade_patches(regions, self.program, self.boxes, size, dtype=torch.uint8)
+
+    def measured(self, patches: Tensor) -> Tensor:
+        """Return what a regression head predicts for the ``patches``, (r, P, COLUMNS) float32 on their device: their
+        full-reference measures, and the levels of their ops (``qpt.pretraining.targets``)."""
+        clean = cut_patches(self.regions.to(patches.device), self.program.source, self.boxes, patches.shape[-1])
+        measures = measure(patches.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        levels = op_levels(self.program).to(patches.device)[:, None].expand(-1, patches.shape[1], -1)
+        return torch.cat([measures, levels], dim=2)
 
 
 @dataclass(frozen=True)

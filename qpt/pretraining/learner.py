@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,27 +18,21 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
-from qpt.models import build_encoder, load_encoder, projection_head
-from qpt.models.norm import synchronise
+from qpt.models import build_encoder, load_encoder
+from qpt.models.heads import stage_means, stage_statistics
+from qpt.models.norm import freeze_batch_norm, synchronise
+from qpt.models.two_trunks import joined_state
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.ops.contrastive.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order
-from qpt.pretraining.optimisers import build_optimizer
+from qpt.pretraining.optimisers import build_optimizer, set_rate
 from qpt.pretraining.process_group import ProcessGroup
+from qpt.pretraining.similarities import EmbeddedPairs, mean_similarities
+from qpt.pretraining.terms import head_on, make_terms, terms_loss
 
 _FOR_CHUNKS, _FOR_PROCESSES = 3, 4  # first word of a seed: the purpose of the stream (see qpt.data.regions)
-
-
-class EmbeddedPairs(NamedTuple):
-    """The embeddings of a batch, or a part of it, in pairs of one composition: queries and keys [N, D], detached; their
-    ids [N]. A query with several keys has a row for each, adjacent."""
-
-    queries: Tensor
-    keys: Tensor
-    groups: Tensor
-    images: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,19 +66,28 @@ class Learner:
         self.device = device
         self.processes = ProcessGroup() if processes is None else processes
         self.updates = 0
+        self._reads_stages = bool(config.head_input == "stages" or config.regression or config.distillation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             encoder = build_encoder(config.arch, config.width)
-            head = projection_head(encoder.feature_dim, config.projection_dim)
+            head = head_on(config, encoder, config.projection_dim)
         if config.init:
             encoder.load_state_dict(load_encoder(config.init).state_dict())
         encoder.activation_checkpointing = config.activation_checkpointing
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
+        #: The encoder as the run began with it.
+        self.frozen: Any = None
+        if config.distillation or config.two_trunks:
+            self.frozen = copy.deepcopy(encoder).requires_grad_(False)
         if self.processes.size > 1 and config.batch_norm == "sync":
             synchronise(self.query, device)
         # torch 2.13 on a CPU without AVX-512 corrupts memory in the backward pass of a narrow channels-last network.
         self.memory_format = torch.channels_last if config.width >= 8 else torch.contiguous_format
         self.query.to(device).to(memory_format=self.memory_format).train()  # type: ignore[call-overload]
+        if self.frozen is not None:
+            self.frozen.to(device).to(memory_format=self.memory_format).eval()
+        if config.freeze_batch_norm:
+            freeze_batch_norm(encoder)
         self.key: nn.ModuleDict | None = None
         self.pool: NegativePool | None = None
         if config.mode == "moco":
@@ -94,22 +97,34 @@ class Learner:
                 self.pool = NegativePool(
                     rows, config.projection_dim, dtype=getattr(torch, config.pool_dtype), device=device
                 )
+        self._terms = make_terms(config, encoder)
+        for name, term in self._terms.items():  # from here on, because the key encoder has none
+            self.query[name] = term.to(device)
         if config.compile:
             for network in (self.query, self.key):
                 if network is not None:
-                    network["encoder"].compile()
+                    self._compile(network["encoder"])
         self.optimizer = build_optimizer(config, self.query)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
 
-    def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float) -> StepResult:
+    def _compile(self, encoder: nn.Module) -> None:
+        """Compile what ``_embed_with`` calls of an encoder."""
+        if self._reads_stages:
+            encoder.stages = torch.compile(encoder.stages)  # type: ignore[assignment, arg-type]
+        else:
+            encoder.compile()
+
+    def step(
+        self, patches: Tensor, groups: Tensor, images: Tensor, lr: float, measured: Tensor | None = None
+    ) -> StepResult:
         """Run the forward and backward pass and update the weights.
 
         patches (r, P, 3, s, s) uint8: the patches of each composition; groups (r,) int64: equal ids are positives, none
-        was used before; images (r,) int64: image of each row, its compositions adjacent. Each process gives its part of
-        the batch. Raises InputError if the loss or an embedding is not finite; weights, pool and optimiser are then as
+        was used before; images (r,) int64: image of each row, its compositions adjacent; measured (r, P, C): what the
+        regression head predicts (``StepInput.measured``). Each process gives its part of the batch. Raises InputError if the loss or an embedding is not finite; weights, pool and optimiser are then as
         they were.
         """
-        loss, parts = self.gradients(patches, groups, images)
+        loss, parts = self.gradients(patches, groups, images, measured)
         figures = torch.stack([loss, *self._similarities(parts)])
         value, positive, negative, same = figures.tolist()  # the only wait for the device in a step
         if not math.isfinite(value):
@@ -118,16 +133,19 @@ class Learner:
         queries = len(images) * (self.config.patches if self.key is None else 1)
         return StepResult(value, positive, negative, same, queries, parts[0])
 
-    def gradients(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, list[EmbeddedPairs]]:
+    def gradients(
+        self, patches: Tensor, groups: Tensor, images: Tensor, measured: Tensor | None = None
+    ) -> tuple[Tensor, list[EmbeddedPairs]]:
         """Compute the loss, 0-d, and leave its gradient in the weights' ``grad``; also return the accumulated parts.
 
-        Nothing is read back from the device, and of the state only running batch-norm statistics change.
+        Nothing is read back from the device, and of the state only the buffers of the networks change.
         """
+        targets = self._targets(patches, measured)
         self.optimizer.zero_grad(set_to_none=True)
         losses, parts = [], []
         views = self.config.compositions
         sizes = [len(rows) for rows in assign_chunks(len(images) // views, views, self.config.accumulate, None)]
-        for part in zip(*(rows.split(sizes) for rows in (patches, groups, images)), strict=True):
+        for part in zip(*(rows.split(sizes) for rows in (patches, groups, images, targets)), strict=True):
             loss, embedded = self._backward(*part)
             losses.append(loss)
             parts.append(embedded)
@@ -136,8 +154,7 @@ class Learner:
 
     def update(self, parts: list[EmbeddedPairs], lr: float) -> None:
         """Update the weights from their gradients, then the key encoder, and push the keys into the pool."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.updates += 1
@@ -153,24 +170,51 @@ class Learner:
     def _update_ema(self) -> None:
         """Move the key encoder's weights toward the query encoder's (MoCo, arXiv 1911.05722, eq. 2)."""
         assert self.key is not None
-        for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
-            key.lerp_(query, 1.0 - self.config.momentum)
+        for name, network in self.key.items():  # terms have no part in it
+            for key, query in zip(network.parameters(), self.query[name].parameters(), strict=True):
+                key.lerp_(query, 1.0 - self.config.momentum)
 
-    def _backward(self, patches: Tensor, groups: Tensor, images: Tensor) -> tuple[Tensor, EmbeddedPairs]:
+    def _query_places(self) -> range:
+        """Return the places of the patches that are queries of a loss of their own in moco mode."""
+        return range(self.config.patches if self.config.symmetric and self.key is not None else 1)
+
+    @torch.no_grad()
+    def _targets(self, patches: Tensor, measured: Tensor | None) -> Tensor:
+        """Return the targets of all terms for the patches that the query network embeds, (r, P, columns)."""
+        places = self.config.patches if self.key is None else len(self._query_places())
+        patches, targets = patches[:, :places], []
+        if "regression" in self._terms:
+            assert measured is not None
+            targets.append(self._terms["regression"].targets(measured[:, :places].flatten(0, 1), self.processes))
+        if "distillation" in self._terms:
+            rows = patches.flatten(0, 1)
+            chunks = rows.split(max(1, self.config.chunk_images or len(rows)))
+            means = torch.cat([stage_means(self._maps(self.frozen, chunk)) for chunk in chunks])
+            targets.append(self._terms["distillation"].targets(means, self.processes))
+        if not targets:
+            return patches.new_empty((*patches.shape[:2], 0))
+        return torch.cat(targets, dim=1).unflatten(0, patches.shape[:2])
+
+    def _backward(
+        self, patches: Tensor, groups: Tensor, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, EmbeddedPairs]:
         """Compute the loss of one part of the batch and add its share of the gradient.
 
         In moco mode ``symmetric`` takes the mean over the losses with each patch as the query.
         """
-        patches_each = self.config.patches
-        query_places = range(patches_each if self.config.symmetric and self.key is not None else 1)
+        config, patches_each = self.config, self.config.patches
+        query_places = self._query_places()
         losses, embedded = [], []
         for place in query_places:
-            embeddings, keys, ids, key_ids = self._embed(patches, groups, images, place)
-            loss = self._loss(embeddings.values, keys, ids, key_ids)
-            self.scaler.scale(loss / (len(query_places) * self.config.accumulate)).backward()
+            embeddings, queries, keys, ids, key_ids = self._embed(patches, groups, images, place)
+            loss = self._loss(queries, keys, ids, key_ids)
+            if self._terms:
+                wanted = targets.flatten(0, 1) if self.key is None else targets[:, place]
+                loss = loss + terms_loss(config, self._terms, embeddings.values[:, config.projection_dim :], wanted)
+            self.scaler.scale(loss / (len(query_places) * config.accumulate)).backward()
             embeddings.backward()
             losses.append(loss.detach())
-            embedded.append((embeddings.values.detach(), keys.detach()))
+            embedded.append((queries.detach(), keys.detach()))
         queries, keys = embedded[0]
         if self.key is None:  # every patch is a query: pair the first of a composition with each other one
             rows = queries.unflatten(0, (len(images), patches_each))
@@ -180,8 +224,8 @@ class Learner:
 
     def _embed(
         self, patches: Tensor, groups: Tensor, images: Tensor, query_place: int
-    ) -> tuple[Embeddings, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Embed queries and keys; return both with the (groups, images) of each.
+    ) -> tuple[Embeddings, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Embed queries and keys; return what embeds the queries, and both with the (groups, images) of each.
 
         in_batch: every patch is both (SimCLR's arrangement).  moco: patch ``query_place`` of each composition is a
         query, the others are keys of the EMA encoder.
@@ -195,14 +239,18 @@ class Learner:
                 torch.cat([each * rows + place for place, rows in enumerate(part)])
                 for part in zip(*by_place, strict=True)
             ]
-            queries = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), chunks)
+            embeddings = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), chunks)
             ids = groups.repeat_interleave(each), images.repeat_interleave(each)
-            return queries, queries.values, ids, ids
-        queries = Embeddings(self._embed_with(self.query), self.query, patches[:, query_place], in_order)
+            queries = self._without_terms(embeddings)
+            return embeddings, queries, queries, ids, ids
+        embeddings = Embeddings(self._embed_with(self.query), self.query, patches[:, query_place], in_order)
         others = patches[:, [place for place in range(each) if place != query_place]]
         keys = self._embed_keys(self.key, others, self._chunks(len(images), rng)).flatten(0, 1)
         key_ids = groups.repeat_interleave(each - 1), images.repeat_interleave(each - 1)
-        return queries, keys, (groups, images), key_ids
+        return embeddings, self._without_terms(embeddings), keys, (groups, images), key_ids
+
+    def _without_terms(self, embeddings: Embeddings) -> Tensor:
+        return embeddings.values[:, : self.config.projection_dim] if self._terms else embeddings.values
 
     def _embed_keys(self, network: nn.ModuleDict, patches: Tensor, chunks: list[Tensor]) -> Tensor:
         """Embed (N, p, 3, s, s) patches as (N, p, D) keys without a graph. With shuffled batch norm the processes embed
@@ -243,16 +291,38 @@ class Learner:
         return np.random.default_rng([purpose, self.config.seed, self.updates])
 
     def _embed_with(self, network: nn.ModuleDict) -> Any:
-        """Return a function from (n, 3, s, s) uint8 patches to (n, D) float32 embeddings of unit length."""
-        dtype = getattr(torch, self.config.precision)
+        """Return a function from (n, 3, s, s) uint8 patches to (n, D) float32 embeddings of unit length.
+
+        Of the query network with terms (``qpt.pretraining.terms``), their columns follow the embedding.
+        """
+        terms = self._terms if network is self.query else {}
 
         def embed(patches: Tensor) -> Tensor:
-            x = normalise(patches.contiguous(memory_format=self.memory_format), dtype)
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                embedding = network["head"](network["encoder"](x))
-            return nn.functional.normalize(embedding.float(), dim=1)
+            with self._autocast():
+                if self._reads_stages:
+                    maps = network["encoder"].stages(self._normalised(patches))
+                    features = stage_statistics(maps) if self.config.head_input == "stages" else stage_means(maps[-1:])
+                else:
+                    maps, features = [], network["encoder"](self._normalised(patches))
+                embedding = network["head"](features)
+                columns = [term.outputs(features, maps).float() for term in terms.values()]
+            values = nn.functional.normalize(embedding.float(), dim=1)
+            return torch.cat([values, *columns], dim=1) if columns else values
 
         return embed
+
+    def _maps(self, encoder: Any, patches: Tensor) -> Any:
+        """Return the stages of (n, 3, s, s) uint8 patches by an encoder."""
+        with self._autocast():
+            return encoder.stages(self._normalised(patches))
+
+    def _normalised(self, patches: Tensor) -> Tensor:
+        dtype = getattr(torch, self.config.precision)
+        return normalise(patches.contiguous(memory_format=self.memory_format), dtype)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.config.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     def _loss(
         self, queries: Tensor, keys: Tensor, ids: tuple[Tensor, Tensor], key_ids: tuple[Tensor, Tensor]
@@ -276,29 +346,10 @@ class Learner:
             **options,
         )
 
-    @torch.no_grad()
     def _similarities(self, parts: list[EmbeddedPairs]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean similarity of patches of one composition, of queries and all other keys, and of compositions
-        of one image, of this process."""
-        # The sum of q . k over all pairs is (sum of q) . (sum of k), so only the first kind is computed pair by pair.
-        views, each = self.config.compositions, self.config.patches - 1  # keys, and rows, of a query
-        pairs = sum(len(part.queries) for part in parts)
-        positive = torch.stack([(part.queries * part.keys).sum() for part in parts]).sum()
-        shape = (-1, views * each)
-        blocks = [(part.queries.unflatten(0, shape), part.keys.unflatten(0, shape)) for part in parts]
-        images = torch.stack([(q.sum(1) * k.sum(1)).sum() for q, k in blocks]).sum() / each
-        same = (images - positive) / (pairs * (views - 1)) if views > 1 else positive * math.nan
-        total, count = positive * 0, 0
-        if self.key is None or self.config.in_batch_negatives:
-            for part in parts:
-                total = total + (part.queries.sum(0) * part.keys.sum(0)).sum() / each
-                count += len(part.queries) ** 2 // each
-            total, count = total - positive, count - pairs
-        if self.pool is not None and len(self.pool):
-            queries = torch.stack([part.queries.sum(0) for part in parts]).sum(0) / each
-            total = total + (queries * self.pool.keys.sum(0, dtype=torch.float32)).sum()
-            count += pairs // each * len(self.pool)
-        return positive / pairs, total / count if count else positive * math.nan, same
+        config = self.config
+        in_batch = self.key is None or config.in_batch_negatives
+        return mean_similarities(parts, config.compositions, config.patches - 1, in_batch, self.pool)
 
     def state_dict(self, *, own: bool = False) -> dict[str, Any]:
         """Return what a checkpoint holds, the same on every process, all of which must call this. No tensor is copied.
@@ -307,7 +358,7 @@ class Learner:
         """
         pool = None if self.pool is None else self.pool.state_dict()
         sharded = self.config.pool_layout == "sharded"
-        return {
+        state = {
             "encoder": self.query["encoder"].state_dict(),
             "head": self.query["head"].state_dict(),
             "key": None if self.key is None else self.key.state_dict(),
@@ -316,11 +367,21 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "updates": self.updates,
         }
+        state |= {name: term.state_dict() for name, term in self._terms.items()}
+        return state if self.frozen is None else {**state, "frozen": self.frozen.state_dict()}
+
+    def saved_encoder(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the encoder that ``load_encoder`` finds in a checkpoint, of a ``state_dict``."""
+        return joined_state(state["frozen"], state["encoder"]) if self.config.two_trunks else state["encoder"]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a ``state_dict``. Raises InputError if a sharded pool is that of another number of processes."""
         self.query["encoder"].load_state_dict(state["encoder"])
         self.query["head"].load_state_dict(state["head"])
+        for name, term in self._terms.items():
+            term.load_state_dict(state[name])
+        if self.frozen is not None:  # ``config.init`` may have changed, or be gone
+            self.frozen.load_state_dict(state["frozen"])
         if self.key is not None:
             self.key.load_state_dict(state["key"])
         if self.pool is not None:

@@ -19,19 +19,60 @@ MOMENTUM = 0.9
 
 
 def build_optimizer(config: PretrainConfig, network: nn.Module) -> Optimizer:
-    """Return the optimiser that ``config`` names, over all parameters of ``network``."""
-    parameters = list(network.parameters())
+    """Return the optimiser that ``config`` names, over all parameters of ``network``, which has an ``encoder``."""
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if config.encoder_lr_scale != 1 or config.stage_lr_decay != 1:
+        groups = rate_groups(network, config.encoder_lr_scale, config.stage_lr_decay)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
-    return LARS(
-        lars_groups(parameters),
-        config.lr,
-        momentum=MOMENTUM,
-        weight_decay=config.weight_decay,
-        trust_coefficient=config.trust_coefficient,
-    )
+        optimizer: Optimizer = torch.optim.SGD(groups, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    elif config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, config.lr, weight_decay=config.weight_decay)
+    else:
+        optimizer = LARS(
+            [{**group, **part} for group in groups for part in lars_groups(group["params"])],
+            config.lr,
+            momentum=MOMENTUM,
+            weight_decay=config.weight_decay,
+            trust_coefficient=config.trust_coefficient,
+        )
+    set_rate(optimizer, config.lr)
+    return optimizer
+
+
+def set_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the rate of every parameter group to ``lr`` times the group's ``lr_scale``, 1 where it has none."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def rate_groups(network: nn.Module, encoder_scale: float, stage_decay: float) -> list[dict[str, Any]]:
+    """Return a parameter group for each stage of ``network.encoder`` and one for the rest, with their ``lr_scale``.
+
+    A stage's scale is encoder_scale · stage_decay^(number of stages after it); the rest has 1.
+    """
+    encoder = network.get_submodule("encoder")
+    stages = parameter_stages(encoder)
+    last = max(stages.values())
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        inside = name.startswith("encoder.")
+        scale = encoder_scale * stage_decay ** (last - stages[name.removeprefix("encoder.")]) if inside else 1.0
+        by_scale.setdefault(scale, []).append(parameter)
+    return [{"params": parameters, "lr_scale": scale} for scale, parameters in by_scale.items()]
+
+
+def parameter_stages(encoder: nn.Module) -> dict[str, int]:
+    """Return the stage, from 0, of each parameter of an encoder by its name.
+
+    An encoder may say so itself with a method ``stage_of_parameter(name)``. The parameters of any other are divided,
+    in the order in which its modules were made, into as many equal parts as it has stages.
+    """
+    names = [name for name, _ in encoder.named_parameters()]
+    stage_of = getattr(encoder, "stage_of_parameter", None)
+    if stage_of is not None:
+        return {name: stage_of(name) for name in names}
+    stages = len(encoder.stage_dims)  # type: ignore[arg-type]
+    return {name: place * stages // len(names) for place, name in enumerate(names)}
 
 
 def lars_groups(parameters: Iterable[Tensor]) -> list[dict[str, Any]]:

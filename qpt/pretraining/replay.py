@@ -95,7 +95,9 @@ def _replay(failed: FailedStep, processes: ProcessGroup, device: torch.device) -
     patches = step_input.patches(config.patch_size, device)
     try:
         with _watch_modules(learner, result):
-            loss, _ = learner.gradients(patches, step_input.groups.to(device), step_input.images.to(device))
+            measured = step_input.measured(patches) if config.regression else None
+            ids = (step_input.groups.to(device), step_input.images.to(device))
+            loss, _ = learner.gradients(patches, *ids, measured)
         result.loss = float(loss)
         result.norms = _gradient_norms(learner.query, learner.scaler.get_scale())
         if not math.isfinite(result.loss):
