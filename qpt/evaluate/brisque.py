@@ -60,7 +60,9 @@ def brisque_features(grey: NDArray[np.floating]) -> Plane:
 def half_plane(plane: Plane, resampling: Image.Resampling) -> Plane:
     """Return the (H // 2, W // 2) plane of Pillow's antialiased resize; bicubic, it is MATLAB's imresize."""
     height, width = plane.shape
-    return np.asarray(Image.fromarray(plane.astype(np.float32)).resize((width // 2, height // 2), resampling), np.float64)
+    return np.asarray(
+        Image.fromarray(plane.astype(np.float32)).resize((width // 2, height // 2), resampling), np.float64
+    )
 
 
 def normalise_locally(plane: Plane, *, border: str) -> tuple[Plane, Plane]:

@@ -88,7 +88,9 @@ def evaluate(
     for name, kind, about, encoder in encoders:
         # Table by table: then the cache of one serves every evaluation that includes it.
         parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
-        methods.append(Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs}))
+        methods.append(
+            Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs})
+        )
     if config.fine_tuning is not None:
         methods += [
             Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
