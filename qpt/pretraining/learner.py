@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
-from qpt.models import build_encoder, load_encoder, projection_head
+from qpt.models import build_encoder, projection_head
+from qpt.models.encoder import load_weights
 from qpt.models.norm import synchronise
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
@@ -77,7 +78,7 @@ class Learner:
             encoder = build_encoder(config.arch, config.width)
             head = projection_head(encoder.feature_dim, config.projection_dim)
         if config.init:
-            encoder.load_state_dict(load_encoder(config.init).state_dict())
+            load_weights(encoder, config.init)
         encoder.activation_checkpointing = config.activation_checkpointing
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
         if self.processes.size > 1 and config.batch_norm == "sync":
