@@ -11,6 +11,8 @@ from collections.abc import Container, Sequence
 import torch
 from torch import Tensor, nn
 
+from qpt.models.names import OURS
+
 
 class Encoder(nn.Module):
     """A network from images to the maps of its stages, and to one vector of features.
@@ -37,6 +39,11 @@ class Encoder(nn.Module):
     def feature_dim(self) -> int:
         """Length of the vector that ``forward`` returns: the channels of the last stage."""
         return self.stage_dims[-1]
+
+    @property
+    def description(self) -> str:
+        """The architecture in words, with its width where that is a setting."""
+        return f"{self.arch}, width {self.width}" if self.arch in OURS else self.arch
 
     @property
     def dtype(self) -> torch.dtype:
