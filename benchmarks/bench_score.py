@@ -67,7 +67,7 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
         encoder, name = untrained_encoder("resnet18", 32, seed=0), "qpt, untrained ResNet-18 of width 32"
     else:
         encoder = load_encoder(options.encoder)
-        name = f"qpt, run {run_name(options.encoder)} ({encoder.arch}, width {encoder.width})"
+        name = f"qpt, run {run_name(options.encoder)} ({encoder.description})"
     peer = brisque()
     remarks = [
         f"{threads} threads each. Times include decoding. BRISQUE is the package's own model; ours is {name}.",

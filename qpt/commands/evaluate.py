@@ -26,7 +26,7 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run directories or checkpoint files")
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="runs, checkpoints or names of encoders")
     add_table_arguments(parser, required=True)
     parser.add_argument(
         "--untrained", type=int, default=1, metavar="N", help="number of untrained encoders (default 1)"

@@ -15,7 +15,12 @@ FORMATS = ("torch", "safetensors", "onnx", "card")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=str, metavar="RUN|SCORER", help="a run, a checkpoint, or a file of `qpt fit`")
+    parser.add_argument(
+        "source",
+        type=str,
+        metavar="RUN|SCORER",
+        help="run, checkpoint, name of an encoder, or scorer file",
+    )
     parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the folder to write into")
     parser.add_argument(
         "--formats",

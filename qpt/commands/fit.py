@@ -16,7 +16,7 @@ EXAMPLE = "  qpt fit runs/first --csv photos/scores.csv --out scorer.pt\n  qpt s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory or checkpoint file")
+    parser.add_argument("run", type=str, metavar="RUN", help="run, checkpoint or name of an encoder")
     add_table_arguments(parser, required=True)
     add_feature_arguments(parser)
     parser.add_argument(

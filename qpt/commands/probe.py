@@ -14,7 +14,7 @@ EXAMPLE = "  qpt probe runs/first held-out-photos\n  qpt probe runs/first held-o
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=str, metavar="RUN", help="run directory or checkpoint file")
+    parser.add_argument("run", type=str, metavar="RUN", help="run, checkpoint or name of an encoder")
     parser.add_argument("data", type=str, metavar="DATA", help="folder of photographs the run was not trained on")
     parser.add_argument("--photographs", type=int, default=30, help="most photographs used, evenly spaced")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")

@@ -20,7 +20,7 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="run directories or checkpoint files")
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="runs, checkpoints or names of encoders")
     add_table_arguments(parser, required=False)
     add_feature_arguments(parser)
     parser.add_argument("--scorer", type=str, default=None, help="a scorer made from the run, for severity curves")

@@ -7,6 +7,7 @@ yields what every read-out needs, which ``ReadOut.select`` takes from it afterwa
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from qpt.evaluate.image_crops import check_pixels, crop_grid, load_images, scale
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder
+from qpt.models.names import is_named
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -249,7 +251,12 @@ def read_out_features(
 
 
 def feature_cache(run: str | Path) -> Path:
-    """Return the folder that keeps features of a run: ``features`` inside its directory."""
+    """Return the folder that keeps features of a run: ``features`` inside its directory.
+
+    Features of a named encoder are kept in ``qpt/features`` of the user's cache folder.
+    """
+    if is_named(run):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qpt" / "features"
     path = Path(run)
     return (path if path.is_dir() else path.parent) / "features"
 

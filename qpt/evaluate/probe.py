@@ -30,6 +30,7 @@ from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
 from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import read_checkpoint, untrained_encoder
+from qpt.models.names import is_named
 from qpt.runs.files import run_name
 
 FORMAT = "qpt-probe-1"
@@ -104,7 +105,7 @@ def probe_run(
     """
     photographs, crops = check_int("probe", "photographs", photographs, 3), check_int("probe", "crops", crops, 1)
     size, seed = check_int("probe", "size", size, 32), check_int("probe", "seed", seed, 0)
-    checkpoint, encoder = read_checkpoint(run), load_encoder(run)
+    checkpoint, encoder = {} if is_named(run) else read_checkpoint(run), load_encoder(run)
     degradations = DegradationSpace.named(space)
     files = list_images(data)
     images, left_out = read_images(files, size, most=photographs, quiet=quiet)

@@ -36,7 +36,8 @@ ONNX_TOLERANCE = 1e-4
 def export_state_dict(encoder: Encoder, path: Path) -> None:
     """Write the encoder's weights as ``torch.save`` of a plain state dict, float32, torchvision's names.
 
-    At width 64 it loads unchanged into torchvision's and timm's ResNet of the same name without its classifier:
+    A network of another package has its names, after ``network.``. A resnet of width 64 loads unchanged into
+    torchvision's and timm's ResNet of the same name without its classifier:
     ``model.fc = torch.nn.Identity()``, or ``timm.create_model("resnet50", num_classes=0)``; then ``strict=True`` holds.
     """
     torch.save(_weights(encoder), path)
@@ -131,9 +132,10 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
         name: torch.randint(0, 256, shape, dtype=torch.uint8, device="cpu")
         for name, shape in list(_EXAMPLE.items())[: scorer.read_out.scales]
     }
+    smallest = max(16, scorer.encoder.min_side)
     extents = {name: {0: f"{name}_crops", 1: f"{name}_height", 2: f"{name}_width"} for name in example}
     dynamic = {
-        name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else 16) for axis, extent in axes.items()}
+        name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else smallest) for axis, extent in axes.items()}
         for name, axes in extents.items()
     }
     with warnings.catch_warnings():
@@ -150,7 +152,8 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
             external_data=False,
             verbose=False,
         )
-    images = _synthetic_images()
+    # Of the half scale too every side must be one that the encoder takes.
+    images = [image for image in _synthetic_images() if min(image.shape[:2]) // 2 >= scorer.encoder.min_side]
     difference = compare_onnx(scorer, path, images)
     # The graph's score is float32: labels of 50.0001 to 50.0009 are only some hundred of its steps apart.
     largest = max(abs(scorer.mos_min), abs(scorer.mos_max), *(abs(scorer(pixels)) for pixels in images))

@@ -17,6 +17,7 @@ from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.evaluate.features import weights_hash
 from qpt.evaluate.scorer import Scorer
 from qpt.models import Encoder
+from qpt.models.names import OURS
 from qpt.version import __version__
 
 _TEMPLATES = Path(__file__).parent
@@ -39,17 +40,20 @@ def model_card(
     about = {
         "arch": encoder.arch,
         "width": encoder.width,
+        "name": encoder.description,
+        "ours": encoder.arch in OURS,
         "feature_dim": encoder.feature_dim,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "weights_sha256": weights_hash(encoder),
     }
+    by_qpt = bool(pretraining) and "encoder" not in (pretraining or {})
     kind = "A photograph in, a quality score out" if scorer else "An encoder for blind image quality assessment"
     pages = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=False, keep_trailing_newline=True, undefined=StrictUndefined
     )
     return pages.get_template("model_card.md").render(
-        title=f"QPT {'scorer' if scorer else 'encoder'}: {encoder.arch}, width {encoder.width}",
-        lead=f"{kind}; the encoder was {'pre-trained without labels by QPT' if pretraining else 'made elsewhere'}.",
+        title=f"QPT {'scorer' if scorer else 'encoder'}: {encoder.description}",
+        lead=f"{kind}; the encoder was {'pre-trained without labels by QPT' if by_qpt else 'made elsewhere'}.",
         files=[
             {"name": path.name, "what": what, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
             for path, what in files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from qpt.models.names import OURS
 from qpt.planning.gpus import GIB
 from qpt.planning.search import Need, Plan, loss_shape
 from qpt.planning.trace import CATEGORIES
@@ -15,8 +16,9 @@ def render(plan: Plan) -> str:
     config, gpu, allowance = plan.config, plan.gpu, plan.allowance
     needs = _needs(plan)
     pool = f", pool {config.pool_size:,} x {config.projection_dim} {config.pool_dtype}" if config.mode == "moco" else ""
+    encoder = f"{config.arch}, width {config.width}" if config.arch in OURS else config.arch
     lines = [
-        f"{config.arch}, width {config.width}, {config.patch_size} px, {config.precision}, {config.mode}, "
+        f"{encoder}, {config.patch_size} px, {config.precision}, {config.mode}, "
         f"{config.optimizer}{pool}{', activation checkpointing' if config.activation_checkpointing else ''}",
         "",
         f"memory of {gpu.name:<12} {_gib(gpu.memory_bytes)} GiB",

@@ -74,12 +74,14 @@ class StepGuard:
 
     def snapshot(self) -> None:
         """Copy the running statistics; call before the step."""
-        torch._foreach_copy_(self._before, self._statistics)
+        if self._statistics:  # a network with layer norm has none
+            torch._foreach_copy_(self._before, self._statistics)
 
     def restore(self) -> None:
         """Restore the running statistics of the last snapshot."""
         # They are all there is to undo: weights, optimiser and pool change after every check.
-        torch._foreach_copy_(self._statistics, self._before)
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, self._before)
 
 
 def check_gradients(network: nn.Module) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
-from qpt.models import build_encoder, load_encoder
+from qpt.models import build_encoder
+from qpt.models.encoder import load_weights
 from qpt.models.heads import stage_means, stage_statistics
 from qpt.models.norm import freeze_batch_norm, synchronise
 from qpt.models.two_trunks import joined_state
@@ -72,7 +73,7 @@ class Learner:
             encoder = build_encoder(config.arch, config.width)
             head = head_on(config, encoder, config.projection_dim)
         if config.init:
-            encoder.load_state_dict(load_encoder(config.init).state_dict())
+            load_weights(encoder, config.init)
         encoder.activation_checkpointing = config.activation_checkpointing
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
         #: The encoder as the run began with it.

@@ -151,7 +151,7 @@ def _summary(records: Sequence[RunRecord], table: ScoreTable | None) -> Section:
 
 def _facts(run: RunRecord, table: ScoreTable | None) -> dict[str, str]:
     """Return settings and values of a run by name; settings that an older checkpoint lacks are left out."""
-    facts = {"encoder": f"{run.encoder.arch}, width {run.encoder.width}"}
+    facts = {"encoder": run.encoder.description}
     if run.predictions is not None and table is not None:
         for metric, value in measure(run.predictions.predictions, table.mos).items():
             facts[f"{_METRIC_NAMES.get(metric, metric)}, out of fold"] = f"{value:.3f}"

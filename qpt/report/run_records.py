@@ -18,6 +18,7 @@ from qpt.errors import InputError
 from qpt.evaluate.scorer import Scorer
 from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import read_checkpoint
+from qpt.models.names import is_named
 from qpt.report.canvas import COLOURS
 from qpt.report.measurements import OutOfFold
 from qpt.runs.files import run_name
@@ -68,7 +69,7 @@ class RunRecord:
 
 
 def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
-    """Read the records of run directories or checkpoint files.
+    """Read the records of run directories or checkpoint files; a named encoder has none.
 
     A damaged record beside a checkpoint is used as far as it can be read (``RunRecord.faults``). Raises InputError for
     no runs, too many, or a damaged checkpoint.
@@ -79,8 +80,8 @@ def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
     records = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         name = name if names.count(name) == 1 else f"{name} #{number + 1}"
-        place = Path(run)
-        record = RunRecord(name, place, read_checkpoint(run), load_encoder(run), COLOURS[number], {})
+        place, checkpoint = Path(run), {"config": {}} if is_named(run) else read_checkpoint(run)
+        record = RunRecord(name, place, checkpoint, load_encoder(run), COLOURS[number], {})
         record.log, record.summary = read_log(place, record.faults), read_summary(place, record.faults)
         record.observations, record.history = read_observations(place, record.faults), read_history(place)
         try:

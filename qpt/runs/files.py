@@ -16,6 +16,10 @@ DATA_BOUND = 0.05
 
 
 def run_name(run: str | Path) -> str:
-    """Return the name of the run's directory, under which results list the run."""
+    """Return the name of the run's directory, under which results list the run; that of a named encoder is its own."""
+    from qpt.models.names import is_named  # qpt.models loads torch, which the command line does without
+
+    if is_named(run):
+        return str(run)
     path = Path(run).resolve()
     return shown(path.name if path.is_dir() else path.parent.name)
