@@ -171,19 +171,8 @@ def tiny(tmp_path_factory):
 def test_command_writes_a_result_that_names_everything_and_no_path(tiny, tmp_path, capsys):
     folder, csv, first, second = tiny
     out = tmp_path / "results" / "result.json"
-    arguments = [
-        "evaluate",
-        str(first),
-        str(second),
-        "--csv",
-        str(csv),
-        "--untrained",
-        "2",
-        "--out",
-        str(out),
-        "--no-supervised",
-    ]
-    assert cli.main(arguments) == 0
+    options = ["--untrained", "2", "--no-supervised", "--out", str(out)]
+    assert cli.main(["evaluate", str(first), str(second), "--csv", str(csv), *options]) == 0
     printed = capsys.readouterr().out
     for words in ("set: 24 images, 6 groups, split by ref", "first", "untrained 1", "contrast", "laplacian",
                   "PLCC logistic", "leave one image out", "few labels, SRCC paired over 20 splits"):  # fmt: skip
@@ -236,21 +225,8 @@ def test_evaluation_repeats(tiny, tmp_path):
 
 def test_json_on_standard_output_and_no_untrained_encoder(tiny, capsys):
     _, csv, first, _ = tiny
-    assert (
-        cli.main(
-            [
-                "evaluate",
-                str(first / "checkpoint.pt"),
-                "--csv",
-                str(csv),
-                "--untrained",
-                "0",
-                "--json",
-                "--no-supervised",
-            ]
-        )
-        == 0
-    )
+    options = ["--untrained", "0", "--no-supervised", "--json"]
+    assert cli.main(["evaluate", str(first / "checkpoint.pt"), "--csv", str(csv), *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert [m["kind"] for m in result["methods"]] == ["pretrained", *["classical"] * 4]
     assert result["paired"] == []

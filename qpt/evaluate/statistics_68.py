@@ -37,7 +37,7 @@ def image_statistics(pixels: NDArray[np.uint8], grey: NDArray[np.floating]) -> d
     brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     planes = {"luminance": plane, **opponents, "red": red, "green": green, "blue": blue}
     planes |= {"saturation": (brightest - darkest) / (brightest + 1), "darkest": darkest}
-    values: dict[str, np.floating] = {}
+    values: dict[str, float | np.floating] = {}
     for name, channel in planes.items():
         values |= {f"{name}_mean": channel.mean(), f"{name}_std": channel.std()}
     values |= {"bright_share": (brightest > BRIGHT).mean(), "dark_share": (darkest < DARK).mean()}
