@@ -171,8 +171,8 @@ def tiny(tmp_path_factory):
 def test_command_writes_a_result_that_names_everything_and_no_path(tiny, tmp_path, capsys):
     folder, csv, first, second = tiny
     out = tmp_path / "results" / "result.json"
-    arguments = ["evaluate", str(first), str(second), "--csv", str(csv), "--untrained", "2", "--out", str(out)]
-    assert cli.main(arguments) == 0
+    options = ["--untrained", "2", "--no-supervised", "--out", str(out)]
+    assert cli.main(["evaluate", str(first), str(second), "--csv", str(csv), *options]) == 0
     printed = capsys.readouterr().out
     for words in ("set: 24 images, 6 groups, split by ref", "first", "untrained 1", "contrast", "laplacian",
                   "PLCC logistic", "leave one image out", "few labels, SRCC paired over 20 splits"):  # fmt: skip
@@ -181,7 +181,7 @@ def test_command_writes_a_result_that_names_everything_and_no_path(tiny, tmp_pat
     assert str(folder) not in text
     result = json.loads(text)
     assert [m["name"] for m in result["methods"]] == [
-        "first", "second", "untrained 0", "untrained 1", "contrast", "laplacian",
+        "first", "second", "untrained 0", "untrained 1", "contrast", "laplacian", "brisque", "statistics",
     ]  # fmt: skip
     assert len(result["methods"][0]["checkpoint_sha256"]) == 64 and result["methods"][0]["config"]["width"] == 4
     assert result["data"]["sha256"] == read_table(csv).fingerprint
@@ -193,9 +193,9 @@ def test_command_writes_a_result_that_names_everything_and_no_path(tiny, tmp_pat
     assert [np.shape(p["per_pair"]) for p in result["paired"]] == [(2, 2), (2, 2)]
     assert {"torch", "numpy", "scipy", "scikit-learn", "qpt"} <= set(result["versions"])
     # MOS falls with blur, so the Laplacian's variance must rise with it.
-    laplacian = result["methods"][-1]["regimes"]["all"]["summary"]["srcc"]["median"]
-    assert laplacian > 0.5
-    assert len(list((first / "features").glob("*.npz"))) == 4
+    laplacian, brisque, statistics = (m["regimes"]["all"]["summary"]["srcc"]["median"] for m in result["methods"][-3:])
+    assert laplacian > 0.5 and brisque > 0.5 and statistics > 0.5
+    assert len(list((first / "features").glob("*.npz"))) == 5  # four encoders, and the classical features together
 
 
 def leaves(value, path=()):
@@ -225,9 +225,10 @@ def test_evaluation_repeats(tiny, tmp_path):
 
 def test_json_on_standard_output_and_no_untrained_encoder(tiny, capsys):
     _, csv, first, _ = tiny
-    assert cli.main(["evaluate", str(first / "checkpoint.pt"), "--csv", str(csv), "--untrained", "0", "--json"]) == 0
+    options = ["--untrained", "0", "--no-supervised", "--json"]
+    assert cli.main(["evaluate", str(first / "checkpoint.pt"), "--csv", str(csv), *options]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [m["kind"] for m in result["methods"]] == ["pretrained", "classical", "classical"]
+    assert [m["kind"] for m in result["methods"]] == ["pretrained", *["classical"] * 4]
     assert result["paired"] == []
 
 

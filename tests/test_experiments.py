@@ -51,7 +51,8 @@ def test_committed_records_say_how_they_were_made(path: Path) -> None:
     if content["format"] == evaluations.FORMAT:
         assert {"command", "versions", "protocol"} <= set(content) and len(content["data"]["sha256"]) == 64
         for method in content["methods"]:
-            assert ("weights_sha256" in method and "seed" in method["settings"]) or method["kind"] == "classical"
+            needs = {"classical": (), "supervised": ("weights_sha256",)}.get(method["kind"], ("weights_sha256", "seed"))
+            assert all(name in method or name in method["settings"] for name in needs)
             for regime in method["regimes"].values():
                 assert all(-1 <= regime[metric]["median"] <= 1 for metric in evaluations.METRICS)
     else:
@@ -61,12 +62,14 @@ def test_committed_records_say_how_they_were_made(path: Path) -> None:
 
 def test_evaluate_keeps_the_summary_of_qpt_evaluate(tmp_path: Path, labelled: Path) -> None:
     run, out = write_run(tmp_path / "narrow"), tmp_path / "record.json"
-    words = [str(run), "--csv", str(labelled), "--crops", "1", "--out", str(out)]
+    words = [str(run), "--csv", str(labelled), "--crops", "1", "--no-supervised", "--out", str(out)]
     assert command.main(["evaluate", *words]) == 0
     record = json.loads(out.read_text())
-    assert [method["kind"] for method in record["methods"]] == ["pretrained", "untrained", "classical", "classical"]
-    assert str(tmp_path) not in out.read_text() and "narrow --csv blurred/scores.csv --crops 1" in record["command"]
-    assert list(evaluations.groups(record)) == ["pre-trained", "untrained", "contrast", "Laplacian"]
+    assert [method["kind"] for method in record["methods"]] == ["pretrained", "untrained", *["classical"] * 4]
+    assert str(tmp_path) not in out.read_text()
+    assert "narrow --csv blurred/scores.csv --crops 1 --no-supervised" in record["command"]
+    classical = ["contrast", "Laplacian", "brisque", "statistics"]
+    assert list(evaluations.groups(record)) == ["pre-trained", "untrained", *classical]
     assert len(out.read_text().splitlines()) < 200
 
 

@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained", type=int, default=1, metavar="N", help="number of untrained encoders (default 1)"
     )
+    parser.add_argument(
+        "--no-supervised",
+        dest="supervised",
+        action="store_false",
+        help="leave out the ImageNet-supervised encoder, which is measured where its extra is installed",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     add_protocol_arguments(parser)
     add_feature_arguments(parser)
@@ -106,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
         others=tables[1:],
         config=config,
         untrained=args.untrained,
+        supervised=args.supervised,
         seed=args.seed,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
         cache=args.cache,

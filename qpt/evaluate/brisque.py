@@ -42,7 +42,8 @@ _RATIOS = gamma(2 / _SHAPES) ** 2 / (gamma(1 / _SHAPES) * gamma(3 / _SHAPES))
 
 def brisque_features(grey: NDArray[np.floating]) -> Plane:
     """Return the 36 features of ``BRISQUE_NAMES``, (36,) float64. grey: (H, W) luminance, 0 to 255; both sides >= 8."""
-    plane, values = grey.astype(np.float64), []
+    plane = grey.astype(np.float64)
+    values: list[float] = []
     for scaled in (plane, half_plane(plane, Image.Resampling.BICUBIC)):
         # The window sees zeros outside the image, as in the authors' release (MATLAB's filter2).
         coefficients, _ = normalise_locally(scaled, border="constant")
@@ -57,7 +58,7 @@ def brisque_features(grey: NDArray[np.floating]) -> Plane:
     return np.array(values)
 
 
-def half_plane(plane: Plane, resampling: Image.Resampling) -> Plane:
+def half_plane(plane: NDArray[np.floating], resampling: Image.Resampling) -> Plane:
     """Return the (H // 2, W // 2) plane of Pillow's antialiased resize; bicubic, it is MATLAB's imresize."""
     height, width = plane.shape
     return np.asarray(
@@ -68,14 +69,24 @@ def half_plane(plane: Plane, resampling: Image.Resampling) -> Plane:
 def normalise_locally(plane: Plane, *, border: str) -> tuple[Plane, Plane]:
     """Return the mean-subtracted contrast-normalised (MSCN) coefficients and the local standard deviation.
 
-    plane: (H, W), in grey levels.  border: what the Gaussian window sees outside, a mode of ``scipy.ndimage``. The
-    coefficients are (plane - mean) / (deviation + 1), both weighted by the window of 7 x 7 px and sigma 7/6 px.
+    The coefficients are (plane - mean) / (deviation + 1); arguments as for ``local_moments``.
+    """
+    mean, deviation = local_moments(plane, border=border)
+    coefficients = np.subtract(plane, mean, out=mean)
+    coefficients /= deviation + STABILISER
+    return coefficients, deviation
+
+
+def local_moments(plane: Plane, *, border: str) -> tuple[Plane, Plane]:
+    """Return the local mean and standard deviation, weighted by a Gaussian window of 7 x 7 px and sigma 7/6 px.
+
+    plane: (H, W) float64, in grey levels.  border: what the window sees outside, a mode of ``scipy.ndimage``.
     """
     # In float32 the difference below would be off by grey levels where the image is flat and bright.
     mean = gaussian_filter(plane, SIGMA_PX, radius=RADIUS_PX, mode=border)
     square = gaussian_filter(plane * plane, SIGMA_PX, radius=RADIUS_PX, mode=border)
-    deviation = np.sqrt(np.abs(square - mean * mean))
-    return (plane - mean) / (deviation + STABILISER), deviation
+    square -= mean * mean
+    return mean, np.sqrt(np.abs(square, out=square), out=square)
 
 
 def fit_symmetric(values: Plane) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def _notes(result: Mapping[str, Any], regimes: Sequence[str]) -> list[str]:
     if intervals:
         notes.append(f"SRCC, {_labels(regimes[0])}, 95 % bootstrap over groups: {'; '.join(intervals)}")
     for method in methods:
-        if method["kind"] in ("pretrained", "untrained") and len(regimes) <= 2:
+        if method["kind"] in ("pretrained", "supervised", "untrained") and len(regimes) <= 2:
             read_outs = [
                 f"{name}: " + _counted(method["regimes"][name]["summary"]["chosen_read_outs"]) for name in regimes
             ]
@@ -126,6 +126,7 @@ def _notes(result: Mapping[str, Any], regimes: Sequence[str]) -> list[str]:
             f"over {pair['splits']} splits: median {pair['median']:+.3f} of {len(pair['pretrained'])} run(s) x "
             f"{len(pair['untrained'])} initialisation(s), from {pair['min']:+.3f} to {pair['max']:+.3f}"
         )
+    notes += result.get("notes", [])  # absent from results of earlier versions
     repeated = data["repeated_across_groups"]
     if repeated:
         first, second = repeated[0]

@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import __version__ as pillow_version
 
-from qpt.errors import InputError, check_int
+from qpt.errors import BackendError, InputError, check_int
 from qpt.evaluate.bootstrap import KRCC_IMAGES, KRCC_RESAMPLES, LEVEL, RESAMPLES
 from qpt.evaluate.classical import classical_features
-from qpt.evaluate.features import FeatureProtocol, feature_cache, read_out_features, weights_hash
+from qpt.evaluate.features import FeatureProtocol, feature_cache, images_key, read_out_features, weights_hash
 from qpt.evaluate.finetune import FineTuning, ImageCache, fine_tune, hold_out
 from qpt.evaluate.leaks import equal_files
 from qpt.evaluate.protocol import evaluate_splits, split_record
@@ -36,13 +36,16 @@ from qpt.models.encoder import run_record, untrained_encoder
 from qpt.runs.files import run_name
 from qpt.version import __version__
 
+#: The encoder with supervised weights that stands beside every run; its weights come with an extra.
+SUPERVISED = "efficientnet_lite0-imagenet"
+
 
 @dataclass(frozen=True)
 class Method:
     """One method of the result.
 
-    kind: "pretrained", "untrained" or "classical".  about: hashes and settings that identify it.  features: read-out
-    name -> (n, d) float64 of all images of the table; empty where ``encoder`` is fine-tuned.
+    kind: "pretrained", "supervised", "untrained" or "classical".  about: hashes and settings that identify it.
+    features: read-out name -> (n, d) float64 of all images of the table; empty where ``encoder`` is fine-tuned.
     """
 
     name: str
@@ -59,20 +62,22 @@ def evaluate(
     others: Sequence[ScoreTable] = (),
     config: EvaluationConfig | None = None,
     untrained: int = 1,
+    supervised: bool = True,
     seed: int = 0,
     protocol: FeatureProtocol | None = None,
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate pre-trained encoders beside untrained ones and two classical features, all on the same splits.
+    """Evaluate pre-trained encoders beside a supervised one, untrained ones and classical features, on the same splits.
 
     runs: run directories or checkpoint files, at least one.  others: further tables, for protocols across data sets.
     config: splits, regressor and fine-tuning, by default random splits and ridge.  untrained: random initialisations
-    for each architecture and width among the runs, >= 0, with seeds 0, 1, ...  seed: of the splits.  protocol: the part
+    for each architecture and width among the runs, >= 0, with seeds 0, 1, ...  supervised: also measure ``SUPERVISED``,
+    frozen; where its extra is not installed, ``notes`` of the result says so.  seed: of the splits.  protocol: the part
     of an image that the encoder gets.  cache: folder for features; by default ``features`` in the first run directory.
-    quiet: no progress bars. Returns the result as plain data: data, protocol, versions, splits, methods (with every
-    split and its predictions) and paired differences. Raises InputError for what ``load_encoder`` or the reading of
-    images refuses, tables that do not fit the config, or a set too small to split.
+    quiet: no progress bars. Returns the result as plain data: data, protocol, versions, notes, splits, methods (with
+    every split and its predictions) and paired differences. Raises InputError for what ``load_encoder`` or the reading
+    of images refuses, tables that do not fit the config, or a set too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
@@ -82,15 +87,16 @@ def evaluate(
     tables = (table, *others)
     whole, regimes = make_regimes(config, tables, seed)
     encoders = _encoders(runs, untrained)
-    # The classical features decode every image: a damaged one is found here, before the longer passes.
-    classical = classical_features(whole.paths, quiet=quiet)
+    reference, notes = _supervised(runs) if supervised else ([], [])
+    # Table by table: then the cache of one serves every evaluation that includes it. The classical features decode
+    # every image that has none yet: a damaged one is found here, before the longer passes.
+    parts = [classical_features(t.paths, cache=folder, images_key=images_key(t), quiet=quiet) for t in tables]
+    classical = _joined(parts)
     methods = []
-    for name, kind, about, encoder in encoders:
-        # Table by table: then the cache of one serves every evaluation that includes it.
+    for name, kind, about, encoder in [*encoders, *reference]:
         parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
-        methods.append(
-            Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs})
-        )
+        joined = _joined(parts)
+        methods.append(Method(name, kind, about, {key: joined[key] for key in config.read_outs}))
     if config.fine_tuning is not None:
         methods += [
             Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
@@ -138,6 +144,7 @@ def evaluate(
             },
         },
         "versions": _versions(),
+        "notes": notes,
         "splits": {name: [_split_rows(split) for split in splits] for name, splits in regimes.items()},
         "methods": records,
         "paired": _paired(records),
@@ -191,6 +198,22 @@ def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str
             name = f"untrained {init}" if len(shapes) == 1 else f"untrained {arch}/{width} {init}"
             found.append((name, "untrained", {"init_seed": init, **_shape(encoder)}, encoder))
     return found
+
+
+def _supervised(runs: Sequence[str | Path]) -> tuple[list[tuple[str, str, dict[str, Any], Encoder]], list[str]]:
+    """Return the supervised encoder as ``_encoders`` does, or none and a note that says why."""
+    if SUPERVISED in map(str, runs):
+        return [], []
+    try:
+        encoder = load_encoder(SUPERVISED)
+    except (InputError, BackendError) as error:
+        return [], [f"{SUPERVISED} is not measured: {error}"]
+    return [(SUPERVISED, "supervised", _shape(encoder), encoder)], []
+
+
+def _joined(tables: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, NDArray[np.float64]]:
+    """Return the features of all tables, one below the other, under each name."""
+    return {name: np.concatenate([features[name] for features in tables]) for name in tables[0]}
 
 
 def _shape(encoder: Encoder) -> dict[str, Any]:
