@@ -60,7 +60,9 @@ def assert_chunks_are_one_graph(options: dict[str, Any], monkeypatch: pytest.Mon
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", [{"mode": "moco", "symmetric": True}, {"mode": "in_batch", "accumulate": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"mode": "moco", "symmetric": True}, {"mode": "in_batch", "accumulate": 2}], ids=str
+)
 def test_a_head_on_all_stages_works_in_chunks(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert_chunks_are_one_graph({"head_input": "stages", **options}, monkeypatch)
 
@@ -147,7 +149,9 @@ def test_frozen_batch_norm_keeps_its_statistics_and_trains_its_weights(mode: str
     assert learner.query["encoder"].training  # activation checkpointing works in training only
 
 
-@pytest.mark.parametrize(("field", "value"), [("encoder_lr_scale", -1.0), ("stage_lr_decay", 0.0), ("head_input", "all")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("encoder_lr_scale", -1.0), ("stage_lr_decay", 0.0), ("head_input", "all")]
+)
 def test_bad_values_are_named(field: str, value: object) -> None:
     with pytest.raises(InputError, match=f"pretrain: {field} must be"):
         settings(**{field: value})
@@ -168,9 +172,7 @@ TERMS = [{"distillation": 2.0}, {"regression": 0.5, "head_input": "stages"}, {"d
 @pytest.mark.parametrize(
     "options", [{"mode": "moco", "symmetric": True}, {"mode": "moco"}, {"mode": "in_batch", "accumulate": 2}], ids=str
 )
-def test_terms_work_in_chunks(
-    options: dict[str, Any], terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_terms_work_in_chunks(options: dict[str, Any], terms: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(**options, **terms)
     assert_chunks_are_one_graph({**options, **terms}, monkeypatch, **targets_of(config))
 
@@ -210,7 +212,9 @@ def test_distillation_holds_the_encoder_back() -> None:
             patches = batch(config, 9)[0].flatten(0, 1)
             now, then = (stage_means(learner._maps(e, patches)) for e in (learner.query["encoder"], learner.frozen))
         moved.append(float((now - then).square().mean()))
-        assert all(torch.equal(a, b) for a, b in zip(learner.frozen.parameters(), fresh_parameters(config), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(learner.frozen.parameters(), fresh_parameters(config), strict=True)
+        )
     assert moved[1] < moved[0] / 2
 
 
