@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from qpt.errors import InputError, check_int
+from qpt.errors import BackendError, InputError, check_int
 from qpt.models.base import Encoder
-from qpt.models.names import check_arch
+from qpt.models.names import NAMED, check_arch, is_named
 from qpt.models.resnet import ARCHITECTURES, ResNet
 from qpt.models.two_trunks import TwoTrunks
 
 CHECKPOINT_FORMAT = "qpt-checkpoint-1"
 
 
-def build_encoder(arch: str = "resnet18", width: int = 64) -> Encoder:
+def build_encoder(arch: str = "resnet18", width: int = 64, *, two_trunks: bool = False) -> Encoder:
     """Return a freshly initialised encoder; its weights are drawn from torch's global generator.
 
     arch: resnet18, resnet34, resnet50, efficientnet_lite0, ``timm:NAME`` or ``torchvision:NAME``.  width: channels of
-    the first stage of a resnet, >= 1 (64 is the standard network); 64 for any other.
+    the first stage of a resnet, >= 1 (64 is the standard network); 64 for any other.  two_trunks: two of them side by
+    side, as a run with ``two_trunks`` saves.
     Raises InputError for a name that is unknown or whose stages cannot be found, BackendError for a missing package.
     """
+    if two_trunks:
+        return TwoTrunks(build_encoder(arch, width), build_encoder(arch, width))
     width = check_int("build_encoder", "width", width, 1)
     if check_arch("build_encoder", arch, width) in ARCHITECTURES:
         return ResNet(arch, width)
@@ -76,7 +80,10 @@ def run_record(path: str | Path) -> dict[str, Any]:
 
     path: as for ``load_encoder``. The record is plain data: checkpoint_sha256, config (paths without their folders),
     and as far as the checkpoint has them steps, op_table, data_fingerprint, unreadable (a count), seconds and threads.
+    That of a named encoder is its name, under ``encoder``.
     """
+    if is_named(path):
+        return {"encoder": str(path)}
     state, file = read_checkpoint(path), Path(path)
     file = file / "checkpoint.pt" if file.is_dir() else file
     is_path = {k: isinstance(v, str) and ("/" in v or "\\" in v) for k, v in state["config"].items()}
@@ -92,14 +99,79 @@ def run_record(path: str | Path) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path) -> Encoder:
-    """Return the pre-trained encoder of a run, in eval mode on the CPU.
+    """Return a pre-trained encoder, in eval mode on the CPU.
 
-    path: ``checkpoint.pt`` or its run directory. Features: ``encoder(x)`` -> (N, feature_dim), or
-    ``encoder.stages(x)``, for x (N, 3, H, W) float normalised with ImageNet mean and standard deviation.
+    path: ``checkpoint.pt`` of a run or its directory; or the name of an encoder with the weights of its package:
+    ``efficientnet_lite0-imagenet``, ``timm:NAME`` or ``torchvision:NAME``. Features: ``encoder(x)`` -> (N,
+    feature_dim), or ``encoder.stages(x)``, for x (N, 3, H, W) float normalised with ImageNet mean and standard
+    deviation. Raises InputError for another file or name, BackendError for a package that is missing.
     """
+    if is_named(path):
+        from qpt.models.backbones import build_backbone  # its packages are extras
+
+        with torch.random.fork_rng(devices=[]):
+            return build_backbone(str(path).removesuffix("-imagenet"), pretrained=True).eval()
     state = read_checkpoint(path)
-    encoder = build_encoder(state["config"]["arch"], state["config"]["width"])
-    if state["config"].get("two_trunks"):
-        encoder = TwoTrunks(encoder, build_encoder(state["config"]["arch"], state["config"]["width"]))
+    config = state["config"]
+    encoder = build_encoder(config["arch"], config["width"], two_trunks=config.get("two_trunks", False))
     encoder.load_state_dict(state["encoder"])
     return encoder.eval()
+
+
+def load_weights(encoder: Encoder, source: str | Path) -> None:
+    """Copy pre-trained weights into an encoder of the same architecture.
+
+    source: as for ``load_encoder``, or a file of a state dict (``torch.save``, or safetensors by its ending) with the
+    names of QPT, torchvision, timm or efficientnet-lite-pytorch; entries of the classifier are left out. Raises
+    InputError if names or shapes are of another architecture.
+    """
+    if is_named(source) or Path(source).is_dir():
+        found: Any = load_encoder(source).state_dict()
+    else:
+        found = _read_state_dict(Path(source))
+    own = encoder.state_dict()
+    matched = {name: (encoder.own_name(name, own), value) for name, value in found.items()}
+    weights = {name: value for name, value in matched.values() if name in own}
+    unexpected = [name for name, (mine, _) in matched.items() if mine not in own and not encoder.is_classifier(name)]
+    # Files written before torch 0.4.1 have no counts of batches.
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    shapes = [name for name, value in weights.items() if value.shape != own[name].shape]
+    reasons = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(reasons.values()):
+        listed = "; ".join(
+            f"{reason}: {', '.join(map(str, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for reason, names in reasons.items()
+            if names
+        )
+        raise InputError(
+            f"init: weights must be those of {encoder.arch}, width {encoder.width}, got weights of another "
+            f"architecture from {source} ({listed})"
+        )
+    encoder.load_state_dict(weights, strict=False)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read the encoder of a checkpoint, or a file of a state dict, plain or below ``state_dict`` or ``model``."""
+    if not path.is_file():
+        raise InputError(
+            "init: weights must be a run directory, a checkpoint, a state dict (.pt, .pth, .safetensors) or one of "
+            f"{', '.join(NAMED)}, timm:NAME, torchvision:NAME, got {path}"
+        )
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise BackendError(f"init: {path} needs the package safetensors; pip install 'qpt[export]'") from error
+        try:
+            return load_file(str(path))
+        except Exception as error:  # safetensors has an exception of its own
+            raise InputError(f"init: {path} must be a safetensors file, got: {error}") from error
+    state = load_plain("init", path)
+    if isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT:
+        return state["encoder"]
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"init: {path} must hold a state dict (names to tensors), got another file")
+    return {name.removeprefix("module."): value for name, value in state.items()}

@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
         return self.relu(self.bn3(self.conv3(out)) + shortcut)
 
 
-def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of a checkpointed block's forward pass and of its recomputation in the backward pass."""
     # Batch norm must update its running statistics once only.
     return contextlib.nullcontext(), unrecorded_statistics(block)
@@ -141,6 +141,6 @@ class ResNet(Encoder):
         if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
             return blocks(x)
         for block in blocks:
-            contexts = functools.partial(_recompute_contexts, block)
+            contexts = functools.partial(recompute_contexts, block)
             x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
         return x
