@@ -10,6 +10,10 @@ from torch import nn
 
 from qpt import PretrainConfig, load_encoder, pretrain
 from qpt.errors import InputError
+from qpt.evaluate.features import FeatureProtocol
+from qpt.evaluate.scorer import Scorer
+from qpt.evaluate.table import read_table
+from qpt.models import build_encoder
 from qpt.models.encoder import read_checkpoint
 from qpt.models.heads import projection_head, stage_means, stage_statistics
 from qpt.models.two_trunks import TwoTrunks
@@ -18,6 +22,7 @@ from qpt.pretraining import learner as learner_module
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.optimisers import parameter_stages, set_rate
 from qpt.pretraining.targets import COLUMNS
+from tests.labelled import image_regions, write_set
 from tests.test_embed import CPU, OneGraph, batch, settings
 from tests.test_pretrain import assert_same_bytes, tiny
 from tests.test_pretrain import image_folder as image_folder
@@ -272,3 +277,14 @@ def test_regression_makes_its_targets_of_the_step(image_folder: Path, tmp_path: 
     assert state["regression"]["moments.count"] == 8 * 4 * 2  # steps, images, compositions: one query each
     assert (state["regression"]["moments.squares"] > 0).all()
     assert not any(name.startswith("regression") for name in state["key"])
+
+
+def test_a_scorer_of_two_trunks_is_saved_and_loaded(tmp_path: Path) -> None:
+    table = read_table(write_set(tmp_path / "set"))
+    encoder = build_encoder("resnet18", 4, two_trunks=True).eval()
+    scorer = Scorer.fit(encoder, table, protocol=FeatureProtocol(crops=2, crop_px=96), quiet=True)
+    scorer.save(tmp_path / "scorer.pt")
+    loaded = Scorer.load(tmp_path / "scorer.pt")
+    assert isinstance(loaded.encoder, TwoTrunks)
+    image = next(iter(image_regions().values()))
+    assert loaded(image) == scorer(image)

@@ -44,6 +44,7 @@ from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder, build_encoder
 from qpt.models.encoder import load_plain
+from qpt.models.two_trunks import TwoTrunks
 
 SCORER_FORMAT = "qpt-scorer-2"
 #: Arithmetic of the encoder. Everything after it, from the statistics over positions on, is float32 or better.
@@ -185,11 +186,13 @@ class Scorer:
         """Write one file, whole or not at all. Raises InputError for a scorer in half precision."""
         if self.dtype != "float32":
             raise InputError(f"scorer: only a float32 scorer is saved, got {self.dtype}; choose the dtype when loading")
+        trunks = {"two_trunks": True} if isinstance(self.encoder, TwoTrunks) else {}
         state = {
             "format": SCORER_FORMAT,
             "features": DEFINITION,
             "arch": self.encoder.arch,
             "width": self.encoder.width,
+            **trunks,
             "encoder": {name: value.contiguous() for name, value in self.encoder.state_dict().items()},
             "read_out": asdict(self.read_out),
             "protocol": asdict(self.protocol),
@@ -228,7 +231,7 @@ class Scorer:
 
     @classmethod
     def _from_state(cls, state: Mapping[str, Any]) -> Scorer:
-        encoder = build_encoder(state["arch"], state["width"])
+        encoder = build_encoder(state["arch"], state["width"], two_trunks=state.get("two_trunks", False))
         encoder.load_state_dict(state["encoder"])
         read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
         weights = state["weights"].numpy()

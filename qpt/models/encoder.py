@@ -19,13 +19,16 @@ from qpt.models.two_trunks import TwoTrunks
 CHECKPOINT_FORMAT = "qpt-checkpoint-1"
 
 
-def build_encoder(arch: str = "resnet18", width: int = 64) -> Encoder:
+def build_encoder(arch: str = "resnet18", width: int = 64, *, two_trunks: bool = False) -> Encoder:
     """Return a freshly initialised encoder; its weights are drawn from torch's global generator.
 
     arch: resnet18, resnet34, resnet50, efficientnet_lite0, ``timm:NAME`` or ``torchvision:NAME``.  width: channels of
-    the first stage of a resnet, >= 1 (64 is the standard network); 64 for any other.
+    the first stage of a resnet, >= 1 (64 is the standard network); 64 for any other.  two_trunks: two of them side by
+    side, as a run with ``two_trunks`` saves.
     Raises InputError for a name that is unknown or whose stages cannot be found, BackendError for a missing package.
     """
+    if two_trunks:
+        return TwoTrunks(build_encoder(arch, width), build_encoder(arch, width))
     width = check_int("build_encoder", "width", width, 1)
     if check_arch("build_encoder", arch, width) in ARCHITECTURES:
         return ResNet(arch, width)
@@ -109,9 +112,8 @@ def load_encoder(path: str | Path) -> Encoder:
         with torch.random.fork_rng(devices=[]):
             return build_backbone(str(path).removesuffix("-imagenet"), pretrained=True).eval()
     state = read_checkpoint(path)
-    encoder = build_encoder(state["config"]["arch"], state["config"]["width"])
-    if state["config"].get("two_trunks"):
-        encoder = TwoTrunks(encoder, build_encoder(state["config"]["arch"], state["config"]["width"]))
+    config = state["config"]
+    encoder = build_encoder(config["arch"], config["width"], two_trunks=config.get("two_trunks", False))
     encoder.load_state_dict(state["encoder"])
     return encoder.eval()
 

@@ -69,7 +69,8 @@ class PretrainConfig:
         lr: peak learning rate.
         encoder_lr_scale: rate of the encoder's last stage as a multiple of the head's.
         stage_lr_decay: rate of a stage as a multiple of the next stage's; below 1, early stages change less.
-        distillation: weight of a term that keeps the mean of every channel of all stages near that of the initial encoder.
+        distillation: weight of a term that keeps the mean of every channel of all stages near that of the encoder that
+            the run starts from.
         regression: weight of a term for a second head, which predicts full-reference measures of each patch against
             its undegraded self, and the levels of its ops; patches of at least 8 pixels.
         two_trunks: save the initial encoder, frozen, beside the tuned one, as one encoder with the channels of both.

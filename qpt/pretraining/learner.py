@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
 from qpt.models import build_encoder
+from qpt.models.base import Encoder
 from qpt.models.encoder import load_weights
 from qpt.models.heads import stage_means, stage_statistics
 from qpt.models.norm import freeze_batch_norm, synchronise
@@ -67,6 +68,7 @@ class Learner:
         self.device = device
         self.processes = ProcessGroup() if processes is None else processes
         self.updates = 0
+        self._dtype = getattr(torch, config.precision)
         self._reads_stages = bool(config.head_input == "stages" or config.regression or config.distillation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -122,8 +124,8 @@ class Learner:
 
         patches (r, P, 3, s, s) uint8: the patches of each composition; groups (r,) int64: equal ids are positives, none
         was used before; images (r,) int64: image of each row, its compositions adjacent; measured (r, P, C): what the
-        regression head predicts (``StepInput.measured``). Each process gives its part of the batch. Raises InputError if the loss or an embedding is not finite; weights, pool and optimiser are then as
-        they were.
+        regression head predicts (``StepInput.measured``). Each process gives its part of the batch. Raises InputError
+        if the loss or an embedding is not finite; weights, pool and optimiser are then as they were.
         """
         loss, parts = self.gradients(patches, groups, images, measured)
         figures = torch.stack([loss, *self._similarities(parts)])
@@ -296,15 +298,15 @@ class Learner:
 
         Of the query network with terms (``qpt.pretraining.terms``), their columns follow the embedding.
         """
-        terms = self._terms if network is self.query else {}
+        terms, encoder = self._terms if network is self.query else {}, cast("Encoder", network["encoder"])
 
         def embed(patches: Tensor) -> Tensor:
             with self._autocast():
                 if self._reads_stages:
-                    maps = network["encoder"].stages(self._normalised(patches))
+                    maps = self._maps(encoder, patches)
                     features = stage_statistics(maps) if self.config.head_input == "stages" else stage_means(maps[-1:])
                 else:
-                    maps, features = [], network["encoder"](self._normalised(patches))
+                    maps, features = [], encoder(self._normalised(patches))
                 embedding = network["head"](features)
                 columns = [term.outputs(features, maps).float() for term in terms.values()]
             values = nn.functional.normalize(embedding.float(), dim=1)
@@ -318,12 +320,10 @@ class Learner:
             return encoder.stages(self._normalised(patches))
 
     def _normalised(self, patches: Tensor) -> Tensor:
-        dtype = getattr(torch, self.config.precision)
-        return normalise(patches.contiguous(memory_format=self.memory_format), dtype)
+        return normalise(patches.contiguous(memory_format=self.memory_format), self._dtype)
 
     def _autocast(self) -> torch.autocast:
-        dtype = getattr(torch, self.config.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
     def _loss(
         self, queries: Tensor, keys: Tensor, ids: tuple[Tensor, Tensor], key_ids: tuple[Tensor, Tensor]

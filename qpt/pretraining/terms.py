@@ -43,7 +43,7 @@ class Regression(nn.Module):
         return torch.cat([self.moments.standardise(measures), levels], dim=1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean smooth L1 distance of the measures plus a tenth of the summed squared errors of the levels."""
+        """Return the mean smooth L1 distance of measures plus a tenth of the summed squared errors of levels."""
         # A row has few ops of the table: a mean over all of them would weigh next to nothing.
         count = len(MEASURES)
         measures = nn.functional.smooth_l1_loss(outputs[:, :count], targets[:, :count])
