@@ -179,7 +179,9 @@ def _encoders(runs: Sequence[str | Path], untrained: int) -> list[tuple[str, str
         encoder = load_encoder(run)
         name = names[position] if names.count(names[position]) == 1 else f"{names[position]} #{position + 1}"
         record = run_record(run)
-        about: dict[str, Any] = {key: record[key] for key in ("encoder", "checkpoint_sha256", "config") if key in record}
+        about: dict[str, Any] = {
+            key: record[key] for key in ("encoder", "checkpoint_sha256", "config") if key in record
+        }
         about |= _shape(encoder)
         found.append((name, "pretrained", about, encoder))
         shapes[encoder.arch, encoder.width] = None
