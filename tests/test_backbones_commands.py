@@ -52,7 +52,8 @@ def test_every_command(
     assert cli.main(["pretrain", str(photographs), "--out", str(run), "--resume", "--arch", "resnet18"]) != 0
     assert "arch" in capsys.readouterr().err
 
-    for source in (run, named):
+    # The stand-in is quick enough for both; the run of the other has the same code after its checkpoint is read.
+    for source in (run, named) if arch != "efficientnet_lite0" else (named,):
         out = tmp_path / f"of-{'run' if source is run else 'name'}"
         out.mkdir()
         csv_table = ("--csv", csv)
@@ -60,7 +61,7 @@ def test_every_command(
         result = json.loads((out / "evaluation.json").read_text())
         assert [method["kind"] for method in result["methods"]][:2] == ["pretrained", "untrained"]
         qpt("fit", source, *csv_table, "--out", out / "scorer.pt")
-        qpt("score", photographs, "--scorer", out / "scorer.pt", "--device", "cpu")
+        qpt("score", photographs, "--scorer", out / "scorer.pt")
         qpt("score", photographs, "--run", source, *csv_table)
         qpt("probe", source, photographs, "--photographs", 3, "--crops", 1, "--size", 64)
         qpt("report", source, *csv_table, "--out", out / "report.html")
