@@ -88,7 +88,9 @@ def evaluate(
     for name, kind, about, encoder in encoders:
         # Table by table: then the cache of one serves every evaluation that includes it.
         parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
-        methods.append(Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs}))
+        methods.append(
+            Method(name, kind, about, {key: np.concatenate([p[key] for p in parts]) for key in config.read_outs})
+        )
     if config.fine_tuning is not None:
         methods += [
             Method(f"{name}, fine-tuned", f"{kind} fine-tuned", about, {}, e) for name, kind, about, e in encoders
@@ -120,7 +122,8 @@ def evaluate(
             "read_outs": list(config.read_outs),
             "regressor": regressor.description,
             "settings": [dict(setting) for setting in regressor.settings],
-            "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation, or of the validation part",
+            "chosen_by": "the first read-out within one standard error of the highest SRCC of pooled held-out "
+            "predictions of inner cross-validation, or of the validation part",
             "fine_tuning": config.fine_tuning.describe() if config.fine_tuning is not None else None,
             "label_shares": config.label_shares,
             "regimes": [

@@ -111,9 +111,7 @@ class ScorerGraph(nn.Module):
         return torch.stack([torch.cat(means), torch.cat(deviations)])
 
 
-def crop_inputs(
-    pixels: NDArray[np.uint8], protocol: FeatureProtocol, scales: int = 2
-) -> dict[str, NDArray[np.uint8]]:
+def crop_inputs(pixels: NDArray[np.uint8], protocol: FeatureProtocol, scales: int = 2) -> dict[str, NDArray[np.uint8]]:
     """Return the inputs ``full``, ``half`` and, of 3 scales, ``quarter`` of the ONNX graph for an (H, W, 3) image."""
     images = zip(SCALES, scaled_images(check_pixels(pixels), scales), strict=False)
     return {name: crop_grid(scaled, side=protocol.crop_px, count=protocol.crops) for name, scaled in images}
