@@ -20,6 +20,7 @@ from qpt.evaluate.protocol import (
     inner_folds,
     make_splits,
 )
+from qpt.evaluate.regimes import EvaluationConfig
 from qpt.evaluate.ridge import PENALTIES, fit_ridge
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.summary import paired_difference, summarise
@@ -106,6 +107,26 @@ def test_the_choice_finds_the_read_out_that_holds_the_signal():
     chosen = choose_read_out(*linear_features(), (0,))
     assert chosen.read_out == "signal" and chosen.srcc > 0.99 and chosen.penalty <= 1
     assert chosen.folds == "GroupKFold(5)"
+
+
+def test_the_choice_prefers_the_first_of_read_outs_that_the_labels_cannot_tell_apart():
+    """With three groups a small difference of SRCC is within the standard error; with sixty it is not."""
+    generator = np.random.default_rng(0)
+    mos = generator.normal(size=180)
+    worse, better = (mos[:, None] + generator.normal(0, noise, (180, 1)) for noise in (0.4, 0.3))
+    features = {"worse": worse, "better": better}
+    for groups, expected in ((np.arange(180) % 3, "worse"), (np.arange(180) % 60, "better")):
+        chosen = choose_read_out(features, mos, groups, (0,))
+        assert chosen.read_out == expected
+    assert choose_read_out(dict(reversed(features.items())), mos, np.arange(180) % 3, (0,)).read_out == "better"
+
+
+def test_read_outs_can_be_fixed():
+    names = ("all, mean", "all, mean, full and differences")
+    assert EvaluationConfig(read_outs=names).read_outs == names[::-1]  # in the order of preference
+    for wrong in ((), ("all, median",)):
+        with pytest.raises(InputError, match="read_outs must be among"):
+            EvaluationConfig(read_outs=wrong)
 
 
 def test_the_choice_sees_the_training_part_only():

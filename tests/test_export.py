@@ -101,10 +101,10 @@ def test_onnx_scores_are_pytorchs_on_fifty_images(exported):
     crops.append(np.tile(data.rocket(), (2, 3, 1)))  # 854 x 1920: a grid at full scale, whole at half scale
     assert compare_onnx(scorer, out / "scorer.onnx", crops) <= 1e-4
     session = onnxruntime.InferenceSession(str(out / "scorer.onnx"), providers=["CPUExecutionProvider"])
-    inputs = crop_inputs(crops[-1], scorer.protocol)
+    inputs = crop_inputs(crops[-1], scorer.protocol, scorer.read_out.scales)
     assert inputs["full"].shape == (9, 384, 384, 3) and inputs["half"].shape == (1, 427, 960, 3)
     score, features = session.run(["score", "features"], inputs)
-    assert score.shape == (1,) and features.shape == (2, 2, sum(scorer.encoder.stage_dims))
+    assert score.shape == (1,) and features.shape == (scorer.read_out.scales, 2, sum(scorer.encoder.stage_dims))
     assert scorer.head(features) == pytest.approx(scorer(crops[-1]), abs=1e-4 * (scorer.mos_max - scorer.mos_min))
 
 

@@ -1,5 +1,7 @@
 """Features of images: crops, scales, statistics over positions, the cache, the classical features."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from qpt.errors import InputError
 from qpt.evaluate import features, image_crops
 from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, image_features, weights_hash
-from qpt.evaluate.image_crops import crop_boxes, half_scale, load_image, mirror_pad
+from qpt.evaluate.image_crops import crop_boxes, half_scale, load_image, mirror_pad, scaled_images
 from qpt.models.encoder import untrained_encoder
 from tests.labelled import image_regions
 from tests.labelled import one_thread as one_thread
@@ -37,14 +39,26 @@ def definition(encoder, images):
     return means.numpy(), torch.cat([stage.std(1, unbiased=False) for stage in joined]).numpy()
 
 
-def test_features_are_mean_and_std_over_positions_at_two_scales(encoder):
+def test_features_are_mean_and_std_over_positions_at_three_scales(encoder):
     pixels = image_regions()["cat"]
     found = image_features(encoder, pixels)
-    assert found.shape == (2, 2, sum(encoder.stage_dims)) and found.dtype == np.float32
-    for scale, image in enumerate((pixels, half_scale(pixels))):
+    assert found.shape == (3, 2, sum(encoder.stage_dims)) and found.dtype == np.float32
+    for scale, image in enumerate((pixels, half_scale(pixels), half_scale(half_scale(pixels)))):
         mean, std = definition(encoder, [image])
         np.testing.assert_allclose(found[scale, 0], mean, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found[scale, 1], std, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(image_features(encoder, pixels, scales=2), found[:2])
+
+
+def test_stages_are_as_many_as_the_encoder_has(encoder):
+    """Three stages of any widths: nothing counts on the four of a ResNet."""
+    three = copy.deepcopy(encoder)
+    three.stages, three.stage_dims = lambda x: encoder.stages(x)[:3], encoder.stage_dims[:3]
+    pixels = image_regions()["cat"]
+    found = image_features(three, pixels)
+    np.testing.assert_array_equal(found, image_features(encoder, pixels)[:, :, : sum(three.stage_dims)])
+    last = ReadOut("last", "std").select(found[None], three.stage_dims)
+    np.testing.assert_array_equal(last[0], found[:2, 1, -three.stage_dims[-1] :].reshape(-1))
 
 
 def test_large_images_are_seen_through_a_grid_of_crops(encoder):
@@ -79,12 +93,45 @@ def test_crop_boxes_of_a_4k_image_and_of_a_panorama():
 def test_read_outs_select_what_they_name():
     dims = (1, 2, 3, 4)
     stack = np.arange(2 * 2 * 2 * 10, dtype=np.float32).reshape(2, 2, 2, 10)
-    assert [str(r) for r in READ_OUTS] == ["last, mean", "last, mean+std", "all, mean", "all, mean+std"]
-    widths = [r.select(stack, dims).shape[1] for r in READ_OUTS]
+    of_two = [ReadOut(stages, statistics) for stages in ("last", "all") for statistics in ("mean", "mean+std")]
+    assert [str(r) for r in of_two] == ["last, mean", "last, mean+std", "all, mean", "all, mean+std"]
+    widths = [r.select(stack, dims).shape[1] for r in of_two]
     assert widths == [2 * 4, 2 * 2 * 4, 2 * 10, 2 * 2 * 10]
-    np.testing.assert_array_equal(READ_OUTS[0].select(stack, dims)[1], [46, 47, 48, 49, 66, 67, 68, 69])
+    np.testing.assert_array_equal(of_two[0].select(stack, dims)[1], [46, 47, 48, 49, 66, 67, 68, 69])
     with pytest.raises(InputError, match="read-out"):
         ReadOut("first", "mean")
+    with pytest.raises(InputError, match="scales must be 3 for differences"):
+        ReadOut("all", "mean", across="differences")
+
+
+def test_read_outs_of_three_scales_select_what_they_name():
+    dims = (1, 2, 3, 4)
+    stack = np.random.default_rng(0).normal(size=(3, 3, 2, 10)).astype(np.float32)
+    full, half, quarter = np.moveaxis(stack.astype(np.float64), 1, 0)  # (3, 2, 10) each
+    gaps = [(full - half)[:, 0], (half - quarter)[:, 0]]
+    expected = {
+        "all, mean, differences": gaps,
+        "all, mean, full and differences": [full[:, 0], *gaps],
+        "all, std": [full[:, 1], half[:, 1]],
+        "all, mean+std, 3 scales": [stack.reshape(3, -1)],
+        "all, mean+std, full and differences": [x.reshape(3, -1) for x in (full, full - half, half - quarter)],
+    }
+    by_name = {str(read_out): read_out for read_out in READ_OUTS}
+    assert len(by_name) == len(READ_OUTS)
+    for name, parts in expected.items():
+        np.testing.assert_array_equal(by_name[name].select(stack, dims), np.concatenate(parts, axis=1))
+
+
+@pytest.mark.parametrize("read_out", READ_OUTS, ids=str)
+def test_coefficients_give_the_score_from_all_features(read_out):
+    dims = (1, 2, 3, 4)
+    stack = np.random.default_rng(0).normal(size=(3, 3, 2, 10)).astype(np.float32)
+    selected = read_out.select(stack, dims)
+    weights = np.random.default_rng(1).normal(size=selected.shape[1])
+    coefficients = read_out.coefficients(weights, dims)
+    assert coefficients.shape == (read_out.scales, 2, 10)
+    found = (stack[:, : read_out.scales] * coefficients).sum((1, 2, 3))
+    np.testing.assert_allclose(found, selected @ weights, rtol=1e-12)
 
 
 def test_scored_upright(encoder, tmp_path):
@@ -206,6 +253,13 @@ def test_half_scale_by_bands_is_one_resize_of_pillow(height, width, band):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(image_crops, "_BAND_PIXELS", band)
         np.testing.assert_array_equal(half_scale(pixels), np.asarray(expected))
+
+
+def test_smaller_scales_are_padded_to_half_of_what_the_full_scale_is():
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 100, 3), np.uint8)
+    assert [image.shape[:2] for image in scaled_images(pixels, 3)] == [(32, 100), (16, 50), (16, 25)]
+    half, quarter = list(scaled_images(pixels, 3))[1:]
+    np.testing.assert_array_equal(quarter, mirror_pad(half_scale(half), 16))
 
 
 def test_protocol_bounds():

@@ -82,18 +82,19 @@ def test_100_megapixels_take_less_than_a_gibibyte(tmp_path, suffix):
 @pytest.fixture(scope="module")
 def steady(fitted):
     """Return a scorer whose penalty is 1 per feature: smaller ones, as two dozen images choose, magnify rounding."""
-    from qpt.evaluate.features import READ_OUTS, image_features
+    from qpt.evaluate.features import image_features
     from qpt.evaluate.ridge import fit_ridge
 
     _, _, folder = fitted
     encoder, protocol = untrained_encoder("resnet18", 16, seed=0), FeatureProtocol()
+    read_out = ReadOut("all", "mean+std")
     files = sorted(folder.glob("*.png"))
     stack = np.stack([image_features(encoder, np.asarray(Image.open(file)), protocol) for file in files])
     mos = np.array([80.0 - 20 * int(file.stem[-1]) for file in files])
-    ridge = fit_ridge(READ_OUTS[-1].select(stack, encoder.stage_dims), mos, (1.0,))
+    ridge = fit_ridge(read_out.select(stack, encoder.stage_dims), mos, (1.0,))
     weights = ridge.weights[0] / ridge.scale
     intercept = float(ridge.intercept - ridge.mean @ weights)
-    return Scorer(encoder, READ_OUTS[-1], protocol, weights, intercept, 20.0, 80.0, {"name": "steady"})
+    return Scorer(encoder, read_out, protocol, weights, intercept, 20.0, 80.0, {"name": "steady"})
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("float16", 1e-3), ("bfloat16", 1e-2)])

@@ -131,14 +131,16 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "across": ("values", "differences", "full and differences"),
 }
 
+#: The preferred ones first: of those that the labels cannot tell apart, the first is chosen. Differences across scales
+#: cancel much of the content of an image, which few labels cannot average out; more labels make use of the deviations.
 READ_OUTS = (
+    ReadOut("all", "mean", 3, "full and differences"),
     ReadOut("all", "mean+std", 3),
     ReadOut("all", "mean+std"),
     ReadOut("all", "mean+std", 3, "full and differences"),
-    ReadOut("all", "mean", 3, "full and differences"),
-    ReadOut("all", "mean", 3, "differences"),
     ReadOut("all", "mean"),
     ReadOut("all", "std"),
+    ReadOut("all", "mean", 3, "differences"),
     ReadOut("last", "mean"),
 )
 

@@ -128,7 +128,8 @@ def evaluate(
             "read_outs": list(config.read_outs),
             "regressor": regressor.description,
             "settings": [dict(setting) for setting in regressor.settings],
-            "chosen_by": "SRCC of pooled held-out predictions of inner cross-validation, or of the validation part",
+            "chosen_by": "the first read-out within one standard error of the highest SRCC of pooled held-out "
+            "predictions of inner cross-validation, or of the validation part",
             "fine_tuning": config.fine_tuning.describe() if config.fine_tuning is not None else None,
             "label_shares": config.label_shares,
             "regimes": [
