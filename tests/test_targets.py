@@ -87,7 +87,7 @@ def test_levels_are_the_highest_of_each_op() -> None:
 
 def test_undegraded_patches_are_those_of_a_program_without_ops() -> None:
     regions = torch.randint(0, 256, (3, 40, 40, 3), dtype=torch.uint8)
-    program = Program.from_chains([[], [], [], []])
+    program = Program.from_chains([[], [], [], []], seeds=[0, 1, 2, 3])
     source = torch.tensor([2, 0, 1, 2], dtype=torch.int32)
     program = Program(program.ops, program.levels, program.params, program.seeds, source, program.table)
     boxes = torch.tensor([[[0, 0], [24, 24]], [[3, 5], [24, 0]], [[1, 1], [7, 9]], [[2, 2], [2, 3]]], dtype=torch.int32)

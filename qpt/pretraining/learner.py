@@ -78,8 +78,7 @@ class Learner:
             load_weights(encoder, config.init)
         encoder.activation_checkpointing = config.activation_checkpointing
         self.query = nn.ModuleDict({"encoder": encoder, "head": head})
-        #: The encoder as the run began with it.
-        self.frozen: Any = None
+        self.frozen: Any = None  # the encoder as the run began with it
         if config.distillation or config.two_trunks:
             self.frozen = copy.deepcopy(encoder).requires_grad_(False)
         if self.processes.size > 1 and config.batch_norm == "sync":
