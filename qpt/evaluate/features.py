@@ -165,8 +165,9 @@ def image_features(
     """Compute the features of one image: (scales, 2 statistics, sum(stage_dims)) float32.
 
     encoder: in eval mode (``prepare``); it may be float16 or bfloat16.  pixels: (H, W, 3) uint8; a side under 32 px is
-    padded (``scaled_images``).  scales: the first of ``SCALES``. The statistics of a stage are taken over the positions of all crops together; std is the
-    population's. They are float32 or better whatever the encoder is.
+    padded (``scaled_images``).  scales: how many of ``SCALES``, from the first. The statistics of a stage are taken
+    over the positions of all crops together; std is the population's. They are float32 or better whatever the encoder
+    is.
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
