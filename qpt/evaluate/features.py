@@ -1,7 +1,7 @@
 """Features of an encoder for images: mean and standard deviation over positions, every stage, three scales.
 
 Called by ``qpt.evaluate.run`` and reports (many images, cached) and by ``Scorer`` (one image). One pass over an image
-yields what every read-out needs, which ``ReadOut.select`` takes from it afterwards. It reads image files and writes the cache.
+takes what every read-out needs, of which ``ReadOut.select`` gives a part. It reads image files and writes the cache.
 """
 
 from __future__ import annotations
