@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> EvaluationConfig:
+    from qpt.evaluate.features import READ_OUTS
     from qpt.evaluate.finetune import FineTuning
     from qpt.evaluate.regimes import EvaluationConfig
 
@@ -144,7 +145,7 @@ def _config(args: argparse.Namespace) -> EvaluationConfig:
         splits=args.split_count,
         label_shares=None if args.label_shares is None else tuple(args.label_shares),
         regressor=args.regressor,
-        read_outs=None if args.read_outs is None else tuple(args.read_outs),
+        read_outs=tuple(args.read_outs or map(str, READ_OUTS)),
         fine_tuning=tuning if args.fine_tune else None,
     )
 

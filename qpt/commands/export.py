@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     planned = {
         "torch": [(out / "encoder.pth", "state dict, `torch.load(..., weights_only=True)`")],
         "safetensors": [(out / "encoder.safetensors", "the same tensors")],
-        "onnx": [(out / "scorer.onnx", "crops at two scales in, score and features out")],
+        "onnx": [(out / "scorer.onnx", "crops at each scale in, score and features out")],
     }
     if scorer is not None:
         planned["safetensors"].append((out / "head.safetensors", "the ridge, and how to use it, as metadata"))

@@ -1,7 +1,7 @@
 """Features of an encoder for images: mean and standard deviation over positions, every stage, three scales.
 
 Called by ``qpt.evaluate.run`` and reports (many images, cached) and by ``Scorer`` (one image). One pass over an image
-yields what every read-out needs, which ``ReadOut.select`` takes from it afterwards. It reads image files and writes the cache.
+takes what every read-out needs, of which ``ReadOut.select`` gives a part. It reads image files and writes the cache.
 """
 
 from __future__ import annotations
@@ -168,8 +168,9 @@ def image_features(
     """Compute the features of one image: (scales, 2 statistics, sum(stage_dims)) float32.
 
     encoder: in eval mode (``prepare``); it may be float16 or bfloat16.  pixels: (H, W, 3) uint8; a side under 32 px is
-    padded (``scaled_images``).  scales: the first of ``SCALES``. The statistics of a stage are taken over the positions of all crops together; std is the
-    population's. They are float32 or better whatever the encoder is.
+    padded (``scaled_images``).  scales: how many of ``SCALES``, from the first. The statistics of a stage are taken
+    over the positions of all crops together; std is the population's. They are float32 or better whatever the encoder
+    is.
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)

@@ -28,7 +28,7 @@ class EvaluationConfig:
     protocol: one of PROTOCOLS.  splits: number of random 80/20 splits.  label_shares: None for the protocol's own
     regimes, else shares of the training labels, above 0 and below 1, each of which adds regimes.  regressor: "ridge"
     or "svr".  fine_tuning: None leaves encoders frozen.  read_outs: names of the ``READ_OUTS`` that each split chooses
-    from, one for a fixed read-out; None for all.
+    from, one for a fixed read-out.
     """
 
     protocol: str = "random"
@@ -36,7 +36,7 @@ class EvaluationConfig:
     label_shares: tuple[float, ...] | None = None
     regressor: str = "ridge"
     fine_tuning: FineTuning | None = None
-    read_outs: tuple[str, ...] | None = None
+    read_outs: tuple[str, ...] = tuple(str(read_out) for read_out in READ_OUTS)
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -44,10 +44,10 @@ class EvaluationConfig:
         if self.regressor not in REGRESSORS:
             raise InputError(f"evaluate: regressor must be one of {', '.join(REGRESSORS)}, got {self.regressor!r}")
         names = [str(read_out) for read_out in READ_OUTS]
-        chosen = names if self.read_outs is None else self.read_outs
-        if not chosen or not set(chosen) <= set(names):
-            raise InputError(f"evaluate: read_outs must be among {'; '.join(names)}, got {'; '.join(chosen) or 'none'}")
-        object.__setattr__(self, "read_outs", tuple(name for name in names if name in chosen))
+        if not self.read_outs or not set(self.read_outs) <= set(names):
+            got = "; ".join(self.read_outs) or "none"
+            raise InputError(f"evaluate: read_outs must be among {'; '.join(names)}, got {got}")
+        object.__setattr__(self, "read_outs", tuple(name for name in names if name in self.read_outs))
         object.__setattr__(self, "splits", check_int("evaluate", "splits", self.splits, 1))
         given = () if self.label_shares is None else self.label_shares
         shares = tuple(check_number("evaluate", "label_shares", share) for share in given)

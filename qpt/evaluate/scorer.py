@@ -68,9 +68,9 @@ class Scorer:
     in the file.
 
     An image of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many crops, at
-    the two or three scales of its read-out; the score is the ridge on the statistics of all crops together, not a mean of scores of
-    crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole image, if it
-    is small).
+    the two or three scales of its read-out; the score is the ridge on the statistics of all crops together, not a mean
+    of scores of crops. Memory: 7 bytes for each pixel of a file, and the encoder's maps for one crop (or for the whole
+    image, if it is small).
     """
 
     encoder: Encoder
