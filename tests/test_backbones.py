@@ -218,5 +218,5 @@ def test_a_scorer_of_a_foreign_encoder_loads_by_name(stand_in, tmp_path: Path) -
     table = read_table(write_set(tmp_path, levels=2))
     scorer = Scorer.fit(load_encoder("torchvision:convnext"), table, quiet=True)
     scorer.save(tmp_path / "scorer.pt")
-    again, pixels = Scorer.load(tmp_path / "scorer.pt"), np.zeros((64, 70, 3), np.uint8)
+    again, pixels = Scorer.load(tmp_path / "scorer.pt"), np.zeros((128, 140, 3), np.uint8)
     assert again.encoder.arch == "torchvision:convnext" and again(pixels) == scorer(pixels)

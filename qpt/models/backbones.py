@@ -255,7 +255,10 @@ class TorchvisionEncoder(_Uncheckpointed):
         side = 64
         self.eval()
         with torch.no_grad():
-            maps = [self._as_map(each) for each in self._outputs(torch.zeros(1, 3, side, side))]
+            maps = [
+                self._as_map(each)
+                for each in self._outputs(torch.zeros(1, 3, side, side, dtype=torch.float32, device="cpu"))
+            ]
         self.train()
         strides = [side // each.shape[-1] if each.ndim == 4 and each.shape[-1] else 0 for each in maps]
         last = {stride: index for index, stride in enumerate(strides) if stride >= _FINEST_STRIDE}

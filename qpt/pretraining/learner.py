@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
-from qpt.models import build_encoder
+from qpt.models import build_encoder, load_weights
 from qpt.models.base import Encoder
-from qpt.models.encoder import load_weights
 from qpt.models.heads import stage_means, stage_statistics
 from qpt.models.norm import freeze_batch_norm, synchronise
 from qpt.models.two_trunks import joined_state
