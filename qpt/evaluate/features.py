@@ -175,7 +175,7 @@ def image_features(
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
     rows = []
-    for scaled in scaled_images(pixels, scales):
+    for scaled in scaled_images(pixels, scales, encoder.min_side):
         crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
         # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
         with torch.autocast(encoder.device.type, enabled=False):  # the caller's setting must not change the dtype

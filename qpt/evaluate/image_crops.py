@@ -187,15 +187,16 @@ def half_scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(narrow.resize((width // 2, height // 2), Image.Resampling.BICUBIC))
 
 
-def scaled_images(pixels: NDArray[np.uint8], count: int) -> Iterator[NDArray[np.uint8]]:
+def scaled_images(pixels: NDArray[np.uint8], count: int, min_side: int = 1) -> Iterator[NDArray[np.uint8]]:
     """Yield an image at full, half, quarter, ... scale, ``count`` in all, each the half of the one before.
 
-    pixels: (H, W, 3) uint8. The full scale is padded to MIN_SIDE px, the others to half of that (``mirror_pad``).
+    pixels: (H, W, 3) uint8.  min_side: smallest side that the encoder takes, px. The full scale is padded to MIN_SIDE
+    px or ``min_side``, the others to half of MIN_SIDE or ``min_side``, whichever is more (``mirror_pad``).
     """
-    pixels = mirror_pad(pixels)
+    pixels = mirror_pad(pixels, max(MIN_SIDE, min_side))
     yield pixels
     for _ in range(count - 1):
-        pixels = mirror_pad(half_scale(pixels), MIN_SIDE // 2)
+        pixels = mirror_pad(half_scale(pixels), max(MIN_SIDE // 2, min_side))
         yield pixels
 
 

@@ -112,9 +112,14 @@ class ScorerGraph(nn.Module):
         return torch.stack([torch.cat(means), torch.cat(deviations)])
 
 
-def crop_inputs(pixels: NDArray[np.uint8], protocol: FeatureProtocol, scales: int = 2) -> dict[str, NDArray[np.uint8]]:
-    """Return the inputs ``full``, ``half`` and, of 3 scales, ``quarter`` of the ONNX graph for an (H, W, 3) image."""
-    images = zip(SCALES, scaled_images(check_pixels(pixels), scales), strict=False)
+def crop_inputs(
+    pixels: NDArray[np.uint8], protocol: FeatureProtocol, scales: int = 2, min_side: int = 1
+) -> dict[str, NDArray[np.uint8]]:
+    """Return the inputs ``full``, ``half`` and, of 3 scales, ``quarter`` of the ONNX graph for an (H, W, 3) image.
+
+    min_side: smallest side that the scorer's encoder takes, px (``Encoder.min_side``).
+    """
+    images = zip(SCALES, scaled_images(check_pixels(pixels), scales, min_side), strict=False)
     return {name: crop_grid(scaled, side=protocol.crop_px, count=protocol.crops) for name, scaled in images}
 
 
@@ -152,8 +157,7 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
             external_data=False,
             verbose=False,
         )
-    # Of the half scale too every side must be one that the encoder takes.
-    images = [image for image in _synthetic_images() if min(image.shape[:2]) // 2 >= scorer.encoder.min_side]
+    images = _synthetic_images()
     difference = compare_onnx(scorer, path, images)
     # The graph's score is float32: labels of 50.0001 to 50.0009 are only some hundred of its steps apart.
     largest = max(abs(scorer.mos_min), abs(scorer.mos_max), *(abs(scorer(pixels)) for pixels in images))
@@ -175,7 +179,7 @@ def compare_onnx(scorer: Scorer, path: Path, images: Sequence[NDArray[np.uint8]]
     session = _need("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     differences = []
     for pixels in images:
-        inputs = crop_inputs(pixels, scorer.protocol, scorer.read_out.scales)
+        inputs = crop_inputs(pixels, scorer.protocol, scorer.read_out.scales, scorer.encoder.min_side)
         differences.append(abs(float(session.run(["score"], inputs)[0][0]) - scorer(pixels)))
     return max(differences) / (scorer.mos_max - scorer.mos_min)
 
