@@ -11,7 +11,7 @@ from skimage import data
 from threadpoolctl import threadpool_limits
 
 from qpt.models import build_encoder
-from qpt.models.encoder import CHECKPOINT_FORMAT
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ import torch
 
 from qpt import cli, load_encoder
 from qpt.evaluate.scorer import Scorer
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from tests.foreign import stand_in  # noqa: F401
 from tests.labelled import one_thread, write_set  # noqa: F401
 

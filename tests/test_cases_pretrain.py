@@ -22,7 +22,7 @@ from qpt.cli import main
 from qpt.data.sources import open_source
 from qpt.degradations.space import DegradationSpace
 from qpt.io import flush_to_disk, remedy
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining import engine
 from qpt.pretraining.checkpoint import LOCK
 from qpt.pretraining.learner import Learner

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qpt import InputError
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining import checkpoint
 from qpt.pretraining.checkpoint import SmoothedLoss, newest_sound, save_checkpoint, verify_checkpoint
 from tests.durable_workers import Writer, save_and_die, tiny_state

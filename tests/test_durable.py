@@ -19,7 +19,7 @@ import torch
 
 from qpt import InputError, pretrain
 from qpt.cli import main
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining.checkpoint import verify_checkpoint
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.log import RunLog

@@ -9,7 +9,7 @@ from torch import nn
 
 from qpt import InputError, load_encoder
 from qpt.models import build_encoder, projection_head
-from qpt.models.encoder import CHECKPOINT_FORMAT
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT
 
 # Parameters of torchvision's models without `fc` (its published totals less 512·1000+1000 or 2048·1000+1000).
 PARAMETERS = {"resnet18": 11_689_512 - 513_000, "resnet34": 21_797_672 - 513_000, "resnet50": 25_557_032 - 2_049_000}

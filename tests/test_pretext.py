@@ -14,7 +14,7 @@ from qpt.evaluate.features import FeatureProtocol
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
 from qpt.models import build_encoder
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.models.heads import projection_head, stage_means, stage_statistics
 from qpt.models.two_trunks import TwoTrunks
 from qpt.pretraining import engine

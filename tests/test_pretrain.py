@@ -19,7 +19,7 @@ from PIL import Image
 from qpt import InputError, PretrainConfig, load_encoder, pretrain
 from qpt.cli import main
 from qpt.degradations.space import DegradationSpace
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining import checkpoint
 from qpt.pretraining.learner import Learner, learning_rate
 

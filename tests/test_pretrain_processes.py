@@ -19,7 +19,7 @@ import torch
 
 from qpt import InputError, PretrainConfig, pretrain
 from qpt.data.sample_images import sample_images
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining.process_group import ProcessGroup, join_process_group
 from tests.conftest import LONG
 from tests.test_contrastive_distributed import run

@@ -10,7 +10,7 @@ import torch
 
 from qpt import InputError, load_encoder, pretrain
 from qpt.cli import main
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining import failure
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.replay import Replay, replay

@@ -16,7 +16,7 @@ from PIL import Image
 from qpt import InputError, pretrain
 from qpt.data import sources
 from qpt.data.sources import FolderSource, ShardSource, expand_braces, open_source
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from tests.test_pretrain import assert_same_bytes, tiny
 
 COUNT = 11

@@ -15,7 +15,7 @@ from qpt import pretrain
 from qpt.cli import main
 from qpt.data.regions import RegionDataset, StepSampler
 from qpt.errors import StalledError
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining.loader import LoadTimes
 from qpt.pretraining.throughput import StageTimer, Throughput
 from tests.test_pretrain import assert_same_bytes, tiny

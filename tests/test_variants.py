@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qpt import PretrainConfig, pretrain
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.pretraining import engine
 from qpt.pretraining.learner import Learner, StepResult
 from tests.reference.contrastive import contrastive

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from qpt.export.model_card import model_card
     from qpt.io import check_writable, write_lines
     from qpt.models import load_encoder
-    from qpt.models.encoder import load_plain, run_record
+    from qpt.models.checkpoint_file import load_plain, run_record
 
     source, out = Path(args.source), Path(args.out)
     state = load_plain("export", source) if source.is_file() else None

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.scorer import Scorer
     from qpt.io import check_writable, to_json
     from qpt.models import load_encoder
-    from qpt.models.encoder import run_record
+    from qpt.models.checkpoint_file import run_record
 
     out = check_writable(args.out, "fit")
     table = read_table_arguments(args)

@@ -29,7 +29,8 @@ from qpt.evaluate.probe_set import ProbeSet, pooled_features, pristine_features,
 from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
 from qpt.models import Encoder, load_encoder
-from qpt.models.encoder import read_checkpoint, untrained_encoder
+from qpt.models.checkpoint_file import read_checkpoint
+from qpt.models.encoder import untrained_encoder
 from qpt.models.names import is_named
 from qpt.runs.files import run_name
 

@@ -32,7 +32,8 @@ from qpt.evaluate.result import FORMAT
 from qpt.evaluate.summary import paired_difference, summarise_on
 from qpt.evaluate.table import ScoreTable, Split
 from qpt.models import Encoder, load_encoder
-from qpt.models.encoder import run_record, untrained_encoder
+from qpt.models.checkpoint_file import run_record
+from qpt.models.encoder import untrained_encoder
 from qpt.runs.files import run_name
 from qpt.version import __version__
 

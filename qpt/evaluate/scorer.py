@@ -43,7 +43,7 @@ from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder, build_encoder
-from qpt.models.encoder import load_plain
+from qpt.models.checkpoint_file import load_plain
 from qpt.models.two_trunks import TwoTrunks
 
 SCORER_FORMAT = "qpt-scorer-2"

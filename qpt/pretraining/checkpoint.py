@@ -20,7 +20,7 @@ import torch
 
 from qpt.errors import InputError
 from qpt.io import flush_to_disk, write_whole
-from qpt.models.encoder import CHECKPOINT_FORMAT, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.runs.first_batch import FIRST_BATCH
 from qpt.runs.history import HISTORY

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qpt.degradations.program import Program
 from qpt.errors import InputError
-from qpt.models.encoder import CHECKPOINT_FORMAT, load_plain, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
 from qpt.pretraining.learner import Learner

@@ -17,7 +17,7 @@ from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.scorer import Scorer
 from qpt.models import Encoder, load_encoder
-from qpt.models.encoder import read_checkpoint
+from qpt.models.checkpoint_file import read_checkpoint
 from qpt.models.names import is_named
 from qpt.report.canvas import COLOURS
 from qpt.report.measurements import OutOfFold
