@@ -55,3 +55,25 @@ def test_a_failed_step_of_two_processes_is_replayed_by_two(image_folder: Path, t
     said, errors = child.communicate(timeout=300)
     assert child.returncode == 0, errors
     assert "process 0 of 2" in said and "process 1 of 2" in said and said.count("\nreproduced: ") == 2
+
+
+ENDS = """
+import os
+from pathlib import Path
+from qpt.pretraining.process_group import join_process_group
+with join_process_group("cpu") as (processes, device):
+    import torch.distributed.nn.functional
+    processes.gather(processes.rank)
+print([name for task in os.listdir("/proc/self/task") if "gloo" in (name := Path(f"/proc/self/task/{task}/comm").read_text())])
+"""
+
+
+def test_no_thread_outlives_the_process_group(tmp_path: Path) -> None:
+    """A thread of gloo that drops a tensor after the end of the interpreter would abort the process."""
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == ["[]", "[]", ""]

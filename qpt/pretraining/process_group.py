@@ -107,6 +107,11 @@ def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, torch.device
         torch.cuda.set_device(own)
     initialised_before = dist.is_initialized()
     if not initialised_before:
+        # The default arguments of this module's functions are the group of the moment when it is first imported. If
+        # that were ours (torch imports it late), destroying the group would leave its threads running, and one that
+        # still drops a tensor when the interpreter ends would abort the process.
+        import torch.distributed.nn.functional  # noqa: F401
+
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, store=_store(group), rank=group.rank, world_size=group.size)
