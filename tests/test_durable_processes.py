@@ -64,7 +64,8 @@ from qpt.pretraining.process_group import join_process_group
 with join_process_group("cpu") as (processes, device):
     import torch.distributed.nn.functional
     processes.gather(processes.rank)
-print([name for task in os.listdir("/proc/self/task") if "gloo" in (name := Path(f"/proc/self/task/{task}/comm").read_text())])
+names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+print([name for name in names if "gloo" in name])
 """
 
 
