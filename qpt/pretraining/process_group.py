@@ -6,6 +6,7 @@ without them a run has one process and nothing is sent. Used by ``qpt.pretrainin
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -110,8 +111,7 @@ def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, torch.device
         # The default arguments of this module's functions are the group of the moment when it is first imported. If
         # that were ours (torch imports it late), destroying the group would leave its threads running, and one that
         # still drops a tensor when the interpreter ends would abort the process.
-        import torch.distributed.nn.functional  # noqa: F401
-
+        importlib.import_module("torch.distributed.nn.functional")
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
         try:
             dist.init_process_group(backend, store=_store(group), rank=group.rank, world_size=group.size)
