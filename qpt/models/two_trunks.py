@@ -26,6 +26,7 @@ class TwoTrunks(Encoder):
         self.frozen = frozen
         self.tuned = tuned
         self.stage_dims = tuple(a + b for a, b in zip(frozen.stage_dims, tuned.stage_dims, strict=True))
+        self.min_side = max(frozen.min_side, tuned.min_side)
 
     @property
     def feature_dim(self) -> int:
