@@ -10,13 +10,14 @@ from qpt.io import read_yaml
 from qpt.pretraining.config import PretrainConfig
 
 RECIPE = Path(__file__).parent / "recipes" / "study.yaml"
-KINDS = ("pretrained", "untrained", "recalibrated")
+KINDS = ("pretrained", "untrained", "named", "recalibrated", "beside")
+DERIVED = ("recalibrated", "beside")  # from the encoder of another arm
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm.  settings: fields of PretrainConfig over the base of the recipe.  against: the arm it is compared with.
-    of: the arm whose encoder a recalibrated arm starts from."""
+    of: the arm whose encoder a recalibrated arm starts from, or one beside is put beside its initial encoder."""
 
     name: str
     about: str
@@ -63,7 +64,7 @@ def read_recipe(path: Path, steps: int | None = None) -> Recipe:
     if steps is not None:
         base["steps"] = steps
     for arm in arms.values():
-        needs = {"against": arm.against, **({"of": arm.of} if arm.kind == "recalibrated" else {})}
+        needs = {"against": arm.against, **({"of": arm.of} if arm.kind in DERIVED else {})}
         for key, value in needs.items():
             if value not in arms:
                 raise InputError(f"study: {key} of arm {arm.name} must name an arm of {path.name}, got {value!r}")
@@ -73,7 +74,7 @@ def read_recipe(path: Path, steps: int | None = None) -> Recipe:
 
 
 def choose(recipe: Recipe, names: Sequence[str]) -> list[Arm]:
-    """Return the arms of these names and groups, and those that recalibrated arms start from, recalibrated arms last.
+    """Return the arms of these names and groups, and those that derived arms start from, derived arms last.
 
     Otherwise they are in the order of the recipe. Raises InputError for an unknown name.
     """
@@ -84,4 +85,4 @@ def choose(recipe: Recipe, names: Sequence[str]) -> list[Arm]:
     chosen = {arm.name for arm in recipe.arms.values() if arm.name in names or arm.group in names}
     chosen |= {recipe.arms[name].of for name in chosen if recipe.arms[name].of}
     arms = [arm for arm in recipe.arms.values() if arm.name in chosen]
-    return sorted(arms, key=lambda arm: arm.kind == "recalibrated")
+    return sorted(arms, key=lambda arm: arm.kind in DERIVED)

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.harness import rounded, write_record
 from experiments import study_tables, task
 from experiments.evaluations import command_line
-from experiments.recipe import RECIPE, Arm, Recipe, choose, read_recipe
+from experiments.recipe import DERIVED, RECIPE, Arm, Recipe, choose, read_recipe
 from qpt.io import write_json
 
 HELP = "pre-training arms compared on tables of scores"
@@ -48,7 +48,7 @@ class Study:
     def prepare(self, arm: Arm, seed: int) -> Path:
         """Write the folder and task of an arm and seed; ValueError if they exist with other settings."""
         folder = self.folder(arm.name, seed)
-        of = str(self.folder(arm.of, seed) / "run") if arm.kind == "recalibrated" else ""
+        of = str(self.folder(arm.of, seed) / "run") if arm.kind in DERIVED else ""
         content = {
             "arm": arm.name,
             "kind": arm.kind,
@@ -244,12 +244,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = read_recipe(options.recipe, options.steps)
         arms = choose(recipe, options.arms)
         study = Study(options.out.resolve(), options.results, recipe, options.photos.resolve(), options)
-        first = [arm for arm in arms if arm.kind != "recalibrated"]
+        first = [arm for arm in arms if arm.kind not in DERIVED]
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         with _signals(study):
             well = True
-            for part in (first, arms[len(first) :]):  # recalibrated arms start from runs of the first part
-                todo = [(arm, seed) for seed in seeds for arm in part if not study.recorded(arm, seed)]
+            for part in (first, arms[len(first) :]):  # derived arms start from runs of the first part
+                todo = [
+                    (arm, seed)
+                    for seed in seeds
+                    for arm in part
+                    if not (arm.kind == "named" and seed > 0) and not study.recorded(arm, seed)
+                ]
                 well &= study.run([study.prepare(arm, seed) for arm, seed in todo])
             if options.best is not None and well:
                 well &= study.run(best_run(study, options.best))

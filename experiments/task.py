@@ -18,19 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.harness import environment
 from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.listing import list_images
 from qpt.data.normalise import normalise
-from qpt.evaluate.features import FeatureProtocol, read_out_features, weights_hash
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, images_key, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
-from qpt.evaluate.table import read_table
+from qpt.evaluate.table import ScoreTable, read_table
 from qpt.io import write_json
 from qpt.models import Encoder, load_encoder
 from qpt.models.encoder import untrained_encoder
+from qpt.models.two_trunks import TwoTrunks
 from qpt.pretraining.checkpoint import save_checkpoint
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.engine import pretrain
@@ -71,11 +73,18 @@ def make_encoder(task: dict[str, Any], run: Path) -> bool:
             run.rename(run.with_name(f"run-killed-{time.time_ns()}"))  # before its first checkpoint: begin again
         return pretrain(config, resume=run.exists()).finished
     begun = time.monotonic()
-    encoder = untrained_encoder(config.arch, config.width, config.seed)
-    if task["kind"] == "recalibrated":
+    encoder: Encoder
+    if task["kind"] == "untrained":
+        encoder = untrained_encoder(config.arch, config.width, config.seed)
+    elif task["kind"] == "recalibrated":
         encoder = recalibrate(load_encoder(task["of"]), Path(config.data), config)
+    else:
+        encoder = load_encoder(config.init)
+        if task["kind"] == "beside":
+            encoder = TwoTrunks(encoder, load_encoder(task["of"]))
     run.mkdir(exist_ok=True)
-    fields = {"arch": config.arch, "width": config.width, "seed": config.seed}
+    trunks = {"two_trunks": True} if task["kind"] == "beside" else {}
+    fields = {"arch": config.arch, "width": config.width, "seed": config.seed, **trunks}
     save_checkpoint(run, {"config": fields, "step": 0, "encoder": encoder.state_dict()})
     write_json({"steps": 0, "seconds": round(time.monotonic() - begun, 1)}, run / "summary.json")
     return True
@@ -106,7 +115,8 @@ def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
     if file.is_file():
         return
     encoder = load_encoder(folder / "run")
-    views = read_out_features(encoder, table, protocol, label=folder.parent.name, cache=folder / "features", quiet=True)
+    features = features_of(encoder, table, protocol, folder.parent.parent / "features")
+    views = {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
     _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
     found = {}
     for name, splits in regimes.items():
@@ -119,6 +129,19 @@ def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
         "regimes": found,
     }
     write_json(content, file)
+
+
+def features_of(encoder: Encoder, table: ScoreTable, protocol: FeatureProtocol, cache: Path) -> NDArray[np.float32]:
+    """Return the features of an encoder, those of two trunks joined from the trunks' own, which other arms share."""
+    if not isinstance(encoder, TwoTrunks):
+        key = images_key(table)
+        return extract(
+            encoder, table.paths, protocol=protocol, label=table.name, cache=cache, images_key=key, quiet=True
+        )
+    frozen, tuned = (features_of(trunk, table, protocol, cache) for trunk in (encoder.frozen, encoder.tuned))
+    ends = np.cumsum(encoder.frozen.stage_dims)[:-1]
+    pairs = zip(np.split(frozen, ends, axis=-1), np.split(tuned, ends, axis=-1), strict=True)
+    return np.concatenate([part for pair in pairs for part in pair], axis=-1)
 
 
 def collect(folder: Path, base: Mapping[str, Any]) -> dict[str, Any] | None:
