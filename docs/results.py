@@ -15,17 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks and experiments are folders of the checkout
 
 from benchmarks import speed_table, tables
-from experiments import evaluations, study_tables
+from experiments import study_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+BACKBONE = json.loads((ROOT / "experiments" / "results" / "backbone.json").read_text())
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
 BLOCKS: dict[str, Callable[[], str]] = {
-    "evaluation": evaluations.means,
-    "paired": evaluations.paired,
-    "runs": evaluations.each_run,
-    "coefficients": evaluations.coefficients,
-    "study": lambda: study_tables.findings(json.loads((evaluations.RESULTS / "study.json").read_text())),
+    "evaluation": lambda: study_tables.means(BACKBONE),
+    "coefficients": lambda: study_tables.means(BACKBONE, "plcc_logistic"),
+    "study": lambda: study_tables.findings(BACKBONE),
     "speed": lambda: speed_table.markdown(tables.load),
     "score": partial(tables.rates, "score"),
     "step": tables.step,

@@ -1,11 +1,11 @@
-"""``python -m experiments evaluate|study|synthetic ...``; each has its own ``--help``."""
+"""``python -m experiments study|synthetic ...``; each has its own ``--help``."""
 
 import sys
 from collections.abc import Sequence
 
-from experiments import evaluations, study, synthetic_set
+from experiments import study, synthetic_set
 
-COMMANDS = {"evaluate": evaluations, "study": study, "synthetic": synthetic_set}
+COMMANDS = {"study": study, "synthetic": synthetic_set}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,8 @@ from qpt.io import read_yaml
 from qpt.pretraining.config import PretrainConfig
 
 RECIPE = Path(__file__).parent / "recipes" / "study.yaml"
-KINDS = ("pretrained", "untrained", "named", "recalibrated", "beside")
+KINDS = ("pretrained", "untrained", "named", "recalibrated", "beside", "classical")
+ONE_SEED = ("named", "classical")  # nothing about them is random
 DERIVED = ("recalibrated", "beside")  # from the encoder of another arm
 
 

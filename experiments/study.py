@@ -9,6 +9,7 @@ settings, even if its folder is gone.
 import argparse
 import json
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -22,14 +23,19 @@ from typing import Any
 
 from benchmarks.harness import rounded, write_record
 from experiments import study_tables, task
-from experiments.evaluations import command_line
-from experiments.recipe import DERIVED, RECIPE, Arm, Recipe, choose, read_recipe
+from experiments.recipe import DERIVED, ONE_SEED, RECIPE, Arm, Recipe, choose, read_recipe
 from qpt.io import write_json
 
 HELP = "pre-training arms compared on tables of scores"
 FORMAT = "qpt-study-2"
 RESULTS = Path(__file__).parent / "results" / "study.json"
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command as records keep it: of a path, the last two parts."""
+    words = ["/".join(Path(word).parts[-2:]) if "/" in word else word for word in arguments]
+    return shlex.join(["python", "-m", "experiments", "study", *words])
 
 
 class Study:
@@ -153,7 +159,7 @@ class Study:
         self.content["rows"].sort(key=lambda r: (order.index(r["arm"]), r["seed"]))
         present = {r["arm"] for r in self.content["rows"]}
         arms = {name: about for name, about in self.content["arms"].items() if name in present}
-        command = command_line("study", self.options.arguments)
+        command = command_line(self.options.arguments)
         if command not in self.content["commands"]:
             self.content["commands"].append(command)
         write_record({**self.content, "arms": arms}, self.results)
@@ -253,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     (arm, seed)
                     for seed in seeds
                     for arm in part
-                    if not (arm.kind == "named" and seed > 0) and not study.recorded(arm, seed)
+                    if not (arm.kind in ONE_SEED and seed > 0) and not study.recorded(arm, seed)
                 ]
                 well &= study.run([study.prepare(arm, seed) for arm, seed in todo])
             if options.best is not None and well:

@@ -4,7 +4,7 @@ Called by ``experiments.study`` and ``docs/results.py`` with the content of ``re
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,10 @@ class Difference:
         return "better" if self.median > 0 else "worse"
 
 
-def scores(content: Mapping[str, Any], arm: str, table: str, regime: str) -> dict[int, float]:
-    """Return seed -> SRCC (median over splits) of an arm, for the seeds that have the table."""
+def scores(content: Mapping[str, Any], arm: str, table: str, regime: str, metric: str = "srcc") -> dict[int, float]:
+    """Return seed -> SRCC, or another metric (median over splits), of an arm, for the seeds that have the table."""
     rows = [row for row in content["rows"] if row["arm"] == arm and table in row["tables"]]
-    return {row["seed"]: row["tables"][table]["srcc"][regime] for row in sorted(rows, key=lambda row: row["seed"])}
+    return {row["seed"]: row["tables"][table][metric][regime] for row in sorted(rows, key=lambda row: row["seed"])}
 
 
 def difference(mine: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
@@ -104,6 +104,26 @@ def differences(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str
                 pair = difference(scores(content, arm, *column), scores(content, other, *column))
                 if pair is not None:
                     yield arm, other, *column, pair
+
+
+def means(content: Mapping[str, Any], metric: str = "srcc") -> str:
+    """Return a table of the arms: the mean over seeds [smallest, largest] of the median over splits."""
+    columns = columns_of(content)
+    header = ["features", *(f"{name}, {REGIMES[regime]}" for name, regime in columns)]
+    lines = []
+    for arm in arm_names(content):
+        cells = [list(scores(content, arm, *column, metric).values()) for column in columns]
+        seeds = max(map(len, cells))
+        label = content["arms"][arm]["about"] + (f" ({seeds} seeds)" if seeds > 1 else "")
+        lines.append([label, *map(_mean, cells)])
+    return table(header, lines, others="---:")
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" [{min(values):.3f}, {max(values):.3f}]" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
 
 
 def findings(content: Mapping[str, Any]) -> str:

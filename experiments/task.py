@@ -25,6 +25,7 @@ from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.listing import list_images
 from qpt.data.normalise import normalise
+from qpt.evaluate.classical import classical_features
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, images_key, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
@@ -41,6 +42,7 @@ SPLIT_SEED = 0  # the default of `qpt evaluate`: all arms and seeds are evaluate
 CLEAN_CROPS, CLEAN_BATCH = 1024, 64
 STOPPED = 130
 PATHS = ("data", "out", "init", "space")
+METRICS = ("srcc", "plcc_logistic")
 
 
 def main(folder: Path) -> int:
@@ -51,7 +53,7 @@ def main(folder: Path) -> int:
         if not make_encoder(task, folder / "run"):
             return STOPPED
         for csv in task["tables"]:
-            evaluate_on(folder, csv, FeatureProtocol(task["crop_px"], task["crops"]))
+            evaluate_on(task, folder, csv)
     return 0
 
 
@@ -68,6 +70,10 @@ def make_encoder(task: dict[str, Any], run: Path) -> bool:
     if (run / "summary.json").is_file():
         return True
     config = PretrainConfig.from_dict({**task["config"], "out": str(run)})
+    if task["kind"] == "classical":
+        run.mkdir(exist_ok=True)
+        write_json({"steps": 0, "seconds": 0.0}, run / "summary.json")
+        return True
     if task["kind"] == "pretrained":
         if run.exists() and not any(run.rglob("*.pt")):
             run.rename(run.with_name(f"run-killed-{time.time_ns()}"))  # before its first checkpoint: begin again
@@ -79,7 +85,8 @@ def make_encoder(task: dict[str, Any], run: Path) -> bool:
     elif task["kind"] == "recalibrated":
         encoder = recalibrate(load_encoder(task["of"]), Path(config.data), config)
     else:
-        encoder = load_encoder(config.init)
+        named = bool(config.init)
+        encoder = load_encoder(config.init) if named else untrained_encoder(config.arch, config.width, config.seed)
         if task["kind"] == "beside":
             encoder = TwoTrunks(encoder, load_encoder(task["of"]))
     run.mkdir(exist_ok=True)
@@ -108,25 +115,30 @@ def recalibrate(encoder: Encoder, folder: Path, config: PretrainConfig) -> Encod
     return encoder.eval()
 
 
-def evaluate_on(folder: Path, csv: str, protocol: FeatureProtocol) -> None:
-    """Write ``evaluation-TABLE.json``: SRCC of each split by the protocol of ``qpt evaluate``."""
+def evaluate_on(task: Mapping[str, Any], folder: Path, csv: str) -> None:
+    """Write ``evaluation-TABLE.json``: SRCC and PLCC of each split by the protocol of ``qpt evaluate``."""
     table = read_table(csv)
     file = folder / f"evaluation-{table.name}.json"
     if file.is_file():
         return
-    encoder = load_encoder(folder / "run")
-    features = features_of(encoder, table, protocol, folder.parent.parent / "features")
-    views = {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
+    protocol, cache = FeatureProtocol(task["crop_px"], task["crops"]), folder.parent.parent / "features"
+    weights = ""
+    if task["kind"] == "classical":
+        found = classical_features(table.paths, cache=cache, images_key=images_key(table), quiet=True)
+        feature = task["arm"].removeprefix("classical-")
+        views = {feature: found[feature]}
+    else:
+        encoder = load_encoder(folder / "run")
+        features, weights = features_of(encoder, table, protocol, cache), weights_hash(encoder)
+        views = {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
     _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
-    found = {}
-    for name, splits in regimes.items():
-        found[name] = {"srcc": [record["srcc"] for record in evaluate_splits(views, table.mos, table.groups, splits)]}
+    records = {name: evaluate_splits(views, table.mos, table.groups, splits) for name, splits in regimes.items()}
     content = {
         "data": {"name": table.name, "images": len(table), "sha256": table.fingerprint},
         "features": protocol.describe(),
         "split_seed": SPLIT_SEED,
-        "weights_sha256": weights_hash(encoder),
-        "regimes": found,
+        "weights_sha256": weights,
+        "regimes": {name: {m: [split[m] for split in splits] for m in METRICS} for name, splits in records.items()},
     }
     write_json(content, file)
 
@@ -151,7 +163,8 @@ def collect(folder: Path, base: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (folder / "run" / "summary.json").is_file() or not all(file.is_file() for file in files):
         return None
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    checkpoint = hashlib.sha256((folder / "run" / "checkpoint.pt").read_bytes()).hexdigest()
+    file = folder / "run" / "checkpoint.pt"
+    checkpoint = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
     return make_row(task, base, summary, checkpoint, [json.loads(file.read_text()) for file in files])
 
 
@@ -164,8 +177,8 @@ def make_row(
 ) -> dict[str, Any]:
     """Reduce what a finished arm and seed left to what tables, claims and a repetition need.
 
-    base: settings of the recipe; the row holds those that differ.  SRCC is the median over splits; an undefined one, of
-    constant predictions, counts as 0.
+    base: settings of the recipe; the row holds those that differ.  A coefficient is the median over splits; an
+    undefined one, of constant predictions, counts as 0.
     """
     where = task["environment"]
     named = ("data_fingerprint", "op_table", "space", "photographs")
@@ -187,9 +200,12 @@ def make_row(
             found["data"]["name"]: {
                 **{key: found["data"][key] for key in ("images", "sha256")},
                 **{key: found["features"][key] for key in ("crops", "crop_px")},
-                "srcc": {
-                    name: statistics.median(0.0 if value is None else value for value in regime["srcc"])
-                    for name, regime in found["regimes"].items()
+                **{
+                    metric: {
+                        name: statistics.median(0.0 if value is None else value for value in regime[metric])
+                        for name, regime in found["regimes"].items()
+                    }
+                    for metric in METRICS
                 },
             }
             for found in evaluations

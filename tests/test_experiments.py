@@ -1,4 +1,4 @@
-"""Experiments: records of evaluations, verdicts of the study, and a study that is killed and continues."""
+"""Experiments: records, verdicts of the study, and a study that is killed and continues."""
 
 import json
 import os
@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from experiments import __main__ as command
-from experiments import evaluations, study, study_tables
+from experiments import study, study_tables, task
 from experiments.recipe import RECIPE, choose, read_recipe
 from qpt import InputError, load_encoder
+from qpt.evaluate.features import FeatureProtocol, extract
+from qpt.evaluate.table import read_table
 from qpt.models.encoder import untrained_encoder
-from tests.labelled import write_run, write_set
+from qpt.models.two_trunks import TwoTrunks
+from tests.labelled import write_set
 
 TINY = yaml.safe_load("""
 base: {arch: resnet18, width: 4, mode: in_batch, patch_size: 24, batch_images: 4, steps: 6, threads: 1, device: cpu,
@@ -28,6 +32,8 @@ arms:
   hot: {about: b, group: three, settings: {temperature: 0.5}}
   untrained: {about: c, group: one, kind: untrained, against: untrained}
   clean: {about: d, group: two, kind: recalibrated, of: base}
+  both: {about: e, group: two, kind: beside, of: base}
+  classical-brisque: {about: f, group: two, kind: classical}
 """)
 
 
@@ -44,40 +50,15 @@ def arguments(tmp_path: Path, labelled: Path) -> list[str]:
     return ["study", *map(str, [labelled.parent / "images", *places]), "--seeds", "1", "--crops", "1"]
 
 
-@pytest.mark.parametrize("path", sorted(evaluations.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(study.RESULTS.parent.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_records_say_how_they_were_made(path: Path) -> None:
     content = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(constant))
-    assert content["format"] in (study.FORMAT, evaluations.FORMAT)
-    if content["format"] == evaluations.FORMAT:
-        assert {"command", "versions", "protocol"} <= set(content) and len(content["data"]["sha256"]) == 64
-        for method in content["methods"]:
-            needs = {"classical": (), "supervised": ("weights_sha256",)}.get(method["kind"], ("weights_sha256", "seed"))
-            assert all(name in method or name in method["settings"] for name in needs)
-            for regime in method["regimes"].values():
-                assert all(-1 <= regime[metric]["median"] <= 1 for metric in evaluations.METRICS)
-    else:
-        for row in content["rows"]:
-            assert row["arm"] in content["arms"] and len(row["weights_sha256"]) == 64 and row["environment"]["commit"]
-
-
-def test_evaluate_keeps_the_summary_of_qpt_evaluate(tmp_path: Path, labelled: Path) -> None:
-    run, out = write_run(tmp_path / "narrow"), tmp_path / "record.json"
-    words = [str(run), "--csv", str(labelled), "--crops", "1", "--no-supervised", "--out", str(out)]
-    assert command.main(["evaluate", *words]) == 0
-    record = json.loads(out.read_text())
-    assert [method["kind"] for method in record["methods"]] == ["pretrained", "untrained", *["classical"] * 4]
-    assert str(tmp_path) not in out.read_text()
-    assert "narrow --csv blurred/scores.csv --crops 1 --no-supervised" in record["command"]
-    classical = ["contrast", "Laplacian", "brisque", "statistics"]
-    assert list(evaluations.groups(record)) == ["pre-trained", "untrained", *classical]
-    assert len(out.read_text().splitlines()) < 200
-
-
-def test_methods_that_differ_in_the_seed_share_a_row() -> None:
-    runs = [{"name": f"r{seed}", "kind": "pretrained", "settings": {"seed": seed, "steps": 4000}} for seed in (0, 1)]
-    long = {"name": "long", "kind": "pretrained", "settings": {"seed": 2, "steps": 11000}}
-    found = evaluations.groups({"methods": [*runs, long]})
-    assert found == {"pre-trained, 4,000 steps (2 seeds)": runs, "pre-trained, 11,000 steps": [long]}
+    assert content["format"] == study.FORMAT and content["commands"]
+    for row in content["rows"]:
+        hashed = content["arms"][row["arm"]]["kind"] != "classical"
+        assert len(row["weights_sha256"]) == 64 * hashed and row["environment"]["commit"]
+        for table in row["tables"].values():
+            assert all(-1 <= value <= 1 for regimes in (table["srcc"],) for value in regimes.values())
 
 
 def content_of(results: dict[str, list[float]], **abouts: dict[str, object]) -> dict[str, object]:
@@ -152,7 +133,11 @@ def test_a_study_from_end_to_end(
     file = tmp_path / "study.json"
     content = json.loads(file.read_text())
     found = [(row["arm"], row["seed"], row["steps"]) for row in content["rows"]]
-    assert found == [("base", 0, 6), ("untrained", 0, 0), ("clean", 0, 0)]
+    assert found == [
+        ("base", 0, 6),
+        ("untrained", 0, 0),
+        *((arm, 0, 0) for arm in ("clean", "both", "classical-brisque")),
+    ]
     assert str(tmp_path) not in json.dumps(content)
     assert set(content["rows"][0]["tables"]["blurred"]["srcc"]) == {"all", "few"}
 
@@ -163,11 +148,18 @@ def test_a_study_from_end_to_end(
     for name, value in weights["base"].items():  # only the statistics are new
         new = "running" in name or "num_batches" in name
         assert torch.equal(value, weights["clean"][name]) != new, name
+    both = load_encoder(tmp_path / "out" / "both" / "seed0" / "run")
+    assert isinstance(both, TwoTrunks)
+    for trunk, arm in ((both.frozen, "untrained"), (both.tuned, "base")):
+        assert all(torch.equal(value, weights[arm][name]) for name, value in trunk.state_dict().items())
+    table, protocol = read_table(arguments[arguments.index("--table") + 1]), FeatureProtocol(crops=1)
+    joined = task.features_of(both, table, protocol, tmp_path / "out" / "features")
+    assert np.array_equal(joined, extract(both, table.paths, protocol=protocol, label="both", quiet=True))
 
     assert command.main([*arguments, "--arms", "one", "two", "--best", "0.01"]) == 0
     after = json.loads(file.read_text())
-    assert after["rows"][:3] == content["rows"]
-    assert after["rows"][3]["arm"].endswith("-long") and after["rows"][3]["seed"] == 1
+    assert after["rows"][:5] == content["rows"]
+    assert after["rows"][5]["arm"].endswith("-long") and after["rows"][5]["seed"] == 1
     capsys.readouterr()
     for extra, message in (
         (["--arms", "fourth"], "arms must be names or groups"),
