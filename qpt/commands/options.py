@@ -85,7 +85,12 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --crops, --crop-px and --cache: the crops of a large image, and the folder of features."""
     parser.add_argument("--crops", type=int, default=9, help="most crops seen of a large photograph (default 9)")
     parser.add_argument("--crop-px", type=int, default=384, help="side of a crop in pixels (default 384)")
-    parser.add_argument("--cache", type=str, default=None, help="folder for computed features (default: RUN/features)")
+    parser.add_argument(
+        "--cache",
+        type=str,
+        default=None,
+        help="folder for computed features (default: RUN/features, or ~/.cache/qpt/features for a named encoder)",
+    )
 
 
 #: Arguments of commands that name files which are read, or folders of which ``_RECORDS`` are.

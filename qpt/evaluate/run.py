@@ -71,14 +71,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate pre-trained encoders beside a supervised one, untrained ones and classical features, on the same splits.
 
-    runs: run directories or checkpoint files, at least one.  others: further tables, for protocols across data sets.
-    config: splits, regressor and fine-tuning, by default random splits and ridge.  untrained: random initialisations
-    for each architecture and width among the runs, >= 0, with seeds 0, 1, ...  supervised: also measure ``SUPERVISED``,
-    frozen; where its extra is not installed, ``notes`` of the result says so.  seed: of the splits.  protocol: the part
-    of an image that the encoder gets.  cache: folder for features; by default ``features`` in the first run directory.
-    quiet: no progress bars. Returns the result as plain data: data, protocol, versions, notes, splits, methods (with
-    every split and its predictions) and paired differences. Raises InputError for what ``load_encoder`` or the reading
-    of images refuses, tables that do not fit the config, or a set too small to split.
+    runs: run directories, checkpoint files or named encoders (``load_encoder``), at least one.  others: further tables,
+    for protocols across data sets. config: splits, regressor and fine-tuning, by default random splits and ridge.
+    untrained: random initialisations for each architecture and width among the runs, >= 0, with seeds 0, 1, ...
+    supervised: also measure ``SUPERVISED``, frozen; where its extra is not installed, ``notes`` of the result says so.
+    seed: of the splits.  protocol: the part of an image that the encoder gets.  cache: folder for features; by default
+    that of the first run (``feature_cache``). quiet: no progress bars. Returns the result as plain data: data,
+    protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences. Raises
+    InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or a set
+    too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")

@@ -60,7 +60,7 @@ def write_report(
     neighbours: bool = True,
     quiet: bool = False,
 ) -> list[str]:
-    """Write the page about one or several runs (run directories or checkpoint files).
+    """Write the page about one or several runs (run directories, checkpoint files or named encoders).
 
     table: images with scores, for everything about predictions.  scorer: a file made from the one run, for the severity
     curves; without it one is fitted on the table.  evaluation: a result of ``qpt evaluate --out``.  photographs: a
