@@ -224,6 +224,23 @@ def contrastive_pass(
     return triton_cubin(kernel, signature, constants, architecture, launch.warps, **options)  # type: ignore[arg-type]
 
 
+def contrastive_graded(kinds: int, architecture: int) -> tuple[bytes, int]:
+    """Compile the sums of graded positives for severities of ``kinds`` numbers and vectors of a multiple of 16."""
+    from qpt.kernels import contrastive_graded as graded
+
+    kernel = graded._graded_kernel
+    types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
+    types |= dict.fromkeys(("row_severities", "stream_severities", "vectors", "total", "weight_out"), "*fp32")
+    types |= dict.fromkeys(("n_rows", "n_stream", "dim", "self_offset"), "i32") | {"scale": "fp32"}
+    pointers = [name for name, kind in types.items() if kind.startswith("*")]
+    constants: dict[str, object] = {"KINDS": kinds, "HAS_IMAGES": True, "HAS_SELF": True}
+    constants |= {name: getattr(graded, name) for name in ("ROWS", "STREAM", "ELEMENTS")}
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {name: types[name] for name in kernel.arg_names}
+    options = {"stages": graded.STAGES, "divisible": [*pointers, "dim"], "fp_fusion": True}
+    return triton_cubin(kernel, signature, constants, architecture, graded.WARPS, **options)  # type: ignore[arg-type]
+
+
 def contrastive_merge(architecture: int) -> tuple[bytes, int]:
     """Compile the merge of partial sums, at 128 columns."""
     from qpt.kernels import contrastive
@@ -253,13 +270,18 @@ class Kernel:
 def kernels() -> list[Kernel]:
     """Return every GPU kernel of the project."""
     from qpt.kernels import contrastive
+    from qpt.kernels.contrastive_graded import WARPS
 
     cuda = [
         Kernel(f"csrc/{source}", lambda _: build.BLOCK_THREADS, partial(cuda_cubin, source))
         for source in build.CUDA_SOURCES
     ]
     merge = Kernel("kernels/contrastive.py merge", lambda _: contrastive.MERGE_WARPS * 32, contrastive_merge)
-    return [*cuda, *map(_contrastive_kernel, CONTRASTIVE), merge]
+    graded = [
+        Kernel(f"kernels/contrastive_graded.py, S={kinds}", lambda _: WARPS * 32, partial(contrastive_graded, kinds))
+        for kinds in GRADED
+    ]
+    return [*cuda, *map(_contrastive_kernel, CONTRASTIVE), merge, *graded]
 
 
 # What the loss's kernels are compiled for, here and in the tests: (dtype, D, running pass?, precision).
@@ -273,6 +295,7 @@ CONTRASTIVE = [
     ],
     *[("fp32", 128, running, "tf32x3") for running in (True, False)],
 ]
+GRADED = (1, 8)  # numbers of a severity
 
 
 def _contrastive_kernel(variant: tuple[str, int, bool, str]) -> Kernel:

@@ -14,9 +14,13 @@ from qpt.ops.contrastive.problem import Problem
 from tests.test_contrastive import OPTIONS, problem, unit
 from tests.tolerance import assert_close
 
+SIDES = ("query", "key")
+
 
 def make_problem(dtype: torch.dtype, pool: bool, images: bool, need_gradient: bool, **options) -> Problem:
     t = {name: x.to(dtype) if x.is_floating_point() else x for name, x in problem(1, 6, 6, 9, 4).items()}
+    graded = options.get("graded", False)
+    t |= {f"{side}_severities": torch.rand((6, 3), generator=torch.Generator().manual_seed(9)) for side in SIDES}
     return Problem(
         t["queries"].requires_grad_(need_gradient),
         t["keys"].requires_grad_(need_gradient),
@@ -27,8 +31,11 @@ def make_problem(dtype: torch.dtype, pool: bool, images: bool, need_gradient: bo
         t["pool"] if pool else None,
         t["pool_groups"] if pool else None,
         t["pool_images"] if pool and images else None,
+        t["query_severities"] if graded else None,
+        t["key_severities"] if graded else None,
         torch.tensor(0.2, dtype=torch.promote_types(dtype, torch.float32), requires_grad=need_gradient),
         options.get("same_image_weight", 1.0),
+        0.4 if graded else 0.0,
         options.get("exclude_self", False),
         options.get("in_batch_negatives", True),
         options.get("backend", "auto"),
@@ -43,23 +50,26 @@ def self_fields(problem: Problem) -> tuple:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("need_gradient", [False, True])
-def test_opcheck_forward(dtype, pool, need_gradient):
-    made = make_problem(dtype, pool, pool, need_gradient, exclude_self=True)
+@pytest.mark.parametrize("graded", [False, True])
+def test_opcheck_forward(dtype, pool, need_gradient, graded):
+    made = make_problem(dtype, pool, pool, need_gradient, exclude_self=True, graded=graded)
     torch.library.opcheck(LOSS.forward_op, (*made, need_gradient, False))
     torch.library.opcheck(SELF_LOSS.forward_op, (*self_fields(made), need_gradient, False))
 
 
 @pytest.mark.parametrize("needs", [(True, True, True), (True, False, False), (False, True, False)])
-def test_opcheck_backward(needs):
-    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False)
+@pytest.mark.parametrize("graded", [False, True])
+def test_opcheck_backward(needs, graded):
+    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False, graded=graded)
     _, _, lse, positives, gradient, _ = LOSS.forward_op(*made, True, False)
     saved = (torch.tensor(0.5), gradient, lse, positives)
     torch.library.opcheck(LOSS.backward_op, (*made.without_pool(), *saved, *needs))
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-def test_opcheck_backward_of_the_same_rows(needs):
-    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False)
+@pytest.mark.parametrize("graded", [False, True])
+def test_opcheck_backward_of_the_same_rows(needs, graded):
+    made = make_problem(torch.float32, pool=True, images=True, need_gradient=False, graded=graded)
     _, _, lse, positives, gradient, _ = SELF_LOSS.forward_op(*self_fields(made), True, False)
     saved = (torch.tensor(0.5), gradient, lse, positives)
     torch.library.opcheck(SELF_LOSS.backward_op, (*self_fields(made.without_pool()), *saved, *needs))

@@ -32,6 +32,9 @@ def _losses() -> None:
     kwargs = {"query_groups": ids, "key_groups": ids, "query_images": ids // 2, "key_images": ids // 2}
     q, k = ROWS.clone().requires_grad_(), ROWS.flip(0).requires_grad_()
     qpt.contrastive_loss(q, k, **kwargs, pool=pool, same_image_weight=0.5).backward()
+    levels = torch.rand((70, 3), generator=torch.Generator().manual_seed(1))
+    graded = {"query_severities": levels, "key_severities": levels.flip(0), "severity_width": 0.5}
+    qpt.contrastive_loss(q, k, **kwargs, **graded, same_image_weight=0.0).backward()
     qpt.supcon(q, ids, temperature=0.5).backward()
     qpt.supcon(q, ids, temperature=0.001).backward()
     qpt.contrastive_loss(q, q, query_groups=ids, key_groups=ids, exclude_self=True, pool=pool).backward()
@@ -81,6 +84,7 @@ def test_every_buffer_that_is_too_short_is_refused(work, monkeypatch) -> None:
     if work is _losses:
         assert {"contrastive_forward", "contrastive_pass", "contrastive_self", "contrastive_positives"} <= set(refused)
         assert len(refused["contrastive_pass"]) >= 9
+        assert len(refused["contrastive_graded"]) == 10
     else:
         buffers = {"images", "out", "ops", "params", "seeds", "source", "order", "scratch"}
         windows = {"windows", "boxes", "lut"} if work is _patches else set()

@@ -1,5 +1,6 @@
 """Settings of pre-training that start from a trained encoder: inputs of the head, rates, auxiliary terms."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from qpt import PretrainConfig, load_encoder, pretrain
+from qpt.degradations.op_table import DEGRADATIONS
 from qpt.errors import InputError
 from qpt.evaluate.features import FeatureProtocol
 from qpt.evaluate.scorer import Scorer
@@ -21,8 +23,9 @@ from qpt.pretraining import engine
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.optimisers import parameter_stages, set_rate
-from qpt.pretraining.targets import COLUMNS
+from qpt.pretraining.targets import COLUMNS, KINDS, severities
 from tests.labelled import image_regions, write_set
+from tests.programs import sample
 from tests.test_embed import CPU, OneGraph, batch, settings
 from tests.test_pretrain import assert_same_bytes, tiny
 from tests.test_pretrain import image_folder as image_folder
@@ -243,6 +246,79 @@ def test_a_run_with_every_setting_resumes_to_the_same_bytes(
     shutil.rmtree(first)  # a checkpoint does without it
     pretrain(halted, resume=True)
     assert_same_bytes(whole, tmp_path / "halted")
+
+
+def severities_of(config: PretrainConfig, seed: int = 0) -> torch.Tensor:
+    shape = (config.batch_images * config.compositions, len(KINDS))
+    return torch.randint(0, 6, shape, generator=torch.Generator().manual_seed(seed)) / 5
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "moco", "symmetric": True}, {"mode": "in_batch", "accumulate": 2}], ids=str
+)
+def test_graded_positives_work_in_chunks(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    graded = {**options, "graded_positives": 0.3}
+    assert_chunks_are_one_graph(graded, monkeypatch, severities=severities_of(settings(**graded)))
+
+
+@pytest.mark.parametrize("mode", ["moco", "in_batch"])
+def test_graded_positives_are_those_of_the_loss(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(mode=mode, graded_positives=0.3)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(learner_module, "contrastive_loss", lambda q, k, **rest: given.update(rest) or q.sum() * 0)
+    rows = severities_of(config)
+    Learner(config, CPU).gradients(*batch(config), severities=rows)
+    each = {"moco": (1, 1), "in_batch": (2, 2)}[mode]
+    for side, times in zip(("query", "key"), each, strict=True):
+        assert torch.equal(given[f"{side}_severities"], rows.repeat_interleave(times, 0))
+    assert given["severity_width"] == 0.3
+    same = [given[f"query_{name}"] is given[f"key_{name}"] for name in ("groups", "images", "severities")]
+    assert all(same) == (mode == "in_batch")  # there the loss uses that similarities are symmetric
+
+
+@pytest.mark.parametrize("options", [{"mode": "moco"}, {"mode": "in_batch"}], ids=str)
+def test_a_run_with_graded_positives_resumes_to_the_same_bytes(
+    image_folder: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    graded = {"graded_positives": 0.2, "log_every": 1, "steps": 4, **options}
+    whole = pretrain(tiny(image_folder, tmp_path / "whole", **graded)).run
+    plain = pretrain(tiny(image_folder, tmp_path / "plain", **{**graded, "graded_positives": 0.0})).run
+    halted = tiny(image_folder, tmp_path / "halted", **graded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine._TrainingLoop, "_train_step", stop_after(2, engine._TrainingLoop._train_step))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(halted)
+    pretrain(halted, resume=True)
+    assert_same_bytes(whole, tmp_path / "halted")
+    weights = [read_checkpoint(run)["learner"]["encoder"]["conv1.weight"] for run in (whole, plain)]
+    assert not torch.equal(*weights)
+
+
+def test_severities_are_the_highest_levels_of_each_kind() -> None:
+    assert sorted(op for ops in KINDS.values() for op in ops) == sorted(op.name for op in DEGRADATIONS)
+    names = [op.name for op in DEGRADATIONS]
+    ops = [["gaussian_blur", "jpeg", "glass_blur"], ["hue", None, None], [None, None, None]]
+    program = sample(3, seed=0)
+    slots = torch.tensor([[-1 if op is None else names.index(op) for op in row] for row in ops], dtype=torch.int16)
+    levels = torch.tensor([[2, 5, 3], [1, 0, 0], [0, 0, 0]], dtype=torch.int8)
+    found = severities(dataclasses.replace(program, ops=slots, levels=levels))
+    kinds = list(KINDS)
+    expected = torch.zeros(3, len(kinds))
+    expected[0, kinds.index("blur")], expected[0, kinds.index("compression")] = 3 / 5, 1
+    expected[1, kinds.index("colour")] = 1 / 5
+    assert found.dtype == torch.float32 and len(kinds) <= 8
+    torch.testing.assert_close(found, expected)
+
+
+def test_graded_positives_are_refused_where_there_are_none() -> None:
+    for value in (-1.0, 1e-9):
+        with pytest.raises(InputError, match="pretrain: graded_positives must be 0 or at least 1e-06, got"):
+            settings(graded_positives=value)
+    with pytest.raises(InputError, match="graded_positives must be 0 without in_batch_negatives, got"):
+        settings(mode="moco", graded_positives=0.2, in_batch_negatives=False)
+    settings(mode="in_batch", graded_positives=0.2, in_batch_negatives=False)  # a setting of moco mode
+    with pytest.raises(InputError, match="graded_positives must be 0 with 2 processes, got"):
+        settings(graded_positives=0.2).check_processes(2)
 
 
 def stop_after(steps: int, train_step: Any) -> Any:

@@ -213,5 +213,15 @@ void run_self(SelfPairPass pass, float scale, const Kernels& isa, int threads, f
   }
 }
 
+void run_graded(const GradedPass& pass, const Kernels& isa, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const Scratch own = scratch(isa.graded_scratch_floats(pass));
+#pragma omp for schedule(dynamic, 1)
+    for (i64 strip = 0; strip < (pass.rows.count + isa.strip_rows - 1) / isa.strip_rows; ++strip)
+      isa.graded_task(pass, strip, own.get());
+  }
+}
+
 }  // namespace contrastive
 }  // namespace qpt

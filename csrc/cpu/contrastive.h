@@ -54,10 +54,24 @@ struct SelfPairPass {
   i64 block_rows;        // a multiple of kStrip
 };
 
+// Graded positives: each pair of two groups has a weight, exp2(-scale |a_i - b_j|^2) of the severities a and b; 0 for a
+// pair with an id below 0, of a row with itself, and of one image where both sides have image ids.
+struct GradedPass {
+  Side rows, stream;            // of rows the ids alone are read
+  i64 dim, kinds;               // numbers of a vector, of a severity
+  const float* row_severities;  // [rows, kinds]
+  const float* stream_severities;
+  float scale;  // log2(e) / (2 width^2)
+  bool has_self;
+  i64 self_offset;
+  float* sum;     // [rows, dim], added to: sum_j w_ij s_j
+  float* weight;  // [rows], sum_j w_ij
+};
+
 constexpr i64 kSlab = 96;          // stream rows that stay in a core's caches while the strips of a task pass over them
 constexpr i64 kStrip = 64;         // every instruction set's strip of rows divides this
 constexpr i64 kMaxTaskRows = 256;  // most rows of one task, or of a block of the same-rows form
-constexpr i64 kTable = 4 * kMaxTaskRows;  // places in the set of their image ids: at most a quarter full
+constexpr i64 kTable = 4 * kMaxTaskRows;  // places in a set of their ids: at most a quarter full
 
 // One instruction set's code. Scratch is a 64-byte aligned array of scratch_floats floats, one per thread.
 struct Kernels {
@@ -68,6 +82,8 @@ struct Kernels {
   void (*pack)(const Side& rows, i64 first, i64 count, i64 dim, float scale, float* packed, float* line);  // one strip
   i64 (*self_scratch_floats)(const SelfPairPass&);
   void (*block_pair)(const SelfPairPass&, i64 first, i64 second, float* scratch);  // first == second: within a block
+  i64 (*graded_scratch_floats)(const GradedPass&);
+  void (*graded_task)(const GradedPass&, i64 strip, float* scratch);
 };
 
 const Kernels* avx512_kernels();  // null where the processor is of another kind
@@ -106,6 +122,8 @@ void add_same_group(const PairPass& pass, int threads, float* sum, i64* count);
 
 // Adds to pass.row_sum or pass.acc. packed: room for rows.count rounded up to kStrip, times dim.
 void run_self(SelfPairPass pass, float scale, const Kernels& isa, int threads, float* packed);
+
+void run_graded(const GradedPass& pass, const Kernels& isa, int threads);
 
 // The keys of one origin and which pairs with them count.
 struct KeySet {

@@ -65,8 +65,8 @@ inline void in_runs(i64 count, F& f) {
   if (start < count) last_run<kRows - 1>(start, count - start, f);
 }
 
-// The image ids of up to kMaxTaskRows rows; most stream rows share none, and are then left alone.
-struct ImageSet {
+// The image or group ids of up to kMaxTaskRows rows; most stream rows share none, and are then left alone.
+struct IdSet {
   i64 place[kTable];
 
   static i64 hash(i64 id) { return static_cast<i64>((static_cast<u64>(id) * 0x9E3779B97F4A7C15ull) >> 32) % kTable; }
@@ -134,7 +134,7 @@ inline bool all_finite(const Slab& slab, i64 dim) {
 }
 
 inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const float* bias, bool leave_ignored_out,
-                      const ImageSet* images, float* widened, Slab& slab) {
+                      const IdSet* images, float* widened, Slab& slab) {
   slab.first = first;
   slab.count = count;
   if (stream.dtype == kFloat32) {
@@ -343,7 +343,7 @@ void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
   const i64 end_slab = slabs * (part + 1) / pass.parts * kSlab;
   const i64 end = end_slab < pass.stream.count ? end_slab : pass.stream.count;
   const bool with_images = pass.rows.images && pass.stream.images;
-  ImageSet images;
+  IdSet images;
   if (with_images) images.fill(pass.rows.images + first_row, rows);
   Slab slab;
   for (i64 k = begin; k < end; k += kSlab) {
@@ -376,6 +376,8 @@ void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
 }
 
 #include "contrastive_self.h"
+#include "contrastive_graded.h"
 
 constexpr Kernels kKernels = {kName,       kStripRows,           &scratch_floats, &task,
-                              &pack_strip, &self_scratch_floats, &block_pair};
+                              &pack_strip, &self_scratch_floats, &block_pair,     &graded_scratch_floats,
+                              &graded_task};

@@ -91,7 +91,7 @@ void block_pair(const SelfPairPass& pass, i64 first_block, i64 second_block, flo
   const i64 stop = begin + pass.block_rows < count ? begin + pass.block_rows : count;
   const i64 other = second_block * pass.block_rows;
   const i64 other_stop = other + pass.block_rows < count ? other + pass.block_rows : count;
-  ImageSet images;
+  IdSet images;
   if (pass.rows.images) images.fill(pass.rows.images + begin, stop - begin);
   for (i64 first = begin; first < stop; first += kStripRows) {
     const i64 rows = stop - first < kStripRows ? stop - first : kStripRows;

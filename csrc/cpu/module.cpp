@@ -237,6 +237,29 @@ void contrastive_positives(const SideFields& rows, const SideFields& stream, i64
   qpt::contrastive::add_same_group(problem, threads, sums, counts);
 }
 
+// severities: of the rows and of the stream, `kinds` numbers each.
+void contrastive_graded(const SideFields& rows, const SideFields& stream, i64 dim,
+                        const std::pair<Buffer, Buffer>& severities, i64 kinds, float scale,
+                        std::optional<i64> self_offset, const Buffer& sum, const Buffer& weight, const std::string& isa,
+                        int threads) {
+  qpt::contrastive::GradedPass problem = {};
+  problem.rows = side(rows, dim);
+  problem.stream = side(stream, dim);
+  in_range("kinds", kinds, 1, kMost);
+  problem.dim = dim;
+  problem.kinds = kinds;
+  problem.row_severities = pointer<const float>("row severities", severities.first, problem.rows.count * kinds);
+  problem.stream_severities = pointer<const float>("severities", severities.second, problem.stream.count * kinds);
+  problem.scale = scale;
+  problem.has_self = self_offset.has_value();
+  problem.self_offset = self_offset.value_or(0);
+  problem.sum = pointer<float>("sum", sum, problem.rows.count * dim);
+  problem.weight = pointer<float>("weight", weight, problem.rows.count);
+  const qpt::contrastive::Kernels& chosen = kernels(isa, problem.rows.count);
+  py::gil_scoped_release unlocked;
+  qpt::contrastive::run_graded(problem, chosen, threads);
+}
+
 void contrastive_self(const SideFields& rows, i64 dim, float scale, float image_bias, const Buffer& inverse,
                       const Buffer& row_sum, const Buffer& acc, const Buffer& packed, i64 block_rows,
                       const std::string& isa, int threads) {
@@ -328,6 +351,9 @@ PYBIND11_MODULE(_C, m) {
         "-1; or the first of the sets to check that holds nan or infinity; or -2, a gradient that is not finite.");
   m.def("contrastive_positives", &contrastive_positives, py::arg("rows"), py::arg("stream"), py::arg("dim"),
         py::arg("self_offset"), py::arg("sum"), py::arg("count"), py::arg("threads"));
+  m.def("contrastive_graded", &contrastive_graded, py::arg("rows"), py::arg("stream"), py::arg("dim"),
+        py::arg("severities"), py::arg("kinds"), py::arg("scale"), py::arg("self_offset"), py::arg("sum"),
+        py::arg("weight"), py::arg("isa"), py::arg("threads"));
   m.def("contrastive_self", &contrastive_self, py::arg("rows"), py::arg("dim"), py::arg("scale"), py::arg("image_bias"),
         py::arg("inverse"), py::arg("row_sum"), py::arg("acc"), py::arg("packed"), py::arg("block_rows"),
         py::arg("isa"), py::arg("threads"));

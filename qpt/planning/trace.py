@@ -25,7 +25,7 @@ from qpt.ops.degrade.api import degrade_patches
 from qpt.planning.tracker import MemoryTracker, Peaks
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.targets import COLUMNS
+from qpt.pretraining.targets import COLUMNS, KINDS
 
 # The tensors are fake CPU tensors, because autocast refuses a device that is not there. What differs on a GPU is set
 # here: optimisers work on all tensors at once, the loader holds one batch ahead, and the workspaces are those of CUDA.
@@ -109,10 +109,12 @@ class StepTrace:
                 held = [torch.empty(shape, dtype=torch.uint8, device="cpu") for _ in range(target.batches)]
             patches = degrade_patches(held[0], program, boxes, config.patch_size, dtype=torch.uint8)
             groups = torch.arange(rows, dtype=torch.int64, device="cpu")
-            measured = None
+            further = {}
             if config.regression:
-                measured = torch.empty((rows, config.patches, COLUMNS), dtype=torch.float32, device="cpu")
-            learner.step(patches, groups, groups // config.compositions, config.lr, measured)
+                further["measured"] = torch.empty((rows, config.patches, COLUMNS), dtype=torch.float32, device="cpu")
+            if config.graded_positives:
+                further["severities"] = torch.empty((rows, len(KINDS)), dtype=torch.float32, device="cpu")
+            learner.step(patches, groups, groups // config.compositions, config.lr, **further)
         return tracker.peaks
 
     def _register(self, tracker: MemoryTracker) -> None:

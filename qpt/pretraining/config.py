@@ -73,6 +73,9 @@ class PretrainConfig:
             the run starts from.
         regression: weight of a term for a second head, which predicts full-reference measures of each patch against
             its undegraded self, and the levels of its ops; patches of at least 8 pixels.
+        graded_positives: width of the weights that make patches of other compositions of the batch positives too, the
+            more so the nearer the levels (0 to 1) of their kinds of degradation; 0 for positives of one composition
+            alone. Of one process; in moco mode with in_batch_negatives.
         two_trunks: save the initial encoder, frozen, beside the tuned one, as one encoder with the channels of both.
         freeze_batch_norm: keep the encoder's batch norm at the statistics that it starts with (of ``init``).
         weight_decay: weight decay; lars leaves biases and batch norm out of it.
@@ -139,6 +142,7 @@ class PretrainConfig:
     stage_lr_decay: float = 1.0
     distillation: float = 0.0
     regression: float = 0.0
+    graded_positives: float = 0.0
     two_trunks: bool = False
     freeze_batch_norm: bool = False
     weight_decay: float = 1e-4
@@ -200,6 +204,10 @@ class PretrainConfig:
         self._require("compositions", ">= 2 when positives is image", several)
         large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
         self._require("regression", "0 with patches of less than 8 pixels", large)
+        usable = self.graded_positives == 0 or self.graded_positives >= 1e-6  # LEAST_WIDTH of the loss
+        self._require("graded_positives", "0 or at least 1e-06", usable)
+        pairs = self.mode == "in_batch" or self.in_batch_negatives
+        self._require("graded_positives", "0 without in_batch_negatives", pairs or not self.graded_positives)
         self._require("momentum", "in [0, 1]", 0 <= self.momentum <= 1)
 
     def check_processes(self, size: int) -> None:
@@ -207,6 +215,7 @@ class PretrainConfig:
         parts = size * self.accumulate
         whole = self.batch_images % parts == 0
         self._require("batch_images", f"a multiple of {parts} (processes x accumulate) with {size} processes", whole)
+        self._require("graded_positives", f"0 with {size} processes", size == 1 or not self.graded_positives)
         if self.pool_layout == "sharded" and self.mode == "moco":
             rule = f"a multiple of the number of processes with {size} processes"
             self._require("pool_size", rule, self.pool_size % size == 0)

@@ -240,8 +240,8 @@ class _TrainingLoop:
         self.guard.snapshot()
         try:
             with self.timer.stage("step"):
-                targets = {"measured": step_input.measured(patches)} if self.config.regression else {}
-                result = self.learner.step(patches, step_input.groups, step_input.images, lr, **targets)
+                further = step_input.further(self.config, patches)
+                result = self.learner.step(patches, step_input.groups, step_input.images, lr, **further)
         except (InputError, RuntimeError) as error:
             # A process that notices a failure leaves; the others then fail with a RuntimeError of the connection.
             noticed = self.processes.size > 1 and failed_folder(self.run, self.step + 1).exists()

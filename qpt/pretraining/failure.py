@@ -23,8 +23,9 @@ from qpt.errors import InputError
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
+from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.targets import cut_patches, measure, op_levels
+from qpt.pretraining.targets import cut_patches, measure, op_levels, severities
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ class StepInput:
         measures = measure(patches.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, patches.shape[:2])
         levels = op_levels(self.program).to(patches.device)[:, None].expand(-1, patches.shape[1], -1)
         return torch.cat([measures, levels], dim=2)
+
+    def further(self, config: PretrainConfig, patches: Tensor) -> dict[str, Tensor]:
+        """Return what ``config`` makes a step of the ``patches`` need beside them, as arguments of
+        ``Learner.gradients``."""
+        found = {"measured": self.measured(patches)} if config.regression else {}
+        if config.graded_positives:
+            found["severities"] = severities(self.program).to(patches.device)
+        return found
 
 
 @dataclass(frozen=True)

@@ -115,17 +115,15 @@ class Learner:
         else:
             encoder.compile()
 
-    def step(
-        self, patches: Tensor, groups: Tensor, images: Tensor, lr: float, measured: Tensor | None = None
-    ) -> StepResult:
+    def step(self, patches: Tensor, groups: Tensor, images: Tensor, lr: float, **further: Tensor) -> StepResult:
         """Run the forward and backward pass and update the weights.
 
         patches (r, P, 3, s, s) uint8: the patches of each composition; groups (r,) int64: equal ids are positives, none
-        was used before; images (r,) int64: image of each row, its compositions adjacent; measured (r, P, C): what the
-        regression head predicts (``StepInput.measured``). Each process gives its part of the batch. Raises InputError
-        if the loss or an embedding is not finite; weights, pool and optimiser are then as they were.
+        was used before; images (r,) int64: image of each row, its compositions adjacent; further: arguments of
+        ``gradients`` (``StepInput.further``). Each process gives its part of the batch. Raises InputError if the loss
+        or an embedding is not finite; weights, pool and optimiser are then as they were.
         """
-        loss, parts = self.gradients(patches, groups, images, measured)
+        loss, parts = self.gradients(patches, groups, images, **further)
         figures = torch.stack([loss, *self._similarities(parts)])
         value, positive, negative, same = figures.tolist()  # the only wait for the device in a step
         if not math.isfinite(value):
@@ -135,19 +133,26 @@ class Learner:
         return StepResult(value, positive, negative, same, queries, parts[0])
 
     def gradients(
-        self, patches: Tensor, groups: Tensor, images: Tensor, measured: Tensor | None = None
+        self,
+        patches: Tensor,
+        groups: Tensor,
+        images: Tensor,
+        measured: Tensor | None = None,
+        severities: Tensor | None = None,
     ) -> tuple[Tensor, list[EmbeddedPairs]]:
         """Compute the loss, 0-d, and leave its gradient in the weights' ``grad``; also return the accumulated parts.
 
-        Nothing is read back from the device, and of the state only the buffers of the networks change.
+        measured (r, P, C): what the regression head predicts; severities (r, S): what positives are graded by. Nothing
+        is read back from the device, and of the state only the buffers of the networks change.
         """
         targets = self._targets(patches, measured)
+        ids = (groups, images) if severities is None else (groups, images, severities)
         self.optimizer.zero_grad(set_to_none=True)
         losses, parts = [], []
         views = self.config.compositions
         sizes = [len(rows) for rows in assign_chunks(len(images) // views, views, self.config.accumulate, None)]
-        for part in zip(*(rows.split(sizes) for rows in (patches, groups, images, targets)), strict=True):
-            loss, embedded = self._backward(*part)
+        for part, wanted, *own in zip(*(rows.split(sizes) for rows in (patches, targets, *ids)), strict=True):
+            loss, embedded = self._backward(part, wanted, tuple(own))
             losses.append(loss)
             parts.append(embedded)
         self.processes.average_gradients(self.query.parameters())
@@ -196,10 +201,8 @@ class Learner:
             return patches.new_empty((*patches.shape[:2], 0))
         return torch.cat(targets, dim=1).unflatten(0, patches.shape[:2])
 
-    def _backward(
-        self, patches: Tensor, groups: Tensor, images: Tensor, targets: Tensor
-    ) -> tuple[Tensor, EmbeddedPairs]:
-        """Compute the loss of one part of the batch and add its share of the gradient.
+    def _backward(self, patches: Tensor, targets: Tensor, ids: tuple[Tensor, ...]) -> tuple[Tensor, EmbeddedPairs]:
+        """Compute the loss of one part of the batch and add its share of the gradient. ids: as in ``_loss``.
 
         In moco mode ``symmetric`` takes the mean over the losses with each patch as the query.
         """
@@ -207,8 +210,8 @@ class Learner:
         query_places = self._query_places()
         losses, embedded = [], []
         for place in query_places:
-            embeddings, queries, keys, ids, key_ids = self._embed(patches, groups, images, place)
-            loss = self._loss(queries, keys, ids, key_ids)
+            embeddings, queries, keys = self._embed(patches, place)
+            loss = self._loss(queries, keys, ids)
             if self._terms:
                 wanted = targets.flatten(0, 1) if self.key is None else targets[:, place]
                 loss = loss + terms_loss(config, self._terms, embeddings.values[:, config.projection_dim :], wanted)
@@ -218,37 +221,33 @@ class Learner:
             embedded.append((queries.detach(), keys.detach()))
         queries, keys = embedded[0]
         if self.key is None:  # every patch is a query: pair the first of a composition with each other one
-            rows = queries.unflatten(0, (len(images), patches_each))
+            rows = queries.unflatten(0, (len(patches), patches_each))
             queries, keys = rows[:, 0], rows[:, 1:].flatten(0, 1)
-        pairs = [rows.repeat_interleave(patches_each - 1, dim=0) for rows in (queries, groups, images)]
+        pairs = [rows.repeat_interleave(patches_each - 1, dim=0) for rows in (queries, *ids[:2])]
         return torch.stack(losses).mean(), EmbeddedPairs(pairs[0], keys, pairs[1], pairs[2])
 
-    def _embed(
-        self, patches: Tensor, groups: Tensor, images: Tensor, query_place: int
-    ) -> tuple[Embeddings, Tensor, Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Embed queries and keys; return what embeds the queries, and both with the (groups, images) of each.
+    def _embed(self, patches: Tensor, query_place: int) -> tuple[Embeddings, Tensor, Tensor]:
+        """Embed queries and keys; return what embeds the queries, and both.
 
         in_batch: every patch is both (SimCLR's arrangement).  moco: patch ``query_place`` of each composition is a
         query, the others are keys of the EMA encoder.
         """
-        in_order, rng, each = self._chunks(len(images), None), self._generator(_FOR_CHUNKS), self.config.patches
+        in_order, rng, each = self._chunks(len(patches), None), self._generator(_FOR_CHUNKS), self.config.patches
         if self.key is None:
             # Patches at each place are assigned to chunks anew, so that the first patch of a composition shares no
             # statistics with the others; chunk i of every place then goes through the encoder at once.
-            by_place = [in_order, *(self._chunks(len(images), rng) for _ in range(each - 1))]
+            by_place = [in_order, *(self._chunks(len(patches), rng) for _ in range(each - 1))]
             chunks = [
                 torch.cat([each * rows + place for place, rows in enumerate(part)])
                 for part in zip(*by_place, strict=True)
             ]
             embeddings = Embeddings(self._embed_with(self.query), self.query, patches.flatten(0, 1), chunks)
-            ids = groups.repeat_interleave(each), images.repeat_interleave(each)
             queries = self._without_terms(embeddings)
-            return embeddings, queries, queries, ids, ids
+            return embeddings, queries, queries
         embeddings = Embeddings(self._embed_with(self.query), self.query, patches[:, query_place], in_order)
         others = patches[:, [place for place in range(each) if place != query_place]]
-        keys = self._embed_keys(self.key, others, self._chunks(len(images), rng)).flatten(0, 1)
-        key_ids = groups.repeat_interleave(each - 1), images.repeat_interleave(each - 1)
-        return embeddings, self._without_terms(embeddings), keys, (groups, images), key_ids
+        keys = self._embed_keys(self.key, others, self._chunks(len(patches), rng)).flatten(0, 1)
+        return embeddings, self._without_terms(embeddings), keys
 
     def _without_terms(self, embeddings: Embeddings) -> Tensor:
         return embeddings.values[:, : self.config.projection_dim] if self._terms else embeddings.values
@@ -323,23 +322,23 @@ class Learner:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
-    def _loss(
-        self, queries: Tensor, keys: Tensor, ids: tuple[Tensor, Tensor], key_ids: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        config, (groups, images), (key_groups, key_images) = self.config, ids, key_ids
-        options: dict[str, Any] = {"exclude_self": True}
-        if self.key is not None:
-            options = {"pool": self.pool, "in_batch_negatives": config.in_batch_negatives}
+    def _loss(self, queries: Tensor, keys: Tensor, ids: tuple[Tensor, ...]) -> Tensor:
+        """Return the contrastive loss. ids: groups, images and, where positives are graded, severities of each row."""
+        config, in_batch = self.config, self.key is None
+        key_ids = tuple(rows.repeat_interleave(config.patches - (not in_batch), dim=0) for rows in ids)
+        options: dict[str, Any] = {"pool": self.pool, "in_batch_negatives": config.in_batch_negatives}
+        if in_batch:  # every patch is a query and a key: the very same tensors
+            ids, options = key_ids, {"exclude_self": True}
+        for name, rows, key_rows in zip(("groups", "images", "severities"), ids, key_ids, strict=False):
+            options |= {f"query_{name}": rows, f"key_{name}": key_rows}
+        if config.graded_positives:
+            options["severity_width"] = config.graded_positives
         if self.processes.size > 1:
             options |= {"key_exchange": config.key_exchange, "pool_layout": config.pool_layout}
         call = contrastive_loss if self.processes.size == 1 else distributed_contrastive_loss
         return call(
             queries,
             keys,
-            query_groups=groups,
-            key_groups=key_groups,
-            query_images=images,
-            key_images=key_images,
             temperature=config.temperature,
             same_image_weight=config.same_image_weight,
             **options,

@@ -95,9 +95,8 @@ def _replay(failed: FailedStep, processes: ProcessGroup, device: torch.device) -
     patches = step_input.patches(config.patch_size, device)
     try:
         with _watch_modules(learner, result):
-            measured = step_input.measured(patches) if config.regression else None
             ids = (step_input.groups.to(device), step_input.images.to(device))
-            loss, _ = learner.gradients(patches, *ids, measured)
+            loss, _ = learner.gradients(patches, *ids, **step_input.further(config, patches))
         result.loss = float(loss)
         result.norms = _gradient_norms(learner.query, learner.scaler.get_scale())
         if not math.isfinite(result.loss):

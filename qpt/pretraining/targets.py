@@ -1,4 +1,6 @@
-"""Targets of the regression head, which cost no labels: full-reference measures of a patch, and levels of its ops.
+"""What a patch's degradation says without labels: full-reference measures, levels of its ops, severity by kind.
+
+Measures and levels are targets of the regression head; severities grade the positives of the loss.
 
 The degradation engine knows what it has done to a patch: which ops at which levels, and how the undegraded patch looks.
 Called by ``qpt.pretraining.failure`` for the input of a step and by ``qpt.pretraining.terms``; touches tensors alone.
@@ -29,6 +31,30 @@ MEASURES = (
 SMALLEST_PATCH_PX = 8
 #: Columns of a target: the measures, then an op's level for every op of the table.
 COLUMNS = len(MEASURES) + len(DEGRADATIONS)
+
+#: Kinds of degradation, the columns of ``severities``: the ops of the table that look alike.
+KINDS: dict[str, tuple[str, ...]] = {
+    "blur": (
+        *("gaussian_blur", "gaussian_blur_aniso", "motion_blur", "defocus_blur", "median_blur", "glass_blur"),
+        *("zoom_blur", "box_blur", "generalised_blur", "plateau_blur", "sinc_filter", "bilateral", "denoise"),
+    ),
+    "sharpening": ("unsharp_mask", "high_sharpen"),
+    "noise": (
+        *("gaussian_noise", "gaussian_noise_grey", "gaussian_noise_ycbcr", "gaussian_noise_cov", "speckle_noise"),
+        *("impulse_noise", "poisson_noise", "poisson_noise_grey", "iso_noise"),
+    ),
+    "compression": ("jpeg", "jpeg2000"),
+    "resampling": (
+        *("rescale_nearest", "rescale_bilinear", "rescale_bicubic", "rescale_area", "rescale_lanczos"),
+        *("pixelate", "resize_to"),
+    ),
+    "displacement": ("spatial_jitter", "non_eccentricity_patch", "colour_block", "elastic"),
+    "tone": (
+        *("brightness", "mean_shift", "gamma", "contrast", "contrast_curve", "value_shift", "brightness_curve"),
+        *("quantise", "posterise", "dither"),
+    ),
+    "colour": ("saturation", "hue", "colour_diffusion", "colour_shift", "chroma", "chromatic_aberration"),
+}
 
 _ROWS_AT_ONCE = 64  # bounds the memory of the float32 copies of patches
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -99,6 +125,12 @@ def op_levels(program: Program) -> Tensor:
     columns = torch.where(program.ops < 0, none, program.ops.long())
     levels = torch.zeros((len(program), none + 1), dtype=torch.float32, device="cpu")
     return levels.scatter_reduce(1, columns, program.levels.float() / LEVELS, "amax")[:, :none]
+
+
+def severities(program: Program) -> Tensor:
+    """Return the highest level of each of the KINDS in each row, over LEVELS: (r, 8) float32 in [0, 1]."""
+    names, levels = [op.name for op in DEGRADATIONS], op_levels(program)
+    return torch.stack([levels[:, [names.index(op) for op in ops]].amax(1) for ops in KINDS.values()], dim=1)
 
 
 def cut_patches(regions: Tensor, source: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The contrastive loss and its gradients in dense NumPy float64, straight from the formula in docs/design.md.
+"""The contrastive loss and its gradients in dense NumPy float64, straight from the formula in docs/loss.md.
 
 Used by tests/test_contrastive.py. Imports nothing of qpt; builds every N x (M + K) array that the real one avoids.
 """
@@ -20,6 +20,9 @@ def contrastive(
     same_image_weight=1.0,
     exclude_self=False,
     in_batch_negatives=True,
+    query_severities=None,  # [N, S]
+    key_severities=None,  # [M, S]
+    severity_width=None,
 ):
     """Dict with loss, valid_rows, grad_queries [N, D], grad_keys [M, D], grad_temperature, positive and negative
     similarity (mean over rows of the mean over pairs)."""
@@ -50,6 +53,11 @@ def contrastive(
     else:
         bias = np.where(same_image, np.log(same_image_weight), 0.0)
     positive = eligible & same_group & (np.asarray(query_groups) >= 0)[:, None]
+    weight = positive.astype(np.float64)  # of a pair in the mean of the positives
+    if query_severities is not None:
+        s, t = np.asarray(query_severities, np.float64), np.asarray(key_severities, np.float64)
+        near = np.exp(-((s[:, None] - t[None]) ** 2).sum(2) / (2 * severity_width**2))
+        weight[:, :m] = np.where(same_group[:, :m], weight[:, :m], near * eligible[:, :m])
 
     dots = q @ everything.T
     z = dots / temperature + bias
@@ -63,20 +71,19 @@ def contrastive(
     scale = 1.0 / max(out["valid_rows"], 1)
     means = {"positive": [], "negative": []}
     for i in np.flatnonzero(positive.any(1)):
-        e, p = np.flatnonzero(eligible[i]), np.flatnonzero(positive[i])
+        e, share = np.flatnonzero(eligible[i]), weight[i] / weight[i].sum()
         highest = z[i, e].max()
-        weights = np.exp(z[i, e] - highest)
-        lse = highest + np.log(weights.sum())
-        out["loss"] -= scale * (z[i, p] - lse).mean()
-        # d L / d z_ij: softmax over the eligible, minus 1 / |P| at the positives.
-        slope = np.zeros(total)
-        slope[e] = weights / weights.sum()
-        slope[p] -= 1.0 / len(p)
+        exponentials = np.exp(z[i, e] - highest)
+        lse = highest + np.log(exponentials.sum())
+        out["loss"] -= scale * (share @ dots[i] / temperature - lse)
+        # d L / d (q_i.k_j / tau): softmax over the eligible, minus w_ij / W_i at the positives.
+        slope = -share
+        slope[e] += exponentials / exponentials.sum()
         slope *= scale
         out["grad_queries"][i] = slope @ everything / temperature
         out["grad_keys"] += np.outer(slope[:m], q[i]) / temperature
         out["grad_temperature"] -= slope @ dots[i] / temperature**2
-        means["positive"].append(dots[i, p].mean())
+        means["positive"].append(share @ dots[i])
         if negatives[i].any():
             means["negative"].append(dots[i, negatives[i]].mean())
     out["positive_similarity"] = np.mean(means["positive"]) if means["positive"] else 0.0

@@ -21,7 +21,7 @@ class ContrastiveResult(NamedTuple):
 
     loss: Tensor
     valid_rows: Tensor  # int64: queries with at least one positive
-    positive_similarity: Tensor  # mean q.k over positives, averaged per row first; 0 when valid_rows is 0
+    positive_similarity: Tensor  # (weighted) mean q.k over positives, averaged per row first; 0 when valid_rows is 0
     negative_similarity: Tensor  # same for eligible keys of other groups, unweighted; nan when there are none
 
 
@@ -36,8 +36,11 @@ def contrastive_loss(
     pool: NegativePool | Tensor | None = None,
     pool_groups: Tensor | None = None,
     pool_images: Tensor | None = None,
+    query_severities: Tensor | None = None,
+    key_severities: Tensor | None = None,
     temperature: float | Tensor = 0.2,
     same_image_weight: float = 1.0,
+    severity_width: float | None = None,
     exclude_self: bool = False,
     in_batch_negatives: bool = True,
     backend: str = "auto",
@@ -50,6 +53,11 @@ def contrastive_loss(
     keys of group >= 0 and P those of E in the query's group. No such query: loss 0 and zero gradients. InfoNCE (MoCo),
     NT-Xent (SimCLR) and SupCon are settings of this.
 
+    With severities the positives are graded: in-batch keys of other groups are positives too, key j with the weight
+    w_ij = exp(-|s_i - s_j|^2 / (2 severity_width^2)), and the mean of z_ip becomes the weighted mean of q_i.k_j /
+    temperature. Keys of the query's group keep weight 1, pool keys of other groups have 0. E and the queries that count
+    stay as they are.
+
     queries [N, D], keys [M, D]: float16, bfloat16, float32 or float64, used as given (normalise them before);
         N, M >= 0, any strides. Gradients flow to both. Sums are taken in float32, or in float64 if any of queries,
         keys or pool is float64; the loss has that dtype. Autocast changes nothing: no product in lower precision.
@@ -57,10 +65,14 @@ def contrastive_loss(
         the pool with a query's id are its positives: take new ids in every step, ``pool.new_groups(n)``.
     query_images [N], key_images [M]: int64 image ids, or None: no same-image pairs. A negative id matches nothing.
     pool: qpt.NegativePool, or a tensor [K, D] with pool_groups [K] (and pool_images [K]). Gets no gradient.
+    query_severities [N, S], key_severities [M, S]: float32, S from 1 to 8, such as levels in 0..1 of the kinds of
+        degradation of a row. They get no gradient. Not with in_batch_negatives=False.
     temperature: > 0; a float, or a tensor of one element, which may require its gradient.
-    same_image_weight: >= 0; multiplies exp(z) of negatives of the query's own image; 0 removes them.
+    same_image_weight: >= 0; multiplies exp(z) of negatives of the query's own image; 0 removes them, also as graded
+        positives. Any other value leaves w_ij as it is.
+    severity_width: standard deviation of the weights w_ij in units of severity, >= 1e-6; given with severities alone.
     exclude_self: queries and keys are the same N rows (SimCLR, SupCon): pair (i, i) is in neither sum. When they are
-        the very same tensors (ids too), the symmetry of their similarities is used.
+        the very same tensors (ids and severities too), the symmetry of their similarities is used.
     in_batch_negatives: False (MoCo): of the in-batch keys only those of the query's own group are eligible.
     backend: "auto", "cpp" (CPU), "triton" (CUDA) or "torch" (tiled torch, any device). "auto" takes C++ on the CPU,
         Triton on CUDA, and torch for float64.
@@ -68,12 +80,14 @@ def contrastive_loss(
 
     Raises InputError for a wrong shape, dtype, device or value. Gradients are exact; a second derivative raises
     RuntimeError. Sources: InfoNCE, He et al., CVPR 2020; NT-Xent, Chen et al., ICML 2020; SupCon (L_out), Khosla et
-    al., NeurIPS 2020; the same-image negatives of Zhao et al., CVPR 2023.
+    al., NeurIPS 2020; the same-image negatives of Zhao et al., CVPR 2023; graded positives: y-Aware InfoNCE, Dufumier
+    et al., MICCAI 2021 (arXiv 2106.08808).
     """
     problem = make_problem(
         "contrastive_loss", queries, keys, query_groups, key_groups, query_images, key_images,
         pool, pool_groups, pool_images, temperature, same_image_weight,
         exclude_self, in_batch_negatives, backend, check_finite,
+        query_severities, key_severities, severity_width,
     )  # fmt: skip
     return contrastive(problem, need_similarity=False)[0]
 
@@ -89,8 +103,11 @@ def contrastive_loss_with_stats(
     pool: NegativePool | Tensor | None = None,
     pool_groups: Tensor | None = None,
     pool_images: Tensor | None = None,
+    query_severities: Tensor | None = None,
+    key_severities: Tensor | None = None,
     temperature: float | Tensor = 0.2,
     same_image_weight: float = 1.0,
+    severity_width: float | None = None,
     exclude_self: bool = False,
     in_batch_negatives: bool = True,
     backend: str = "auto",
@@ -104,6 +121,7 @@ def contrastive_loss_with_stats(
         "contrastive_loss_with_stats", queries, keys, query_groups, key_groups, query_images, key_images,
         pool, pool_groups, pool_images, temperature, same_image_weight,
         exclude_self, in_batch_negatives, backend, check_finite,
+        query_severities, key_severities, severity_width,
     )  # fmt: skip
     loss, valid_rows, _, _, _, similarity = contrastive(problem, need_similarity=True)
     return ContrastiveResult(loss, valid_rows, similarity[0], similarity[1])
@@ -127,6 +145,7 @@ class QualityContrastiveLoss(nn.Module):
         learn_temperature: bool = False,
         min_temperature: float | None = None,
         same_image_weight: float = 1.0,
+        severity_width: float | None = None,
         exclude_self: bool = False,
         in_batch_negatives: bool = True,
         backend: str = "auto",
@@ -150,6 +169,7 @@ class QualityContrastiveLoss(nn.Module):
         )
         self.options: dict[str, Any] = {
             "same_image_weight": same_image_weight,
+            "severity_width": severity_width,
             "exclude_self": exclude_self,
             "in_batch_negatives": in_batch_negatives,
             "backend": backend,

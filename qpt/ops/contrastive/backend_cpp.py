@@ -15,7 +15,7 @@ from torch import Tensor
 from qpt.ops import extension
 from qpt.ops.contrastive.backend_torch import LossTerms, SoftmaxSums, TorchBackend
 from qpt.ops.contrastive.pool import check_rows_finite
-from qpt.ops.contrastive.problem import KeySet, Queries
+from qpt.ops.contrastive.problem import GradedPairs, KeySet, Queries
 
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # DType of csrc/cpu/contrastive.h
 _STRIP, _BLOCK = 64, 256  # kStrip and kMaxTaskRows there
@@ -81,6 +81,29 @@ class CppBackend(TorchBackend):
         native.contrastive_positives(
             rows.fields, stream.fields, stream.dim, keys.self_offset, *sums, torch.get_num_threads()
         )
+
+    def add_graded(self, pairs: GradedPairs, vectors: Tensor, total: Tensor) -> Tensor:
+        """See ``TorchBackend``; ``total`` is contiguous float32."""
+        rows, stream = (
+            _Side.of(Queries(values, side.groups, side.images))
+            for values, side in ((total, pairs.queries), (vectors, pairs.keys))
+        )
+        severities = [side.severities.contiguous() for side in (pairs.queries, pairs.keys)]
+        weights = _floats(total.shape[0])
+        extension.load().contrastive_graded(
+            rows.fields,
+            stream.fields,
+            stream.dim,
+            tuple(_floats_of(each) for each in severities),
+            severities[0].shape[1],
+            1 / (2 * pairs.width**2 * _LN2),
+            pairs.self_offset,
+            _floats_of(total),
+            _floats_of(weights),
+            isa,
+            torch.get_num_threads(),
+        )
+        return weights
 
     def loss_forward(
         self,

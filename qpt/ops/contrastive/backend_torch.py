@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qpt.ops.contrastive.problem import KeySet, Queries
+from qpt.ops.contrastive.problem import GradedPairs, KeySet, Queries
 
 # Rows and keys of one tile. On a CPU the logits of a tile (2 MiB in float32) stay in a core's L2; on an accelerator a
 # tile must be large enough to hide its launches.
@@ -36,9 +36,10 @@ class SoftmaxSums(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """Results of the whole loss. loss, valid_rows (int64): 0-d. lse [N]: +inf for rows left out. positives int64 [N]: 0
-    there. gradient: d loss / d queries [N, D], or [0, D] when it was not wanted. similarity [2]: of the positives, and
-    a place for that of the negatives."""
+    """Results of the whole loss. loss, valid_rows (int64): 0-d. lse [N]: +inf for rows left out. positives [N]: 0
+    there, the number of positives in int64 elsewhere; with severities the sum of their weights, a float. gradient:
+    d loss / d queries [N, D], or [0, D] when it was not wanted. similarity [2]: of the positives, and a place for that
+    of the negatives."""
 
     loss: Tensor
     valid_rows: Tensor
@@ -127,6 +128,31 @@ class TorchBackend:
             positive_sum[rows] -= keys.vectors[columns].to(positive_sum.dtype) * excluded[:, None]
             positives[rows] -= excluded.long()
 
+    def add_graded(self, pairs: GradedPairs, vectors: Tensor, total: Tensor) -> Tensor:
+        """Add sum_j w_ij vectors_j to row i of ``total`` [N, D]; return sum_j w_ij, [N], in the dtype of ``total``.
+
+        w_ij as in ``GradedPairs``; i is a row of pairs.queries, j one of pairs.keys and of ``vectors`` [M, D].
+        """
+        rows, columns, width, offset = pairs
+        left, right = (side.severities.to(total.dtype) for side in (rows, columns))
+        weights = total.new_zeros(total.shape[0])
+        row_step, column_step = _tile(total.device)
+        for i in _slices(total.shape[0], row_step):
+            for j in _slices(vectors.shape[0], column_step):
+                # By differences: |a|^2 + |b|^2 - 2 a.b would lose small distances to rounding.
+                tile = torch.cdist(left[i], right[j], compute_mode="donot_use_mm_for_euclid_dist")
+                tile.square_().mul_(-0.5 / width**2).exp_()
+                groups, other_groups = rows.groups[i, None], columns.groups[None, j]
+                tile.masked_fill_((groups == other_groups) | (groups < 0) | (other_groups < 0), 0)
+                if rows.images is not None and columns.images is not None:
+                    images = rows.images[i, None]
+                    tile.masked_fill_((images == columns.images[None, j]) & (images >= 0), 0)
+                if offset is not None:
+                    _diagonal(tile, i, j, offset).zero_()
+                weights[i] += tile.sum(1)
+                total[i].addmm_(tile, vectors[j].to(total.dtype))
+        return weights
+
     def loss_forward(
         self,
         queries: Queries,
@@ -195,6 +221,14 @@ def _tile(device: torch.device) -> tuple[int, int]:
     return _TILE.get(device.type, _TILE_ACCELERATOR)
 
 
+def _diagonal(tile: Tensor, rows: slice, columns: slice, offset: int) -> Tensor:
+    """Return the pairs (i, i + offset) of a tile, as a view; it is empty where the tile holds none."""
+    first = max(rows.start, columns.start - offset)
+    stop = max(first, min(rows.stop, columns.stop - offset))
+    left = min(first + offset - columns.start, tile.shape[1])
+    return tile[first - rows.start : stop - rows.start, left : left + stop - first].diagonal()
+
+
 class _Logits:
     """Tiles of z_ij, -inf where key j is not eligible for row i, in one reused buffer."""
 
@@ -227,10 +261,5 @@ class _Logits:
                 same &= row_groups != key_groups[:, near]
                 z[:, near] = torch.where(same, z[:, near] + self.log_weight, z[:, near])
         if keys.self_offset is not None:
-            # Pair (i, i + self_offset): the diagonal that starts where both sides of the tile contain it.
-            first = max(rows.start, columns.start - keys.self_offset)
-            stop = min(rows.stop, columns.stop - keys.self_offset)
-            if first < stop:
-                left = first + keys.self_offset - columns.start
-                z[first - rows.start : stop - rows.start, left : left + stop - first].fill_diagonal_(-math.inf)
+            _diagonal(z, rows, columns, keys.self_offset).fill_(-math.inf)
         return z

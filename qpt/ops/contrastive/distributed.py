@@ -234,9 +234,10 @@ class _Loss(torch.autograd.Function):
             total, valid_rows = processes.all_reduce(local)
             valid_rows = valid_rows.clamp(min=1).to(temperature.dtype)
             gradient = sums.query_gradient(rows, valid_rows) if processes.need_query_gradient else None
-            *tensors, weight, exclude_self, negatives, backend, check_finite = problem.without_pool()
-            ctx.save_for_backward(rows.lse, rows.positives, valid_rows, gradient, *tensors)
-            ctx.options, ctx.processes = (weight, exclude_self, negatives, backend, check_finite), processes
+            fields = problem.without_pool()
+            options = Problem._fields.index("same_image_weight")  # the first field that is no tensor
+            ctx.save_for_backward(rows.lse, rows.positives, valid_rows, gradient, *fields[:options])
+            ctx.options, ctx.processes = fields[options:], processes
             value = total.to(temperature.dtype) / valid_rows
             check_finite_result(problem, value)  # the loss of all: every process raises
             return value

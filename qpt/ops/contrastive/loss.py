@@ -77,12 +77,15 @@ def _warn_once(message: str) -> None:
 def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool) -> LossTerms:
     """Return the loss of one process against its batch and its pool, with the queries' gradient where needed."""
     backend = choose(problem)
-    check_values(problem, "queries", "keys")
+    check_values(problem, "queries", "keys", "query_severities", "key_severities")
     queries, key_sets = problem.query_rows(), [problem.batch_keys(), *problem.pool_keys()]
-    terms = backend.loss_forward(queries, key_sets, problem.temperature, problem.log_weight, need_gradient)
+    terms = None
+    if problem.query_severities is None:
+        terms = backend.loss_forward(queries, key_sets, problem.temperature, problem.log_weight, need_gradient)
     if terms is None:
         check_values(problem, "pool")
         sums = RunningSums(queries, problem, backend, need_gradient)
+        sums.add_graded()
         for keys in key_sets:
             sums.add(queries, keys)
         terms = _mean_over_rows(sums, queries, need_gradient)
@@ -95,9 +98,10 @@ def loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool
 def self_loss_forward(problem: Problem, *, need_gradient: bool, need_similarity: bool) -> LossTerms:
     """Return the loss where queries and keys are the same rows; the gradient leaves the batch's softmax out."""
     backend = choose(problem)
-    check_values(problem, "queries", "pool")
+    check_values(problem, "queries", "pool", "query_severities")
     queries, batch, pool = problem.query_rows(), problem.batch_keys(), problem.pool_keys()
     sums = RunningSums(queries, problem, backend, need_gradient)
+    sums.add_graded()
     # x_i.x_j is symmetric: the backward gives the batch's softmax to both roles of a row in one pass.
     sums.add(queries, batch, weighted=False)
     for keys in pool:
@@ -112,7 +116,7 @@ class RunningSums:
 
     row_max, row_sum [N]: log-sum-exp = row_max + log(row_sum), -inf and 0 before any eligible key. acc [N, D] or None:
     the softmax-weighted key sum relative to row_max. positive_sum [N, D], positives int64 [N]: sum and number of the
-    keys of the row's group.
+    keys of the row's group. graded [N] or None: sum of the weights of graded positives, which positive_sum holds too.
     """
 
     def __init__(self, queries: Queries, problem: Problem, backend: TorchBackend, weighted: bool):
@@ -124,6 +128,7 @@ class RunningSums:
         self.acc: Tensor | None = None  # until keys with weights are added
         self.positive_sum = real.new_zeros((n, dim))
         self.positives = queries.groups.new_zeros(n)
+        self.graded: Tensor | None = None
         self.empty = True  # of keys
 
     def add(self, queries: Queries, keys: KeySet, *, weighted: bool = True) -> None:
@@ -134,6 +139,12 @@ class RunningSums:
         temperature, log_weight = self.problem.temperature, self.problem.log_weight
         weighted = weighted and self.weighted
         self.merge(self.backend.lse_forward(queries, keys, temperature, log_weight, weighted=weighted))
+
+    def add_graded(self) -> None:
+        """Add the in-batch keys of other groups to the positives by their weights; nothing without severities."""
+        pairs = self.problem.graded_pairs()
+        if pairs is not None and self.positive_sum.numel():
+            self.graded = self.backend.add_graded(pairs, self.problem.keys, self.positive_sum)
 
     def merge(self, sums: SoftmaxSums) -> None:
         """Add sums over other keys, relative to another maximum. Takes the tensors over."""
@@ -158,6 +169,8 @@ class RunningSums:
         """Return the terms of each row. Takes the positives' sums over."""
         positives = self.positives.masked_fill(queries.groups < 0, 0)
         valid = positives > 0
+        if self.graded is not None:
+            positives = torch.where(valid, positives + self.graded, 0)
         positive_mean = self.positive_sum.div_(positives.clamp(min=1)[:, None])
         wide = queries.vectors.to(positive_mean.dtype)
         positive_z = row_products(wide, positive_mean) / self.problem.temperature
@@ -179,7 +192,8 @@ class RunningSums:
 
 class RowTerms(NamedTuple):
     """The terms of each row. lse [N]: +inf where the row is left out of the mean, so that its softmax is exactly 0;
-    positive_z [N]: mean z of its positives (0 there); positives int64 [N] (0 there); positive_mean [N, D]: mean key."""
+    positive_z [N]: weighted mean q.k / tau of its positives (0 there); positives [N]: number of them, int64, or with
+    severities the sum of their weights (0 there); positive_mean [N, D]: their weighted mean."""
 
     lse: Tensor
     positive_z: Tensor
@@ -224,6 +238,7 @@ def loss_backward(
     if need_keys:
         scale = upstream / (positives > 0).sum().clamp(min=1)
         gradient = full_key_gradient(queries, problem.batch_keys(), problem, backend, lse, positives)
+        subtract_graded(gradient, problem, backend, positives)
         for_keys = gradient.mul_(scale).to(problem.keys.dtype)
     if need_queries:
         for_queries = (query_gradient * upstream).to(queries.vectors.dtype)
@@ -240,10 +255,10 @@ def self_loss_backward(
     need_temperature: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return upstream (0-d) times the gradient of the rows, in both roles, and of the temperature."""
-    rows, keys, temperature = problem.query_rows(), problem.batch_keys(), problem.temperature
+    backend, rows, keys, temperature = choose(problem), problem.query_rows(), problem.batch_keys(), problem.temperature
     scale = upstream / (positives > 0).sum().clamp(min=1)
     if lse.numel():
-        both = choose(problem).key_gradient(rows, keys, temperature, problem.log_weight, lse, both_roles=True)
+        both = backend.key_gradient(rows, keys, temperature, problem.log_weight, lse, both_roles=True)
     else:
         both = lse.new_zeros(rows.vectors.shape)
     for_queries = for_temperature = None
@@ -255,6 +270,7 @@ def self_loss_backward(
         for_temperature = (-total / temperature).to(temperature.dtype)
     if need_queries:
         subtract_positives(both, rows, keys, temperature, positives)
+        subtract_graded(both, problem, backend, positives)
         for_queries = both.mul_(scale).addcmul_(query_gradient, upstream).to(rows.vectors.dtype)
     return for_queries, for_temperature
 
@@ -262,7 +278,7 @@ def self_loss_backward(
 def full_key_gradient(
     queries: Queries, keys: KeySet, problem: Problem, backend: TorchBackend, lse: Tensor, positives: Tensor
 ) -> Tensor:
-    """Return valid rows x d loss / d keys, [M, D]; lse [N] and positives [N] as in RowTerms."""
+    """Return valid rows x d loss / d keys without graded positives, [M, D]; lse [N], positives [N] as in RowTerms."""
     if not queries.groups.numel() or not keys.groups.numel():
         return lse.new_zeros(keys.vectors.shape)
     gradient = backend.key_gradient(queries, keys, problem.temperature, problem.log_weight, lse)
@@ -272,11 +288,11 @@ def full_key_gradient(
 def subtract_positives(
     gradient: Tensor, queries: Queries, keys: KeySet, temperature: Tensor, positives: Tensor
 ) -> Tensor:
-    """Subtract sum_{i: j in P(i)} q_i / (tau |P(i)|) from row j of ``gradient`` [M, D], in place; return it.
+    """Subtract sum_{i: j in P(i)} q_i / (tau W_i) from row j of ``gradient`` [M, D], in place; return it.
 
-    positives int64 [N]: |P(i)|, 0 for rows left out.
+    positives [N]: W_i, the number of positives or the sum of their weights; 0 for rows left out.
     """
-    scale = (positives > 0).to(gradient.dtype) / positives.clamp(min=1) / temperature
+    scale = _pull(positives, temperature)
     groups = IdIndex(queries.groups)
     # The pull of all queries of a group on its keys, in the slot of the group.
     pulls = gradient.new_zeros(queries.vectors.shape)
@@ -291,6 +307,19 @@ def subtract_positives(
         excluded = excluded_positives(queries, keys)
         gradient[columns].addcmul_(queries.vectors[rows].to(gradient.dtype), (scale[rows] * excluded)[:, None])
     return gradient
+
+
+def _pull(positives: Tensor, temperature: Tensor) -> Tensor:
+    """Return 1 / (tau W_i), 0 for rows left out; W_i is never below 1 elsewhere."""
+    return (positives > 0).to(temperature.dtype) / positives.clamp(min=1) / temperature
+
+
+def subtract_graded(gradient: Tensor, problem: Problem, backend: TorchBackend, positives: Tensor) -> None:
+    """Subtract sum_i w_ij q_i / (tau W_i) from row j of ``gradient`` [M, D], in place; nothing without severities."""
+    pairs = problem.graded_pairs()
+    if pairs is not None and gradient.numel():
+        scale = _pull(positives, problem.temperature)
+        backend.add_graded(pairs.transposed(), problem.queries.to(gradient.dtype) * -scale[:, None], gradient)
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:

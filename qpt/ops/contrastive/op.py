@@ -20,12 +20,14 @@ _KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", bool: "boo
 _SCHEMA = {name: f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Problem).items()}
 FIELDS = tuple(_SCHEMA)
 # Where queries and keys are the same rows, the queries' fields stand for these.
-SELF_FIELDS = tuple(name for name in FIELDS if name not in ("keys", "key_groups", "key_images", "exclude_self"))
+_OF_KEYS = ("keys", "key_groups", "key_images", "key_severities")
+SELF_FIELDS = tuple(name for name in FIELDS if name not in (*_OF_KEYS, "exclude_self"))
 
 
 def _self_problem(values: tuple[Any, ...]) -> Problem:
     given = dict(zip(SELF_FIELDS, values, strict=True))
-    same = {"keys": given["queries"], "key_groups": given["query_groups"], "key_images": given["query_images"]}
+    rows = ("queries", "query_groups", "query_images", "query_severities")
+    same = {name: given[row] for name, row in zip(_OF_KEYS, rows, strict=True)}
     return Problem(**given, **same, exclude_self=True)
 
 
@@ -97,7 +99,8 @@ class _LossOps:
         rows, dim = problem.queries.shape
         real, whole = problem.temperature.new_empty(()), problem.query_groups.new_empty(())
         gradient = real.new_empty((rows if need_gradient else 0, dim))
-        return real, whole, real.new_empty(rows), whole.new_empty(rows), gradient, real.new_empty(2)
+        counts = whole if problem.query_severities is None else real
+        return real, whole, real.new_empty(rows), counts.new_empty(rows), gradient, real.new_empty(2)
 
     def _backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         problem, saved = self.restore(arguments[: self.count]), arguments[self.count :]
@@ -174,7 +177,9 @@ SELF_LOSS = _LossOps(
 
 
 def contrastive(problem: Problem, need_similarity: bool) -> tuple[Tensor, ...]:
-    """Return loss [], valid_rows [], lse [N], positives [N], query gradient [N or 0, D], similarity [2]."""
+    """Return loss [], valid_rows [], lse [N], positives [N], query gradient [N or 0, D], similarity [2].
+
+    See ``LossTerms``."""
     ops = SELF_LOSS if problem.same_rows else LOSS
     problem = problem.without_idle_images()
     # An op cannot see whether its inputs need a gradient. The temperature's is a product with the queries' one.

@@ -5,7 +5,7 @@
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from qpt.errors import InputError, as_number, describe
 from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
 
 BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
+MAX_SEVERITIES = 8  # numbers of a severity vector, in every backend
+# Smallest width of graded positives. 1 / (2 width^2) stays far inside float32, and distinct levels in 0..1 are further
+# apart than this.
+LEAST_WIDTH = 1e-6
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -51,6 +55,35 @@ class KeySet(NamedTuple):
         return KeySet(vectors, groups, images, None, self.negatives)
 
 
+class GradedRows(NamedTuple):
+    """One side of the pairs that graded positives weigh.
+
+    severities float32 [N, S]; groups int64 [N] (-1: weight 0); images int64 [N], or None. Given for both sides, pairs
+    of one image have weight 0.
+    """
+
+    severities: Tensor
+    groups: Tensor
+    images: Tensor | None
+
+
+class GradedPairs(NamedTuple):
+    """The pairs of queries and in-batch keys of other groups, which graded positives weigh by their severities.
+
+    w_ij = exp(-|s_i - s_j|^2 / (2 width^2)), and 0 for a pair of one group, an ignored key or query, pair
+    (i, i + self_offset), and a pair of one image where both sides have image ids.
+    """
+
+    queries: GradedRows
+    keys: GradedRows
+    width: float
+    self_offset: int | None
+
+    def transposed(self) -> "GradedPairs":
+        """Return the pairs with keys as rows and queries as columns."""
+        return GradedPairs(self.keys, self.queries, self.width, None if self.self_offset is None else -self.self_offset)
+
+
 class Problem(NamedTuple):
     """One contrastive loss; the fields are the public arguments of ``contrastive_loss``, which documents them.
 
@@ -67,8 +100,11 @@ class Problem(NamedTuple):
     pool: Tensor | None
     pool_groups: Tensor | None
     pool_images: Tensor | None
+    query_severities: Tensor | None
+    key_severities: Tensor | None
     temperature: Tensor
     same_image_weight: float
+    severity_width: float  # 0 without severities
     exclude_self: bool
     in_batch_negatives: bool
     backend: str
@@ -82,8 +118,13 @@ class Problem(NamedTuple):
     @property
     def same_rows(self) -> bool:
         """True where queries and keys are the very same tensors (SimCLR, SupCon): similarities are symmetric."""
-        same_ids = self.key_groups is self.query_groups and self.key_images is self.query_images
-        return self.exclude_self and self.keys is self.queries and same_ids
+        pairs = (
+            (self.keys, self.queries),
+            (self.key_groups, self.query_groups),
+            (self.key_images, self.query_images),
+            (self.key_severities, self.query_severities),
+        )
+        return self.exclude_self and all(key is query for key, query in pairs)
 
     def without_idle_images(self) -> "Problem":
         """Return the problem without image ids where they change nothing: a weight of 1 adds log 1 = 0."""
@@ -100,6 +141,20 @@ class Problem(NamedTuple):
     def batch_keys(self) -> KeySet:
         offset = 0 if self.exclude_self else None
         return KeySet(self.keys, self.key_groups, self.key_images, offset, self.in_batch_negatives)
+
+    def graded_pairs(self) -> GradedPairs | None:
+        """Return the pairs that are weighed by severity; None without severities."""
+        if self.query_severities is None or self.key_severities is None:
+            return None
+        # Only where pairs of one image are taken out do image ids matter here.
+        removed = self.same_image_weight == 0
+        query_images, key_images = (self.query_images, self.key_images) if removed else (None, None)
+        return GradedPairs(
+            GradedRows(self.query_severities, self.query_groups, query_images),
+            GradedRows(self.key_severities, self.key_groups, key_images),
+            self.severity_width,
+            0 if self.exclude_self else None,
+        )
 
     def pool_keys(self) -> list[KeySet]:
         """Return the pool's key set; an empty list without a pool."""
@@ -125,6 +180,9 @@ def make_problem(
     in_batch_negatives: bool,
     backend: str,
     check_finite: bool,
+    query_severities: Tensor | None = None,
+    key_severities: Tensor | None = None,
+    severity_width: float | None = None,
 ) -> Problem:
     """Check everything that can be checked without reading data, in the name of the public ``function``."""
     _check_embeddings(function, "queries", queries, "(N, D)")
@@ -153,6 +211,9 @@ def make_problem(
     weight = as_number(same_image_weight)
     if weight is None or not 0 <= weight < math.inf:
         raise InputError(f"{function}: same_image_weight must be finite and >= 0, got {same_image_weight!r}")
+    width = _check_severities(function, queries, keys, query_severities, key_severities, severity_width)
+    if query_severities is not None and not in_batch_negatives:
+        raise InputError(f"{function}: in_batch_negatives must be True with severities, got {in_batch_negatives!r}")
     if backend not in BACKEND_NAMES:
         raise InputError(f"{function}: backend must be one of {', '.join(BACKEND_NAMES)}, got {backend!r}")
     double = torch.float64 in (queries.dtype, keys.dtype, queries.dtype if pool is None else pool.dtype)
@@ -167,13 +228,54 @@ def make_problem(
         pool,
         pool_groups,
         pool_images,
+        query_severities,
+        key_severities,
         temperature_tensor(function, temperature, device, dtype),
         weight,
+        width,
         bool(exclude_self),
         bool(in_batch_negatives),
         backend,
         bool(check_finite),
     )
+
+
+def _check_severities(
+    function: str,
+    queries: Tensor,
+    keys: Tensor,
+    query_severities: Tensor | None,
+    key_severities: Tensor | None,
+    width: float | None,
+) -> float:
+    """Return the width; 0 without severities."""
+    names = ("query_severities", "key_severities", "severity_width")
+    given = [value is not None for value in (query_severities, key_severities, width)]
+    if not any(given):
+        return 0.0
+    if not all(given):
+        got = " and ".join(name for name, there in zip(names, given, strict=True) if there)
+        raise InputError(f"{function}: {', '.join(names[:2])} and {names[2]} go together, got {got} alone")
+    kinds = _check_severity(function, names[0], query_severities, queries, None)
+    _check_severity(function, names[1], key_severities, keys, kinds)
+    number = as_number(width)
+    if number is None or not LEAST_WIDTH <= number < math.inf:
+        raise InputError(f"{function}: severity_width must be finite and >= {LEAST_WIDTH:g}, got {width!r}")
+    return number
+
+
+def _check_severity(function: str, name: str, value: Any, vectors: Tensor, kinds: int | None) -> int:
+    """Return the length of a severity vector; ``kinds`` is the one that it must have, None for any."""
+    rows = vectors.shape[0]
+    fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] == rows and value.dtype == torch.float32
+    if not fits or not 1 <= value.shape[1] <= MAX_SEVERITIES or kinds not in (None, value.shape[1]):
+        wanted = f"S), 1 <= S <= {MAX_SEVERITIES}" if kinds is None else f"{kinds})"
+        raise InputError(f"{function}: {name} must be ({rows}, {wanted}, float32, got {describe(value)}")
+    if value.device != vectors.device:
+        raise InputError(f"{function}: {name} must be on the queries' device {vectors.device}, got {value.device}")
+    if value.requires_grad:
+        raise InputError(f"{function}: {name} gets no gradient and must not require one; pass {name}.detach()")
+    return value.shape[1]
 
 
 def _check_pool(
