@@ -58,7 +58,7 @@ class CleanReference:
         features: (n, 2 scales or more, 2 statistics, sum(stage_dims)), as ``extract`` gives them, n >= 10.
         shrinkage: 0 (the sample covariance; for more images than features only) to 1 (the features are taken as
         uncorrelated), above 0 a compromise of the two (Schäfer and Strimmer, Stat. Appl. Genet. Mol. Biol. 4(1), 2005,
-        target D).  Deviations (divisor n - 1) of less than a hundredth of their median are raised to it.
+        target D). Deviations (divisor n - 1) of less than a hundredth of their median are raised to it.
         Raises InputError for features of another shape or not finite, fewer than 10 images, images with equal features,
         a shrinkage out of range, or a covariance that has no inverse.
         """
