@@ -6,11 +6,17 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qpt.commands.options import add_table_arguments, read_table_arguments
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 HELP = "measure, without any score, how well an encoder sees degradations of held-out photographs"
-EXAMPLE = "  qpt probe runs/first held-out-photos\n  qpt probe runs/first held-out-photos --photographs 60 --json"
+EXAMPLE = (
+    "  qpt probe runs/first held-out-photos\n"
+    "  qpt probe runs/first held-out-photos --photographs 60 --json\n"
+    "  qpt probe runs/first held-out-photos --clean clean-photos --csv photos/scores.csv"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--space", type=str, default="qpt", help="degradation space: a preset or a YAML file")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops, degradations and the untrained encoder")
+    parser.add_argument(
+        "--clean",
+        type=str,
+        default=None,
+        metavar="FOLDER",
+        help="clean photographs, at least 10: also measure the distance of other photographs' features to theirs, and "
+        "with --csv or --dataset how well it agrees with scores",
+    )
+    add_table_arguments(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
@@ -33,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from qpt.io import to_json
 
     settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "space", "seed")}
-    result = probe_run(args.run, args.data, **settings)
+    scores = read_table_arguments(args) if args.csv is not None or args.dataset is not None else None
+    result = probe_run(args.run, args.data, **settings, clean=args.clean, scores=scores)
     if args.json:
         print(to_json(result))
         return 0
@@ -47,11 +63,28 @@ def run(args: argparse.Namespace) -> int:
         "between standardised statistics of the stages",
         highlight=False,
     )
+    if "clean_distance" in result:
+        console.print(_clean_lines(result["clean_distance"]), highlight=False, markup=False)
     for name, reason in result["left_out"].items():
         console.print(f"left out: {name}: {reason}", highlight=False, markup=False)
     if result["trained_on_this_folder"]:
         console.print("warning: the run was trained on these photographs; a fair figure needs others", style="yellow")
     return 0
+
+
+def _clean_lines(measured: Mapping[str, Any]) -> str:
+    """Return what is said about the distance to clean photographs."""
+    trained, untrained = measured["trained"], measured["untrained"]
+    lines = [f"distance to the {trained['clean_images']} clean photographs of {measured['clean']}:"]
+    if measured["scores"] is None:
+        of = f"median of {trained['images']} photographs"
+        lines.append(f"  {of}: trained {trained['median']:.1f}, untrained {untrained['median']:.1f}")
+    else:
+        of = f"SRCC of its negative with the scores of {trained['images']} photographs of {measured['scores']}"
+        lines.append(f"  {of}: trained {trained['srcc']:.3f}, untrained {untrained['srcc']:.3f}")
+    if measured["trained_on_clean"]:
+        lines.append("  the run was trained on the clean photographs")
+    return "\n".join(lines)
 
 
 def _render(result: Mapping[str, Any]) -> Table:

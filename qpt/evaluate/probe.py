@@ -2,18 +2,21 @@
 
 Images are degraded by every op at every level; a linear classifier then predicts the op and a linear regressor the
 level, from statistics of the encoder's stages, and the distance between a degraded crop and the pristine one is
-correlated with the level. Fitted on one set of images, measured on another. Called by ``qpt probe`` and the
-demonstration; it reads images and a checkpoint.
+correlated with the level. Fitted on one set of images, measured on another. Where clean images are given, the distance
+of images to them is measured too, and compared with scores if there are any. Called by ``qpt probe`` and the
+demonstration; it reads images and a checkpoint, and keeps the features of scored images in the cache of the run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -23,11 +26,14 @@ from qpt.data.sources import data_fingerprint
 from qpt.degradations.op_table import DEGRADATIONS
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError, check_int
+from qpt.evaluate.clean_distance import clean_reference
+from qpt.evaluate.features import FeatureProtocol, extract, feature_cache, image_features, images_key
 from qpt.evaluate.image_crops import read_images
 from qpt.evaluate.metrics import rank_correlation
 from qpt.evaluate.probe_set import ProbeSet, pooled_features, pristine_features, probe_set
 from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
+from qpt.evaluate.table import ScoreTable
 from qpt.models import Encoder, load_encoder
 from qpt.models.checkpoint_file import read_checkpoint
 from qpt.models.encoder import untrained_encoder
@@ -93,17 +99,24 @@ def probe_run(
     size: int = 192,
     space: str = "qpt",
     seed: int = 0,
+    clean: str | Path | None = None,
+    scores: ScoreTable | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Probe a run's encoder, and an untrained one of its architecture, on the images of a folder.
 
     data: images the run was not trained on; every third is measured on, the others are fitted on.  photographs: the
     most that are used, evenly spaced, >= 3.  crops: of each image, at native resolution.  size: side of a crop, px, >=
-    32; smaller images are left out.  space: a preset's name or a YAML file.  quiet: no progress bars.
-    Returns plain data: settings, counts, ``trained`` and ``untrained`` (the fields of ProbeResult), and whether
-    ``data`` is the very folder that the run was trained on. Raises InputError for what ``load_encoder`` or
-    ``list_images`` refuse, arguments out of range, or fewer than 3 usable images.
+    32; smaller images are left out.  space: a preset's name or a YAML file.  clean: a folder of at least 10 clean
+    images, to which the distance of others is measured: of those of ``scores``, or of ``data`` without scores.  quiet:
+    no progress bars.
+    Returns plain data: settings, counts, ``trained`` and ``untrained`` (the fields of ProbeResult), whether ``data`` is
+    the very folder that the run was trained on and, with ``clean``, ``clean_distance`` (see ``_clean_distance``).
+    Raises InputError for what ``load_encoder``, ``list_images`` or ``clean_reference`` refuse, arguments out of range,
+    fewer than 3 usable images, or scores without clean images.
     """
+    if scores is not None and clean is None:
+        raise InputError("probe: clean must be a folder of clean photographs where scores are given, got none")
     photographs, crops = check_int("probe", "photographs", photographs, 3), check_int("probe", "crops", crops, 1)
     size, seed = check_int("probe", "size", size, 32), check_int("probe", "seed", seed, 0)
     checkpoint, encoder = {} if is_named(run) else read_checkpoint(run), load_encoder(run)
@@ -122,7 +135,8 @@ def probe_run(
         sets.append(probe_set(cut, np.arange(len(cut)) % len(part), degradations, seed + 1))
     arch, width = encoder.arch, encoder.width
     encoders = {"trained": encoder, "untrained": untrained_encoder(arch, width, seed)}
-    return {
+    trained_on = checkpoint.get("data_fingerprint")
+    result = {
         "format": FORMAT,
         "run": run_name(run),
         "data": Path(data).resolve().name,
@@ -139,6 +153,49 @@ def probe_run(
         "crop_px": size,
         "seed": seed,
         "held_out_images": len(sets[1].program),
-        "trained_on_this_folder": checkpoint.get("data_fingerprint") == data_fingerprint(Path(data), files),
+        "trained_on_this_folder": trained_on == data_fingerprint(Path(data), files),
         **{name: asdict(probe(net, *sets, label=name, quiet=quiet)) for name, net in encoders.items()},
+    }
+    if clean is not None:
+        result["clean_distance"] = {
+            "clean": Path(clean).resolve().name,
+            "trained_on_clean": trained_on == data_fingerprint(Path(clean), list_images(clean)),
+            "scores": None if scores is None else scores.name,
+            **{
+                name: _clean_distance(net, name, Path(clean), images, scores, feature_cache(run), quiet)
+                for name, net in encoders.items()
+            },
+        }
+    return result
+
+
+def _clean_distance(
+    encoder: Encoder,
+    label: str,
+    clean: Path,
+    images: Sequence[NDArray[np.uint8]],
+    scores: ScoreTable | None,
+    cache: Path,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Measure the distance to clean images of one encoder, on the images of ``scores`` or else on ``images``.
+
+    Returns clean_images, images (their counts), median (of the distances of the images), and srcc, Spearman's
+    correlation of the negative distance with the scores; None without scores.
+    """
+    protocol = FeatureProtocol()
+    reference = clean_reference(encoder, clean, protocol=protocol, label=f"{label}, clean photographs", quiet=quiet)
+    if scores is None:
+        features = np.stack([image_features(encoder, pixels, protocol) for pixels in images])
+    else:
+        key, label = images_key(scores), f"{label}, photographs with scores"
+        features = extract(
+            encoder, scores.paths, protocol=protocol, label=label, cache=cache, images_key=key, quiet=quiet
+        )
+    distances = reference.distances(features)
+    return {
+        "clean_images": reference.images,
+        "images": len(distances),
+        "median": float(np.median(distances)),
+        "srcc": None if scores is None else rank_correlation(-distances, scores.mos),
     }
