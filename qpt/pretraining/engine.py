@@ -275,7 +275,8 @@ class _TrainingLoop:
         groups = first_image * compositions + groups
         images = batch.images.repeat_interleave(compositions)
         with self.timer.stage("degrade"):
-            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
+            seeds, siblings = batch.program_seeds, self.config.siblings
+            program = self.space.sample_seeded(seeds, views=compositions, siblings=siblings)
             step_input = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
             return step_input, step_input.patches(self.config.patch_size, self.learner.device)
 
