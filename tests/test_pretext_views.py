@@ -1,4 +1,4 @@
-"""Second views that a setting changes: siblings, which differ in the level of one op."""
+"""Views that a setting changes: siblings, which differ in the level of one op, and patches seen at half scale."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from qpt import PretrainConfig, pretrain
+from qpt import PretrainConfig, degrade, pretrain
 from qpt.degradations.op_table import DEGRADATIONS, op_id
 from qpt.degradations.program import Step
 from qpt.degradations.rule import Group, OpSpec, Rule, UniformRange
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
+from qpt.evaluate.image_crops import half_scale as half_scale_of_evaluation
 from qpt.models.encoder import read_checkpoint
-from qpt.pretraining import engine
-from qpt.pretraining.failure import StepInput
+from qpt.pretraining import engine, failure
+from qpt.pretraining.failure import StepInput, read_failed_step
+from qpt.pretraining.half_scale import draw_half_scale, halve
 from qpt.pretraining.learner import Learner, StepResult
-from tests.programs import SPACE
+from qpt.pretraining.replay import replay
+from tests.programs import SPACE, smooth_images
 from tests.test_pretrain import assert_same_bytes, tiny
 from tests.test_pretrain import image_folder as image_folder
 
@@ -155,11 +158,17 @@ def test_a_space_and_a_batch_without_ops_have_no_siblings() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"siblings": -1.0}, {"siblings": 0.5, "compositions": 1}, {"siblings": 0.5, "positives": "image"}],
+    [
+        {"siblings": -1.0},
+        {"siblings": 0.5, "compositions": 1},
+        {"siblings": 0.5, "positives": "image"},
+        {"half_scale": 1.5},
+        {"half_scale": 0.5, "patch_size": 160, "region_size": 319},
+    ],
     ids=str,
 )
-def test_settings_that_contradict_siblings_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="pretrain: siblings must be"):
+def test_settings_that_leave_no_such_view_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"pretrain: {next(iter(options))} must be"):
         PretrainConfig("data", "out", **options)
 
 
@@ -193,7 +202,121 @@ def test_pretraining_makes_siblings(image_folder: Path, tmp_path: Path, monkeypa
     assert found > 10
 
 
-@pytest.mark.parametrize("options", [{"siblings": 0.5}], ids=str)
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """Return the antialiased bicubic half of (2 s, 2 s, 3) pixels, float64, not rounded: 8 taps on each axis."""
+    distance = (np.arange(-4, 4) + 0.5) / 2
+    x = np.abs(distance)
+    taps = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2)  # Keys, a = -0.5
+    out = pixels.astype(np.float64)
+    for axis in (0, 1):
+        side = out.shape[axis]
+        rows = []
+        for k in range(side // 2):
+            places = 2 * k + np.arange(-3, 5)
+            inside = (places >= 0) & (places < side)
+            weights = taps[inside] / taps[inside].sum()
+            rows.append(np.tensordot(weights, out.take(places[inside], axis), (0, axis)))
+        out = np.stack(rows, axis)
+    return out
+
+
+def test_half_is_that_of_pillow() -> None:
+    pixels = smooth_images(2, 48, 48)
+    got = halve(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy().astype(int)
+    for image, half in zip(pixels.numpy(), got, strict=True):
+        assert np.abs(half - halved(image)).max() <= 0.5 + 1e-3
+        assert np.abs(half - half_scale_of_evaluation(image)).max() <= 1
+
+
+def assert_patches_are_by_definition(step: StepInput, size: int, patches: np.ndarray, pixels: np.ndarray) -> None:
+    """Compare (r, P, s, s, 3) patches with those cut from the pixels of each row, (r, R, R, 3)."""
+    assert step.half_scale is not None
+    side = pixels.shape[1]
+    for row, place in np.ndindex(patches.shape[:2]):
+        top, left = step.boxes[row, place].tolist()
+        if step.half_scale[row] != place:
+            assert (patches[row, place] == pixels[row, top : top + size, left : left + size]).all()
+            continue
+        top, left = (min(max(corner - size // 2, 0), side - 2 * size) for corner in (top, left))
+        expected = halved(pixels[row, top : top + 2 * size, left : left + 2 * size])
+        assert np.abs(patches[row, place] - expected.clip(0, 255)).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("region", [48, 61])
+def test_one_patch_is_the_half_of_the_square_around_it(region: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "ROWS_AT_ONCE", 3)
+    size, compositions, count = 24, 2, 3
+    regions = smooth_images(10, region, region)
+    seeds, rng = SEEDS[20:30], np.random.default_rng(1)
+    program = SPACE.sample_seeded(seeds, views=compositions)
+    boxes = torch.from_numpy(rng.integers(0, region - size + 1, (len(program), count, 2)).astype(np.int32))
+    places = draw_half_scale(seeds, compositions, count, 0.7)
+    assert len(set(places.tolist())) == 4
+    step = StepInput(regions, boxes, program, torch.arange(20), torch.arange(20), 0.1, places)
+    patches = step.patches(size, torch.device("cpu"))
+    assert patches.shape == (20, count, 3, size, size) and patches.dtype == torch.uint8
+    assert_patches_are_by_definition(
+        step, size, patches.permute(0, 1, 3, 4, 2).numpy(), degrade(regions, program).numpy()
+    )
+    # The undegraded patches that the regression head's measures compare with are cut in the same way.
+    undegraded: list[torch.Tensor] = []
+    monkeypatch.setattr(failure, "measure", lambda a, b: undegraded.append(b) or torch.zeros(len(a), 9))
+    step.measured(patches)
+    clean = undegraded[0].unflatten(0, (20, count)).permute(0, 1, 3, 4, 2).numpy()
+    assert_patches_are_by_definition(step, size, clean, regions[program.source.long()].numpy())
+
+
+def test_places_at_half_scale_have_their_share_and_depend_on_the_seed_alone() -> None:
+    places = draw_half_scale(SEEDS, 2, 3, 0.4)
+    assert places.shape == (2 * len(SEEDS),) and places.dtype == torch.int64
+    for place in range(3):
+        assert float((places == place).double().mean()) == pytest.approx(0.4 / 3, abs=0.02)
+    pairs = places.view(-1, 2)
+    assert float((pairs >= 0).all(1).double().mean()) == pytest.approx(0.16, abs=0.03)  # compositions are independent
+    for image in (0, 7):
+        assert torch.equal(draw_half_scale(SEEDS[image : image + 1], 2, 3, 0.4), pairs[image])
+    assert (draw_half_scale(SEEDS, 2, 3, 1.0) >= 0).all()
+
+
+def test_pretraining_makes_patches_at_half_scale(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_them = programs_of(tiny(image_folder, tmp_path / "with", half_scale=0.5, steps=6), monkeypatch)
+    without = programs_of(tiny(image_folder, tmp_path / "without", steps=6), monkeypatch)
+    places: list[int] = []
+    for a, b in zip(with_them, without, strict=True):
+        assert b.half_scale is None and a.half_scale is not None
+        assert a.program.equal(b.program) and torch.equal(a.boxes, b.boxes) and torch.equal(a.groups, b.groups)
+        places += a.half_scale.tolist()
+    assert set(places) == {-1, 0, 1}
+
+
+def test_a_failed_step_keeps_its_patches_at_half_scale(image_folder: Path, tmp_path: Path) -> None:
+    config = tiny(image_folder, tmp_path / "run", half_scale=0.7, regression=1.0)
+    seen: list[torch.Tensor] = []
+
+    def fail(self: Learner, patches: torch.Tensor, *given: Any, **named: Any) -> StepResult:
+        seen.append(patches.clone())
+        raise InputError("pretrain: spoilt")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Learner, "step", fail)
+        with pytest.raises(InputError, match="spoilt"):
+            pretrain(config)
+    folder = tmp_path / "run" / "failed_step_1"
+    assert torch.equal(read_failed_step(folder).step_input.patches(24, torch.device("cpu")), seen[0])
+    assert not replay(folder).reproduced
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"siblings": 0.5},
+        {"half_scale": 0.5},
+        {"siblings": 0.5, "half_scale": 0.5, "mode": "in_batch", "patches": 3, "regression": 1.0},
+    ],
+    ids=str,
+)
 def test_a_run_with_changed_views_resumes_to_the_same_bytes(
     options: dict[str, Any], image_folder: Path, tmp_path: Path
 ) -> None:
