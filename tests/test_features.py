@@ -1,6 +1,7 @@
 """Features of images: crops, scales, statistics over positions, the cache, the classical features."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from qpt.errors import InputError
 from qpt.evaluate import features, image_crops
 from qpt.evaluate.classical import classical_features, contrast, log_laplacian_variance, luminance
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, ReadOut, extract, image_features, weights_hash
-from qpt.evaluate.image_crops import crop_boxes, half_scale, load_image, mirror_pad, scaled_images
+from qpt.evaluate.image_crops import crop_boxes, half_scale, load_image, map_images, mirror_pad, scaled_images
 from qpt.models.encoder import untrained_encoder
 from tests.labelled import image_regions
 from tests.labelled import one_thread as one_thread
@@ -266,3 +267,71 @@ def test_protocol_bounds():
     for bad in ({"crops": 0}, {"crop_px": 31}):
         with pytest.raises(InputError, match="must be an integer of at least"):
             FeatureProtocol(**bad)
+
+
+def write_images(folder, pixels):
+    paths = [folder / f"{number}.png" for number in range(len(pixels))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_images_are_mapped_in_order_in_as_many_threads(workers, tmp_path):
+    paths = write_images(tmp_path, [np.full((40, 40, 3), number, np.uint8) for number in range(12)])
+    barrier, threads, started = threading.Barrier(workers), set(), []
+
+    def compute(pixels):
+        if pixels[0, 0, 0] < workers:
+            barrier.wait(timeout=60)  # passes only with so many threads at once
+        threads.add(threading.get_ident())
+        return int(pixels[0, 0, 0])
+
+    options = {"workers": workers, "label": "", "quiet": True, "start": lambda: started.append(threading.get_ident())}
+    assert list(map_images(compute, paths, **options)) == list(range(12))
+    assert set(started) == threads and len(threads) == workers
+    assert list(map_images(compute, [], **options)) == []
+
+
+def test_an_error_of_the_computation_is_raised_at_its_image(tmp_path):
+    paths = write_images(tmp_path, [np.full((40, 40, 3), number, np.uint8) for number in range(9)])
+    taken = []
+
+    def compute(pixels):
+        if pixels[0, 0, 0] == 3:
+            raise InputError("encoder: too small")
+        return int(pixels[0, 0, 0])
+
+    with pytest.raises(InputError, match="encoder: too small"):
+        taken.extend(map_images(compute, paths, workers=2, label="", quiet=True))
+    assert taken == [0, 1, 2]
+
+
+def test_nothing_is_computed_after_a_damaged_image(tmp_path):
+    paths = write_images(tmp_path, [np.full((40, 40, 3), number, np.uint8) for number in range(20)])
+    paths[1].write_bytes(b"no image")
+    paths[19].unlink()
+    computed, taken = [], []
+
+    def compute(pixels):
+        computed.append(int(pixels[0, 0, 0]))
+        return computed[-1]
+
+    with pytest.raises(InputError, match="2 cannot be used") as caught:
+        taken.extend(map_images(compute, paths, workers=1, label="", quiet=True))
+    assert taken == [0] and max(computed) < 10  # those that the thread took before the caller saw the fault
+    assert str(caught.value).index("1.png") < str(caught.value).index("19.png")
+
+
+def test_features_of_a_set_are_those_of_each_image_and_leave_the_threads_as_they_were(encoder, tmp_path):
+    images = list(image_regions().values())
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found = extract(encoder, write_images(tmp_path, images), protocol=FeatureProtocol(), label="", quiet=True)
+            assert torch.get_num_threads() == threads
+            for row, image in zip(found, images, strict=True):
+                np.testing.assert_allclose(row, image_features(encoder, image), rtol=1e-5, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)

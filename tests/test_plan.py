@@ -14,13 +14,13 @@ from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.ops import workspace
 from qpt.ops.contrastive.api import contrastive_loss
-from qpt.ops.degrade.api import degrade_patches
 from qpt.planning import search
 from qpt.planning.gpus import GIB, MIB, Gpu, find_gpu, known_gpus
 from qpt.planning.text import render
 from qpt.planning.trace import StepTrace, Target, full_logits_bytes
 from qpt.planning.tracker import MemoryTracker, Peak
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.failure import StepInput
 from qpt.pretraining.learner import Learner
 from tests.tensor_peak import tensor_peak
 
@@ -46,9 +46,10 @@ def _two_steps(config):
     if learner.pool is not None:
         learner.pool.load_state_dict({**learner.pool.state_dict(), "count": config.pool_size})
     for step in range(2):
-        patches = degrade_patches(regions, program, boxes, config.patch_size, dtype=torch.uint8)
         groups = torch.arange(images * views) + step * images * views
-        learner.step(patches, groups, groups // views, 0.01)
+        half_scale = torch.zeros(images * views, dtype=torch.int64) if config.half_scale else None
+        given = StepInput(regions, boxes, program, groups, groups // views, 0.01, half_scale)
+        learner.step(given.patches(config.patch_size, learner.device), groups, groups // views, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def _two_steps(config):
         ({"patches": 3, "chunk_images": 4}, "step"),
         ({"patches": 3, "mode": "in_batch"}, "step"),
         ({"arch": "resnet50", "precision": "bfloat16", "activation_checkpointing": True, "chunk_images": 4}, "step"),
+        ({"half_scale": 1.0, "patch_size": 64, "width": 1, "chunk_images": 1, "batch_images": 32}, "step"),
         (LARGE_REGION, "degrade_patches"),
         (LONG_LOSS, "contrastive"),
     ],

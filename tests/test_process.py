@@ -1,5 +1,6 @@
 """Settings of the whole process: forked children finish, and threads follow what was granted."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -163,3 +164,35 @@ def test_doctor_shows_each_limit(granted) -> None:
     granted({"OMP_NUM_THREADS": "3"}, {"cpu.max": "500000 100000\n"})
     shown = diagnose().machine["threads"]
     assert shown == "3 (affinity 8, OMP_NUM_THREADS 3, OMP_THREAD_LIMIT unset, MKL_NUM_THREADS unset, cgroup 5)"
+
+
+_MEMORY = """
+import resource
+import numpy as np
+from qpt.process import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones(16 << 20)  # 128 MiB, 32,768 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with keep_freed_memory():
+    faults()
+    inside = faults()
+    kept = int(open("/proc/self/statm").read().split()[1])
+left = int(open("/proc/self/statm").read().split()[1])
+print(faults(), inside, kept - left)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library than glibc")
+def test_freed_memory_is_kept_and_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    outside, inside, given_back = map(int, done.stdout.split())
+    assert inside < 100 and given_back > 30_000 and outside > 200  # with huge pages a fault is of 2 MiB
+
+
+def test_another_c_library_is_left_alone(monkeypatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    with process.keep_freed_memory():
+        pass

@@ -106,8 +106,11 @@ class RuleSampler:
         for shares, group in zip(self.spec_shares, groups, strict=True):
             shares[: len(group.specs)] = _shares([spec.weight for spec in group.specs])
 
-    def draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw one row per key: types [r, S], levels [r, S], params [r, S, MAX_PARAMS]; -1, 0 and 0 in unused slots."""
+    def draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw one row per key: types [r, S], levels [r, S], params [r, S, MAX_PARAMS]; -1, 0 and 0 in unused slots.
+
+        The last array, [r, S, MAX_PARAMS] in [0, 1), holds the numbers that ``draw_params`` made the parameters of.
+        """
         rule, slots, members = self.rule, self.rule.max_ops, len(self.weights)
         picks = slots if rule.repeat else members
         # The layout of the words decides every program that a seed has ever given: word 0 is the row's seed, word 1 the
@@ -134,7 +137,16 @@ class RuleSampler:
             place, spec, level, acts = (np.take_along_axis(a, order, axis=1) for a in (place, spec, level, acts))
         entry, level = np.where(acts, self.first[place] + spec, -1), np.where(acts, level, 0)
         params = draw_params(entry, level, params_u, self.arrays)
-        return np.where(acts, self.types[entry], -1), level, params
+        return np.where(acts, self.types[entry], -1), level, params, params_u
+
+
+def pick_true(choices: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Return the place of one of the true values of each row, equally likely; 0 in a row without any.
+
+    choices: bool [r, m].  u: float64 [r] in [0, 1).
+    """
+    ordinal = (u * choices.sum(axis=1)).astype(np.int64)
+    return np.argmax(np.cumsum(choices, axis=1) > ordinal[:, None], axis=1)
 
 
 def _shares(weights: Sequence[float] | np.ndarray) -> np.ndarray:

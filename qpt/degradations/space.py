@@ -21,12 +21,13 @@ from qpt.degradations import counting, op_table, presets, random_bits, space_yam
 from qpt.degradations.op_table import LEVELS, MAX_PARAMS
 from qpt.degradations.program import Chain, Program, Step
 from qpt.degradations.rule import MAX_SLOTS, ByLevel, Group, OpSpec, Rule, UniformRange, is_number
-from qpt.degradations.sampling import LevelArrays, RuleSampler, draw_params
-from qpt.errors import InputError, check_int, describe
+from qpt.degradations.sampling import LevelArrays, RuleSampler, draw_params, pick_true
+from qpt.errors import InputError, check_int, check_number, describe
 
 __all__ = ["ByLevel", "Chain", "DegradationSpace", "Group", "OpSpec", "Program", "Rule", "Step", "UniformRange"]
 
 _MAX_ATTEMPTS = 10_000
+_SIBLINGS = 2**31  # the place of a view in the path of a key that no view has
 
 
 @dataclass(frozen=True)
@@ -140,18 +141,26 @@ class DegradationSpace(Rule):
         seeds = torch.randint(-(2**63), 2**63 - 1, (n,), generator=generator, dtype=torch.int64, device="cpu")
         return self.sample_seeded(seeds, views=views, distinct=distinct)
 
-    def sample_seeded(self, seeds: Tensor, views: int = 1, *, distinct: bool = True) -> Program:
+    def sample_seeded(self, seeds: Tensor, views: int = 1, *, distinct: bool = True, siblings: float = 0.0) -> Program:
         """Draw a program in which each image's rows depend on that image's seed alone.
 
         seeds: int64 (n,) on the CPU.  distinct: True if no two views of one image may have the same (type, level) list;
-        a view that equals an earlier one is drawn again.  Returns n * views rows, ``source`` = row // views.
-        Raises InputError for other seeds, views < 1, or more distinct views than the space has compositions (or than
-        10,000 redraws find, where the weights make some compositions nearly impossible).
+        a view that equals an earlier one is drawn again.  siblings: share of the images, in [0, 1], whose second view
+        is the first one with another level of one op, in the same place; all other parameters and the seed of the row
+        are those of the first view. The op is drawn uniformly among those that have another level, the level among
+        those of the op's pass. An image whose first view has no such op, or whose sibling would equal a further view,
+        keeps the second view that it has without siblings.  Returns n * views rows, ``source`` = row // views.
+        Raises InputError for other seeds, views < 1, siblings with a single view, or more distinct views than the space
+        has compositions (or than 10,000 redraws find, where the weights make some compositions nearly impossible).
         """
         if not isinstance(seeds, Tensor) or seeds.dtype != torch.int64 or seeds.ndim != 1 or seeds.device.type != "cpu":
             got = f"{describe(seeds)} on {seeds.device}" if isinstance(seeds, Tensor) else describe(seeds)
             raise InputError(f"DegradationSpace.sample_seeded: seeds must be (n,) int64 on the CPU, got {got}")
         views = check_int("DegradationSpace.sample_seeded", "views", views, 1, 2**31 - 1)
+        siblings = check_number("DegradationSpace.sample_seeded", "siblings", siblings)
+        if not 0 <= siblings <= (views > 1):
+            rule = "in [0, 1], and 0 with a single view"
+            raise InputError(f"DegradationSpace.sample_seeded: siblings must be {rule}, got {siblings:g}")
         if distinct and views > 1 and views > self._size_with_levels:
             raise InputError(
                 f"DegradationSpace.sample_seeded: views must be at most the {self._size_with_levels} compositions of "
@@ -182,8 +191,10 @@ class DegradationSpace(Rule):
                 again = self._draw(random_bits.subkey(image_seeds[clash], view, attempt))
                 for values, new in zip(drawn, again, strict=True):
                     values[clash, view] = new
+        if siblings and types.size:
+            self._draw_siblings(image_seeds, drawn, siblings)
         drawn[0] = np.where(types < 0, -1, self._ids[types])
-        row_ops, row_levels, row_params, row_seeds = (torch.from_numpy(values).flatten(0, 1) for values in drawn)
+        row_ops, row_levels, row_params, row_seeds = (torch.from_numpy(values).flatten(0, 1) for values in drawn[:4])
         source = torch.arange(n, dtype=torch.int32, device="cpu").repeat_interleave(views)
         return Program(row_ops, row_levels, row_params, row_seeds, source, op_table.fingerprint())
 
@@ -208,7 +219,7 @@ class DegradationSpace(Rule):
         each = len(self.types) * LEVELS
         if len(seeds) % each:
             raise InputError(f"DegradationSpace.single_ops: seeds must be a multiple of {each}, got {len(seeds)}")
-        arrays = LevelArrays.of([(spec.op, spec.levels) for spec in self.types])
+        arrays = self._type_levels
         images = len(seeds) // each
         place = np.tile(np.repeat(np.arange(len(self.types)), LEVELS), images)[:, None]
         level = np.tile(np.arange(1, LEVELS + 1), len(self.types) * images)[:, None]
@@ -233,15 +244,20 @@ class DegradationSpace(Rule):
         """The op id of each type."""
         return np.array([op_table.op_id(spec.op) for spec in self.types], np.int16)
 
-    def _draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    @functools.cached_property
+    def _type_levels(self) -> LevelArrays:
+        return LevelArrays.of([(spec.op, spec.levels) for spec in self.types])
+
+    def _draw(self, keys: np.ndarray) -> tuple[np.ndarray, ...]:
         """Draw one row per key.
 
         Returns places in ``types`` int64 [r, S] (-1: unused), levels int8 [r, S], params float32 [r, S, MAX_PARAMS],
-        seeds int64 [r].
+        seeds int64 [r], and for siblings the pass of each slot int64 [r, S], and the numbers that the parameters were
+        made of, float64 [r, S, MAX_PARAMS].
         """
         samplers = enumerate(self._samplers)
         passes = [sampler.draw(random_bits.subkey(keys, k) if k else keys) for k, sampler in samplers]
-        types, levels, params = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
+        types, levels, params, params_u = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
         if self.pristine:
             u = random_bits.uniform(random_bits.subkey(keys, len(passes)), 1)
             types, levels = np.where(u < self.pristine, -1, types), np.where(u < self.pristine, 0, levels)
@@ -249,6 +265,34 @@ class DegradationSpace(Rule):
         # Unused slots go last, so that equal compositions are equal arrays.
         order = np.argsort(types < 0, axis=1, kind="stable")
         types, levels = np.take_along_axis(types, order, axis=1), np.take_along_axis(levels, order, axis=1)
-        params = np.take_along_axis(params, order[..., None], axis=1)
+        params, params_u = (np.take_along_axis(values, order[..., None], axis=1) for values in (params, params_u))
         seeds = random_bits.words(keys, 1)[:, 0].astype(np.int64)
-        return types, levels.astype(np.int8), params.astype(np.float32), seeds
+        slot_passes = np.repeat(np.arange(len(passes)), [rule.max_ops for rule in self.passes])[order]
+        return types, levels.astype(np.int8), params.astype(np.float32), seeds, slot_passes, params_u
+
+    def _draw_siblings(self, image_seeds: np.ndarray, drawn: Sequence[np.ndarray], share: float) -> None:
+        """Replace the second view of a share of the images by a sibling of the first; ``sample_seeded`` defines it.
+
+        drawn: the arrays of ``_draw``, each [n, views, ...], which are changed in place.
+        """
+        types, levels, params, _, slot_passes, params_u = drawn
+        images, first = np.arange(len(types)), types[:, 0]
+        u = random_bits.uniform(random_bits.subkey(image_seeds, _SIBLINGS, 0), 3)
+        # [n, S, LEVELS]: the levels that each op of the first view could have instead.
+        has_levels = np.array([spec.has_levels for spec in self.types])
+        of_pass = np.array([rule.level_weights for rule in self.passes]) > 0
+        choices = of_pass[slot_passes[:, 0]] & ((first >= 0) & has_levels[first])[..., None]
+        choices &= levels[:, 0, :, None] != np.arange(1, LEVELS + 1)
+        slot = pick_true(choices.any(axis=2), u[:, 1])
+        level = 1 + pick_true(choices[images, slot], u[:, 2])
+        sibling = levels[:, 0].copy()
+        sibling[images, slot] = level
+        further = (types[:, 2:] == first[:, None]) & (levels[:, 2:] == sibling[:, None])
+        chosen = (u[:, 0] < share) & choices.any(axis=(1, 2)) & ~further.all(axis=2).any(axis=1)
+        chosen, slot = images[chosen], slot[chosen]
+        for values in drawn:
+            values[chosen, 1] = values[chosen, 0]
+        levels[chosen, 1] = sibling[chosen]
+        # From the numbers of the first view, so that a sign or an angle stays where the level leaves it random.
+        of_slot = params_u[chosen, 0, slot]
+        params[chosen, 1, slot] = draw_params(first[chosen, slot], level[chosen], of_slot, self._type_levels)

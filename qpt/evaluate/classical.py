@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpt.evaluate.brisque import BRISQUE_NAMES, brisque_features
-from qpt.evaluate.features import fill_or_read, hash_of
-from qpt.evaluate.image_crops import load_images
+from qpt.evaluate.features import compute_rows, fill_or_read, hash_of
 from qpt.evaluate.statistics_68 import STATISTICS_COUNT, image_statistics
 
 #: The number of features of each method.
@@ -76,8 +75,7 @@ def classical_features(
     values = np.empty((len(paths), sum(CLASSICAL.values())))
 
     def compute() -> None:
-        for index, pixels in enumerate(load_images(paths, label="classical features", quiet=quiet)):
-            values[index] = image_classical(pixels)
+        compute_rows(values, image_classical, paths, "classical features", quiet)
 
     file = cache / f"{hash_of(images_key, DEFINITION)[:32]}.npz" if cache is not None else None
     parts = np.split(fill_or_read(values, compute, file), np.cumsum(list(CLASSICAL.values()))[:-1], axis=1)

@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError, check_int
-from qpt.evaluate.image_crops import check_pixels, crop_grid, load_images, scaled_images
+from qpt.evaluate.image_crops import check_pixels, crop_grid, map_images, scaled_images
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder
 from qpt.models.names import is_named
+from qpt.process import keep_freed_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +39,7 @@ STATISTICS = ("mean", "std")
 DEFINITION = "qpt-features-2"
 #: Definitions whose features equal those of this version at the scales that they have: a scorer of theirs still loads.
 FORMER_DEFINITIONS = ("qpt-features-1",)
+_IMAGES_AT_ONCE = 4  # bounds memory: the maps of an image that is seen whole take a few hundred MiB
 
 
 @dataclass(frozen=True)
@@ -212,12 +214,33 @@ def extract(
     features = np.empty((len(paths), len(SCALES), len(STATISTICS), sum(encoder.stage_dims)), np.float32)
 
     def compute() -> None:
-        for index, pixels in enumerate(load_images(paths, label=label, quiet=quiet)):
-            features[index] = image_features(encoder, pixels, protocol)
+        compute_rows(features, lambda pixels: image_features(encoder, pixels, protocol), paths, label, quiet)
         if not np.isfinite(features).all():
             raise InputError(f"features: encoder must give finite features, got NaN or infinity from {label}")
 
     return fill_or_read(features, compute, file)
+
+
+def compute_rows(
+    rows: NDArray[Number],
+    compute: Callable[[NDArray[np.uint8]], NDArray[Number]],
+    paths: Sequence[Path],
+    label: str,
+    quiet: bool,
+) -> None:
+    """Fill ``rows[i]`` with ``compute`` of the pixels of file i, several images at a time; see ``map_images``."""
+    # An image in each thread, and not all threads on one image: an encoder is a hundred short steps, after each of
+    # which its threads would wait for the slowest. Their number may change the last digits of features.
+    threads = torch.get_num_threads()
+    workers = min(threads, _IMAGES_AT_ONCE)
+    start = partial(torch.set_num_threads, threads // workers)
+    try:
+        with keep_freed_memory():
+            found = map_images(compute, paths, workers=workers, label=label, quiet=quiet, start=start)
+            for index, row in enumerate(found):
+                rows[index] = row
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fill_or_read(features: NDArray[Number], compute: Callable[[], None], file: Path | None) -> NDArray[Number]:
@@ -269,7 +292,7 @@ def weights_hash(encoder: Encoder) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.hexdigest()
 
 

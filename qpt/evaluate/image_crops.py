@@ -7,9 +7,12 @@ through ``qpt.data.images``; nothing is random: an image always gives the same p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,8 @@ from qpt.data.images import DecodedImage, image_size, load_rgb
 from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
 from qpt.io import shown
+
+T = TypeVar("T")
 
 MIN_SIDE = 32  # px; half of it still leaves one position in the last stage of an encoder of stride 32
 MAX_PIXELS = 200_000_000
@@ -52,28 +57,40 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     raise InputError(f"photograph: {path}: {fault}")
 
 
-def load_images(paths: Sequence[Path], *, label: str, quiet: bool) -> Iterator[NDArray[np.uint8]]:
-    """Decode images one by one under a progress bar, each in a thread while the caller works on the one before it.
+def map_images(
+    compute: Callable[[NDArray[np.uint8]], T],
+    paths: Sequence[Path],
+    *,
+    workers: int,
+    label: str,
+    quiet: bool,
+    start: Callable[[], object] | None = None,
+) -> Iterator[T]:
+    """Yield ``compute(pixels)`` of each file in order, under a progress bar; ``workers`` threads take an image each.
 
-    Raises one InputError at the end that lists all files that cannot be used; after the first of them nothing more
-    is yielded.
+    start: called first in each thread. Raises one InputError at the end that lists all files that cannot be used; after
+    the first of them nothing more is computed or yielded.
     """
-    faults = []
-    with ThreadPoolExecutor(max_workers=1) as decoder:
-        # At most two decoded images are held: the caller's and the next.
-        following = iter(paths[1:])
-        ahead = decoder.submit(load_image, paths[0]) if paths else None
+    faults: list[str] = []
+
+    def work(path: Path) -> tuple[str, T | None]:
+        try:
+            pixels = load_image(path)
+        except InputError as error:
+            return str(error).removeprefix("photograph: "), None
+        return "", None if faults else compute(pixels)
+
+    following = iter(paths)
+    with ThreadPoolExecutor(workers, initializer=start) as pool:
+        # Results wait for those before them, pixels do not: a thread has one image at a time.
+        ahead = deque(pool.submit(work, path) for path in islice(following, 4 * workers))
         for _ in progress(paths, label, quiet):
-            assert ahead is not None
-            current, path = ahead, next(following, None)
-            ahead = decoder.submit(load_image, path) if path is not None else None
-            try:
-                pixels = current.result()
-            except InputError as error:
-                faults.append(str(error).removeprefix("photograph: "))
-                continue
-            if not faults:
-                yield pixels
+            fault, value = ahead.popleft().result()
+            ahead.extend(pool.submit(work, path) for path in islice(following, 1))
+            if fault:
+                faults.append(fault)
+            elif not faults:
+                yield cast("T", value)
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
 

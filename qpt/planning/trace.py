@@ -24,6 +24,7 @@ from qpt.ops.contrastive.pool import NegativePool
 from qpt.ops.degrade.api import degrade_patches
 from qpt.planning.tracker import MemoryTracker, Peaks
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.half_scale import ROWS_AT_ONCE, halve
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.targets import COLUMNS, KINDS
 
@@ -108,6 +109,11 @@ class StepTrace:
                 shape = (images, side, side, 3)
                 held = [torch.empty(shape, dtype=torch.uint8, device="cpu") for _ in range(target.batches)]
             patches = degrade_patches(held[0], program, boxes, config.patch_size, dtype=torch.uint8)
+            if config.half_scale:
+                some = slice(ROWS_AT_ONCE)
+                with tracker.category("patches and degradation"):
+                    size = 2 * config.patch_size
+                    halve(degrade_patches(held[0], program[some], boxes[some, :1], size, dtype=torch.uint8)[:, 0])
             groups = torch.arange(rows, dtype=torch.int64, device="cpu")
             further = {}
             if config.regression:

@@ -49,6 +49,10 @@ class PretrainConfig:
         patches: patches cut from each composition; in moco mode the first is the query, the others are its keys.
         positives: composition (patches of one composition are positives), or image (all patches of a photograph are,
             under whatever composition: what quality-aware pre-training must not do, for comparison).
+        siblings: share of photographs whose second composition is the first one with another level of one op: negatives
+            of each other that differ in nothing else.
+        half_scale: share of compositions of which one patch, any of them, is seen at half scale: a square of twice the
+            size around it, antialiased down to a patch. Regions of at least two patches.
         patch_size: side of a patch, pixels.
         region_size: side of the region cut from each photograph, pixels; 0 means twice patch_size.
         resize_shorter: resize photographs to this shorter side before cutting; 0 keeps the native resolution.
@@ -120,6 +124,8 @@ class PretrainConfig:
     compositions: int = 2
     patches: int = 2
     positives: Literal["composition", "image"] = "composition"
+    siblings: float = 0.0
+    half_scale: float = 0.0
     patch_size: int = 160
     region_size: int = 0
     resize_shorter: int = 0
@@ -202,6 +208,12 @@ class PretrainConfig:
         self._require("patches", ">= 2 (a query and a key)", self.patches >= 2)
         several = self.positives == "composition" or self.compositions > 1
         self._require("compositions", ">= 2 when positives is image", several)
+        self._require("siblings", "in [0, 1]", 0 <= self.siblings <= 1)
+        negatives = self.compositions > 1 and self.positives == "composition"
+        self._require("siblings", "0 without two compositions that are negatives", negatives or not self.siblings)
+        self._require("half_scale", "in [0, 1]", 0 <= self.half_scale <= 1)
+        room = self.region >= 2 * self.patch_size
+        self._require("half_scale", "0 in regions smaller than two patches", room or not self.half_scale)
         large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
         self._require("regression", "0 with patches of less than 8 pixels", large)
         usable = self.graded_positives == 0 or self.graded_positives >= 1e-6  # LEAST_WIDTH of the loss

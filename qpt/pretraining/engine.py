@@ -33,6 +33,7 @@ from qpt.pretraining.checkpoint import (
 from qpt.pretraining.compiler import check_compiler, compiler_error
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, save_failed_step
+from qpt.pretraining.half_scale import draw_half_scale
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.loader import BatchLoader
 from qpt.pretraining.log import RunLog, RunPage
@@ -267,7 +268,7 @@ class _TrainingLoop:
 
     def _degrade(self, batch: Batch, lr: float) -> tuple[StepInput, torch.Tensor]:
         """Draw the batch's programs and ids, and degrade and cut its patches."""
-        compositions = self.config.compositions
+        config, compositions = self.config, self.config.compositions
         rows = len(batch.images) * compositions
         # Ids start where no earlier step and no other process has used them.
         first_image = self.step * self.config.batch_images + self.processes.share(self.config.batch_images).start
@@ -275,9 +276,12 @@ class _TrainingLoop:
         groups = first_image * compositions + groups
         images = batch.images.repeat_interleave(compositions)
         with self.timer.stage("degrade"):
-            program = self.space.sample_seeded(batch.program_seeds, views=compositions)
-            step_input = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr)
-            return step_input, step_input.patches(self.config.patch_size, self.learner.device)
+            seeds, half_scale = batch.program_seeds, None
+            program = self.space.sample_seeded(seeds, views=compositions, siblings=config.siblings)
+            if config.half_scale:
+                half_scale = draw_half_scale(seeds, compositions, config.patches, config.half_scale)
+            step_input = StepInput(batch.regions, batch.boxes.flatten(0, 1), program, groups, images, lr, half_scale)
+            return step_input, step_input.patches(config.patch_size, self.learner.device)
 
     def _observe(self, log: RunLog, patches: torch.Tensor, step_input: StepInput, result: StepResult) -> None:
         """Save the first batch, and measure the embeddings of some steps."""

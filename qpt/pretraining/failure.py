@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_check
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.half_scale import ROWS_AT_ONCE, halve, wide_boxes
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.targets import cut_patches, measure, op_levels, severities
 
@@ -31,7 +33,8 @@ from qpt.pretraining.targets import cut_patches, measure, op_levels, severities
 @dataclass(frozen=True)
 class StepInput:
     """The input of a step in one process: regions (B, R, R, 3) uint8 and boxes (r, P, 2) int32, which ``program`` (r
-    rows) makes patches of; groups and images (r,) int64; lr, the learning rate."""
+    rows) makes patches of; groups and images (r,) int64; lr, the learning rate; half_scale (r,) int64, the place of the
+    patch of each row that is seen at half scale, -1 for none."""
 
     regions: Tensor
     boxes: Tensor
@@ -39,16 +42,26 @@ class StepInput:
     groups: Tensor
     images: Tensor
     lr: float
+    half_scale: Tensor | None = None
 
     def patches(self, size: int, device: torch.device) -> Tensor:
         """Return the degraded patches, (r, P, 3, size, size) uint8."""
         regions = self.regions.to(device, non_blocking=True)
-        return degrade_patches(regions, self.program, self.boxes, size, dtype=torch.uint8)
+        patches = degrade_patches(regions, self.program, self.boxes, size, dtype=torch.uint8)
+
+        def cut(rows: Tensor, boxes: Tensor) -> Tensor:
+            return degrade_patches(regions, self.program.select(rows), boxes, 2 * size, dtype=torch.uint8)
+
+        return self._with_half_scale(patches, cut)
 
     def measured(self, patches: Tensor) -> Tensor:
         """Return what a regression head predicts for the ``patches``, (r, P, COLUMNS) float32 on their device: their
         full-reference measures, and the levels of their ops (``qpt.pretraining.targets``)."""
-        clean = cut_patches(self.regions.to(patches.device), self.program.source, self.boxes, patches.shape[-1])
+        regions, source, size = self.regions.to(patches.device), self.program.source, patches.shape[-1]
+        clean = self._with_half_scale(
+            cut_patches(regions, source, self.boxes, size),
+            lambda rows, boxes: cut_patches(regions, source[rows], boxes, 2 * size),
+        )
         measures = measure(patches.flatten(0, 1), clean.flatten(0, 1)).unflatten(0, patches.shape[:2])
         levels = op_levels(self.program).to(patches.device)[:, None].expand(-1, patches.shape[1], -1)
         return torch.cat([measures, levels], dim=2)
@@ -60,6 +73,18 @@ class StepInput:
         if config.graded_positives:
             found["severities"] = severities(self.program).to(patches.device)
         return found
+
+    def _with_half_scale(self, patches: Tensor, cut: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Replace the patches that are seen at half scale, in place. cut: gives patches of twice the size, of the given
+        rows and boxes (n, 1, 2)."""
+        if self.half_scale is None:
+            return patches
+        for rows in (self.half_scale >= 0).nonzero()[:, 0].split(ROWS_AT_ONCE):
+            if len(rows):
+                places = self.half_scale[rows]
+                boxes = wide_boxes(self.boxes[rows, places], patches.shape[-1], self.regions.shape[1])
+                patches[rows, places] = halve(cut(rows, boxes[:, None])[:, 0])
+        return patches
 
 
 @dataclass(frozen=True)
@@ -123,6 +148,8 @@ def save_failed_step(
     folder = failed_folder(run, step)
     folder.mkdir(exist_ok=True)
     tensors = {name: getattr(step_input, name).cpu() for name in ("regions", "boxes", "groups", "images")}
+    if step_input.half_scale is not None:
+        tensors["half_scale"] = step_input.half_scale
     if learner.config.pool_layout == "sharded":
         tensors["pool"] = state["learner"]["pool"]
     torch.save(tensors, folder / f"batch-{processes.rank}.pt")
