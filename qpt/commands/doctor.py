@@ -216,7 +216,9 @@ def _nvcc() -> Check:
 def _nvrtc() -> Check:
     try:
         from qpt.ops.degrade import nvrtc
-
+    except (ImportError, OSError) as error:
+        return Check("NVRTC", False, str(error))
+    try:
         return Check("NVRTC", True, f"{nvrtc.version()}, cache in {nvrtc.cache_folder()}")
-    except (BackendError, ImportError, OSError) as error:
-        return Check("NVRTC", False, str(error), "pip install nvidia-cuda-nvrtc")
+    except BackendError as error:
+        return Check("NVRTC", False, str(error), f"pip install {nvrtc.package()}")
