@@ -69,9 +69,7 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise BackendError(
-            f"NVRTC: {path} did not load ({error}); reinstall it: pip install {package()}"
-        ) from error
+        raise BackendError(f"NVRTC: {path} did not load ({error}); reinstall it: pip install {package()}") from error
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
 
