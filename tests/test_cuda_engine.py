@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from benchmarks.fake_gpu import STATIC_SHARED, FakeGpu, OnGpu, fake_gpu
-from qpt import Program, degrade, degrade_patches
+from qpt import InputError, Program, degrade, degrade_patches
 from qpt.errors import BackendError
+from qpt.ops import extension
 from qpt.ops.degrade import cuda
 from qpt.ops.degrade.patches import Patches
 from tests.programs import sample, smooth_images
 
 HEIGHT, WIDTH = 40, 52
+IMAGE = HEIGHT * WIDTH * 3
 
 
 @pytest.fixture
@@ -65,6 +67,40 @@ def test_each_device_has_a_limit_of_shared_memory_of_its_own() -> None:
         assert [cuda._kernel(device).shared_limit for device in (None, 1)] == [
             limit - STATIC_SHARED for limit in limits
         ]
+
+
+def test_large_images_have_fewer_rows_in_flight() -> None:
+    images, program = smooth_images(6, HEIGHT, WIDTH), sample(6)
+    scratch = extension.load().scratch_bytes(HEIGHT, WIDTH, program.resizes(), False)
+    for rows, blocks in ((100, 12), (12, 12), (5.9, 5), (1, 1), (0.1, 1)):
+        gpu = FakeGpu()
+        gpu.total_memory = int(rows * scratch / cuda.SCRATCH_SHARE)
+        with fake_gpu(gpu):
+            assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
+        assert gpu.launches[0][1] == blocks
+
+
+def test_what_132_multiprocessors_take_of_12_megapixels() -> None:
+    program = Program.from_chains([[("jpeg2000", 3)]] * 500, seeds=range(500))
+    config = cuda.LaunchConfig.of(
+        program, 3000, 4000, None, multiprocessors=132, shared_limit=0, scratch_limit=80 * 2**30 * cuda.SCRATCH_SHARE
+    )
+    assert 40 < config.blocks < 132 and config.blocks * config.scratch_bytes <= 10 * 2**30
+
+
+def test_a_full_device_takes_fewer_rows_and_says_what_one_needs(gpu: FakeGpu) -> None:
+    images, program = smooth_images(6, HEIGHT, WIDTH), sample(6)
+    expected = degrade(images, program, backend="cpu")
+    scratch = extension.load().scratch_bytes(HEIGHT, WIDTH, program.resizes(), False)
+    out = len(program) * IMAGE
+    assert out < scratch
+    gpu.free_bytes = 4 * scratch
+    result = cuda.degrade(on_second(images), program, None)
+    assert torch.equal(result.as_subclass(torch.Tensor), expected)
+    assert gpu.launches[0][1] == 3  # 12, 6, 3
+    gpu.free_bytes = scratch - 1
+    with pytest.raises(InputError, match=rf"must leave {scratch} bytes of cuda:1 free, .* 40 x 52 takes, got CUDA out"):
+        cuda.degrade(on_second(images), program, None)
 
 
 def test_inputs_are_sent_in_one_copy_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +18,16 @@ from torch import Tensor
 
 from qpt import build
 from qpt.degradations.program import Program
-from qpt.errors import BackendError
+from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.degrade import nvrtc
 from qpt.ops.degrade.order import costly_first
 from qpt.ops.degrade.patches import Patches
 
 BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow
+# Of a device's memory, at most this share is scratch. It bounds the rows in flight of large images: a row of 12
+# megapixels takes 0.2 GiB, so 132 multiprocessors would take 27 GiB.
+SCRATCH_SHARE = 1 / 8
 _SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
 _ALIGNMENT = 256  # bytes, of each tensor that is sent to the device
 
@@ -46,13 +49,16 @@ class LaunchConfig:
         *,
         multiprocessors: int,
         shared_limit: int,
+        scratch_limit: float = float("inf"),
     ) -> LaunchConfig:
         """Choose one block per row, at most BLOCKS_PER_MULTIPROCESSOR on each of the multiprocessors.
 
         windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
+        scratch_limit: bytes that all blocks may have together; they are so many fewer, but one.
         """
         scratch = extension.load().scratch_bytes(height, width, program.resizes(), windows is not None)
-        blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        most = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        blocks = int(max(1, min(most, scratch_limit // scratch)))
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
         return LaunchConfig(blocks, scratch, shared)
@@ -153,8 +159,9 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         patches.windows if patches else None,
         multiprocessors=kernel.multiprocessors,
         shared_limit=kernel.shared_limit,
+        scratch_limit=kernel.memory_bytes * SCRATCH_SHARE,
     )
-    scratch = torch.empty(config.blocks * config.scratch_bytes, dtype=torch.uint8, device=images.device)
+    config, scratch = _allocate(config, images)
     inputs = KernelInputs.of(images, program, patches)
     arguments = kernel_arguments(config, inputs, patches, out, scratch)
     cupy = _cupy()
@@ -162,6 +169,25 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
     with cupy.cuda.Device(index), _stream(cupy, torch.cuda.current_stream(index)):
         kernel.function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
     return out
+
+
+def _allocate(config: LaunchConfig, images: Tensor) -> tuple[LaunchConfig, Tensor]:
+    """Allocate the scratch of a launch, of half as many blocks as long as the device has not got so much.
+
+    Raises InputError, with the bytes, if there is none for one row.
+    """
+    while True:
+        try:
+            size = config.blocks * config.scratch_bytes
+            return config, torch.empty(size, dtype=torch.uint8, device=images.device)
+        except torch.OutOfMemoryError as error:
+            if config.blocks == 1:
+                height, width = images.shape[1:3]
+                raise InputError(
+                    f"degrade: images must leave {size} bytes of {images.device} free, which one row of {height} x "
+                    f"{width} takes, got {str(error).partition(chr(10))[0]}"
+                ) from error
+            config = replace(config, blocks=config.blocks // 2)
 
 
 @functools.cache
@@ -214,6 +240,7 @@ class Kernel:
     function: Any
     shared_limit: int
     multiprocessors: int
+    memory_bytes: int
 
 
 @functools.cache
@@ -232,7 +259,7 @@ def _kernel(device: int) -> Kernel:
                 # What a block may have holds the kernel's own static arrays too.
                 shared = own.attributes[_SHARED_LIMIT] - function.shared_size_bytes
                 function.max_dynamic_shared_size_bytes = shared
-                return Kernel(function, shared, properties.multi_processor_count)
+                return Kernel(function, shared, properties.multi_processor_count, properties.total_memory)
         except (BackendError, OSError, cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             causes.append(f"{origin}: {error}")
     raise BackendError(
