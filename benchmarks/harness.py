@@ -26,8 +26,8 @@ LINE_LIMIT = 320  # characters
 RESULTS = Path(__file__).parent / "results"
 # Packages whose versions a record names, if they are installed.
 _PACKAGES = (
-    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "cupy-cuda13x", "brisque"),
-    "qpt",
+    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "brisque"),
+    *("cupy-cuda12x", "cupy-cuda13x", "qpt"),
 )
 
 
