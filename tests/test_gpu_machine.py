@@ -1,8 +1,10 @@
 """The ordinary tests on a machine with a GPU: they see none, and what is on the CPU is measured there."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +73,20 @@ def test_calls_on_a_gpu_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     harness.measure([case], rounds=1, warmup=0, device="cuda:1")
     assert calls == ["call", "synchronize cuda:1", "call", "synchronize cuda:1"]
     assert harness.tensor_peak(lambda: None, "cuda:1") == 4
+
+
+def test_the_device_of_a_run_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device: with ``--device cuda:1`` that must be the tensors'."""
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        events.append(f"to {device}")
+        yield
+        events.append("back")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", current)
+    with join_process_group("cuda:1") as (_, device):
+        events.append(f"run on {device}")
+    assert events == ["to cuda:1", "run on cuda:1", "back"]
