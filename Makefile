@@ -1,13 +1,14 @@
-# Each target first brings .venv up to date: it is made anew if absent, and built again where a source has changed.
+# Each target but gpu first brings .venv up to date: it is made anew if absent, and built again where a source has changed.
 PYTHON ?= python3
 DATA ?=
+OUT ?= runs/gpu_day
 BIN = .venv/bin
 # Files of tests side by side: most tests use one core.
 PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 NATIVE = $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.hpp')
 
-.PHONY: help demo test verify lint format setup clean
+.PHONY: help demo test verify gpu lint format setup clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,9 @@ test: .venv/built ## run the quick tests (a few minutes)
 
 verify: .venv/built ## run the long form of the tests; its summary goes to docs/verify
 	QPT_LONG=1 $(BIN)/python -m pytest $(PARALLEL) --timeout 3600 --summary docs/verify/$$(date +%F).md
+
+gpu: ## on a machine with a GPU: build with PYTHON's packages, check and time all kernels in ten minutes, into runs/gpu_day
+	$(PYTHON) -m benchmarks.gpu_day --out $(OUT)
 
 lint: .venv/built ## check style and types with ruff, mypy and clang-format
 	$(BIN)/ruff check .

@@ -67,10 +67,10 @@ def run(settings: Settings) -> Report:
     remarks: dict[str, None] = {}  # in order, each once
     for plan in plans(settings.quick):
         print(f"contrastive: {plan.op}, {plan.setting.shape}", file=sys.stderr)
-        measured, missing = _measure(plan, settings.rounds)
+        measured, missing = _measure(plan, settings.rounds, settings.device)
         remarks |= dict.fromkeys(missing)
         for position, row in enumerate(measured):
-            if row.backend in plan.with_peak:
+            if row.backend in plan.with_peak and settings.device == "cpu":
                 try:
                     peak = memory.peak_mib(plan.setting, row.backend, torch.get_num_threads())
                     measured[position] = replace(row, peak_mib=peak)
@@ -126,9 +126,9 @@ def _without_compiled(plan: Plan) -> Plan:
     return replace(plan, contenders=[name for name in plan.contenders if not baselines.FORMS[name].compiles])
 
 
-def _measure(plan: Plan, rounds: int) -> tuple[list[Row], list[str]]:
+def _measure(plan: Plan, rounds: int, device: str = "cpu") -> tuple[list[Row], list[str]]:
     """Return the rows of one plan, times of one call, and a remark for each form that cannot run here."""
-    inputs = baselines.make_inputs(plan.setting)
+    inputs = baselines.make_inputs(plan.setting, device)
     contenders, missing = [], []
     for name in plan.contenders:
         form = baselines.FORMS[name]
@@ -144,8 +144,9 @@ def _measure(plan: Plan, rounds: int) -> tuple[list[Row], list[str]]:
         items=plan.setting.n,
         contenders=contenders,
         agree=lambda answers: compare(inputs, answers),
+        peak=device != "cpu" and bool(plan.with_peak),  # on the CPU, of fresh processes
     )
-    rows = measure([case], min(rounds, plan.rounds or rounds), warmup=1)
+    rows = measure([case], min(rounds, plan.rounds or rounds), warmup=1, device=device)
     return [_per_call(row, plan.repeat) for row in rows], missing
 
 

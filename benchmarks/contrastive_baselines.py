@@ -63,8 +63,9 @@ class Inputs:
     pool_groups: Tensor
 
 
-def make_inputs(setting: Setting) -> Inputs:
-    """Draw random directions; a query and its own key (the other view of a row) have a cosine of about 0.9."""
+def make_inputs(setting: Setting, device: str = "cpu") -> Inputs:
+    """Draw random directions, the same for every device; a query and its own key (the other view of a row) have a
+    cosine of about 0.9."""
     generator = torch.Generator().manual_seed(0)
     n, dim = setting.n, setting.dim
     images = n if setting.kind == "moco" else n // 2
@@ -74,6 +75,7 @@ def make_inputs(setting: Setting) -> Inputs:
     pool /= pool.norm(dim=1, keepdim=True)
     groups = torch.arange(images)
     pool_groups = torch.arange(setting.k) + images
+    first, second, pool, groups, pool_groups = (x.to(device) for x in (first, second, pool, groups, pool_groups))
     if setting.kind == "moco":
         return Inputs(setting, first.requires_grad_(setting.gradient), second, groups, pool, pool_groups)
     rows = torch.cat([first, second]).requires_grad_(setting.gradient)
@@ -106,13 +108,13 @@ def _qpt(inputs: Inputs, backend: str, pool_dtype: torch.dtype = torch.float32, 
 def _moco_loss(queries: Tensor, keys: Tensor, pool: Tensor) -> Tensor:
     # He et al. 2020, algorithm 1.
     logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ pool.T], dim=1) / TEMPERATURE
-    return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.int64))
+    return F.cross_entropy(logits, torch.zeros(len(queries), dtype=torch.int64, device=queries.device))
 
 
 def _ntxent_loss(rows: Tensor) -> Tensor:
     # Chen et al. 2020, algorithm 1.
     logits = (rows @ rows.T / TEMPERATURE).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, (torch.arange(len(rows)) + len(rows) // 2) % len(rows))
+    return F.cross_entropy(logits, (torch.arange(len(rows), device=rows.device) + len(rows) // 2) % len(rows))
 
 
 def _full_logits(inputs: Inputs) -> Call:
@@ -215,20 +217,31 @@ def _chunked(inputs: Inputs) -> Call:
     return _autograd(ntxent if inputs.setting.kind == "ntxent" else moco, inputs)
 
 
+def _attend(queries: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the softmax-weighted mean of the pool and the log-sum-exp, by the form that torch has for device and
+    dtype."""
+    scale = 1 / TEMPERATURE
+    if not queries.is_cuda:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, pool, pool, scale=scale)
+    if queries.dtype == torch.float32:
+        form = torch.ops.aten._scaled_dot_product_efficient_attention
+        return form(queries, pool, pool, None, True, scale=scale)[:2]
+    return torch.ops.aten._scaled_dot_product_flash_attention(queries, pool, pool, scale=scale)[:2]
+
+
 def _attention(inputs: Inputs) -> Call:
     # Attention with values = keys gives the softmax-weighted key mean and the log-sum-exp: loss and gradient by hand.
     queries, keys, pool = inputs.queries.detach(), inputs.keys, inputs.pool
 
     def call() -> Answer:
-        mean, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            queries[None, None], pool[None, None], pool[None, None], scale=1 / TEMPERATURE
-        )
+        mean, lse = _attend(queries[None, None], pool[None, None])
         positive = (queries * keys).sum(1) / TEMPERATURE
-        total = torch.logaddexp(positive, lse[0, 0])
+        lse = lse[0, 0, : len(queries)]  # one of CUDA's forms pads it
+        total = torch.logaddexp(positive, lse)
         loss = (total - positive).mean()
         if not inputs.setting.gradient:
             return loss, None
-        away = mean[0, 0] * torch.exp(lse[0, 0] - total)[:, None]
+        away = mean[0, 0] * torch.exp(lse - total)[:, None]
         towards = keys * (1 - torch.exp(positive - total))[:, None]
         return loss, (away - towards) / (TEMPERATURE * len(queries))
 
@@ -282,7 +295,7 @@ def _cut_cross_entropy(inputs: Inputs) -> Call:
         raise Unavailable(f"cut-cross-entropy cannot be imported: {error}") from error
     _require_compiler()
     torch._dynamo.reset()
-    classes, targets = torch.cat([inputs.keys, inputs.pool]), torch.arange(inputs.setting.n)
+    classes, targets = torch.cat([inputs.keys, inputs.pool]), torch.arange(inputs.setting.n, device=inputs.pool.device)
     return _autograd(
         lambda: linear_cross_entropy(inputs.queries / TEMPERATURE, classes, targets, impl="torch_compile"), inputs
     )
@@ -292,7 +305,8 @@ def _products(inputs: Inputs) -> Call:
     """Return the floor: queries times keys in blocks, into one buffer; with a gradient, each block times keys too."""
     queries = inputs.queries.detach()
     keys = inputs.pool if inputs.setting.kind == "moco" else queries
-    buffer, total = torch.ones(len(queries) * BLOCK_KEYS), torch.ones_like(queries)  # ones: its pages exist
+    buffer = torch.ones(len(queries) * BLOCK_KEYS, dtype=queries.dtype, device=queries.device)  # ones: its pages exist
+    total = torch.ones_like(queries)
 
     def call() -> Answer:
         total.zero_()

@@ -26,8 +26,8 @@ LINE_LIMIT = 320  # characters
 RESULTS = Path(__file__).parent / "results"
 # Packages whose versions a record names, if they are installed.
 _PACKAGES = (
-    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "cupy-cuda13x", "brisque"),
-    "qpt",
+    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "brisque"),
+    *("cupy-cuda12x", "cupy-cuda13x", "qpt"),
 )
 
 
@@ -37,10 +37,12 @@ class Disagreement(AssertionError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a benchmark: the number of timed rounds, and ``quick`` for sizes that only show that it runs."""
+    """Settings of a benchmark: the number of timed rounds, ``quick`` for sizes that only show that it runs, and the
+    device that tensors are on, "cpu" or "cuda:N"."""
 
     rounds: int = 9
     quick: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,11 @@ class Report:
     remarks: list[str] = field(default_factory=list)
 
 
-def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row]:
+def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2, device: str = "cpu") -> list[Row]:
     """Check that contenders agree, then time them in ``rounds`` rounds, >= 1, over all cases.
 
-    Each contender is first called ``warmup`` times without being timed. Raises Disagreement before anything is timed.
+    Each contender is first called ``warmup`` times without being timed.  device: what their tensors are on; a GPU is
+    waited for before and after each timed call. Raises Disagreement before anything is timed.
     """
     if rounds < 1:
         raise ValueError(f"measure: rounds must be >= 1, got {rounds}")
@@ -116,14 +119,14 @@ def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row
         for _ in range(warmup):
             contender.call()
         if case.peak:
-            peaks[id(case), contender.backend] = tensor_peak(contender.call) / 2**20
+            peaks[id(case), contender.backend] = tensor_peak(contender.call, device) / 2**20
     times: list[list[float]] = [[] for _ in jobs]
     # Rounds are interleaved, so that a busy machine slows all contenders alike, and each starts with another contender,
     # so that none always follows the same one. Times of different runs are not comparable.
     for turn in range(rounds):
         for place in range(len(jobs)):
             job = (place + turn) % len(jobs)
-            times[job].append(_milliseconds(jobs[job][1].call))
+            times[job].append(_milliseconds(jobs[job][1].call, device))
 
     rows = []
     for (case, contender), values in zip(jobs, times, strict=True):
@@ -146,19 +149,19 @@ def measure(cases: Sequence[Case], rounds: int = 9, warmup: int = 2) -> list[Row
     return rows
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    _synchronise()
+def _milliseconds(call: Callable[[], Any], device: str) -> float:
+    _synchronise(device)
     start = time.perf_counter()
     answer = call()
-    _synchronise()
+    _synchronise(device)
     elapsed = (time.perf_counter() - start) * 1000
     del answer  # freed outside the measured time
     return elapsed
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _synchronise(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _spread(values: Sequence[float]) -> float:
@@ -168,19 +171,20 @@ def _spread(values: Sequence[float]) -> float:
     return quartiles[2] - quartiles[0]
 
 
-def tensor_peak(call: Callable[[], Any]) -> int:
-    """Return the peak of tensor memory of ``call`` in bytes, its result included, beyond what was held before it.
+def tensor_peak(call: Callable[[], Any], device: str = "cpu") -> int:
+    """Return the peak of tensor memory of ``call`` on a device in bytes, its result included, beyond what was held.
 
     On the CPU this replays every allocation and release that the allocator reports to the profiler: memory that NumPy
     or a C++ library allocates by itself is not counted. On CUDA it is the allocator's own peak.
     """
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        answer = call()
+        torch.cuda.synchronize(device)
+        del answer
+        return torch.cuda.max_memory_allocated(device) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         answer = call()
     del answer

@@ -49,6 +49,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped with a reason where there is none")
 
 
+# Asked once, before the variable below hides the devices: CUDA reads it when it is first used, and never again.
+HAS_CUDA = torch.cuda.is_available()
+_VISIBLE, _SHOWN = "CUDA_VISIBLE_DEVICES", (torch.cuda.is_available, torch.cuda.device_count)
+_visible_devices = os.environ.get(_VISIBLE)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    """Show CUDA devices to tests that are marked ``gpu`` alone, so that all others run as where there are none."""
+    wanted = item.get_closest_marker("gpu") is not None
+    if wanted and not HAS_CUDA:
         pytest.skip("needs a CUDA device: torch.cuda.is_available() is False")
+    # Here and not in a fixture: those of modules come first. The variable is for the processes that a test starts.
+    torch.cuda.is_available, torch.cuda.device_count = _SHOWN if wanted else (lambda: False, lambda: 0)
+    visible = _visible_devices if wanted else ""
+    if visible is None:
+        os.environ.pop(_VISIBLE, None)
+    else:
+        os.environ[_VISIBLE] = visible

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from qpt import build
 from qpt.commands.doctor import Check, Diagnosis, diagnose
@@ -59,3 +61,18 @@ def test_missing_nvcc_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not check.ok
     assert "CUDA_HOME" in check.detail
     assert check.fix
+
+
+def test_the_cupy_of_torch_s_cuda_is_the_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qpt.commands import doctor
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for version, extra in (("12.6", "cuda12"), ("13.0", "cuda13")):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        check = doctor._cupy()
+        assert not check.ok and check.fix == f"pip install 'qpt[{extra}]'"
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(__version__="14.2.0"))
+    monkeypatch.setattr(doctor, "_version", lambda name: "14.2.0")
+    assert not doctor._cupy().ok and "cupy-cuda12x and cupy-cuda13x are both installed" in doctor._cupy().detail
+    monkeypatch.setattr(doctor, "_version", lambda name: "14.2.0" if name == "cupy-cuda12x" else "not installed")
+    assert doctor._cupy().ok and doctor._cupy().detail == "14.2.0 (cupy-cuda12x)"

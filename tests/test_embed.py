@@ -281,3 +281,19 @@ def test_embeddings_without_a_graph_are_in_the_order_of_the_patches() -> None:
     patches = torch.arange(10.0).view(10, 1, 1, 1)
     chunks = assign_chunks(10, 1, 3, np.random.default_rng(0))
     assert torch.equal(embed_no_grad(lambda x: x.flatten(1) * 2, patches, chunks)[:, 0], torch.arange(10.0) * 2)
+
+
+def test_the_key_encoder_follows_by_the_bytes_of_lerp() -> None:
+    learner = Learner(settings(mode="moco", momentum=0.97), CPU)
+    assert learner.key is not None
+    for parameter in learner.query.parameters():
+        parameter.data += torch.randn_like(parameter)
+    sides = zip(weights(learner.key), weights(learner.query), strict=True)
+    expected = [key.lerp(query, 1.0 - 0.97) for key, query in sides]
+    learner._update_ema(learner.key)
+    for key, wanted in zip(weights(learner.key), expected, strict=True):
+        assert torch.equal(key, wanted)
+
+
+def weights(network: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach() for parameter in network.parameters()]

@@ -26,7 +26,8 @@ from qpt.version import __version__
 HELP = "versions, backends, why a missing one is missing and the command that fixes it"
 EXAMPLE = "  qpt doctor\n  qpt doctor --json | jq .cpu_works"
 
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "matplotlib", "triton", "cupy-cuda13x")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pillow", "simplejpeg", "matplotlib", "triton")
+CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,8 +183,20 @@ def _cupy() -> Check:
     try:
         cupy = importlib.import_module("cupy")
     except (ImportError, OSError) as error:
-        return Check("CuPy", False, f"{error}; it launches the CUDA kernels", "pip install 'qpt[cuda]'")
-    return Check("CuPy", True, cupy.__version__)
+        return Check("CuPy", False, f"{error}; it launches the CUDA kernels", f"pip install 'qpt[{_cupy_extra()}]'")
+    installed = [name for name in CUPY if _version(name) != "not installed"]
+    if len(installed) > 1:  # their files are in one folder: the one installed last has won
+        fix = f"pip uninstall {' '.join(installed)}, then pip install 'qpt[{_cupy_extra()}]'"
+        return Check("CuPy", False, f"{' and '.join(installed)} are both installed", fix)
+    return Check("CuPy", True, f"{cupy.__version__} ({''.join(installed) or 'of no package'})")
+
+
+def _cupy_extra() -> str:
+    try:
+        from qpt.ops.degrade.cuda import cupy_extra
+    except (ImportError, OSError):
+        return "cuda13"
+    return cupy_extra()
 
 
 def _fat_binary() -> Check:
@@ -216,7 +229,9 @@ def _nvcc() -> Check:
 def _nvrtc() -> Check:
     try:
         from qpt.ops.degrade import nvrtc
-
+    except (ImportError, OSError) as error:
+        return Check("NVRTC", False, str(error))
+    try:
         return Check("NVRTC", True, f"{nvrtc.version()}, cache in {nvrtc.cache_folder()}")
-    except (BackendError, ImportError, OSError) as error:
-        return Check("NVRTC", False, str(error), "pip install nvidia-cuda-nvrtc")
+    except BackendError as error:
+        return Check("NVRTC", False, str(error), f"pip install {nvrtc.package()}")

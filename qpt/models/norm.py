@@ -15,15 +15,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qpt.errors import InputError
+
 
 @contextmanager
 def unrecorded_statistics(network: nn.Module) -> Iterator[None]:
     """Let batch norm normalise by the batch, as in training, without updating running means, variances and counts."""
-    # A rate of 0, not track_running_stats = False: that would save other tensors, which checkpointing refuses.
+    # A rate of 0, not track_running_stats = False: that would save other tensors, which checkpointing refuses. A count
+    # that is thrown away, not None: nn.SyncBatchNorm refuses to run without one.
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     kept = [(module.momentum, module.num_batches_tracked) for module in norms]
-    for module in norms:
-        module.momentum, module.num_batches_tracked = 0.0, None
+    for module, (_, batches) in zip(norms, kept, strict=True):
+        module.momentum, module.num_batches_tracked = 0.0, None if batches is None else batches.clone()
     try:
         yield
     finally:
@@ -42,7 +45,17 @@ def freeze_batch_norm(network: nn.Module) -> None:
 
 
 def synchronise(network: nn.Module, device: torch.device) -> None:
-    """Replace every batch norm by one whose statistics are those of all processes; weights and names stay."""
+    """Replace every batch norm by one whose statistics are those of all processes; weights and names stay.
+
+    Raises InputError for a kind of batch norm that computes more than that, as timm's, which holds the activation.
+    """
+    norms = [type(module) for module in network.modules() if isinstance(module, _BatchNorm)]
+    unknown = sorted({kind.__name__ for kind in norms if kind.forward is not _BatchNorm.forward})
+    if unknown:  # torch's conversion would drop what they do besides, and say nothing
+        raise InputError(
+            f"pretrain: batch_norm must be local or shuffled for an encoder with {', '.join(unknown)}, which cannot be "
+            "synchronised, got sync"
+        )
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return

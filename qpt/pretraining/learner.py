@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from qpt.data.normalise import normalise
 from qpt.errors import InputError
@@ -27,7 +28,7 @@ from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.ops.contrastive.pool import NegativePool
 from qpt.pretraining.config import PretrainConfig
-from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order
+from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order, send
 from qpt.pretraining.optimisers import build_optimizer, set_rate
 from qpt.pretraining.process_group import ProcessGroup
 from qpt.pretraining.similarities import EmbeddedPairs, mean_similarities
@@ -165,7 +166,7 @@ class Learner:
         self.scaler.update()
         self.updates += 1
         if self.key is not None:
-            self._update_ema()
+            self._update_ema(self.key)
         if self.pool is not None:
             for part in parts:
                 replicated = self.config.pool_layout == "replicated"
@@ -173,12 +174,11 @@ class Learner:
                 self.pool.push(*(self.processes.gather_rows(rows) if replicated else rows for rows in new))
 
     @torch.no_grad()
-    def _update_ema(self) -> None:
+    def _update_ema(self, key: nn.ModuleDict) -> None:
         """Move the key encoder's weights toward the query encoder's (MoCo, arXiv 1911.05722, eq. 2)."""
-        assert self.key is not None
-        for name, network in self.key.items():  # terms have no part in it
-            for key, query in zip(network.parameters(), self.query[name].parameters(), strict=True):
-                key.lerp_(query, 1.0 - self.config.momentum)
+        pairs = [(network, self.query[name]) for name, network in key.items()]  # terms have no part in it
+        keys, queries = ([p for network in side for p in network.parameters()] for side in zip(*pairs, strict=True))
+        get_ema_multi_avg_fn(self.config.momentum)(keys, queries, None)  # all weights in a few kernels
 
     def _query_places(self) -> range:
         """Return the places of the patches that are queries of a loss of their own in moco mode."""
@@ -265,7 +265,7 @@ class Learner:
         counts = self.processes.gather(len(patches))
         views, rng = self.config.compositions, self._generator(_FOR_PROCESSES)
         by_process = assign_chunks(sum(counts) // views, views, self.processes.size, rng)
-        by_process = tuple(rows.to(self.device) for rows in by_process)
+        by_process = tuple(send(rows, self.device) for rows in by_process)
         own = self.processes.gather_rows(patches)[by_process[self.processes.rank]]
         parts = torch.arange(len(own), dtype=torch.int64, device=self.device).tensor_split(len(chunks))
         embedded = embed_no_grad(embed, own, [part for part in parts if len(part)])
@@ -284,7 +284,7 @@ class Learner:
             rng = None
         chunks = assign_chunks(rows // config.compositions, config.compositions, count, rng)
         together = self.processes.size > 1 and config.batch_norm == "sync"
-        return [chunk.to(self.device) for chunk in chunks if together or len(chunk)]
+        return [send(chunk, self.device) for chunk in chunks if together or len(chunk)]
 
     def _generator(self, purpose: int) -> np.random.Generator:
         """Return a generator of this step, the same on all processes whatever another purpose has drawn on each."""

@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,12 +95,15 @@ class ProcessGroup:
 def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """Join the processes that torchrun started; yield the group and this process's device.
 
-    device: as in ``PretrainConfig``; with several processes on GPUs each takes the one of its local rank.
+    device: as in ``PretrainConfig``; with several processes on GPUs each takes the one of its local rank. A GPU is the
+    current one meanwhile, which is where Triton launches its kernels.
     Raises InputError for a device that is not usable.
     """
     group = _group_from_environment()
     if group.size == 1:
-        yield group, _device(device)
+        alone = _device(device)
+        with torch.cuda.device(alone) if alone.type == "cuda" else nullcontext():
+            yield group, alone
         return
     own = _device(device)
     if own.type == "cuda":

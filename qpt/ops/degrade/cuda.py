@@ -8,7 +8,8 @@ tests/test_emulator.py runs the same source on the CPU with this module's launch
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,18 @@ from torch import Tensor
 
 from qpt import build
 from qpt.degradations.program import Program
-from qpt.errors import BackendError
+from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.degrade import nvrtc
 from qpt.ops.degrade.order import costly_first
 from qpt.ops.degrade.patches import Patches
 
-BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow; it bounds the scratch too
+BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow
+# Of a device's memory, at most this share is scratch. It bounds the rows in flight of large images: a row of 12
+# megapixels takes 0.2 GiB, so 132 multiprocessors would take 27 GiB.
+SCRATCH_SHARE = 1 / 8
 _SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
+_ALIGNMENT = 256  # bytes, of each tensor that is sent to the device
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,23 @@ class LaunchConfig:
 
     @staticmethod
     def of(
-        program: Program, height: int, width: int, windows: Tensor | None, *, multiprocessors: int, shared_limit: int
+        program: Program,
+        height: int,
+        width: int,
+        windows: Tensor | None,
+        *,
+        multiprocessors: int,
+        shared_limit: int,
+        scratch_limit: float = float("inf"),
     ) -> LaunchConfig:
         """Choose one block per row, at most BLOCKS_PER_MULTIPROCESSOR on each of the multiprocessors.
 
         windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
+        scratch_limit: bytes that all blocks may have together; they are so many fewer, but one.
         """
-        blocks = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
         scratch = extension.load().scratch_bytes(height, width, program.resizes(), windows is not None)
+        most = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
+        blocks = int(max(1, min(most, scratch_limit // scratch)))
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
         return LaunchConfig(blocks, scratch, shared)
@@ -82,12 +96,28 @@ class KernelInputs(NamedTuple):
 
     @staticmethod
     def of(images: Tensor, program: Program, patches: Patches | None) -> KernelInputs:
-        """Copy a program and its patches to the images' device."""
+        """Copy a program and its patches to the images' device, in one copy that the host does not wait for."""
         none = torch.empty(0, dtype=torch.int32, device="cpu")
         fields = (program.ops, program.params, program.seeds, program.source)
         cut = (patches.windows, patches.boxes, patches.lut) if patches else (none, none, none)
         order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
-        return KernelInputs(images, *(field.contiguous().to(images.device) for field in (*fields, order, *cut)))
+        return KernelInputs(images, *_sent((*fields, order, *cut), images.device))
+
+
+def _sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return contiguous copies on a device of tensors on the CPU."""
+    # From pinned memory: a copy from pageable memory is synchronous, and there were eight.
+    sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
+
+    def unpacked(memory: Tensor) -> list[Tensor]:
+        parts = zip(tensors, memory.split(sizes), strict=True)
+        return [part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, part in parts]
+
+    for tensor, place in zip(tensors, unpacked(packed), strict=True):
+        place.copy_(tensor)
+    there = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    return unpacked(there.copy_(packed, non_blocking=True))
 
 
 def kernel_arguments(
@@ -100,7 +130,7 @@ def kernel_arguments(
     _, height, width, _ = inputs.images.shape
     rows, slots = inputs.ops.shape
     images, *fields = inputs
-    pointers = [np.uint64(tensor.data_ptr()) for tensor in (images, out, *fields, scratch)]
+    pointers = [np.uint64(x.data_ptr() if x.numel() else 0) for x in (images, out, *fields, scratch)]
     cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
     extents = (config.shared_bytes, rows, slots, height, width, *cut)
     return (*pointers, np.int64(config.scratch_bytes), *map(np.int32, extents))
@@ -121,24 +151,43 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
     if rows == 0:
         return out
     index = images.device.index
-    function = _kernel(index)
+    kernel = _kernel(index)
     config = LaunchConfig.of(
         program,
         height,
         width,
         patches.windows if patches else None,
-        multiprocessors=torch.cuda.get_device_properties(index).multi_processor_count,
-        shared_limit=function.max_dynamic_shared_size_bytes,
+        multiprocessors=kernel.multiprocessors,
+        shared_limit=kernel.shared_limit,
+        scratch_limit=kernel.memory_bytes * SCRATCH_SHARE,
     )
-    scratch = torch.empty(config.blocks * config.scratch_bytes, dtype=torch.uint8, device=images.device)
+    config, scratch = _allocate(config, images)
     inputs = KernelInputs.of(images, program, patches)
     arguments = kernel_arguments(config, inputs, patches, out, scratch)
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
-    stream = torch.cuda.current_stream(index).cuda_stream
-    with cupy.cuda.Device(index), cupy.cuda.ExternalStream(stream, index):
-        function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
+    with cupy.cuda.Device(index), _stream(cupy, torch.cuda.current_stream(index)):
+        kernel.function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
     return out
+
+
+def _allocate(config: LaunchConfig, images: Tensor) -> tuple[LaunchConfig, Tensor]:
+    """Allocate the scratch of a launch, of half as many blocks as long as the device has not got so much.
+
+    Raises InputError, with the bytes, if there is none for one row.
+    """
+    while True:
+        try:
+            size = config.blocks * config.scratch_bytes
+            return config, torch.empty(size, dtype=torch.uint8, device=images.device)
+        except torch.OutOfMemoryError as error:
+            if config.blocks == 1:
+                height, width = images.shape[1:3]
+                raise InputError(
+                    f"degrade: images must leave {size} bytes of {images.device} free, which one row of {height} x "
+                    f"{width} takes, got {str(error).partition(chr(10))[0]}"
+                ) from error
+            config = replace(config, blocks=config.blocks // 2)
 
 
 @functools.cache
@@ -151,12 +200,20 @@ def available() -> str | None:
     try:
         cupy = _cupy()
     except ImportError as error:
-        return f"CuPy did not import ({error}); install it: pip install 'qpt[cuda]' (CuPy for CUDA 13)"
+        return f"CuPy did not import ({error}); install it: pip install 'qpt[{cupy_extra()}]'"
     try:
         cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return f"CuPy {cupy.__version__} sees no device ({error}); install the CuPy that matches the driver's CUDA"
+        return (
+            f"CuPy {cupy.__version__} sees no device ({error}); install that of torch's CUDA {torch.version.cuda}: "
+            f"pip install 'qpt[{cupy_extra()}]'"
+        )
     return None
+
+
+def cupy_extra() -> str:
+    """Return the extra of this package that brings the CuPy for torch's CUDA."""
+    return "cuda12" if nvrtc.cuda_major() == 12 else "cuda13"
 
 
 def _cupy() -> Any:
@@ -165,21 +222,45 @@ def _cupy() -> Any:
     return cupy
 
 
+def _stream(cupy: Any, stream: Any) -> Any:
+    """Return a stream of torch as one of CuPy's, a context manager."""
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)  # deprecated in CuPy 14
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """qpt_degrade as it is loaded on one device.
+
+    function: CuPy's RawKernel; call it under a guard for the device, as all of its attributes are of the current one.
+    shared_limit: bytes of shared memory that a launch may ask for, per block.
+    """
+
+    function: Any
+    shared_limit: int
+    multiprocessors: int
+    memory_bytes: int
+
+
 @functools.cache
-def _kernel(device: int) -> Any:
+def _kernel(device: int) -> Kernel:
     """Load qpt_degrade for one device, from the fat binary or else from NVRTC, and allow it all shared memory.
 
     Raises BackendError with both causes.
     """
     cupy = _cupy()
+    properties = torch.cuda.get_device_properties(device)
     causes = []
     for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):
         try:
-            with cupy.cuda.Device(device):
+            with cupy.cuda.Device(device) as own:
                 function = load(cupy, device)
-                function.max_dynamic_shared_size_bytes = cupy.cuda.Device(device).attributes[_SHARED_LIMIT]
-                return function
-        except (BackendError, cupy.cuda.driver.CUDADriverError) as error:
+                # What a block may have holds the kernel's own static arrays too.
+                shared = own.attributes[_SHARED_LIMIT] - function.shared_size_bytes
+                function.max_dynamic_shared_size_bytes = shared
+                return Kernel(function, shared, properties.multi_processor_count, properties.total_memory)
+        except (BackendError, OSError, cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             causes.append(f"{origin}: {error}")
     raise BackendError(
         f"degrade: no CUDA kernel for device {device}: {'; '.join(causes)}. Build one for it, with nvcc: "

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -17,19 +18,42 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from qpt.errors import BackendError
 from qpt.io import write_whole
 
 
 def find_library() -> Path | None:
-    """Find libnvrtc in the nvidia-cuda-nvrtc package, which CUDA builds of torch bring, or in a CUDA toolkit."""
+    """Find libnvrtc in the nvidia-cuda-nvrtc packages, which CUDA builds of torch bring, or in a CUDA toolkit.
+
+    One of torch's CUDA major version comes before all others: the driver, which serves torch, loads what it compiles.
+    """
     packages = {sysconfig.get_path("purelib"), *sys.path, site.getusersitepackages()}
     patterns = [Path(folder) / "nvidia" for folder in sorted(packages) if folder]
     found = [library for folder in patterns for library in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     for toolkit in filter(None, toolkits):
         found += [Path(toolkit) / "lib64" / "libnvrtc.so"]
-    return next((library for library in found if library.exists() and "alt" not in library.name), None)
+    usable = [library for library in found if library.exists() and "alt" not in library.name]
+    wanted = cuda_major()
+    return min(usable, key=lambda library: wanted not in (None, _major(library)), default=None)
+
+
+def cuda_major() -> int | None:
+    """Return the major version of the CUDA that torch was built for; None without CUDA."""
+    return int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
+
+
+def package() -> str:
+    """Return the name of the package that brings NVRTC for torch's CUDA."""
+    return "nvidia-cuda-nvrtc-cu12" if cuda_major() == 12 else "nvidia-cuda-nvrtc"
+
+
+def _major(library: Path) -> int | None:
+    """Return the major version in the name of a library or of what it links to, libnvrtc.so.13.0.48."""
+    match = re.search(r"\.so\.(\d+)", library.resolve().name)
+    return int(match.group(1)) if match else None
 
 
 # NVRTC is called through ctypes and not through CuPy, which adds -ftz=true to every compilation: denormals flushed to
@@ -40,14 +64,12 @@ def _library() -> ctypes.CDLL:
     if path is None:
         raise BackendError(
             "NVRTC: libnvrtc was found neither in the Python environment nor in $CUDA_HOME or /usr/local/cuda; "
-            "install it: pip install nvidia-cuda-nvrtc"
+            f"install it: pip install {package()}"
         )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise BackendError(
-            f"NVRTC: {path} did not load ({error}); reinstall it: pip install nvidia-cuda-nvrtc"
-        ) from error
+        raise BackendError(f"NVRTC: {path} did not load ({error}); reinstall it: pip install {package()}") from error
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
 

@@ -6,14 +6,13 @@ Made by ``api.py``, which has checked every argument; read by ``cpu.py`` and ``c
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qpt.data.normalise import normalise
-from qpt.degradations import op_table
 from qpt.degradations.op_table import DEGRADATIONS
 from qpt.degradations.program import Program
 
@@ -72,34 +71,27 @@ def row_windows(program: Program, boxes: Tensor, size: int, height: int, width: 
     From its first slot on, a row is computed on the window only; S means never, with the whole image as the window.
     boxes: (r, P, 2) int32 on the CPU, P >= 1, (top, left) of patches of ``size`` px inside height x width.
     """
-    slots = program.ops.shape[1]
-    resize = op_table.op_id("resize_to")
-    first = boxes.amin(dim=1).tolist()
-    last = (boxes.amax(dim=1) + size).tolist()
-    rows = []
-    for ops, params, low, high in zip(program.ops.tolist(), program.params.tolist(), first, last, strict=True):
-        # Backwards from the last op: the patches need the union of their boxes, and each op before them that takes
-        # windows widens it by its halo. The first op that does not take windows ends the loop.
-        slot, halo, grid = slots, 0, 1
-        for op, values in zip(reversed(ops), reversed(params), strict=True):
-            if op >= 0:
-                entry = DEGRADATIONS[op]
-                if entry.grid_px is None:
-                    break
-                halo += entry.halo_px(values) or 0
-                grid = math.lcm(grid, entry.grid_px)
-            slot -= 1
-        top, h = _grow(low[0], high[0], halo, grid, height)
-        left, w = _grow(low[1], high[1], halo, grid, width)
-        # A window saves nothing if no op is left for it or if it is the image. A row with resize_to has none: its last
-        # ops may act at another size than that of the boxes.
-        if resize in ops or all(op < 0 for op in ops[slot:]) or (h, w) == (height, width):
-            slot, top, left, h, w = slots, 0, 0, height, width
-        rows.append((slot, top, left, h, w))
-    return torch.tensor(rows, dtype=torch.int32, device="cpu").view(-1, 5)
-
-
-def _grow(low: int, high: int, halo: int, grid: int, size: int) -> tuple[int, int]:
-    """Grow [low, high) by halo, then to the grid, inside [0, size); return (start, length)."""
-    start = max(low - halo, 0) // grid * grid
-    return start, min(-(-(high + halo) // grid) * grid, size) - start
+    ops, slots = program.ops.numpy(), program.ops.shape[1]
+    used = ops >= 0
+    grids = np.array([row.grid_px or 0 for row in DEGRADATIONS])  # 0: an op that takes no windows
+    grid = np.where(used, grids[np.maximum(ops, 0)], 1)
+    # Backwards from the last op: the patches need the union of their boxes, and each op before them that takes windows
+    # widens it by its halo. The last op that takes none ends that.
+    after = np.arange(1, slots + 1)
+    first = np.max(after * (grid == 0), axis=1, initial=0)
+    windowed = after > first[:, None]
+    halo = np.zeros(len(ops), np.int64)
+    found = np.nonzero(windowed & used)
+    values = program.params.numpy()[found].tolist()
+    halos = [DEGRADATIONS[op].halo_px(v) or 0 for op, v in zip(ops[found].tolist(), values, strict=True)]
+    np.add.at(halo, found[0], np.array(halos, np.int64))
+    unit = np.lcm.reduce(np.where(windowed, grid, 1), axis=1, initial=1)[:, None]
+    low, high = boxes.amin(dim=1).numpy() - halo[:, None], boxes.amax(dim=1).numpy() + size + halo[:, None]
+    extents = np.array([height, width])
+    start = np.maximum(low, 0) // unit * unit
+    length = np.minimum(-(-high // unit) * unit, extents) - start
+    # A window saves nothing if no op is left for it or if it is the image. A row with resize_to has none: its last ops
+    # may act at another size than that of the boxes.
+    whole = program.resized_rows() | ~(windowed & used).any(axis=1) | (length == extents).all(axis=1)
+    windows = np.where(whole[:, None], [slots, 0, 0, height, width], np.column_stack([first, start, length]))
+    return torch.from_numpy(windows.astype(np.int32))
