@@ -213,12 +213,19 @@ def test_the_command_reports_the_agreement_with_scores(clean: Path, table: Path,
     assert measured["trained"]["median"] == pytest.approx(np.median(expected))
     assert measured["untrained"]["srcc"] != measured["trained"]["srcc"]
     assert measured["trained"]["clean_images"] == 12 and measured["trained"]["images"] == 24
+    assert measured["shrinkage"] == 1
     assert str(tmp_path) not in json.dumps(result) and str(clean) not in json.dumps(result)
 
     assert cli.main([*arguments, *scores]) == 0  # the second time from the cache of features
     text = " ".join(capsys.readouterr().out.split())
     assert f"scores of 24 photographs of {table.parent.name}: trained {measured['trained']['srcc']:.3f}" in text
     assert "distance to the 12 clean photographs" in text and "was trained on the clean photographs" in text
+
+    assert cli.main([*arguments, *scores, "--clean-shrinkage", "0.9", "--json"]) == 0
+    shrunk = json.loads(capsys.readouterr().out)["clean_distance"]
+    expected = clean_distances(encoder, clean, read.paths, shrinkage=0.9)
+    assert shrunk["shrinkage"] == 0.9
+    assert shrunk["trained"]["median"] == pytest.approx(np.median(expected), rel=1e-5)
 
     assert cli.main([*arguments, "--clean", str(clean)]) == 0
     assert "median of 6 photographs: trained" in " ".join(capsys.readouterr().out.split())
@@ -230,6 +237,7 @@ def test_the_command_reports_the_agreement_with_scores(clean: Path, table: Path,
         (["--csv", "TABLE"], "clean must be a folder of clean photographs where scores are given, got none"),
         (["--clean", "nowhere"], "folder must be an existing folder"),
         (["--clean", "SIX"], "clean must be a folder of at least 10 images, got 6"),
+        (["--clean", "CLEAN", "--clean-shrinkage", "2"], "shrinkage must be at most 1, got 2"),
     ],
 )
 def test_bad_options_exit_2(clean: Path, table: Path, tmp_path: Path, capsys, options: list[str], words: str) -> None:
@@ -237,7 +245,7 @@ def test_bad_options_exit_2(clean: Path, table: Path, tmp_path: Path, capsys, op
     six.mkdir()
     for name, pixels in image_regions().items():
         Image.fromarray(pixels).save(six / f"{name}.png")
-    places = {"TABLE": str(table), "SIX": str(six)}
+    places = {"TABLE": str(table), "SIX": str(six), "CLEAN": str(clean)}
     run = write_run(tmp_path / "run")
     arguments = ["probe", str(run), str(clean), "--size", "48", "--crops", "1", "--photographs", "6"]
     assert cli.main([*arguments, *(places.get(option, option) for option in options)]) == 2

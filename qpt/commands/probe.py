@@ -37,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clean photographs, at least 10: also measure the distance of other photographs' features to theirs, and "
         "with --csv or --dataset how well it agrees with scores",
     )
+    parser.add_argument(
+        "--clean-shrinkage",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="0 to 1: how far the correlations of the clean photographs' features are taken towards none",
+    )
     add_table_arguments(parser, required=False)
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
@@ -47,9 +54,12 @@ def run(args: argparse.Namespace) -> int:
     from qpt.evaluate.probe import probe_run
     from qpt.io import to_json
 
-    settings = {name: getattr(args, name) for name in ("photographs", "crops", "size", "space", "seed")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("photographs", "crops", "size", "space", "seed", "clean", "clean_shrinkage")
+    }
     scores = read_table_arguments(args) if args.csv is not None or args.dataset is not None else None
-    result = probe_run(args.run, args.data, **settings, clean=args.clean, scores=scores)
+    result = probe_run(args.run, args.data, **settings, scores=scores)
     if args.json:
         print(to_json(result))
         return 0

@@ -100,6 +100,7 @@ def probe_run(
     space: str = "qpt",
     seed: int = 0,
     clean: str | Path | None = None,
+    clean_shrinkage: float = 1.0,
     scores: ScoreTable | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -108,8 +109,8 @@ def probe_run(
     data: images the run was not trained on; every third is measured on, the others are fitted on.  photographs: the
     most that are used, evenly spaced, >= 3.  crops: of each image, at native resolution.  size: side of a crop, px, >=
     32; smaller images are left out.  space: a preset's name or a YAML file.  clean: a folder of at least 10 clean
-    images, to which the distance of others is measured: of those of ``scores``, or of ``data`` without scores.  quiet:
-    no progress bars.
+    images, to which the distance of others is measured: of those of ``scores``, or of ``data`` without scores.
+    clean_shrinkage: of the correlations of clean features (``CleanReference.fit``).  quiet: no progress bars.
     Returns plain data: settings, counts, ``trained`` and ``untrained`` (the fields of ProbeResult), whether ``data`` is
     the very folder that the run was trained on and, with ``clean``, ``clean_distance`` (see ``_clean_distance``).
     Raises InputError for what ``load_encoder``, ``list_images`` or ``clean_reference`` refuse, arguments out of range,
@@ -136,7 +137,21 @@ def probe_run(
     arch, width = encoder.arch, encoder.width
     encoders = {"trained": encoder, "untrained": untrained_encoder(arch, width, seed)}
     trained_on = checkpoint.get("data_fingerprint")
-    result = {
+    of_clean: dict[str, Any] = {}
+    if clean is not None:  # first, since a bad argument of it shows at once
+        cache = feature_cache(run)
+        measured = {
+            name: _clean_distance(net, clean, clean_shrinkage, images, scores, cache, name, quiet)
+            for name, net in encoders.items()
+        }
+        of_clean["clean_distance"] = {
+            "clean": Path(clean).resolve().name,
+            "trained_on_clean": trained_on == data_fingerprint(Path(clean), list_images(clean)),
+            "shrinkage": float(clean_shrinkage),
+            "scores": None if scores is None else scores.name,
+            **measured,
+        }
+    return {
         "format": FORMAT,
         "run": run_name(run),
         "data": Path(data).resolve().name,
@@ -155,42 +170,34 @@ def probe_run(
         "held_out_images": len(sets[1].program),
         "trained_on_this_folder": trained_on == data_fingerprint(Path(data), files),
         **{name: asdict(probe(net, *sets, label=name, quiet=quiet)) for name, net in encoders.items()},
+        **of_clean,
     }
-    if clean is not None:
-        result["clean_distance"] = {
-            "clean": Path(clean).resolve().name,
-            "trained_on_clean": trained_on == data_fingerprint(Path(clean), list_images(clean)),
-            "scores": None if scores is None else scores.name,
-            **{
-                name: _clean_distance(net, name, Path(clean), images, scores, feature_cache(run), quiet)
-                for name, net in encoders.items()
-            },
-        }
-    return result
 
 
 def _clean_distance(
     encoder: Encoder,
-    label: str,
-    clean: Path,
+    clean: str | Path,
+    shrinkage: float,
     images: Sequence[NDArray[np.uint8]],
     scores: ScoreTable | None,
     cache: Path,
+    label: str,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Measure the distance to clean images of one encoder, on the images of ``scores`` or else on ``images``.
+    """Measure the distance of the images of ``scores``, or else of ``images``, to clean ones with one encoder.
 
-    Returns clean_images, images (their counts), median (of the distances of the images), and srcc, Spearman's
-    correlation of the negative distance with the scores; None without scores.
+    Returns clean_images and images (counts), median (of the distances of the images), and srcc, Spearman's correlation
+    of the negative distance with the scores; None without scores.
     """
     protocol = FeatureProtocol()
-    reference = clean_reference(encoder, clean, protocol=protocol, label=f"{label}, clean photographs", quiet=quiet)
+    name = f"{label}, clean photographs"
+    reference = clean_reference(encoder, clean, protocol=protocol, shrinkage=shrinkage, label=name, quiet=quiet)
     if scores is None:
         features = np.stack([image_features(encoder, pixels, protocol) for pixels in images])
     else:
-        key, label = images_key(scores), f"{label}, photographs with scores"
+        name, key = f"{label}, photographs with scores", images_key(scores)
         features = extract(
-            encoder, scores.paths, protocol=protocol, label=label, cache=cache, images_key=key, quiet=quiet
+            encoder, scores.paths, protocol=protocol, label=name, cache=cache, images_key=key, quiet=quiet
         )
     distances = reference.distances(features)
     return {
