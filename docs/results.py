@@ -25,6 +25,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": lambda: study_tables.means(BACKBONE),
     "coefficients": lambda: study_tables.means(BACKBONE, "plcc_logistic"),
     "study": lambda: study_tables.findings(BACKBONE),
+    "distance": lambda: study_tables.distances(BACKBONE),
     "speed": lambda: speed_table.markdown(tables.load),
     "score": partial(tables.rates, "score"),
     "step": tables.step,

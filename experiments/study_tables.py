@@ -119,6 +119,26 @@ def means(content: Mapping[str, Any], metric: str = "srcc") -> str:
     return table(header, lines, others="---:")
 
 
+def distances(content: Mapping[str, Any]) -> str:
+    """Return a table of the arms with an encoder: SRCC of minus the distance to clean images, as ``means`` has it."""
+    names = table_names(content)
+    shrinkages = sorted({s for row in content["rows"] for t in row["tables"].values() for s in t["clean_distance"]})[
+        ::-1
+    ]
+    header = ["features", *(f"{name}, shrinkage {shrinkage}" for name in names for shrinkage in shrinkages)]
+    lines = []
+    for arm in arm_names(content):
+        rows = [row["tables"] for row in content["rows"] if row["arm"] == arm]
+        found = [
+            [row[name]["clean_distance"][s] for row in rows if row[name]["clean_distance"]]
+            for name in names
+            for s in shrinkages
+        ]
+        if any(found):
+            lines.append([content["arms"][arm]["about"], *map(_mean, found)])
+    return table(header, lines, others="---:")
+
+
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""

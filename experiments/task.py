@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from benchmarks.harness import environment
 from qpt.data.crops import cut_crops
@@ -26,7 +27,8 @@ from qpt.data.images import load_rgb
 from qpt.data.listing import list_images
 from qpt.data.normalise import normalise
 from qpt.evaluate.classical import classical_features
-from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, images_key, weights_hash
+from qpt.evaluate.clean_distance import CleanReference
+from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, hash_of, images_key, weights_hash
 from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.table import ScoreTable, read_table
@@ -43,6 +45,7 @@ CLEAN_CROPS, CLEAN_BATCH = 1024, 64
 STOPPED = 130
 PATHS = ("data", "out", "init", "space")
 METRICS = ("srcc", "plcc_logistic")
+SHRINKAGES = (1.0, 0.9)
 
 
 def main(folder: Path) -> int:
@@ -122,14 +125,15 @@ def evaluate_on(task: Mapping[str, Any], folder: Path, csv: str) -> None:
     if file.is_file():
         return
     protocol, cache = FeatureProtocol(task["crop_px"], task["crops"]), folder.parent.parent / "features"
-    weights = ""
+    weights, distance = "", {}
     if task["kind"] == "classical":
         found = classical_features(table.paths, cache=cache, images_key=images_key(table), quiet=True)
         feature = task["arm"].removeprefix("classical-")
         views = {feature: found[feature]}
     else:
         encoder = load_encoder(folder / "run")
-        features, weights = features_of(encoder, table, protocol, cache), weights_hash(encoder)
+        features = features_of(encoder, table.paths, images_key(table), protocol, cache)
+        weights, distance = weights_hash(encoder), agreement_of_distance(task, encoder, features, table, cache)
         views = {str(read_out): read_out.select(features, encoder.stage_dims) for read_out in READ_OUTS}
     _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)
     records = {name: evaluate_splits(views, table.mos, table.groups, splits) for name, splits in regimes.items()}
@@ -138,22 +142,36 @@ def evaluate_on(task: Mapping[str, Any], folder: Path, csv: str) -> None:
         "features": protocol.describe(),
         "split_seed": SPLIT_SEED,
         "weights_sha256": weights,
+        "clean_distance": distance,
         "regimes": {name: {m: [split[m] for split in splits] for m in METRICS} for name, splits in records.items()},
     }
     write_json(content, file)
 
 
-def features_of(encoder: Encoder, table: ScoreTable, protocol: FeatureProtocol, cache: Path) -> NDArray[np.float32]:
+def features_of(
+    encoder: Encoder, paths: Sequence[Path], key: str, protocol: FeatureProtocol, cache: Path
+) -> NDArray[np.float32]:
     """Return the features of an encoder, those of two trunks joined from the trunks' own, which other arms share."""
     if not isinstance(encoder, TwoTrunks):
-        key = images_key(table)
-        return extract(
-            encoder, table.paths, protocol=protocol, label=table.name, cache=cache, images_key=key, quiet=True
-        )
-    frozen, tuned = (features_of(trunk, table, protocol, cache) for trunk in (encoder.frozen, encoder.tuned))
+        return extract(encoder, paths, protocol=protocol, label="study", cache=cache, images_key=key, quiet=True)
+    frozen, tuned = (features_of(trunk, paths, key, protocol, cache) for trunk in (encoder.frozen, encoder.tuned))
     ends = np.cumsum(encoder.frozen.stage_dims)[:-1]
     pairs = zip(np.split(frozen, ends, axis=-1), np.split(tuned, ends, axis=-1), strict=True)
     return np.concatenate([part for pair in pairs for part in pair], axis=-1)
+
+
+def agreement_of_distance(
+    task: Mapping[str, Any], encoder: Encoder, features: NDArray[np.float32], table: ScoreTable, cache: Path
+) -> dict[str, float]:
+    """Return, by shrinkage, the SRCC of MOS with minus the distance to the photographs of pre-training."""
+    clean = list_images(Path(task["config"]["data"]))
+    key = hash_of(*(hashlib.sha256(path.read_bytes()).hexdigest() for path in clean))
+    known = features_of(encoder, clean, key, FeatureProtocol(task["crop_px"], task["crops"]), cache)
+    found = {}
+    for shrinkage in SHRINKAGES:
+        reference = CleanReference.fit(known, encoder.stage_dims, shrinkage=shrinkage)
+        found[f"{shrinkage:g}"] = float(spearmanr(-reference.distances(features), table.mos)[0])
+    return found
 
 
 def collect(folder: Path, base: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -207,6 +225,7 @@ def make_row(
                     }
                     for metric in METRICS
                 },
+                "clean_distance": found["clean_distance"],
             }
             for found in evaluations
         },

@@ -18,7 +18,7 @@ from experiments import __main__ as command
 from experiments import study, study_tables, task
 from experiments.recipe import RECIPE, choose, read_recipe
 from qpt import InputError, load_encoder
-from qpt.evaluate.features import FeatureProtocol, extract
+from qpt.evaluate.features import FeatureProtocol, extract, images_key
 from qpt.evaluate.table import read_table
 from qpt.models.encoder import untrained_encoder
 from qpt.models.two_trunks import TwoTrunks
@@ -139,7 +139,9 @@ def test_a_study_from_end_to_end(
         *((arm, 0, 0) for arm in ("clean", "both", "classical-brisque")),
     ]
     assert str(tmp_path) not in json.dumps(content)
-    assert set(content["rows"][0]["tables"]["blurred"]["srcc"]) == {"all", "few"}
+    found = content["rows"][0]["tables"]["blurred"]
+    assert set(found["srcc"]) == set(found["plcc_logistic"]) == {"all", "few"}
+    assert set(found["clean_distance"]) == {"1", "0.9"} and all(abs(v) <= 1 for v in found["clean_distance"].values())
 
     folders = {arm: tmp_path / "out" / arm / "seed0" / "run" for arm in ("base", "untrained", "clean")}
     weights = {arm: load_encoder(folder).state_dict() for arm, folder in folders.items()}
@@ -153,7 +155,7 @@ def test_a_study_from_end_to_end(
     for trunk, arm in ((both.frozen, "untrained"), (both.tuned, "base")):
         assert all(torch.equal(value, weights[arm][name]) for name, value in trunk.state_dict().items())
     table, protocol = read_table(arguments[arguments.index("--table") + 1]), FeatureProtocol(crops=1)
-    joined = task.features_of(both, table, protocol, tmp_path / "out" / "features")
+    joined = task.features_of(both, table.paths, images_key(table), protocol, tmp_path / "out" / "features")
     assert np.array_equal(joined, extract(both, table.paths, protocol=protocol, label="both", quiet=True))
 
     assert command.main([*arguments, "--arms", "one", "two", "--best", "0.01"]) == 0
