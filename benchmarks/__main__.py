@@ -1,7 +1,8 @@
 """``python -m benchmarks NAME [--out JSON]``: run one benchmark, print its table, write its record.
 
 A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here. One
-that has options of its own adds them in ``add_arguments(parser)``, and its ``run`` takes the parsed ones as well.
+that has options of its own adds them in ``add_arguments(parser)``, and its ``run`` takes the parsed ones as well. Those
+of ``ON_DEVICES`` compute on ``settings.device``.
 """
 
 import argparse
@@ -23,6 +24,7 @@ NAMES = {
     "loader": "benchmarks.bench_loader",
     "step": "benchmarks.bench_step",
 }
+ON_DEVICES = ("degrade", "contrastive", "score", "loader", "step")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of: " + ", ".join(NAMES))
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch and the engine (default: torch's own)")
+    parser.add_argument("--device", default="cpu", help="what tensors are on: cpu, cuda or cuda:N (default cpu)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; not for results")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/NAME.json; --quick: none)")
     for module in modules.values():
@@ -48,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
 
-    settings = harness.Settings(rounds=options.rounds, quick=options.quick)
+    if problem := _refused(options.name, options.device):
+        parser.error(problem)
+    settings = harness.Settings(rounds=options.rounds, quick=options.quick, device=options.device)
     try:
         module = modules[options.name]
         report = module.run(settings, options) if hasattr(module, "add_arguments") else module.run(settings)
@@ -64,6 +69,23 @@ def main(arguments: list[str] | None = None) -> int:
         harness.write_json(report, settings, out)
         print(f"\nwritten: {out}", file=sys.stderr)
     return 0
+
+
+def _refused(name: str, device: str) -> str | None:
+    """Return why a benchmark cannot run on a device; None if it can."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        return f"--device must be cpu, cuda or cuda:N, got {device!r}"
+    if wanted.type == "cpu":
+        return None
+    if name not in ON_DEVICES:
+        return f"--device must be cpu for {name}, which computes nothing on a device, got {device!r}"
+    count = torch.cuda.device_count() if wanted.type == "cuda" else 0
+    if count <= (wanted.index or 0):
+        return f"--device must be usable here, got {device!r} with {count} CUDA devices"
+    torch.cuda.set_device(wanted)  # where Triton launches its kernels
+    return None
 
 
 if __name__ == "__main__":

@@ -67,26 +67,25 @@ class DegradeReport(Report):
 def run(settings: Settings) -> DegradeReport:
     """Time every op of the table and chains in interleaved rounds, then threads and sizes."""
     images = sample_crops(8 if settings.quick else 32, 48 if settings.quick else 256)
-    threads = torch.get_num_threads()
+    threads, device = torch.get_num_threads(), settings.device
     cv2.setNumThreads(1)
     baselines = degrade_libraries.all_baselines()
     with ThreadPoolExecutor(threads) as pool:
-        cases = [_case(op, baselines.get(op, []), images, pool, threads) for op in NAMES]
-        cases.append(_chain_case(baselines, images, pool, threads))
-        cases.append(_preset_case(images, threads))
-        cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads))
-        rows = measure(cases, settings.rounds)
+        cases = [_case(op, baselines.get(op, []), images, pool, threads, device) for op in NAMES]
+        cases.append(_chain_case(baselines, images, pool, threads, device))
+        cases.append(_preset_case(images.to(device), threads))
+        cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads, device))
+        rows = measure(cases, settings.rounds, device=device)
     ratios = ratios_of(rows)
-    ratios["threads"] = _scaling(images, threads, settings)
-    ratios["slopes"] = _slopes(settings)
-    ratios["call_us"] = _call_us()
+    if device == "cpu":
+        ratios |= {"threads": _scaling(images, threads, settings), "slopes": _slopes(settings), "call_us": _call_us()}
     count, side = images.shape[:2]
     remarks = [
-        f"Batches of {count} crops of photographs, {side} x {side}, each with its own parameters (levels 1 to 5 in "
-        f"turn), {threads} threads. Differences from qpt are in the record.",
+        f"Batches of {count} crops of photographs, {side} x {side}, parameters of their own (levels 1 to 5 in turn), "
+        f"{threads} threads; qpt and libraries of batches on {device}. Differences from qpt are in the record.",
         "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all "
         "baselines are built before they are timed.",
-        _summary(ratios),
+        *([_summary(ratios)] if device == "cpu" else []),
     ]
     return DegradeReport("degrade", rows, remarks=remarks, figures=ratios)
 
@@ -141,12 +140,14 @@ def parameters_of(op: str, count: int) -> list[tuple[float, ...]]:
     return [tuple(values) for values in program.params[:, 0].tolist()]
 
 
-def _case(op: str, baselines: list[Baseline], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int) -> Case:
+def _case(
+    op: str, baselines: list[Baseline], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int, device: str
+) -> Case:
     parameters = parameters_of(op, len(images))
     names = len(DEGRADATIONS[NAMES.index(op)].parameters)
     chains: Chains = [[(op, values[:names])] for values in parameters]
-    contenders = [_ours(chains, images, threads)]
-    contenders += [_theirs({op: baseline}, baseline.library, chains, images, pool) for baseline in baselines]
+    contenders = [_ours(chains, images, threads, device)]
+    contenders += [_theirs({op: baseline}, baseline.library, chains, images, pool, device) for baseline in baselines]
 
     def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         pixels, found = images.numpy(), {}
@@ -158,18 +159,23 @@ def _case(op: str, baselines: list[Baseline], images: torch.Tensor, pool: Thread
     return Case(op, "x".join(map(str, images.shape)), len(images), contenders, agree)
 
 
-def _ours(chains: Chains, images: torch.Tensor, threads: int) -> Contender:
-    count = len(images)
+def _ours(chains: Chains, images: torch.Tensor, threads: int, device: str) -> Contender:
+    count, there = len(images), images.to(device)
     program = Program.from_chains([list(chain) for chain in chains], seeds=range(count), source=range(count))
-    return Contender("qpt", lambda: degrade(images, program, threads=threads).numpy())
+    return Contender("qpt", lambda: degrade(there, program, threads=threads))
 
 
 def _theirs(
-    ways: dict[str, Baseline], library: str, chains: Chains, images: torch.Tensor, pool: ThreadPoolExecutor
+    ways: dict[str, Baseline],
+    library: str,
+    chains: Chains,
+    images: torch.Tensor,
+    pool: ThreadPoolExecutor,
+    device: str,
 ) -> Contender:
     note = "; ".join(dict.fromkeys(baseline.note for baseline in ways.values() if baseline.note))
     if any(baseline.batch for baseline in ways.values()):
-        return Contender(library, _batched(ways, chains, images), note)
+        return Contender(library, _batched(ways, chains, images.to(device)), note)
     every_image = list(images.numpy())
 
     def one(job: tuple[Pixels, list[tuple[str, tuple[float, ...]]]]) -> Pixels:
@@ -189,8 +195,8 @@ def _batched(ways: dict[str, Baseline], chains: Chains, images: torch.Tensor) ->
         for op in ways:
             mine = [i for i, chain in enumerate(chains) if position < len(chain) and chain[position][0] == op]
             if mine:
-                values = torch.tensor([chains[i][position][1] for i in mine])
-                steps.append((ways[op].call, torch.tensor(mine), values))
+                values = torch.tensor([chains[i][position][1] for i in mine], device=images.device)
+                steps.append((ways[op].call, torch.tensor(mine, device=images.device), values))
 
     @torch.no_grad()
     def call() -> torch.Tensor:
@@ -207,13 +213,14 @@ def _batched(ways: dict[str, Baseline], chains: Chains, images: torch.Tensor) ->
 
 
 def _levels(answer: Any) -> np.ndarray:
-    """Convert an answer to float64 grey levels [n, H, W, 3]."""
+    """Convert an answer to float64 grey levels [n, H, W, 3]; a float tensor is of channels first."""
     if isinstance(answer, torch.Tensor):
-        answer = answer.mul(255).clamp(0, 255).permute(0, 2, 3, 1).numpy()
+        floats = answer.is_floating_point()
+        answer = (answer.mul(255).clamp(0, 255).permute(0, 2, 3, 1) if floats else answer).cpu().numpy()
     return np.asarray(answer, np.float64)
 
 
-def compare(op: str, baseline: Baseline, ours: np.ndarray, theirs: Any, images: np.ndarray) -> float:
+def compare(op: str, baseline: Baseline, ours: Any, theirs: Any, images: np.ndarray) -> float:
     """Return the difference of two results; raises Disagreement if it is larger than the baseline is allowed."""
     first, second = _levels(ours), _levels(theirs)
     if baseline.spread:  # away from black and white, where clipping shortens a change
@@ -248,7 +255,7 @@ def draw_chains(count: int, seed: int = 0) -> Chains:
 
 
 def _chain_case(
-    baselines: dict[str, list[Baseline]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int
+    baselines: dict[str, list[Baseline]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int, device: str
 ) -> Case:
     chains = draw_chains(len(images))
     used = [op for op in (*CHAIN_OPS, *COLOURS) if op != "colour"]
@@ -269,8 +276,8 @@ def _chain_case(
             found[library] = {"mean_levels": difference}
         return found
 
-    contenders = [_ours(chains, images, threads)]
-    contenders += [_theirs(ways, library, chains, images, pool) for library, ways in complete.items()]
+    theirs = [_theirs(ways, library, chains, images, pool, device) for library, ways in complete.items()]
+    contenders = [_ours(chains, images, threads, device), *theirs]
     return Case(CHAIN_OP, "x".join(map(str, images.shape)), len(images), contenders, agree)
 
 
@@ -285,19 +292,20 @@ def _preset_case(images: torch.Tensor, threads: int) -> Case:
     )
 
 
-def _patches(count: int, side: int, size: int, threads: int) -> Case:
+def _patches(count: int, side: int, size: int, threads: int, device: str) -> Case:
     """Return the case of pairs of patches, as in pre-training: chains on windows, and on whole images cropped after."""
-    images = sample_crops(count, side)
+    images = sample_crops(count, side).to(device)
     program = DegradationSpace.preset("qpt").sample(count, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     boxes = torch.tensor([draw_pair(rng, size, side, 0.1, 0.3) for _ in range(count)], dtype=torch.int32)
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    # Tensors all: CUDA divides by a Python number by way of its reciprocal.
+    mean, std, white = (torch.tensor(x, device=device) for x in (IMAGENET_MEAN, IMAGENET_STD, 255.0))
 
     def crop_whole_images() -> torch.Tensor:
         rows = degrade(images, program, threads=threads)
         corners = [(row, *corner) for row, pair in zip(rows, boxes.tolist(), strict=True) for corner in pair]
         crops = torch.stack([row[top : top + size, left : left + size] for row, top, left in corners])
-        normalised = crops.float().div_(255).sub_(mean).div_(std)
+        normalised = crops.float().div_(white).sub_(mean).div_(std)
         return normalised.permute(0, 3, 1, 2).unflatten(0, (count, 2))
 
     def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:

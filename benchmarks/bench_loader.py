@@ -51,11 +51,11 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
     if not per_epoch:  # a few files: each counts as several images
         dataset = _dataset(files * (BATCH // len(files) + 1), folder or Path("/"))
     sampler = StepSampler(len(dataset), BATCH, seed=0, first_step=0, steps=batches)
-    cases = [_case(dataset, sampler, workers, batches) for workers in WORKERS]
+    cases = [_case(dataset, sampler, workers, batches, torch.device(settings.device)) for workers in WORKERS]
     jpegs = [file for file in files if file.suffix.lower() in (".jpg", ".jpeg")][: 2 if settings.quick else 100]
     if jpegs:
         cases.append(_resized_case(jpegs))
-    rows = measure(cases, settings.rounds, warmup=1)
+    rows = measure(cases, settings.rounds, warmup=1, device=settings.device)
     megapixels = np.mean([np.prod(_size(file)) for file in files]) / 1e6
     remarks = [
         f"{BATCH * batches} photographs of {len(files)} files, {megapixels:.2f} megapixels on average, regions of "
@@ -85,7 +85,7 @@ def _dataset(files: list[Path], root: Path) -> RegionDataset:
     )
 
 
-def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: int) -> Case:
+def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: int, device: torch.device) -> Case:
     keys = [key for batch in sampler for key in batch]
     paths = [dataset.source.open(index) for _, index in keys]
 
@@ -108,7 +108,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
             first_step=0,
             steps=batches,
             workers=workers,
-            device=torch.device("cpu"),
+            device=device,
             stall_seconds=0,
         ) as feed:
             found = (feed.next() for _ in range(batches))
@@ -116,7 +116,7 @@ def _case(dataset: RegionDataset, sampler: StepSampler, workers: int, batches: i
 
     def plain() -> list[int]:
         loader = DataLoader(_Plain(dataset), batch_sampler=sampler, num_workers=workers)
-        return [_lattice(batch) for batch in loader]
+        return [_lattice(batch.to(device)) for batch in loader]
 
     def agree(answers: dict[str, Any]) -> dict[str, dict[str, float]]:
         if len(answers[OURS]) != batches or answers[OURS] != answers[PLAIN]:

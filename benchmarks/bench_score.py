@@ -68,6 +68,7 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
     else:
         encoder = load_encoder(options.encoder)
         name = f"qpt, run {run_name(options.encoder)} ({encoder.description})"
+    encoder.to(settings.device)
     peer = brisque()
     remarks = [
         f"{threads} threads each. Times include decoding. BRISQUE is the package's own model; ours is {name}.",
@@ -86,7 +87,7 @@ def run(settings: Settings, options: argparse.Namespace) -> ScoreReport:
             plain = ReadOut("last", "mean")
             scorer = Scorer(encoder, plain, FeatureProtocol(), weights, 0.0, 0.0, 100.0, {"name": "none"})
             cases.append(_case("scikit-image", sample_images(), scorer, peer, pool, settings))
-        rows = measure(cases, settings.rounds, warmup=1)
+        rows = measure(cases, settings.rounds, warmup=1, device=settings.device)
     return ScoreReport("score", rows, remarks=[*remarks, *map(_sentence, found)], agreement=found)
 
 

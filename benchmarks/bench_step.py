@@ -37,15 +37,15 @@ class StepReport(Report):
 def run(settings: Settings) -> StepReport:
     """Time the parts and the step in interleaved rounds."""
     small: dict[str, Any] = {"width": 8, "patch_size": 32, "batch_images": 4, "pool_size": 64} if settings.quick else {}
-    config = _config(**small)
-    regions = sample_crops(config.batch_images, config.region)
+    config, device = _config(**small), torch.device(settings.device)
+    regions = sample_crops(config.batch_images, config.region).to(device)
     patches = _degraded(config, regions)
     cases = [
         _degrade_case(config, regions),
-        _loss_case(config),
+        _loss_case(config, device),
         _step_case(config, patches, small),
     ]
-    rows = measure(cases, settings.rounds, warmup=1)
+    rows = measure(cases, settings.rounds, warmup=1, device=settings.device)
     figures = shares(rows)
     return StepReport("step", rows, remarks=[_remark(figures)], figures=figures)
 
@@ -87,17 +87,18 @@ def _degrade_case(config: PretrainConfig, regions: torch.Tensor) -> Case:
     return Case("degradations", shape, len(regions), [Contender("qpt", lambda: _degraded(config, regions))], agree)
 
 
-def _unit(rows: int, dim: int, seed: int) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+def _unit(rows: int, dim: int, seed: int, device: torch.device) -> torch.Tensor:
+    drawn = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=1).to(device)
 
 
-def _loss_case(config: PretrainConfig) -> Case:
+def _loss_case(config: PretrainConfig, device: torch.device) -> Case:
     rows = config.batch_images * config.compositions
     queries, keys, pool = (
-        _unit(n, config.projection_dim, seed) for seed, n in enumerate((rows, rows, config.pool_size))
+        _unit(n, config.projection_dim, seed, device) for seed, n in enumerate((rows, rows, config.pool_size))
     )
-    groups, images = torch.arange(rows), torch.arange(config.batch_images).repeat_interleave(config.compositions)
-    pool_groups = torch.arange(config.pool_size) + rows
+    groups, pool_groups = torch.arange(rows, device=device), torch.arange(config.pool_size, device=device) + rows
+    images = groups // config.compositions
 
     def loss() -> torch.Tensor:
         leaf = queries.clone().requires_grad_()
@@ -127,8 +128,8 @@ def _step_case(config: PretrainConfig, patches: torch.Tensor, small: dict[str, A
         f"qpt, chunks of {chunk} photographs": _config(**small, chunk_images=chunk),
         "qpt, activation checkpointing": _config(**small, activation_checkpointing=True),
     }
-    images = torch.arange(config.batch_images).repeat_interleave(config.compositions)
-    learners = {name: _filled(Learner(way, torch.device("cpu"))) for name, way in ways.items()}
+    images = torch.arange(config.batch_images, device=patches.device).repeat_interleave(config.compositions)
+    learners = {name: _filled(Learner(way, patches.device)) for name, way in ways.items()}
 
     def step(learner: Learner) -> float:
         assert learner.pool is not None
@@ -149,5 +150,6 @@ def _filled(learner: Learner) -> Learner:
     """Fill the pool, as it is in all but the first steps of a run."""
     pool = learner.pool
     assert pool is not None
-    pool.push(_unit(pool.capacity, pool.dim, 9), pool.new_groups(pool.capacity), torch.arange(pool.capacity))
+    images = torch.arange(pool.capacity, device=learner.device)
+    pool.push(_unit(pool.capacity, pool.dim, 9, learner.device), pool.new_groups(pool.capacity), images)
     return learner

@@ -242,3 +242,17 @@ def test_missing_tool_is_one_explained_error(monkeypatch, tmp_path):
     monkeypatch.setattr(resources.shutil, "which", lambda name, path: None)
     with pytest.raises(BackendError, match=r"cuobjdump not found .* run: pip install triton"):
         resources.cuobjdump("-sass", tmp_path / "x.cubin")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "problem"),
+    [
+        ("step", "cuda", "--device must be usable here, got 'cuda' with 0 CUDA devices"),
+        ("contrastive", "gpu", "--device must be cpu, cuda or cuda:N, got 'gpu'"),
+        ("resources", "cuda:0", "--device must be cpu for resources, which computes nothing on a device, got 'cuda:0'"),
+    ],
+)
+def test_devices_that_are_refused(name, device, problem, capsys):
+    with pytest.raises(SystemExit):
+        command.main([name, "--device", device])
+    assert problem in capsys.readouterr().err

@@ -2,7 +2,7 @@
 // these weights. Included by contrastive_kernel.h, whose parts it uses. A task owns one strip of rows and walks the
 // whole stream, so that no partial results are merged.
 
-// Weights of stream row k of a slab with a strip, in order of rows; 0 where the pair does not count.
+// Weights of stream row k with the rows of a strip; 0 where the pair does not count.
 struct GradedWeights {
   const GradedPass& pass;
   const float* severities;  // [kinds][kStripRows] of the strip
