@@ -23,6 +23,7 @@ def qpt(*arguments: object) -> None:
     assert cli.main([str(argument) for argument in arguments]) == 0, arguments
 
 
+@pytest.mark.timeout(900)  # of the networks the larger one takes minutes on a busy machine
 @pytest.mark.parametrize(("arch", "named"), ENCODERS)
 def test_every_command(
     arch: str,

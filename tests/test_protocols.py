@@ -16,6 +16,7 @@ from sklearn.svm import SVR
 from qpt import cli
 from qpt.errors import InputError
 from qpt.evaluate.bootstrap import draw_weights, resample
+from qpt.evaluate.classical import CLASSICAL
 from qpt.evaluate.finetune import FineTuning, fine_tune, hold_out
 from qpt.evaluate.metrics import measure, measure_and_fit
 from qpt.evaluate.protocol import evaluate_splits, label_share, official_splits
@@ -240,9 +241,10 @@ def test_bad_fine_tuning(arguments, words):
 
 def test_result_by_kind_and_level_with_fine_tuning_and_compare(table, tiny, tmp_path, capsys):
     config = EvaluationConfig("official", regressor="svr", fine_tuning=FineTuning(epochs=1, batch=8, crop_px=32))
-    result = evaluate([tiny[2]], table, config=config, cache=tmp_path, quiet=True)
+    result = evaluate([tiny[2]], table, config=config, supervised=False, cache=tmp_path, quiet=True)
     names = [method["name"] for method in result["methods"]]
-    assert names == ["run", "untrained 0", "run, fine-tuned", "untrained 0, fine-tuned", "contrast", "laplacian"]
+    fine_tuned = ["run, fine-tuned", "untrained 0, fine-tuned"]
+    assert names == ["run", "untrained 0", *fine_tuned, *CLASSICAL]
     summary = result["methods"][0]["regimes"]["official"]["summary"]
     assert set(summary["by_kind"]) <= {"sharp", "blur"} and "by_level" in summary
     assert np.isnan(summary["srcc"]["std"]) and summary["srcc"]["mean"] == summary["srcc"]["median"]
