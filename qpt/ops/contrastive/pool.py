@@ -5,12 +5,13 @@ saves it. Relies on torch only.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, check_int, describe
+from qpt.errors import InputError, as_integer, check_int, describe
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Twice the 16 M that the tests fill past 2^31 elements: a larger number was most likely meant as elements or bytes.
@@ -175,11 +176,13 @@ class NegativePool:
             "next_group": self._next_group,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy in a ``state_dict`` of a pool of the same capacity, dim and dtype; InputError if it is not one.
 
         A state of an earlier version, without ``next_group``, loads: the counter then starts above the ids it holds.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(f"NegativePool.load_state_dict: state must be a state_dict(), got {describe(state)}")
         rings = {"keys": self._keys, "groups": self._groups, "images": self._images}
         for name, ring in rings.items():
             given = state.get(name)
@@ -188,11 +191,11 @@ class NegativePool:
                     f"NegativePool.load_state_dict: {name} must be {describe(ring)}, got {describe(given)}; "
                     "the pool it comes from has another capacity, dim or dtype"
                 )
-        pointer, count = state.get("pointer"), state.get("count")
-        if not (isinstance(pointer, int) and isinstance(count, int) and self._is_place(pointer, count)):
+        pointer, count = as_integer(state.get("pointer")), as_integer(state.get("count"))
+        if pointer is None or count is None or not self._is_place(pointer, count):
             raise InputError(
                 f"NegativePool.load_state_dict: pointer and count must be a place in a ring of {self.capacity}, "
-                f"got {pointer!r} and {count!r}"
+                f"got {state.get('pointer')!r} and {state.get('count')!r}"
             )
         counter = state.get("next_group", state["groups"].max().clamp(min=-1) + 1)
         if not isinstance(counter, Tensor) or counter.shape != () or counter.dtype != torch.int64:
