@@ -38,6 +38,7 @@ PROGRAM = SPACE.sample_seeded(torch.tensor([1, 2, 3, 4]), views=2)
 BOXES = torch.tensor([[[3, 4], [8, 9]]] * 8, dtype=torch.int32)
 SEEDS = torch.tensor([5, 6, 7])
 IDS = torch.arange(8) // 2
+BATCH = torch.full((2, 3, 32, 32), 0.5)
 QUERIES, KEYS, HELD = (
     F.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(seed)), dim=1) for seed in range(3)
 )
@@ -106,12 +107,12 @@ class ArraysForTensors(ReadOnly):
 
 
 def _degrade(given: Given) -> object:
-    return qpt.degrade(given.tensor(IMAGES), PROGRAM, threads=given.integer(2))
+    return [qpt.degrade(given.tensor(IMAGES), PROGRAM, threads=given.integer(2))]
 
 
 def _degrade_patches(given: Given) -> object:
     size, threads = given.integer(32), given.integer(1)
-    return qpt.degrade_patches(given.tensor(IMAGES), PROGRAM, given.tensor(BOXES), size, threads=threads)
+    return [qpt.degrade_patches(given.tensor(IMAGES), PROGRAM, given.tensor(BOXES), size, threads=threads)]
 
 
 def _sample(given: Given) -> object:
@@ -122,7 +123,7 @@ def _sample(given: Given) -> object:
         SPACE.sample(3, views=2, generator=generator),
         SPACE.sample_seeded(given.tensor(SEEDS), given.integer(2), siblings=given.number(0.5)),
         SPACE.every_level(given.integer(1), seed=given.integer(7)),
-        SPACE.single_ops([given.integer(1)] * len(SPACE.names)),
+        SPACE.single_ops([given.integer(seed) for seed in range(5 * len(SPACE.names))]),
     ]
     return [[program.ops, program.levels, program.params, program.seeds, program.source] for program in programs]
 
@@ -130,7 +131,7 @@ def _sample(given: Given) -> object:
 def _space(given: Given) -> object:
     path = given.path(given.out / "space.yaml")
     space = qpt.DegradationSpace(
-        ops=("jpeg", "gamma"), max_ops=given.integer(2), pristine=given.number(0.25), number_weights=(1, 3)
+        ops=("jpeg", "gamma"), max_ops=given.integer(2), pristine=given.number(0.25), min_ops=given.integer(1)
     )
     space.to_yaml(path)
     again = [qpt.DegradationSpace.from_yaml(path), qpt.DegradationSpace.named(path)]
@@ -235,7 +236,7 @@ def _pretrain(given: Given) -> object:
 def _load_encoder(given: Given) -> object:
     encoder = qpt.load_encoder(given.path(given.files / "run"))
     with torch.no_grad():
-        return [*encoder.state_dict().values(), encoder(given.tensor(torch.full((2, 3, 32, 32), 0.5)))]
+        return [*encoder.state_dict().values(), encoder(BATCH)]
 
 
 def _scorer(given: Given) -> object:
@@ -292,15 +293,19 @@ ENTRIES: dict[str, Callable[[Given], object]] = {
 @contextmanager
 def _default_device() -> Iterator[None]:
     torch.set_default_device("meta")  # stands for "cuda": nothing that is made there has values
-    yield
-    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
 
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _called(entry: Callable[[Given], object], given: Given) -> object:
@@ -355,7 +360,14 @@ HABITS: dict[str, Habit] = {
     "Path": (Paths, nullcontext, _called),
 }
 #: The habits under which an entry says what to do instead -> the message.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    (name, "array for tensor"): "torch.from_numpy(...) makes a tensor of it"
+    for name in (
+        *("degrade", "degrade_patches", "DegradationSpace.sample", "contrastive_loss", "QualityContrastiveLoss"),
+        *("distributed_contrastive_loss", "info_nce", "nt_xent", "supcon", "NegativePool"),
+    )
+}
+REFUSED["Scorer", "array for tensor"] = "an (H, W, 3) uint8 array goes to the scorer itself"
 
 
 @pytest.fixture(scope="module")

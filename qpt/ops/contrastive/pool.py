@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, as_integer, check_int, describe
+from qpt.errors import InputError, as_integer, check_int, describe, describe_tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Twice the 16 M that the tests fill past 2^31 elements: a larger number was most likely meant as elements or bytes.
@@ -150,13 +150,15 @@ class NegativePool:
 
     def _check_push(self, keys: Tensor, groups: Tensor, images: Tensor | None) -> Tensor:
         if not isinstance(keys, Tensor) or keys.ndim != 2 or keys.shape[1] != self.dim or not keys.is_floating_point():
-            raise InputError(f"NegativePool.push: keys must be (n, {self.dim}) floating point, got {describe(keys)}")
+            raise InputError(
+                f"NegativePool.push: keys must be (n, {self.dim}) floating point, got {describe_tensor(keys)}"
+            )
         n = keys.shape[0]
         for name, ids in (("groups", groups), ("images", images)):
             if name == "images" and ids is None:
                 continue
             if not isinstance(ids, Tensor) or ids.shape != (n,) or ids.dtype != torch.int64:
-                raise InputError(f"NegativePool.push: {name} must be ({n},) int64, got {describe(ids)}")
+                raise InputError(f"NegativePool.push: {name} must be ({n},) int64, got {describe_tensor(ids)}")
         for name, value in (("keys", keys), ("groups", groups), ("images", images)):
             if value is not None and value.device != self.device:
                 raise InputError(f"NegativePool.push: {name} must be on {self.device}, got {value.device}")
@@ -188,7 +190,7 @@ class NegativePool:
             given = state.get(name)
             if not isinstance(given, Tensor) or given.shape != ring.shape or given.dtype != ring.dtype:
                 raise InputError(
-                    f"NegativePool.load_state_dict: {name} must be {describe(ring)}, got {describe(given)}; "
+                    f"NegativePool.load_state_dict: {name} must be {describe(ring)}, got {describe_tensor(given)}; "
                     "the pool it comes from has another capacity, dim or dtype"
                 )
         pointer, count = as_integer(state.get("pointer")), as_integer(state.get("count"))
