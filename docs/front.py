@@ -150,8 +150,18 @@ Names of options have dashes. Underscores are read as dashes (`--patch_size`), a
 stays unique (`--patch-s`). Keys of YAML files have underscores. `python -m qpt` is `qpt` without an installed script.
 
 The exit status is 0 when the command did what it was asked; 1 when the answer is no (a plan does not fit, a replayed
-step comes out differently, a photograph cannot be scored, the demo's encoder is no better than an untrained one); 2 for
-wrong input or a missing backend, with one line that says what to change; 130 after Ctrl-C.
+step comes out differently, a photograph cannot be scored, the demo's encoder is no better than an untrained one) or the
+run failed for a reason outside the command line (a full disk, a loader that stalls); 2 for wrong input or a missing
+backend, with one line that says what to change; 130 after Ctrl-C.
+
+`qpt --print-completion SHELL` prints the script that completes commands, options and files in `bash`, `zsh` or `fish`;
+it needs the extra `completion`:
+
+```sh
+qpt --print-completion bash > ~/.local/share/bash-completion/completions/qpt
+qpt --print-completion zsh > ~/.zfunc/_qpt
+qpt --print-completion fish > ~/.config/fish/completions/qpt.fish
+```
 
 | command | |
 |---|---|

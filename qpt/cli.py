@@ -120,6 +120,8 @@ def _whole(value: object, action: argparse.Action | None) -> object:
     return value
 
 
+#: What an operating system says of a path that was given; its other errors are faults of the run.
+_OF_A_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 _KINDS = {"<class 'int'>": "an integer", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
 
 
@@ -239,13 +241,19 @@ def description(action: argparse.Action) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status (2 for bad input or a missing backend, 130 after Ctrl-C)."""
-    prepare_streams()
-    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # one line, without the place in the code
-    args = build_parser().parse_args(argv)
-    run = importlib.import_module(f"qpt.commands.{args.command}").run
-    follow_thread_limits()
+    """Run one command; returns its exit status.
+
+    1: the answer is no, or the run failed for a reason outside the command line (the disk, the loader). 2: bad input or
+    a missing backend. 130: after Ctrl-C.
+    """
+    name = "qpt"
     try:
+        prepare_streams()
+        warnings.formatwarning = lambda message, *_, **__: f"{message}\n"  # one line, without the place in the code
+        args = build_parser().parse_args(argv)
+        name = f"qpt {args.command}"
+        run = importlib.import_module(f"qpt.commands.{args.command}").run
+        follow_thread_limits()
         status = int(run(args[args.command]))
         sys.stdout.flush()  # here, where a reader that went away or a full disk has words
         return status
@@ -253,9 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (InputError, BackendError, StalledError, OSError) as error:
-        message = str(error).removeprefix(f"{args.command}: ")  # often named alike
-        print(f"qpt {args.command}: error: {message}", file=sys.stderr)
-        return 2
+        message = str(error).removeprefix(f"{name.partition(' ')[2]}: ")  # often named alike
+        print(f"{name}: error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, (InputError, BackendError, *_OF_A_PATH)) else 1
     except KeyboardInterrupt:
-        print(f"qpt {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130

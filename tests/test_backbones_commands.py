@@ -64,7 +64,7 @@ def test_every_command(
         qpt("fit", source, *csv_table, "--out", out / "scorer.pt")
         qpt("score", photographs, "--scorer", out / "scorer.pt")
         qpt("score", photographs, "--run", source, *csv_table)
-        qpt("probe", source, photographs, "--photographs", 3, "--crops", 1, "--size", 64)
+        qpt("probe", source, photographs, "--photograph-count", 3, "--crops", 1, "--crop-px", 64)
         qpt("report", source, *csv_table, "--out", out / "report.html")
         assert arch in (out / "report.html").read_text(encoding="utf-8")
         qpt("export", out / "scorer.pt", "--out", out / "scorer")

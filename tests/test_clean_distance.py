@@ -200,7 +200,7 @@ def test_the_command_reports_the_agreement_with_scores(clean: Path, table: Path,
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     state["data_fingerprint"] = data_fingerprint(clean, sorted(clean.glob("*.png")))
     torch.save(state, run / "checkpoint.pt")
-    arguments = ["probe", str(run), str(clean), "--size", "48", "--crops", "1", "--photographs", "6"]
+    arguments = ["probe", str(run), str(clean), "--crop-px", "48", "--crops", "1", "--photograph-count", "6"]
     scores = ["--clean", str(clean), "--csv", str(table)]
     assert cli.main([*arguments, *scores, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -247,6 +247,6 @@ def test_bad_options_exit_2(clean: Path, table: Path, tmp_path: Path, capsys, op
         Image.fromarray(pixels).save(six / f"{name}.png")
     places = {"TABLE": str(table), "SIX": str(six), "CLEAN": str(clean)}
     run = write_run(tmp_path / "run")
-    arguments = ["probe", str(run), str(clean), "--size", "48", "--crops", "1", "--photographs", "6"]
+    arguments = ["probe", str(run), str(clean), "--crop-px", "48", "--crops", "1", "--photograph-count", "6"]
     assert cli.main([*arguments, *(places.get(option, option) for option in options)]) == 2
     assert words in capsys.readouterr().err

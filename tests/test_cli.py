@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import qpt
-from qpt.cli import COMMANDS, build_parser, main
+from qpt.cli import COMMANDS, build_parser, command_parser, invocation, main
+from qpt.data.faults import ReadError
+from qpt.errors import BackendError, InputError, StalledError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -189,6 +191,99 @@ def test_a_whole_number_is_an_integer_however_it_is_written(value: str, words: l
     assert arguments.batch_images == 8 and type(arguments.batch_images) is int
     assert (arguments.data, arguments.out) == ("8.0", "8e0")
     assert build_parser().parse_args(["compare", "a", "--seed", "1e3"]).compare.seed == 1000
+
+
+def test_an_option_has_one_form_in_all_commands() -> None:
+    forms: dict[str, set[tuple[str, object]]] = {}
+    for command in COMMANDS:
+        for action in command_parser(command)._actions:
+            for option in action.option_strings:
+                kind = getattr(action, "_typehint", None)
+                forms.setdefault(option, set()).add((invocation(action).partition(" ")[2], kind))
+    several = {option: {form for form, _ in found} for option, found in forms.items() if len(found) > 1}
+    assert several == {"--out": {"FILE", "FOLDER"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["probe", "run", "data", "--photographs", "7"], "photograph_count", 7),
+        (["probe", "run", "data", "--size=64"], "crop_px", 64),
+        (["degrade", "a.png", "--out", "b.png", "--size", "128"], "cell_px", 128),
+    ],
+)
+def test_a_former_option_is_read_with_a_warning(words: list[str], name: str, value: int) -> None:
+    with pytest.warns(FutureWarning, match=f"--(photographs|size) is now called --{name.replace('_', '-')}"):
+        arguments = build_parser().parse_args(words)[words[0]]
+    assert getattr(arguments, name) == value
+
+
+#: The fewest arguments of each command, and some for which it refuses its input.
+FEWEST = {
+    "doctor": ([], ["--jsn"]),
+    "degrade": ([], ["absent.png", "--out", "a.png"]),
+    "plan": (["24"], ["no-such-gpu"]),
+    "pretrain": ([], ["absent", "--out", "run"]),
+    "evaluate": (["run"], ["absent", "--csv", "absent.csv"]),
+    "compare": (["a"], ["absent.json"]),
+    "fit": (["run", "--out", "a"], ["absent", "--csv", "absent.csv", "--out", "a.pt"]),
+    "score": ([], ["absent.png", "--scorer", "absent.pt"]),
+    "export": (["run", "--out", "a"], ["absent", "--out", "a"]),
+    "datasets": ([], ["check", "koniq10k", "--root", "absent"]),
+    "probe": (["run", "data"], ["absent", "absent"]),
+    "report": (["run", "--out", "a"], ["absent", "--out", "a.html"]),
+    "demo": ([], ["--data", "absent", "--out", "a"]),
+}
+ERRORS = [
+    (InputError("size must be 1, got 2"), 2, "size must be 1, got 2"),
+    (BackendError("no kernels: pip install them"), 2, "no kernels"),
+    (FileNotFoundError(2, "No such file or directory", "a.csv"), 2, "a.csv"),
+    (PermissionError(13, "Permission denied", "a.csv"), 2, "a.csv"),
+    (StalledError("no photograph for 600 s"), 1, "no photograph"),
+    (OSError(28, "No space left on device", "a.json"), 1, "No space left"),
+    (ReadError("a.png could not be read in 4 attempts"), 1, "a.png"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_exit_status_says_whose_error_it_is(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fewest, wrong = FEWEST[command]
+    try:
+        status: object = main([command, *wrong])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith(f"qpt {command}: error: ") and "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+    for raised, expected, said in ERRORS:
+
+        def fail(args: object, raised: BaseException = raised) -> int:
+            raise raised
+
+        monkeypatch.setattr(f"qpt.commands.{command}.run", fail)
+        assert main([command, *fewest]) == expected
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and error.startswith(f"qpt {command}: ")
+
+
+def test_an_interrupt_during_the_imports_is_one_line() -> None:
+    code = """
+import builtins, sys
+real = builtins.__import__
+def interrupted(name, *rest, **named):
+    if name.startswith("jsonargparse"):
+        raise KeyboardInterrupt
+    return real(name, *rest, **named)
+builtins.__import__ = interrupted
+from qpt.__main__ import main
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr == "qpt: interrupted\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -34,7 +34,7 @@ def image_path(tmp_path):
 
 def test_writes_a_picture_and_prints_the_chains(image_path, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    assert cli.main(["degrade", str(image_path), "--out", str(out), "--size", "128", "--compositions", "3"]) == 0
+    assert cli.main(["degrade", str(image_path), "--out", str(out), "--cell-px", "128", "--compositions", "3"]) == 0
     with Image.open(out) as picture:
         assert picture.mode == "RGB"
         assert picture.height > len(SPACE.ops) * 128
@@ -46,7 +46,18 @@ def test_writes_a_picture_and_prints_the_chains(image_path, tmp_path, capsys):
 
 def test_json_says_what_was_drawn(image_path, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    arguments = ["degrade", str(image_path), "--out", str(out), "--size", "128", "--compositions", "2", "--seed", "5"]
+    arguments = [
+        "degrade",
+        str(image_path),
+        "--out",
+        str(out),
+        "--cell-px",
+        "128",
+        "--compositions",
+        "2",
+        "--seed",
+        "5",
+    ]
     assert cli.main([*arguments, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     with Image.open(out) as picture:
@@ -67,7 +78,7 @@ def test_a_space_of_a_file_is_drawn(image_path, tmp_path, capsys):
         str(image_path),
         "--out",
         str(tmp_path / "grid.png"),
-        "--size",
+        "--cell-px",
         "128",
         "--compositions",
         "5",
@@ -108,7 +119,7 @@ def test_same_seed_same_picture(image_path, tmp_path):
     pixels = []
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
         out = tmp_path / name
-        arguments = ["--out", str(out), "--size", "128", "--compositions", "6", "--seed", seed]
+        arguments = ["--out", str(out), "--cell-px", "128", "--compositions", "6", "--seed", seed]
         assert cli.main(["degrade", str(image_path), *arguments]) == 0
         pixels.append(out.read_bytes())
     assert pixels[0] == pixels[1]
@@ -117,7 +128,7 @@ def test_same_seed_same_picture(image_path, tmp_path):
 
 def test_cells_hold_the_degraded_pixels():
     """Every row of the two programs is found in the picture, pixel for pixel, in reading order."""
-    grid = draw_degradations(gradients(128, 128), SPACE, size=128, compositions=7, seed=3)
+    grid = draw_degradations(gradients(128, 128), SPACE, cell_px=128, compositions=7, seed=3)
     sheet = np.array(grid.image)
     images = torch.from_numpy(gradients(128, 128))[None]
     step = 128 + degradation_grid._GAP
@@ -136,7 +147,7 @@ def test_cells_hold_the_degraded_pixels():
 
 
 def test_a_row_of_levels_keeps_its_sign_and_angle():
-    levels = draw_degradations(gradients(), SPACE, size=128, compositions=0).levels
+    levels = draw_degradations(gradients(), SPACE, cell_px=128, compositions=0).levels
     params = levels.params[:, 0].reshape(len(SPACE.ops), LEVELS, 4)
     assert (params[SPACE.ops.index("hue"), :, 0].sign().unique().numel(), len(levels)) == (1, len(SPACE.ops) * LEVELS)
     assert params[SPACE.ops.index("motion_blur"), :, 1].unique().numel() == 1
@@ -145,7 +156,7 @@ def test_a_row_of_levels_keeps_its_sign_and_angle():
 
 def test_other_spaces_and_tiny_images_are_drawn():
     space = DegradationSpace(ops=("jpeg", "gaussian_blur_aniso"), max_ops=2, repeat=False, shuffle=False)
-    grid = draw_degradations(np.full((1, 2, 3), 90, np.uint8), space, size=150, compositions=20)
+    grid = draw_degradations(np.full((1, 2, 3), 90, np.uint8), space, cell_px=150, compositions=20)
     assert len(grid.levels) == 2 * LEVELS
     assert len(set(grid.compositions.compositions())) == 20
 
@@ -164,7 +175,7 @@ def test_every_family_of_the_table_has_a_colour():
         ({"image": gradients()[..., 0]}, r"got \(90, 120\) uint8"),
         ({"image": gradients()[:0]}, "image must be"),
         ({"image": None}, "got NoneType"),
-        ({"size": 8}, r"size must be an integer in 128\.\.1024, got 8"),
+        ({"cell_px": 8}, r"cell_px must be an integer in 128\.\.1024, got 8"),
         ({"compositions": -1}, "compositions must be an integer in"),
         ({"seed": -1}, "seed must be an integer in"),
     ],
@@ -199,7 +210,7 @@ def test_bad_input_is_one_line_and_writes_nothing(image_path, tmp_path, capsys):
     assert "space must be one of qpt" in refused(capsys, str(image_path), "--out", out, "--space", "none")
     assert "IMAGE must be given" in refused(capsys, "--out", out)
     assert "--out must be given" in refused(capsys, str(image_path))
-    assert "size must be an integer in 128..1024" in refused(capsys, str(image_path), "--out", out, "--size", "1")
+    assert "cell_px must be an integer in 128..1024" in refused(capsys, str(image_path), "--out", out, "--cell-px", "1")
     assert "--out must end in an image extension" in refused(capsys, str(image_path), "--out", str(tmp_path / "grid.x"))
     assert "nowhere" in refused(capsys, str(image_path), "--out", str(tmp_path / "nowhere" / "grid.png"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.png", "notes.txt", "photo.png"]

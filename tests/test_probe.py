@@ -98,7 +98,7 @@ def test_images_are_chosen_evenly_and_small_or_damaged_ones_reported(tmp_path: P
 
 
 def test_both_encoders_get_the_same_images_and_results_repeat(run: Path, folder: Path) -> None:
-    first, second = (probe_run(run, folder, size=64, crops=1, quiet=True) for _ in range(2))
+    first, second = (probe_run(run, folder, crop_px=64, crops=1, quiet=True) for _ in range(2))
     assert first == second
     assert first["photographs"] == {"fit": 4, "measure": 2} and first["held_out_images"] == 2 * 5 * first["ops"]
     assert first["chance"] == 1 / len(SPACE.ops) and not first["trained_on_this_folder"]
@@ -109,7 +109,7 @@ def test_both_encoders_get_the_same_images_and_results_repeat(run: Path, folder:
 
 
 def test_command_prints_a_table_or_json(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["probe", str(run), str(folder), "--size", "48", "--crops", "1"]
+    arguments = ["probe", str(run), str(folder), "--crop-px", "48", "--crops", "1"]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     for words in ("gaussian_blur", "untrained", "mean over ops", "op accuracy", "fitted on 4 photographs"):
@@ -126,7 +126,7 @@ def test_probing_the_training_images_is_reported(tmp_path: Path, run: Path, fold
     state["data_fingerprint"] = data_fingerprint(folder, sorted(folder.glob("*.png")))
     torch.save(state, tmp_path / "checkpoint.pt")
     assert load_encoder(tmp_path).width == 4
-    assert cli.main(["probe", str(tmp_path), str(folder), "--size", "48", "--crops", "1"]) == 0
+    assert cli.main(["probe", str(tmp_path), str(folder), "--crop-px", "48", "--crops", "1"]) == 0
     assert "trained on these photographs" in capsys.readouterr().out
 
 
@@ -135,10 +135,10 @@ def test_probing_the_training_images_is_reported(tmp_path: Path, run: Path, fold
     [
         ({"run": "nowhere"}, "checkpoint"),
         ({"data": "nowhere"}, "folder must be an existing folder"),
-        ({"--size": "128"}, "at least 3 readable photographs of 128 px or more, got 0\n  cat.png: both sides"),
-        ({"--size": "8"}, "size must be an integer of at least 32, got 8"),
+        ({"--crop-px": "128"}, "at least 3 readable photographs of 128 px or more, got 0\n  cat.png: both sides"),
+        ({"--crop-px": "8"}, "crop_px must be an integer of at least 32, got 8"),
         ({"--crops": "0"}, "crops must be an integer of at least 1, got 0"),
-        ({"--photographs": "2"}, "photographs must be an integer of at least 3, got 2"),
+        ({"--photograph-count": "2"}, "photograph_count must be an integer of at least 3, got 2"),
         ({"--space": "none"}, "space must be one of qpt"),
     ],
 )

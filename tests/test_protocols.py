@@ -270,7 +270,7 @@ def test_cross_command_writes_what_compare_reads(tiny, tmp_path, capsys):
     assert cli.main([*arguments[:-2], "--test-root", "a", "b"]) == 2
     assert "test_root must name one folder for each test_csv" in capsys.readouterr().err
     assert cli.main([*arguments[:-2], "--test-dataset", "clive"]) == 2
-    assert "test_dataset must be NAME=DIR, got 'clive'" in capsys.readouterr().err
+    assert "test_dataset must be NAME=FOLDER, got 'clive'" in capsys.readouterr().err
 
 
 def test_an_official_data_set_can_be_the_other_table(tiny, tmp_path, capsys):

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", type=str, default="srcc", help="srcc, plcc_raw, plcc_logistic, ... (default srcc)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the resamples (default 0)")
-    parser.add_argument("--out", type=str, default=None, help="write the comparison as JSON")
+    parser.add_argument("--out", type=str, metavar="FILE", default=None, help="write the comparison as JSON")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the lines")
 
 

@@ -17,7 +17,7 @@ _SHOWN = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "check"), default="list", help="list (default) or check")
     parser.add_argument("name", nargs="?", type=str, default=None, metavar="NAME", help="the data set to check")
-    parser.add_argument("--root", type=str, default=None, help="the folder to check")
+    parser.add_argument("--root", type=str, metavar="FOLDER", default=None, help="the folder to check")
     parser.add_argument(
         "--leaks",
         action="store_true",

@@ -22,13 +22,14 @@ EXAMPLE = """\
   qpt degrade --presets"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Any) -> None:
     parser.add_argument("image", nargs="?", metavar="IMAGE", help="photograph to degrade; its central square is used")
     parser.add_argument("--out", metavar="FILE", help="picture to write; the format follows its name")
     parser.add_argument("--seed", type=int, default=0, help="seed of angles, signs, noise and chains (default: 0)")
     parser.add_argument("--space", default="qpt", help="degradation space: a preset or a YAML file (default: qpt)")
     parser.add_argument("--compositions", type=int, default=12, metavar="N", help="random chains (default: 12)")
-    parser.add_argument("--size", type=int, default=160, metavar="PX", help="side of a cell in pixels (default: 160)")
+    parser.add_argument("--cell-px", type=int, default=160, help="side of a cell in pixels (default: 160)")
+    parser.renamed = {"size": "cell_px"}
     parser.add_argument("--list", action="store_true", help="print the ops: parameters, levels, source")
     parser.add_argument("--presets", action="store_true", help="print the named spaces: sizes, source, what differs")
     parser.add_argument("--json", action="store_true", help="print what was drawn or listed as JSON")
@@ -71,7 +72,7 @@ def _draw(args: argparse.Namespace) -> int:
         image = load_rgb(args.image)
     except UnreadableError as error:
         raise InputError(f"degrade: IMAGE must be a whole, readable image file, got {args.image}: {error}") from error
-    grid = draw_degradations(image, space, size=args.size, compositions=args.compositions, seed=args.seed)
+    grid = draw_degradations(image, space, cell_px=args.cell_px, compositions=args.compositions, seed=args.seed)
     grid.image.save(out)
 
     if args.json:

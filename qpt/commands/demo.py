@@ -13,8 +13,12 @@ EXAMPLE = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=str, default="runs/demo", help="folder to (re)create (default runs/demo)")
-    parser.add_argument("--data", type=str, default=None, help="folder of images (default: those in two wheels)")
+    parser.add_argument(
+        "--out", type=str, metavar="FOLDER", default="runs/demo", help="folder to (re)create (default runs/demo)"
+    )
+    parser.add_argument(
+        "--data", type=str, metavar="FOLDER", default=None, help="folder of images (default: those in two wheels)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     add_protocol_arguments(parser)
     add_feature_arguments(parser)
-    parser.add_argument("--out", type=str, default=None, help="write the whole result, every split included, as JSON")
+    parser.add_argument(
+        "--out", type=str, metavar="FILE", default=None, help="write the whole result, every split included, as JSON"
+    )
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
 
 
@@ -56,12 +58,17 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-count", type=int, default=10, metavar="N", help="number of random 80/20 splits (default 10)"
     )
-    parser.add_argument("--test-csv", nargs="+", type=str, default=[], metavar="CSV", help="tables of other data sets")
+    parser.add_argument("--test-csv", nargs="+", type=str, default=[], metavar="FILE", help="tables of other data sets")
     parser.add_argument(
-        "--test-root", nargs="+", type=str, default=[], metavar="DIR", help="the root of each --test-csv (default: its)"
+        "--test-root",
+        nargs="+",
+        type=str,
+        default=[],
+        metavar="FOLDER",
+        help="the root of each --test-csv (default: its)",
     )
     parser.add_argument(
-        "--test-dataset", nargs="+", type=str, default=[], metavar="NAME=DIR", help="official data sets, likewise"
+        "--test-dataset", nargs="+", type=str, default=[], metavar="NAME=FOLDER", help="official data sets, likewise"
     )
     parser.add_argument(
         "--label-shares",
@@ -83,7 +90,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fine-tune", action="store_true", help="also fine-tune each encoder end to end on each split")
     parser.add_argument("--fine-tune-epochs", type=int, default=30, metavar="N", help="at most (default 30)")
     parser.add_argument("--fine-tune-batch", type=int, default=16, metavar="N", help="images per step (default 16)")
-    parser.add_argument("--fine-tune-crop-px", type=int, default=224, metavar="PX", help="side of crops (default 224)")
+    parser.add_argument("--fine-tune-crop-px", type=int, default=224, metavar="N", help="side of crops (default 224)")
     parser.add_argument("--fine-tune-lr", type=float, default=1e-4, help="of the encoder; head: x 10 (default 1e-4)")
     parser.add_argument("--fine-tune-loss", choices=("huber", "plcc"), default="huber", help="(default huber)")
 
@@ -163,6 +170,6 @@ def _other_tables(args: argparse.Namespace) -> list[ScoreTable]:
     for given in args.test_dataset:
         name, equals, root = given.partition("=")
         if not equals:
-            raise InputError(f"evaluate: test_dataset must be NAME=DIR, got {given!r}")
+            raise InputError(f"evaluate: test_dataset must be NAME=FOLDER, got {given!r}")
         tables.append(load_dataset(name, root))
     return tables

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|SCORER",
         help="run, checkpoint, name of an encoder, or scorer file",
     )
-    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="the folder to write into")
+    parser.add_argument("--out", type=str, required=True, metavar="FOLDER", help="the folder to write into")
     parser.add_argument(
         "--formats",
         nargs="+",
@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="torch (state dict), safetensors, onnx (of a scorer), card; default all that the source has",
     )
-    parser.add_argument("--evaluation", type=str, default=None, help="a JSON of `qpt evaluate`, for the card")
+    parser.add_argument(
+        "--evaluation", type=str, metavar="FILE", default=None, help="a JSON of `qpt evaluate`, for the card"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

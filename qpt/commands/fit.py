@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also fit a monotone logistic from raw scores to the labels, on out-of-fold predictions",
     )
-    parser.add_argument("--out", type=str, required=True, help="the scorer file to write")
+    parser.add_argument("--out", type=str, metavar="FILE", required=True, help="the scorer file to write")
     parser.add_argument("--json", action="store_true", help="print what was chosen as JSON")
 
 

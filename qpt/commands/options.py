@@ -21,6 +21,7 @@ def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
     parser.add_argument(
         "--csv",
         type=str,
+        metavar="FILE",
         default=None,
         help=f"UTF-8 CSV with columns image, mos and, optionally, ref and split; pyiqa's meta files too ({one_of})",
     )
@@ -32,7 +33,11 @@ def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         help="an official data set below --root, such as koniq10k or koniq10k:512x384 (list: qpt datasets)",
     )
     parser.add_argument(
-        "--root", type=str, default=None, help="folder the image names start from (default: the CSV's), or the data set"
+        "--root",
+        type=str,
+        metavar="FOLDER",
+        default=None,
+        help="folder the image names start from (default: the CSV's), or the data set",
     )
     parser.add_argument(
         "--splits",
@@ -88,6 +93,7 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         type=str,
+        metavar="FOLDER",
         default=None,
         help="folder for computed features (default: RUN/features, or ~/.cache/qpt/features for a named encoder)",
     )

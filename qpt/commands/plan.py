@@ -18,7 +18,9 @@ EXAMPLE = """\
 def add_arguments(parser: Any) -> None:
     from qpt.pretraining.config import RENAMED, PretrainConfig
 
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE", help="YAML file of settings; flags after it win"
+    )
     parser.add_argument("gpu", type=str, metavar="GPU", help="its memory in GiB, or a name: RTX4090, A100-80, ...")
     parser.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     parser.renamed = RENAMED

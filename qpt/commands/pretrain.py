@@ -38,7 +38,9 @@ def add_arguments(parser: Any) -> None:
         "--recipe", type=str, choices=recipes.NAMES, metavar="NAME", help="start from a named recipe; flags win over it"
     )
     parser.add_argument("--recipes", action=_ListRecipes, nargs=0, help="list the recipes and exit")
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of settings; flags after it win")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE", help="YAML file of settings; flags after it win"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--replay", type=str, metavar="FILE", help="run a step that failed again (failed_step_N)")
     parser.add_argument(
@@ -47,7 +49,7 @@ def add_arguments(parser: Any) -> None:
         nargs="?",
         help="folder of photographs or shards, or a pattern of shards; may be left out with --resume",
     )
-    parser.add_argument("--out", type=str, help="run directory to create")
+    parser.add_argument("--out", type=str, metavar="FOLDER", help="run directory to create")
     parser.renamed = RENAMED
     parser.implied = _implied
     parser.add_class_arguments(PretrainConfig, skip={"data", "out"})

@@ -14,18 +14,19 @@ if TYPE_CHECKING:
 HELP = "measure, without any score, how well an encoder sees degradations of held-out photographs"
 EXAMPLE = (
     "  qpt probe runs/first held-out-photos\n"
-    "  qpt probe runs/first held-out-photos --photographs 60 --json\n"
+    "  qpt probe runs/first held-out-photos --photograph-count 60 --json\n"
     "  qpt probe runs/first held-out-photos --clean clean-photos --csv photos/scores.csv"
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, metavar="RUN", help="run, checkpoint or name of an encoder")
     parser.add_argument("data", type=str, metavar="DATA", help="folder of photographs the run was not trained on")
-    parser.add_argument("--photographs", type=int, default=30, help="most photographs used, evenly spaced")
+    parser.renamed = {"photographs": "photograph_count", "size": "crop_px"}
+    parser.add_argument("--photograph-count", type=int, default=30, help="most photographs used, evenly spaced")
     parser.add_argument("--crops", type=int, default=2, help="crops of each photograph")
     parser.add_argument(
-        "--size", type=int, default=192, help="side of a crop in pixels; smaller photographs are left out"
+        "--crop-px", type=int, default=192, help="side of a crop in pixels; smaller photographs are left out"
     )
     parser.add_argument("--space", type=str, default="qpt", help="degradation space: a preset or a YAML file")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops, degradations and the untrained encoder")
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = {
         name: getattr(args, name)
-        for name in ("photographs", "crops", "size", "space", "seed", "clean", "clean_shrinkage")
+        for name in ("photograph_count", "crops", "crop_px", "space", "seed", "clean", "clean_shrinkage")
     }
     scores = read_table_arguments(args) if args.csv is not None or args.dataset is not None else None
     result = probe_run(args.run, args.data, **settings, scores=scores)

@@ -23,13 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN", help="runs, checkpoints or names of encoders")
     add_table_arguments(parser, required=False)
     add_feature_arguments(parser)
-    parser.add_argument("--scorer", type=str, default=None, help="a scorer made from the run, for severity curves")
-    parser.add_argument("--evaluation", type=str, default=None, help="a result written by `qpt evaluate --out`")
     parser.add_argument(
-        "--photographs", type=str, default=None, help="folder of photographs to degrade (default: best of the table)"
+        "--scorer", type=str, metavar="FILE", default=None, help="a scorer made from the run, for severity curves"
+    )
+    parser.add_argument(
+        "--evaluation", type=str, metavar="FILE", default=None, help="a result written by `qpt evaluate --out`"
+    )
+    parser.add_argument(
+        "--photographs",
+        type=str,
+        metavar="FOLDER",
+        default=None,
+        help="folder of photographs to degrade (default: best of the table)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of folds, crops and maps")
-    parser.add_argument("--out", type=str, required=True, help="the HTML file to write")
+    parser.add_argument("--out", type=str, metavar="FILE", required=True, help="the HTML file to write")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -36,15 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="photographs of any size, folders (everything below them), patterns, or - for a list on standard input",
     )
-    parser.add_argument("--from-file", type=str, default=None, metavar="LIST", help="a text file with one PATH a line")
-    parser.add_argument("--scorer", type=str, default=None, help="a file made by `qpt fit`")
+    parser.add_argument("--from-file", type=str, default=None, metavar="FILE", help="a text file with one PATH a line")
+    parser.add_argument("--scorer", type=str, metavar="FILE", default=None, help="a file made by `qpt fit`")
     parser.add_argument("--run", type=str, default=None, help="instead of --scorer, with --csv: fit one for this call")
     add_table_arguments(parser, required=False)
     parser.add_argument(
         "--format", choices=("table", "csv", "json"), default="table", help="how to print the scores (default table)"
     )
     parser.add_argument("--json", action="store_true", help="the same as --format json")
-    parser.add_argument("--heatmap", type=str, default=None, metavar="DIR", help="also write a map of local quality")
+    parser.add_argument("--heatmap", type=str, default=None, metavar="FOLDER", help="also write a map of local quality")
     parser.add_argument(
         "--tile-px", type=int, default=None, help="side of the map's tiles (default: longer side / 8, at least 128)"
     )

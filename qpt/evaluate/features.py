@@ -188,6 +188,7 @@ def image_features(
     return torch.stack(rows).float().numpy()
 
 
+@torch.inference_mode(False)  # else weights converted in inference mode could not be trained outside it
 def prepare(encoder: Encoder) -> Encoder:
     """Put an encoder in eval mode and channels-last, in which it is about three times faster on a CPU."""
     return encoder.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

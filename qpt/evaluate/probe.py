@@ -94,9 +94,9 @@ def probe_run(
     run: str | Path,
     data: str | Path,
     *,
-    photographs: int = 30,
+    photograph_count: int = 30,
     crops: int = 2,
-    size: int = 192,
+    crop_px: int = 192,
     space: str = "qpt",
     seed: int = 0,
     clean: str | Path | None = None,
@@ -106,11 +106,12 @@ def probe_run(
 ) -> dict[str, Any]:
     """Probe a run's encoder, and an untrained one of its architecture, on the images of a folder.
 
-    data: images the run was not trained on; every third is measured on, the others are fitted on.  photographs: the
-    most that are used, evenly spaced, >= 3.  crops: of each image, at native resolution.  size: side of a crop, px, >=
-    32; smaller images are left out.  space: a preset's name or a YAML file.  clean: a folder of at least 10 clean
-    images, to which the distance of others is measured: of those of ``scores``, or of ``data`` without scores.
-    clean_shrinkage: of the correlations of clean features (``CleanReference.fit``).  quiet: no progress bars.
+    data: images the run was not trained on; every third is measured on, the others are fitted on.
+    photograph_count: the most that are used, evenly spaced, >= 3.  crops: of each image, at native resolution.
+    crop_px: side of a crop, >= 32; smaller images are left out.  space: a preset's name or a YAML file.  clean: a
+    folder of at least 10 clean images, to which the distance of others is measured: of those of ``scores``, or of
+    ``data`` without scores.  clean_shrinkage: of the correlations of clean features (``CleanReference.fit``).  quiet:
+    no progress bars.
     Returns plain data: settings, counts, ``trained`` and ``untrained`` (the fields of ProbeResult), whether ``data`` is
     the very folder that the run was trained on and, with ``clean``, ``clean_distance`` (see ``_clean_distance``).
     Raises InputError for what ``load_encoder``, ``list_images`` or ``clean_reference`` refuse, arguments out of range,
@@ -118,12 +119,12 @@ def probe_run(
     """
     if scores is not None and clean is None:
         raise InputError("probe: clean must be a folder of clean photographs where scores are given, got none")
-    photographs, crops = check_int("probe", "photographs", photographs, 3), check_int("probe", "crops", crops, 1)
-    size, seed = check_int("probe", "size", size, 32), check_int("probe", "seed", seed, 0)
+    most, crops = check_int("probe", "photograph_count", photograph_count, 3), check_int("probe", "crops", crops, 1)
+    size, seed = check_int("probe", "crop_px", crop_px, 32), check_int("probe", "seed", seed, 0)
     checkpoint, encoder = {} if is_named(run) else read_checkpoint(run), load_encoder(run)
     degradations = DegradationSpace.named(space)
     files = list_images(data)
-    images, left_out = read_images(files, size, most=photographs, quiet=quiet)
+    images, left_out = read_images(files, size, most=most, quiet=quiet)
     if len(images) < 3:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in list(left_out.items())[:10])
         raise InputError(

@@ -41,18 +41,18 @@ class DegradationGrid:
 
 
 def draw_degradations(
-    image: NDArray[np.uint8], space: DegradationSpace, *, size: int = 160, compositions: int = 12, seed: int = 0
+    image: NDArray[np.uint8], space: DegradationSpace, *, cell_px: int = 160, compositions: int = 12, seed: int = 0
 ) -> DegradationGrid:
     """Draw every op of ``space`` at each level, and ``compositions`` random chains, all different.
 
-    image: (H, W, 3) uint8 RGB; its central square is resized to ``size`` pixels first, so that every cell shows its
-    degradation pixel for pixel.  size: 128..1024.  compositions: 0..1000.  seed: 0..2^63 - 1, of angles, signs, noise
-    and chains.  Raises InputError that names the wrong argument.
+    image: (H, W, 3) uint8 RGB; its central square is resized to ``cell_px`` pixels first, so that every cell shows its
+    degradation pixel for pixel.  cell_px: 128..1024.  compositions: 0..1000.  seed: 0..2^63 - 1, of angles, signs,
+    noise and chains.  Raises InputError that names the wrong argument.
     """
     good = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
     if not good or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(f"draw_degradations: image must be (H, W, 3) uint8, got {describe(image)}")
-    size = check_int("draw_degradations", "size", size, 128, 1024)
+    size = check_int("draw_degradations", "cell_px", cell_px, 128, 1024)
     compositions = check_int("draw_degradations", "compositions", compositions, 0, 1000)
     seed = check_int("draw_degradations", "seed", seed, 0, 2**63 - 1)
     square = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
