@@ -130,14 +130,16 @@ def test_files_that_are_no_scorer(fitted, tmp_path):
     _, _, run, out = fitted
     with pytest.raises(InputError, match="qpt fit"):
         Scorer.load(tmp_path / "none.pt")
-    (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(InputError, match="tensors and plain data"):
-        Scorer.load(tmp_path / "text.pt")
+    for name, content, kind in (
+        ("text.pt", b"hello", "a file that torch.save did not write"),
+        ("zero.pt", b"", "an empty file"),
+        ("cut.pt", out.read_bytes()[:5000], "a file that is cut short"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"tensors and plain data, got {kind}"):
+            Scorer.load(tmp_path / name)
     with pytest.raises(InputError, match="got another file"):
         Scorer.load(run / "checkpoint.pt")
-    (tmp_path / "cut.pt").write_bytes(out.read_bytes()[:5000])
-    with pytest.raises(InputError, match="tensors and plain data"):
-        Scorer.load(tmp_path / "cut.pt")
     state = torch.load(out, weights_only=True)
     del state["encoder"]["conv1.weight"]
     torch.save(state, tmp_path / "damaged.pt")
@@ -156,7 +158,7 @@ def test_a_scorer_file_cannot_carry_code(tmp_path):
             return (print, ("executed",))
 
     torch.save({"format": "qpt-scorer-2", "x": Call()}, tmp_path / "code.pt")
-    with pytest.raises(InputError, match="tensors and plain data"):
+    with pytest.raises(InputError, match=r"tensors and plain data, got .* code, which is never run"):
         Scorer.load(tmp_path / "code.pt")
 
 

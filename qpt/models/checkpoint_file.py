@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from qpt.data.faults import is_machine_fault
 from qpt.errors import InputError
 from qpt.models.names import is_named
 
@@ -27,8 +29,25 @@ def load_plain(kind: str, path: str | Path, *, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{kind}: {path} must hold tensors and plain data, got: {reason}") from error
+        if is_machine_fault(error):
+            raise
+        raise InputError(f"{kind}: {path} must hold tensors and plain data, got {_got(path)}") from error
+
+
+def _got(path: str | Path) -> str:
+    """Say what a file is that torch refused; torch's own words advise to run the code of such a file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        return f"one that cannot be read ({error.strerror})"
+    if not start:
+        return "an empty file"
+    if not start.startswith(b"PK\x03\x04"):
+        return "a file that torch.save did not write, or of before torch 1.6"
+    if not zipfile.is_zipfile(path):
+        return "a file that is cut short; copy it again"
+    return "a damaged file, or one that carries code, which is never run"
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
