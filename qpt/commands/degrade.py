@@ -23,10 +23,14 @@ EXAMPLE = """\
 
 
 def add_arguments(parser: Any) -> None:
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="photograph to degrade; its central square is used")
-    parser.add_argument("--out", metavar="FILE", help="picture to write; the format follows its name")
+    parser.add_argument(
+        "image", nargs="?", type=str, metavar="IMAGE", help="photograph to degrade; its central square is used"
+    )
+    parser.add_argument("--out", type=str, metavar="FILE", help="picture to write; the format follows its name")
     parser.add_argument("--seed", type=int, default=0, help="seed of angles, signs, noise and chains (default: 0)")
-    parser.add_argument("--space", default="qpt", help="degradation space: a preset or a YAML file (default: qpt)")
+    parser.add_argument(
+        "--space", type=str, default="qpt", help="degradation space: a preset or a YAML file (default: qpt)"
+    )
     parser.add_argument("--compositions", type=int, default=12, metavar="N", help="random chains (default: 12)")
     parser.add_argument("--cell-px", type=int, default=160, help="side of a cell in pixels (default: 160)")
     parser.renamed = {"size": "cell_px"}
