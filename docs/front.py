@@ -155,13 +155,8 @@ run failed for a reason outside the command line (a full disk, a loader that sta
 backend, with one line that says what to change; 130 after Ctrl-C.
 
 `qpt --print-completion SHELL` prints the script that completes commands, options and files in `bash`, `zsh` or `fish`;
-it needs the extra `completion`:
-
-```sh
-qpt --print-completion bash > ~/.local/share/bash-completion/completions/qpt
-qpt --print-completion zsh > ~/.zfunc/_qpt
-qpt --print-completion fish > ~/.config/fish/completions/qpt.fish
-```
+it needs the extra `completion`. Write it to `~/.local/share/bash-completion/completions/qpt`, to `_qpt` in a folder of
+zsh's `fpath`, or to `~/.config/fish/completions/qpt.fish`.
 
 | command | |
 |---|---|
