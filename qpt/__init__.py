@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.ops.contrastive.pool import NegativePool as NegativePool
     from qpt.ops.degrade.api import degrade as degrade
     from qpt.ops.degrade.api import degrade_patches as degrade_patches
+    from qpt.ops.degrade.pairs import degrade_pairs as degrade_pairs
     from qpt.pretraining.config import PretrainConfig as PretrainConfig
     from qpt.pretraining.engine import pretrain as pretrain
 
@@ -37,6 +38,7 @@ _HOMES = {
     "Scorer": "qpt.evaluate.scorer",
     "contrastive_loss": "qpt.ops.contrastive.api",
     "degrade": "qpt.ops.degrade.api",
+    "degrade_pairs": "qpt.ops.degrade.pairs",
     "degrade_patches": "qpt.ops.degrade.api",
     "distributed_contrastive_loss": "qpt.ops.contrastive.distributed",
     "info_nce": "qpt.ops.contrastive.api",
