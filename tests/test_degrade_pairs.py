@@ -138,18 +138,18 @@ def test_a_scale_is_at_most_the_shorter_side():
 
 
 def test_other_arguments_refused():
-    with pytest.raises(InputError, match="^degrade_pairs: filter must be one of area, bilinear, bicubic, got 'cubic'"):
+    with pytest.raises(InputError, match=r"^degrade_pairs: filter must be one of area, bilinear, bicubic, got 'cubic'"):
         qpt.degrade_pairs(IMAGES, PROGRAM, 2, filter="cubic")
-    with pytest.raises(InputError, match="^degrade_pairs: dtype must be a floating-point torch dtype or torch.uint8"):
+    with pytest.raises(InputError, match=r"^degrade_pairs: dtype must be a floating-point torch dtype or torch.uint8"):
         qpt.degrade_pairs(IMAGES, PROGRAM, 2, dtype=torch.int32)
     with pytest.raises(InputError, match=r"^degrade_pairs: images must be \(B, H, W, 3\) uint8"):
         qpt.degrade_pairs(IMAGES.float(), PROGRAM, 2)
-    with pytest.raises(InputError, match="^degrade_pairs: program must be a qpt.Program"):
+    with pytest.raises(InputError, match=r"^degrade_pairs: program must be a qpt.Program"):
         qpt.degrade_pairs(IMAGES, None, 2)
-    with pytest.raises(InputError, match="^degrade_pairs: threads must be an integer"):
+    with pytest.raises(InputError, match=r"^degrade_pairs: threads must be an integer"):
         qpt.degrade_pairs(IMAGES, PROGRAM, 2, threads=0)
     other = Program.from_chains([[("jpeg", 1)]], seeds=[0], source=[2])
     with pytest.raises(InputError, match=r"^degrade_pairs: program\.source must be below the number of images, 2"):
         qpt.degrade_pairs(IMAGES, other, 2)
-    with pytest.raises(InputError, match="^degrade_pairs: backend must be one of"):
+    with pytest.raises(InputError, match=r"^degrade_pairs: backend must be one of"):
         qpt.degrade_pairs(IMAGES, PROGRAM, 2, backend="tpu")
