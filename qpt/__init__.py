@@ -14,6 +14,7 @@ from qpt.version import __version__
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.degradations.program import Program as Program
     from qpt.degradations.space import DegradationSpace as DegradationSpace
+    from qpt.evaluate.full_reference import reference_distance as reference_distance
     from qpt.evaluate.scorer import Scorer as Scorer
     from qpt.models import load_encoder as load_encoder
     from qpt.ops.contrastive.api import QualityContrastiveLoss as QualityContrastiveLoss
@@ -45,6 +46,7 @@ _HOMES = {
     "load_encoder": "qpt.models",
     "nt_xent": "qpt.ops.contrastive.api",
     "pretrain": "qpt.pretraining.engine",
+    "reference_distance": "qpt.evaluate.full_reference",
     "supcon": "qpt.ops.contrastive.api",
 }
 

@@ -1,4 +1,4 @@
-"""Scorer.as_metric(as_loss=True): equal to the scorer, a right gradient, steps that raise the score, what it refuses."""
+"""Scorer.as_metric(as_loss=True): the scorer's value, a right gradient, steps that raise a score, what it refuses."""
 
 import numpy as np
 import pytest

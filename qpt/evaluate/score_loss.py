@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.errors import InputError, describe
+from qpt.evaluate.features import outside_graphs
 from qpt.evaluate.image_crops import MIN_SIDE, crop_boxes
 
 if TYPE_CHECKING:
@@ -92,15 +93,10 @@ class ScoreLoss(nn.Module):
         return low + (high - low) * torch.sigmoid((raw - self._calibration.centre) / self._calibration.width)
 
 
+@outside_graphs
 def _check(target: object) -> None:
-    shape = tuple(target.shape) if isinstance(target, Tensor) else ()
-    if (
-        not isinstance(target, Tensor)
-        or len(shape) != 4
-        or shape[1] != 3
-        or not target.is_floating_point()
-        or 0 in shape
-    ):
+    shape = tuple(target.shape) if isinstance(target, Tensor) and target.is_floating_point() else ()
+    if not isinstance(target, Tensor) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise InputError(
             "metric: target must be an (N, 3, H, W) float tensor of values 0 to 1, N, H and W at least 1, under "
             f"as_loss, got {describe(target)}"

@@ -61,7 +61,8 @@ def degrade_pairs(
     truth, is ``images[program.source[i]]`` cut to its top left (h s, w s, 3). For one scale both are tensors,
     (r, h, w, 3) and (r, h s, w s, 3), for a scale per row lists of r tensors. ``low`` holds the bytes of ``degrade``,
     then the same cut, then the resize: for every batch, order of rows, number of threads and device.
-    Raises as ``degrade`` does, and InputError for a scale, filter or dtype that is not allowed; a scale is at most H and W.
+    Raises as ``degrade`` does, and InputError for another filter or dtype, or a scale that is out of range or above H
+    or W.
     """
     caller = "degrade_pairs"
     check_images(caller, images)
