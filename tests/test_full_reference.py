@@ -116,7 +116,7 @@ def test_any_size_is_taken(encoder, shape):
 def test_what_is_refused(encoder, tmp_path):
     x = image_regions()["cat"]
     with pytest.raises(
-        InputError, match=r"^reference_distance: reference must have the size of the image, 128x96, got"
+        InputError, match=r"^reference_distance: reference must have the size of the image, 128x96, got 127"
     ):
         qpt.reference_distance(encoder, x, x[:, :127])
     # Files under 32 px are padded for the encoder: their own sizes are compared.
@@ -135,3 +135,118 @@ def test_what_is_refused(encoder, tmp_path):
         broken.conv1.weight.fill_(torch.inf)
     with pytest.raises(InputError, match="encoder must give finite features"):
         qpt.reference_distance(broken, x, x)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Return (folder, run): originals/NAME.png, degraded/NAME.png and a run of a narrow encoder."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for part in ("originals", "degraded"):
+        (folder / part).mkdir()
+    for name in ("cat", "cup"):
+        pixels = image_regions()[name]
+        Image.fromarray(pixels).save(folder / "originals" / f"{name}.png")
+        Image.fromarray(blurred(pixels, 2)).save(folder / "degraded" / f"{name}.png")
+    return folder, write_run(folder / "run")
+
+
+def answer(capsys, *words, code=0):
+    assert cli.main(["score", *map(str, words), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command_takes_a_file_a_folder_or_a_table(files, capsys):
+    folder, run = files
+    degraded, originals = folder / "degraded", folder / "originals"
+    loaded = qpt.load_encoder(run)
+    expected = {
+        str(degraded / name): qpt.reference_distance(loaded, degraded / name, originals / name)
+        for name in ("cat.png", "cup.png")
+    }
+    table = folder / "pairs.csv"
+    table.write_text("image,ref_image\n" + "".join(f"degraded/{n}.png,originals/{n}.png\n" for n in ("cup", "cat")))
+    for reference in (originals, table):
+        found = answer(capsys, degraded, "--reference", reference, "--run", run)
+        assert {row["image"]: row["distance"] for row in found["distances"]} == expected and found["errors"] == {}
+        assert [row["reference"] for row in found["distances"]] == [str(originals / n) for n in ("cat.png", "cup.png")]
+    assert found["scale"] == {"min": 0, "max": 2, "higher_is_better": False}
+    one = answer(
+        capsys, degraded / "cat.png", originals / "cat.png", "--reference", originals / "cat.png", "--run", run
+    )
+    assert [row["distance"] for row in one["distances"]] == [expected[str(degraded / "cat.png")], 0]
+    make_scorer().save(folder / "scorer.pt")
+    by_scorer = answer(capsys, degraded, "--reference", originals, "--scorer", folder / "scorer.pt")["distances"]
+    assert [row["distance"] for row in by_scorer] == [
+        qpt.reference_distance(make_scorer(), degraded / name, originals / name) for name in ("cat.png", "cup.png")
+    ]
+
+
+def test_a_reference_of_another_extension_is_matched_by_its_name(files, tmp_path, capsys):
+    folder, run = files
+    Image.fromarray(image_regions()["cat"]).save(tmp_path / "cat.jpg")
+    found = answer(capsys, folder / "degraded" / "cat.png", "--reference", tmp_path, "--run", run)["distances"]
+    assert [row["reference"] for row in found] == [str(tmp_path / "cat.jpg")]
+
+
+def test_the_command_prints_a_table_or_csv(files, capsys):
+    folder, run = files
+    words = ["score", str(folder / "degraded"), "--reference", str(folder / "originals"), "--run", str(run)]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "distance: 0 is the reference itself; lower is better" in printed and "originals/cup.png" in printed
+    assert cli.main([*words, "--format", "csv"]) == 0
+    rows = list(csv_module.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert list(rows[0]) == ["image", "distance", "reference", "error"]
+    assert [f"{float(row['distance']):.4f}" for row in rows] == [line.split()[0] for line in printed.splitlines()[3:5]]
+
+
+def test_pairs_that_cannot_be_compared_are_named_beside_those_that_can(files, tmp_path, capsys):
+    folder, run = files
+    for name in ("cat", "other", "cup"):
+        Image.fromarray(image_regions()["cat"][: 90 if name == "cup" else 96]).save(tmp_path / f"{name}.png")
+    words = ["score", str(tmp_path), "none.png", "--reference", str(folder / "originals"), "--run", str(run)]
+    assert cli.main([*words, "--json"]) == 1
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [row["distance"] for row in found["distances"]] == [0]
+    assert found["errors"] == {
+        "none.png": "no such file",
+        str(tmp_path / "cup.png"): "reference must have the size of the image, 128x90, got 128x96 px; "
+        "resize or crop one of them",
+        str(
+            tmp_path / "other.png"
+        ): f"reference must be one image in {folder / 'originals'} of the same name, got none",
+    }
+    assert "3 photograph(s) cannot be used" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reference", "nowhere"], "--reference must be an image, a folder of images or a CSV, got nowhere"),
+        (["--reference", "x.png", "--scorer", "s.pt"], "one of --scorer FILE and --run RUN for its encoder, got both"),
+        (["--reference", "x.png", "--csv", "scores.csv"], "--csv must be left out with --reference"),
+        (["--reference", "x.png", "--heatmap", "maps"], "--heatmap must be left out with --reference"),
+        (["--reference", "x.png", "--max-pixels", "0"], "--max-pixels must be an integer of at least 1"),
+    ],
+)
+def test_options_refused(files, capsys, words, message):
+    folder, run = files
+    assert cli.main(["score", str(folder / "degraded"), "--run", str(run), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,mos\na.png,1\n", "lacks column(s) ref_image"),
+        ("image,ref_image\na.png\n", "name an image and its reference in each row, got line 2"),
+        ("image,ref_image\na.png,b.png\na.png,c.png\n", "give an image one reference, got two for a.png"),
+    ],
+)
+def test_tables_refused(files, tmp_path, capsys, content, message):
+    folder, run = files
+    (tmp_path / "pairs.csv").write_text(content)
+    words = ["--reference", str(tmp_path / "pairs.csv"), "--run", str(run)]
+    assert cli.main(["score", str(folder / "degraded"), *words]) == 2
+    assert message in capsys.readouterr().err
