@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from qpt.commands.completion import SHELLS, PrintCompletion
 from qpt.commands.streams import prepare_streams
 from qpt.errors import BackendError, InputError, StalledError, hint
 from qpt.process import follow_thread_limits
@@ -174,6 +175,13 @@ def build_parser() -> ArgumentParser:
         formatter_class=_Help,  # subcommands take it from here
         version=__version__,
         allow_abbrev=True,  # --patch-s for --patch-size, as argparse does
+    )
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        metavar="{" + ",".join(SHELLS) + "}",
+        help="print the script that completes commands and options in a shell, and exit",
     )
     subcommands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     for name in COMMANDS:

@@ -39,6 +39,12 @@ def describe(value: object) -> str:
     return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}{suffix}"
 
 
+def describe_tensor(value: object) -> str:
+    """Name a value that must be a tensor, as ``describe`` does; of a NumPy array, also say how it becomes one."""
+    remedy = "; torch.from_numpy(...) makes a tensor of it" if type(value).__module__ == "numpy" else ""
+    return describe(value) + (remedy if getattr(value, "shape", ()) else "")
+
+
 def as_integer(value: object) -> int | None:
     """Return whatever has ``__index__`` as an int: NumPy's and torch's integers too. None for a bool and all else."""
     if type(value) is int:

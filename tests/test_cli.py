@@ -189,3 +189,34 @@ def test_a_whole_number_is_an_integer_however_it_is_written(value: str, words: l
     assert arguments.batch_images == 8 and type(arguments.batch_images) is int
     assert (arguments.data, arguments.out) == ("8.0", "8e0")
     assert build_parser().parse_args(["compare", "a", "--seed", "1e3"]).compare.seed == 1000
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_commands_their_options_and_files(
+    shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as stop:
+        main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert stop.value.code == 0 and all(command in script for command in COMMANDS)
+    assert "patch-size" in script and "in_batch" in script and "patch_size PATCH_SIZE" not in script
+    if shell != "bash":
+        return
+    (tmp_path / "scores.csv").touch()
+    words = {"eval": "evaluate", "fit --low": "--lower-better", "fit --csv sco": "scores.csv"}
+    words["pretrain --boxes ind"] = "independent"
+    for typed, completed in words.items():
+        line = f"COMP_WORDS=(qpt {typed}); COMP_CWORD={len(typed.split())}; _shtab_qpt; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.stdout.split() == [completed], (typed, done.stdout, done.stderr)
+
+
+def test_completion_without_its_extra_says_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["--print-completion", "bash"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "qpt: error: --print-completion needs shtab: pip install 'qpt[completion]'\n"

@@ -3,6 +3,7 @@
 import io
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -80,6 +81,18 @@ def test_new_groups_are_not_repeated_after_loading():
     del empty["next_group"]
     loaded.load_state_dict(empty)
     assert loaded.new_groups(1).tolist() == [0]
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.uint8, torch.tensor])
+def test_the_place_in_a_state_is_any_integer(integer):
+    pool, loaded = NegativePool(5, 2), NegativePool(5, 2)
+    pool.push(*numbered(0, 7))
+    state = pool.state_dict()
+    loaded.load_state_dict(state | {name: integer(state[name]) for name in ("pointer", "count")})
+    for each in (pool, loaded):
+        each.push(*numbered(100, 2))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(pool.ring, loaded.ring, strict=True))
+    assert type(loaded.state_dict()["pointer"]) is int
 
 
 def test_a_push_touches_no_more_than_its_keys():
@@ -193,6 +206,11 @@ def test_a_loaded_pool_continues_as_the_saved_one(pushed):
         assert torch.equal(ours, theirs)
 
 
+def test_a_state_is_a_mapping():
+    with pytest.raises(InputError, match=r"^NegativePool.load_state_dict: state must be a state_dict\(\), got NoneType"):
+        NegativePool(5, 2).load_state_dict(None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,6 +222,7 @@ def test_a_loaded_pool_continues_as_the_saved_one(pushed):
         ({"next_group": 3}, r"next_group must be \(\) int64, got int"),
         ({"count": -1}, "place in a ring of 5"),
         ({"count": "3"}, "place in a ring of 5, got 3 and '3'"),
+        ({"pointer": True, "count": True}, "place in a ring of 5, got True and True"),
     ],
 )
 def test_a_foreign_state_is_refused_and_changes_nothing(change, message):

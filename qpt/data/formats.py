@@ -103,13 +103,15 @@ def _without_side_data(
         try:
             opened = decoder(io.BytesIO(reduced), "")
             opened.decodermaxblock = _READ_BYTES
-            if size is not None and opened.size == size:
+            # Larger: a JPEG at its full size, not the draft's. Smaller: a GIF of which a comment was read as a picture.
+            fits = size is None or (opened.width <= size[0] and opened.height <= size[1])
+            if size is not None and fits:
                 opened.load()
         except Exception as again:
             if is_machine_fault(again):
                 raise
         else:
-            if size in (None, opened.size):
+            if fits:
                 return opened
     raise error
 
@@ -125,7 +127,7 @@ def _reduced(content: bytes) -> Iterator[bytes]:
     for kept in ("exif", "icc"), ("exif",), ():
         try:
             reduced = reduce(content, kept)
-        except (struct.error, IndexError):  # cut short between two chunks
+        except (struct.error, IndexError, ValueError):  # cut short between two chunks
             return
         yield reduced
 
@@ -188,6 +190,55 @@ def _reduced_tiff(content: bytes, kept: Sequence[str]) -> bytes:
     return content[:first] + table + content[first + len(table) :]
 
 
+def _reduced_gif(content: bytes, kept: Sequence[str]) -> bytes:
+    """Keep the first picture and what says which of its colours is transparent, wherever extensions before it end."""
+    palette = (3 << (content[10] & 7) + 1) if content[10] & 0x80 else 0
+    width, height = struct.unpack_from("<HH", content, 6)
+    place = start = 13 + palette
+    while True:
+        place = content.index(b",", place)
+        left, top, columns, rows, flags = struct.unpack_from("<HHHHB", content, place + 1)
+        inside = columns and rows and left + columns <= width and top + rows <= height
+        if inside and not flags & 0x18:  # reserved bits
+            break
+        place += 1
+    control = (
+        content[place - 8 : place] if re.match(rb"!\xf9\x04.{4}\0", content[place - 8 : place], re.DOTALL) else b""
+    )
+    return content[:start] + (control if kept else b"") + content[place:]
+
+
+def _reduced_jpeg2000(content: bytes, kept: Sequence[str]) -> bytes:
+    """Keep the codestream without its comments, and the boxes that say what its components are."""
+    if content.startswith(b"\xff\x4f"):
+        return _reduced_codestream(content)
+    boxes, place = [], content.index(b"ihdr", content.index(b"jp2h")) - 4
+    while re.match(rb"ihdr|bpcc|colr|pclr|cmap|cdef|res ", content[place + 4 : place + 8]):
+        (length,) = struct.unpack_from(">I", content, place)
+        box, name = content[place : place + length], content[place + 4 : place + 8]
+        profile = name == b"colr" and (len(box) < 15 or box[8] != 1)  # and not the number of a colour space
+        if name != b"res " and not (profile and "icc" not in kept):
+            boxes.append(box)
+        place += max(8, length)
+    start = content.index(b"jp2c\xff\x4f\xff\x51") + 4
+    header = struct.pack(">I4s", 8 + sum(map(len, boxes)), b"jp2h") + b"".join(boxes)
+    codestream = b"\0\0\0\0jp2c" + _reduced_codestream(content[start:])  # length 0: up to the end of the file
+    return content[:12] + b"\0\0\0\x14ftypjp2 \0\0\0\0jp2 " + header + codestream
+
+
+def _reduced_codestream(content: bytes) -> bytes:
+    parts, place = [content[:2]], 2
+    while content[place + 1] != 0x90:  # start of a tile
+        marker, length = struct.unpack_from(">xBH", content, place)
+        end = place + 2 + length
+        if marker != 0x64:
+            parts.append(content[place:end])
+        elif length < 2 or content[end : end + 1] != b"\xff":  # a comment that does not end where it says
+            end = content.index(b"\xff\x90\0\x0a", place)
+        place = end
+    return b"".join([*parts, content[place:]])
+
+
 _PNG_CHUNK = {"exif": b"eXIf", "icc": b"iCCP"}
 _JPEG_SEGMENT = {"exif": 0xE1, "icc": 0xE2}
 _WEBP_CHUNK = {"exif": (b"EXIF", 0x08), "icc": (b"ICCP", 0x20)}  # and its flag in the header
@@ -200,6 +251,9 @@ _REDUCE: dict[bytes, Callable[[bytes, Sequence[str]], bytes]] = {
     b"\x89PNG": _reduced_png,
     b"\xff\xd8": _reduced_jpeg,
     b"RIFF": _reduced_webp,
+    b"GIF": _reduced_gif,
+    b"\xff\x4f": _reduced_jpeg2000,
+    b"\0\0\0\x0cjP": _reduced_jpeg2000,
     b"\0\0\0": _reduced_avif,
     b"II": _reduced_tiff,
     b"MM": _reduced_tiff,

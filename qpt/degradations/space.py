@@ -22,7 +22,7 @@ from qpt.degradations.op_table import LEVELS, MAX_PARAMS
 from qpt.degradations.program import Chain, Program, Step
 from qpt.degradations.rule import MAX_SLOTS, ByLevel, Group, OpSpec, Rule, UniformRange, is_number
 from qpt.degradations.sampling import LevelArrays, RuleSampler, draw_params, pick_true
-from qpt.errors import InputError, check_int, check_number, describe
+from qpt.errors import InputError, check_int, check_number, describe_tensor
 
 __all__ = ["ByLevel", "Chain", "DegradationSpace", "Group", "OpSpec", "Program", "Rule", "Step", "UniformRange"]
 
@@ -154,7 +154,7 @@ class DegradationSpace(Rule):
         has compositions (or than 10,000 redraws find, where the weights make some compositions nearly impossible).
         """
         if not isinstance(seeds, Tensor) or seeds.dtype != torch.int64 or seeds.ndim != 1 or seeds.device.type != "cpu":
-            got = f"{describe(seeds)} on {seeds.device}" if isinstance(seeds, Tensor) else describe(seeds)
+            got = describe_tensor(seeds) + (f" on {seeds.device}" if isinstance(seeds, Tensor) else "")
             raise InputError(f"DegradationSpace.sample_seeded: seeds must be (n,) int64 on the CPU, got {got}")
         views = check_int("DegradationSpace.sample_seeded", "views", views, 1, 2**31 - 1)
         siblings = check_number("DegradationSpace.sample_seeded", "siblings", siblings)

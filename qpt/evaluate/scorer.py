@@ -109,7 +109,8 @@ class Scorer:
 
         The ridge is linear, so an image unlike all those of the fit can get any number; such a score means nothing.
         """
-        return abs(score - (self.mos_min + self.mos_max) / 2) > (0.5 + EXTRAPOLATED) * (self.mos_max - self.mos_min)
+        middle, spread = (self.mos_min + self.mos_max) / 2, self.mos_max - self.mos_min
+        return bool(abs(score - middle) > (0.5 + EXTRAPOLATED) * spread)
 
     def head(self, features: NDArray[np.float32]) -> float:
         """Return the score of one image from its (read_out.scales, 2 statistics, sum(stage_dims)) features."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qpt.errors import InputError, check_number, describe
+from qpt.errors import InputError, check_number, describe, describe_tensor
 from qpt.ops.contrastive.op import contrastive
 from qpt.ops.contrastive.pool import NegativePool
 from qpt.ops.contrastive.problem import make_problem, temperature_tensor
@@ -280,10 +280,12 @@ def supcon(
     Raises InputError as ``contrastive_loss`` does. Source: Khosla et al., NeurIPS 2020, equation 2.
     """
     if not isinstance(features, Tensor) or features.ndim not in (2, 3) or features.shape[-1] == 0:
-        raise InputError(f"supcon: features must be (N, D) or (N, V, D) floating point, got {describe(features)}")
+        raise InputError(
+            f"supcon: features must be (N, D) or (N, V, D) floating point, got {describe_tensor(features)}"
+        )
     samples = features.shape[0]
     if not isinstance(labels, Tensor) or labels.shape != (samples,) or labels.dtype != torch.int64:
-        raise InputError(f"supcon: labels must be ({samples},) int64, got {describe(labels)}")
+        raise InputError(f"supcon: labels must be ({samples},) int64, got {describe_tensor(labels)}")
     if features.ndim == 3:
         labels = labels.repeat_interleave(features.shape[1])
         features = features.flatten(0, 1)
@@ -301,7 +303,7 @@ def _check_pairs(function: str, pair: dict[str, Tensor]) -> None:
     (one, first), (other, second) = pair.items()
     for name, value in pair.items():
         if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
-            raise InputError(f"{function}: {name} must be (N, D) floating point, got {describe(value)}")
+            raise InputError(f"{function}: {name} must be (N, D) floating point, got {describe_tensor(value)}")
     if first.shape != second.shape:
         raise InputError(
             f"{function}: {one} and {other} must have the same shape, got {describe(first)} and {describe(second)}"

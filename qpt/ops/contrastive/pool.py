@@ -5,12 +5,13 @@ saves it. Relies on torch only.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, check_int, describe
+from qpt.errors import InputError, as_integer, check_int, describe, describe_tensor
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Twice the 16 M that the tests fill past 2^31 elements: a larger number was most likely meant as elements or bytes.
@@ -149,13 +150,15 @@ class NegativePool:
 
     def _check_push(self, keys: Tensor, groups: Tensor, images: Tensor | None) -> Tensor:
         if not isinstance(keys, Tensor) or keys.ndim != 2 or keys.shape[1] != self.dim or not keys.is_floating_point():
-            raise InputError(f"NegativePool.push: keys must be (n, {self.dim}) floating point, got {describe(keys)}")
+            raise InputError(
+                f"NegativePool.push: keys must be (n, {self.dim}) floating point, got {describe_tensor(keys)}"
+            )
         n = keys.shape[0]
         for name, ids in (("groups", groups), ("images", images)):
             if name == "images" and ids is None:
                 continue
             if not isinstance(ids, Tensor) or ids.shape != (n,) or ids.dtype != torch.int64:
-                raise InputError(f"NegativePool.push: {name} must be ({n},) int64, got {describe(ids)}")
+                raise InputError(f"NegativePool.push: {name} must be ({n},) int64, got {describe_tensor(ids)}")
         for name, value in (("keys", keys), ("groups", groups), ("images", images)):
             if value is not None and value.device != self.device:
                 raise InputError(f"NegativePool.push: {name} must be on {self.device}, got {value.device}")
@@ -175,24 +178,26 @@ class NegativePool:
             "next_group": self._next_group,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy in a ``state_dict`` of a pool of the same capacity, dim and dtype; InputError if it is not one.
 
         A state of an earlier version, without ``next_group``, loads: the counter then starts above the ids it holds.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(f"NegativePool.load_state_dict: state must be a state_dict(), got {describe(state)}")
         rings = {"keys": self._keys, "groups": self._groups, "images": self._images}
         for name, ring in rings.items():
             given = state.get(name)
             if not isinstance(given, Tensor) or given.shape != ring.shape or given.dtype != ring.dtype:
                 raise InputError(
-                    f"NegativePool.load_state_dict: {name} must be {describe(ring)}, got {describe(given)}; "
+                    f"NegativePool.load_state_dict: {name} must be {describe(ring)}, got {describe_tensor(given)}; "
                     "the pool it comes from has another capacity, dim or dtype"
                 )
-        pointer, count = state.get("pointer"), state.get("count")
-        if not (isinstance(pointer, int) and isinstance(count, int) and self._is_place(pointer, count)):
+        pointer, count = as_integer(state.get("pointer")), as_integer(state.get("count"))
+        if pointer is None or count is None or not self._is_place(pointer, count):
             raise InputError(
                 f"NegativePool.load_state_dict: pointer and count must be a place in a ring of {self.capacity}, "
-                f"got {pointer!r} and {count!r}"
+                f"got {state.get('pointer')!r} and {state.get('count')!r}"
             )
         counter = state.get("next_group", state["groups"].max().clamp(min=-1) + 1)
         if not isinstance(counter, Tensor) or counter.shape != () or counter.dtype != torch.int64:

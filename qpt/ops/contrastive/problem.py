@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, as_number, describe
+from qpt.errors import InputError, as_number, describe_tensor
 from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
 
 BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
@@ -270,7 +270,7 @@ def _check_severity(function: str, name: str, value: Any, vectors: Tensor, kinds
     fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[0] == rows and value.dtype == torch.float32
     if not fits or not 1 <= value.shape[1] <= MAX_SEVERITIES or kinds not in (None, value.shape[1]):
         wanted = f"S), 1 <= S <= {MAX_SEVERITIES}" if kinds is None else f"{kinds})"
-        raise InputError(f"{function}: {name} must be ({rows}, {wanted}, float32, got {describe(value)}")
+        raise InputError(f"{function}: {name} must be ({rows}, {wanted}, float32, got {describe_tensor(value)}")
     if value.device != vectors.device:
         raise InputError(f"{function}: {name} must be on the queries' device {vectors.device}, got {value.device}")
     if value.requires_grad:
@@ -297,7 +297,7 @@ def _check_embeddings(
     fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 0 and dim in (None, value.shape[1])
     if not fits or value.dtype not in FLOATS:
         raise InputError(
-            f"{function}: {name} must be {shape} float16, bfloat16, float32 or float64, got {describe(value)}"
+            f"{function}: {name} must be {shape} float16, bfloat16, float32 or float64, got {describe_tensor(value)}"
         )
     if device is not None and value.device != device:
         raise InputError(f"{function}: {name} must be on the queries' device {device}, got {value.device}")
@@ -306,7 +306,7 @@ def _check_embeddings(
 def _check_ids(function: str, name: str, value: Tensor, vectors: Tensor) -> None:
     rows = vectors.shape[0]
     if not isinstance(value, Tensor) or value.ndim != 1 or value.shape[0] != rows or value.dtype != torch.int64:
-        raise InputError(f"{function}: {name} must be ({rows},) int64, got {describe(value)}")
+        raise InputError(f"{function}: {name} must be ({rows},) int64, got {describe_tensor(value)}")
     if value.device != vectors.device:
         raise InputError(f"{function}: {name} must be on the queries' device {vectors.device}, got {value.device}")
 
@@ -317,7 +317,7 @@ def temperature_tensor(function: str, temperature: float | Tensor, device: torch
         if temperature.numel() != 1 or temperature.ndim > 1 or temperature.dtype not in FLOATS:
             raise InputError(
                 f"{function}: temperature must be a float or a floating-point tensor of one element, "
-                f"got {describe(temperature)}"
+                f"got {describe_tensor(temperature)}"
             )
         if temperature.device != device:
             raise InputError(
@@ -326,7 +326,7 @@ def temperature_tensor(function: str, temperature: float | Tensor, device: torch
         return temperature.reshape(()).to(dtype)
     value = as_number(temperature)
     if value is None:
-        raise InputError(f"{function}: temperature must be a float or a tensor, got {describe(temperature)}")
+        raise InputError(f"{function}: temperature must be a float or a tensor, got {describe_tensor(temperature)}")
     if not 0 < value < math.inf:
         raise InputError(f"{function}: temperature must be finite and > 0, got {temperature}")
     return torch.full((), value, dtype=dtype, device=device)

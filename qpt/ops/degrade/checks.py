@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qpt.degradations.program import Program
-from qpt.errors import InputError, check_int, describe
+from qpt.errors import InputError, check_int, describe_tensor
 
 PATCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
@@ -19,7 +19,7 @@ def check_images(caller: str, images: Tensor) -> None:
     """Check that images are (B, H, W, 3) uint8 on a device with an engine, and small enough for 32-bit indices."""
     good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == 3
     if not good:
-        raise InputError(f"{caller}: images must be (B, H, W, 3) uint8, got {describe(images)}")
+        raise InputError(f"{caller}: images must be (B, H, W, 3) uint8, got {describe_tensor(images)}")
     if images.device.type not in ("cpu", "cuda"):
         raise InputError(f"{caller}: images must be on the CPU or a CUDA device, got {images.device}")
     height, width = images.shape[1:3]
@@ -57,7 +57,7 @@ def check_patches(
     good = isinstance(boxes, Tensor) and boxes.dtype == torch.int32 and boxes.ndim == 3
     if not good or boxes.shape[0] != r or boxes.shape[2] != 2:
         raise InputError(
-            f"degrade_patches: boxes must be ({r}, P, 2) int32, one row per program row, got {describe(boxes)}"
+            f"degrade_patches: boxes must be ({r}, P, 2) int32, one row per program row, got {describe_tensor(boxes)}"
         )
     if boxes.device.type != "cpu" and boxes.device != images.device:
         raise InputError(f"degrade_patches: boxes must be on the CPU or on {images.device}, got {boxes.device}")
