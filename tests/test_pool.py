@@ -207,7 +207,9 @@ def test_a_loaded_pool_continues_as_the_saved_one(pushed):
 
 
 def test_a_state_is_a_mapping():
-    with pytest.raises(InputError, match=r"^NegativePool.load_state_dict: state must be a state_dict\(\), got NoneType"):
+    with pytest.raises(
+        InputError, match=r"^NegativePool.load_state_dict: state must be a state_dict\(\), got NoneType"
+    ):
         NegativePool(5, 2).load_state_dict(None)
 
 

@@ -26,7 +26,7 @@ class PrintCompletion(argparse.Action):
         raise SystemExit(0)  # jsonargparse lets the parser do nothing more, not even exit
 
 
-def _complete_files(parser: ArgumentParser, file: dict[str, str]) -> None:
+def _complete_files(parser: ArgumentParser, file: Any) -> None:
     """Mark arguments that are text without choices: nearly all of them name files or folders."""
     for action in parser._actions:
         # `_typehint` is where jsonargparse keeps the type of an argument.
