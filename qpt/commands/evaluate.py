@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     add_protocol_arguments(parser)
     add_feature_arguments(parser)
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="arithmetic of frozen encoders; bfloat16 is faster on a CPU that multiplies in it (default float32)",
+    )
     parser.add_argument("--out", type=str, default=None, help="write the whole result, every split included, as JSON")
     parser.add_argument("--json", action="store_true", help="print that JSON instead of the table")
 
@@ -120,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         supervised=args.supervised,
         seed=args.seed,
         protocol=FeatureProtocol(crop_px=args.crop_px, crops=args.crops),
+        dtype=args.dtype,
         cache=args.cache,
     )
     if out is not None:
