@@ -71,7 +71,9 @@ class ScoreLoss(nn.Module):
         work = torch.promote_types(torch.promote_types(target.dtype, self.encoder.dtype), torch.float32)
         with torch.autocast(self.encoder.device.type, enabled=False):  # the caller's setting must not change the dtype
             scores = self._scores(target.to(device=self.encoder.device, dtype=work)).to(target.dtype)[:, None]
-        return {"mean": scores.mean, "sum": scores.sum, "none": scores.clone}[self.reduction]()
+        if self.reduction == "none":
+            return scores
+        return scores.mean() if self.reduction == "mean" else scores.sum()
 
     def _scores(self, images: Tensor) -> Tensor:
         """Return the scores of (N, 3, H, W) values: (N,) float64."""
