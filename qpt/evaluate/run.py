@@ -82,8 +82,8 @@ def evaluate(
     seed: of the splits.  protocol: the part of an image that the encoder gets.  dtype: "float32" or "bfloat16", of the
     frozen encoders; statistics over positions and all that follows are float32 or better.  cache: folder for features;
     by default that of the first run (``feature_cache``).  quiet: no progress bars. Returns the result as plain data:
-    data, protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences. Raises
-    InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or a set
+    data, protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences.
+    Raises InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or a set
     too small to split.
     """
     if not runs:
