@@ -25,6 +25,7 @@ import qpt
 from qpt.data.images import load_rgb
 from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import FeatureProtocol
+from qpt.evaluate.finetune import FineTuning
 from qpt.evaluate.regimes import EvaluationConfig
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.table import read_table
@@ -261,7 +262,10 @@ def _fit(given: Given) -> object:
 def _evaluate(given: Given) -> object:
     result = evaluate(
         [given.path(given.files / "run")], read_table(given.path(given.files / "set" / "scores.csv")),
-        config=EvaluationConfig(splits=given.integer(2), read_outs=("all, mean",)), untrained=given.integer(0),
+        config=EvaluationConfig(
+            splits=given.integer(2), label_shares=(), read_outs=("all, mean",),
+            fine_tuning=FineTuning(epochs=given.integer(1), batch=given.integer(8), crop_px=given.integer(32)),
+        ), untrained=given.integer(0),
         supervised=False, seed=given.integer(1), cache=given.path(given.out), quiet=True,
     )  # fmt: skip
     return [result["data"], result["methods"]]
@@ -426,6 +430,19 @@ def test_every_entry_under_every_habit(
         assert isinstance(expected, list) and isinstance(found, list)
         expected = expected[: len(found)]  # without gradients
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_what_is_made_without_gradients_is_trained_with_them(mode: Callable[[], Any], files: Path) -> None:
+    with mode():
+        encoder = qpt.load_encoder(files / "run")
+        loss = qpt.QualityContrastiveLoss(learn_temperature=True)
+        scorer = qpt.Scorer.load(files / "scorer.pt")
+    for network in (encoder, scorer.encoder):
+        features = network.requires_grad_()(BATCH.repeat(4, 1, 1, 1))
+        loss(features, KEYS[:, :1].expand(features.shape), query_groups=IDS, key_groups=IDS).backward()
+        assert all(weight.grad is not None for weight in network.parameters())
+    assert loss.log_temperature is not None and loss.log_temperature.grad is not None
 
 
 def test_every_public_name_is_an_entry() -> None:

@@ -109,6 +109,7 @@ def hold_out(train: Index, mos: Array, groups: Index, seed: Sequence[int]) -> tu
 
 
 @tensors_on_cpu()
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def fine_tune(
     encoder: Encoder,
     load: Callable[[int], NDArray[np.uint8]],

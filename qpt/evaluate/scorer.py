@@ -155,7 +155,7 @@ class Scorer:
         protocol: FeatureProtocol | None = None,
         calibration: bool = False,
         pretraining: dict[str, Any] | None = None,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
         quiet: bool = False,
     ) -> Scorer:
         """Fit on every image of a table; read-out and penalty come from the inner cross-validation of the evaluation.
@@ -164,7 +164,7 @@ class Scorer:
         has the error with and without it.  pretraining: the record to keep.  cache: folder for features, None keeps
         none.  quiet: no progress bar.
         """
-        protocol = protocol or FeatureProtocol()
+        protocol, cache = protocol or FeatureProtocol(), None if cache is None else Path(cache)
         features = read_out_features(encoder, table, protocol, label="features", cache=cache, quiet=quiet)
         chosen = choose_read_out(features, table.mos, table.groups, seed=_CHOICE_SEED)
         x = features[chosen.read_out]

@@ -16,6 +16,7 @@ from qpt.models.resnet import ARCHITECTURES, ResNet
 from qpt.models.two_trunks import TwoTrunks
 
 
+@torch.inference_mode(False)  # else weights made in inference mode could not be trained outside it
 def build_encoder(arch: str = "resnet18", width: int = 64, *, two_trunks: bool = False) -> Encoder:
     """Return a freshly initialised encoder; its weights are drawn from torch's global generator.
 
@@ -42,6 +43,7 @@ def untrained_encoder(arch: str, width: int, seed: int) -> Encoder:
         return build_encoder(arch, width).eval()
 
 
+@torch.inference_mode(False)
 def load_encoder(path: str | Path) -> Encoder:
     """Return a pre-trained encoder, in eval mode on the CPU.
 

@@ -249,10 +249,10 @@ class PretrainConfig:
         """Adjacent rows of a batch, one per composition of an image, that form one group of positives."""
         return self.compositions if self.positives == "image" else 1
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the settings as YAML, without ``data`` and ``out``: a recipe that another run can be started from."""
         settings = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("data", "out")}
-        path.write_text(to_yaml(settings), encoding="utf-8")
+        Path(path).write_text(to_yaml(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> PretrainConfig:

@@ -59,6 +59,7 @@ class PretrainResult:
 
 
 @tensors_on_cpu()
+@torch.inference_mode(False)  # gradients are on, whatever the caller's mode
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
     """Pre-train an encoder as ``config`` says and leave ``checkpoint.pt``, ``config.yaml``, ``log.csv``,
     ``summary.json``, ``index.html`` and the other files of a run in ``config.out`` (docs/runs.md).

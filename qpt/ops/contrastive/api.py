@@ -138,6 +138,7 @@ class QualityContrastiveLoss(nn.Module):
     ``ContrastiveResult``; both take the tensors of ``contrastive_loss``. Raises InputError as that does.
     """
 
+    @torch.inference_mode(False)  # else a temperature made in inference mode could not be learnt outside it
     def __init__(
         self,
         temperature: float = 0.2,
