@@ -83,8 +83,8 @@ def evaluate(
     frozen encoders; statistics over positions and all that follows are float32 or better.  cache: folder for features;
     by default that of the first run (``feature_cache``).  quiet: no progress bars. Returns the result as plain data:
     data, protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences.
-    Raises InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or a
-    set too small to split.
+    Raises InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or
+    a set too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
