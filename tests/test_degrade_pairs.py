@@ -76,6 +76,15 @@ def test_a_scale_per_row_gives_lists(as_tensor):
         np.testing.assert_array_equal(high[row], expected[1])
 
 
+def test_an_array_of_one_scale_gives_lists_and_a_single_number_tensors():
+    images, program = smooth_images(1, 12, 16), sample(1, views=1)
+    for listed in ([2], torch.tensor([2]), np.array([2])):
+        assert [len(part) for part in qpt.degrade_pairs(images, program, listed)] == [1, 1]
+        assert isinstance(qpt.degrade_pairs(images, program, listed)[0], list)
+    for single in (2, torch.tensor(2), np.int64(2)):
+        assert qpt.degrade_pairs(images, program, single)[0].shape == (1, 6, 8, 3)
+
+
 def test_a_row_does_not_depend_on_the_others():
     images, program = smooth_images(3, 32, 48), sample(3)
     low, high = qpt.degrade_pairs(images, program, 2, threads=2)

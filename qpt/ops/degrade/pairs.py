@@ -92,7 +92,8 @@ def degrade_pairs(
 def _check_scales(scale: int | Sequence[int] | Tensor, rows: int, side: int) -> int | list[int]:
     """Return one scale, or one per row. side: the shorter one of the images, px."""
     highest = max(min(MAX_SCALE, side), 1)
-    single = as_integer(scale)
+    # An array of one number is an integer too, by its ``__index__``; here it is one scale per row, for one row.
+    single = None if getattr(scale, "ndim", 0) else as_integer(scale)
     if single is not None:
         return check_int("degrade_pairs", "scale", single, 1, highest)
     try:
