@@ -212,6 +212,7 @@ class Scorer:
         write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
 
     @classmethod
+    @torch.inference_mode(False)  # else weights made in inference mode could not be trained outside it
     def load(cls, path: str | Path, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
         """Read a file written by ``save`` onto the CPU; only tensors and plain data are unpickled.
 

@@ -83,7 +83,7 @@ def degrade_pairs(
         low = resize(degraded[cut], height, width, filter)
         return _in_dtype(low, dtype), _in_dtype(originals[cut], dtype)
 
-    if isinstance(scales, int):
+    if not isinstance(scales, list):
         return pairs(slice(None), scales)
     found = [pairs(slice(row, row + 1), scale) for row, scale in enumerate(scales)]
     return [low[0] for low, _ in found], [high[0] for _, high in found]
