@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import table
+from experiments.recipe import ONE_SEED
 
 REGIMES = {"all": "all labels", "few": "few labels"}
 LEAST_SEEDS = 3
@@ -101,7 +102,10 @@ def differences(content: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str
     for arm in arm_names(content):
         for other in opponents(content, arm):
             for column in columns_of(content):
-                pair = difference(scores(content, arm, *column), scores(content, other, *column))
+                mine, theirs = scores(content, arm, *column), scores(content, other, *column)
+                if content["arms"][other]["kind"] in ONE_SEED and theirs:
+                    theirs = dict.fromkeys(mine, next(iter(theirs.values())))
+                pair = difference(mine, theirs)
                 if pair is not None:
                     yield arm, other, *column, pair
 

@@ -14,6 +14,7 @@ from qpt.version import __version__
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.degradations.program import Program as Program
     from qpt.degradations.space import DegradationSpace as DegradationSpace
+    from qpt.evaluate.full_reference import reference_distance as reference_distance
     from qpt.evaluate.scorer import Scorer as Scorer
     from qpt.models import load_encoder as load_encoder
     from qpt.ops.contrastive.api import QualityContrastiveLoss as QualityContrastiveLoss
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from qpt.ops.contrastive.pool import NegativePool as NegativePool
     from qpt.ops.degrade.api import degrade as degrade
     from qpt.ops.degrade.api import degrade_patches as degrade_patches
+    from qpt.ops.degrade.pairs import degrade_pairs as degrade_pairs
     from qpt.pretraining.config import PretrainConfig as PretrainConfig
     from qpt.pretraining.engine import pretrain as pretrain
 
@@ -37,12 +39,14 @@ _HOMES = {
     "Scorer": "qpt.evaluate.scorer",
     "contrastive_loss": "qpt.ops.contrastive.api",
     "degrade": "qpt.ops.degrade.api",
+    "degrade_pairs": "qpt.ops.degrade.pairs",
     "degrade_patches": "qpt.ops.degrade.api",
     "distributed_contrastive_loss": "qpt.ops.contrastive.distributed",
     "info_nce": "qpt.ops.contrastive.api",
     "load_encoder": "qpt.models",
     "nt_xent": "qpt.ops.contrastive.api",
     "pretrain": "qpt.pretraining.engine",
+    "reference_distance": "qpt.evaluate.full_reference",
     "supcon": "qpt.ops.contrastive.api",
 }
 

@@ -104,6 +104,22 @@ def _degrade_patches(given: Given) -> object:
     return [qpt.degrade_patches(given.tensor(IMAGES), PROGRAM, given.tensor(BOXES), size, threads=threads)]
 
 
+def _degrade_pairs(given: Given) -> object:
+    return [*qpt.degrade_pairs(given.tensor(IMAGES), PROGRAM, given.integer(2))]
+
+
+def _reference_distance(given: Given) -> object:
+    encoder = qpt.load_encoder(given.path(given.files / "run"))
+    file = given.files / "set" / "images" / "cat0.png"
+    pixels = given.array(load_rgb(file))
+    turned = given.array(np.ascontiguousarray(load_rgb(file)[::-1]))
+    most = given.integer(10**6)
+    return [
+        qpt.reference_distance(encoder, turned, given.path(file), max_pixels=most),
+        qpt.reference_distance(encoder, turned, pixels),
+    ]
+
+
 def _sample(given: Given) -> object:
     torch.manual_seed(3)
     generator = torch.Generator("cpu").manual_seed(4)
@@ -263,6 +279,8 @@ def _evaluate(given: Given) -> object:
 ENTRIES: dict[str, Callable[[Given], object]] = {
     "degrade": _degrade,
     "degrade_patches": _degrade_patches,
+    "degrade_pairs": _degrade_pairs,
+    "reference_distance": _reference_distance,
     "DegradationSpace": _space,
     "DegradationSpace.sample": _sample,
     "Program": _program,

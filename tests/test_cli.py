@@ -199,7 +199,8 @@ def test_an_option_has_one_form_in_all_commands() -> None:
         for action in command_parser(command)._actions:
             for option in action.option_strings:
                 kind = getattr(action, "_typehint", None)
-                forms.setdefault(option, set()).add((invocation(action).partition(" ")[2], kind))
+                form = "a choice" if action.choices else invocation(action).partition(" ")[2]
+                forms.setdefault(option, set()).add((form, kind))
     several = {option: {form for form, _ in found} for option, found in forms.items() if len(found) > 1}
     assert several == {"--out": {"FILE", "FOLDER"}}
 

@@ -253,6 +253,32 @@ def test_json_on_standard_output_and_no_untrained_encoder(tiny, capsys):
     assert result["paired"] == []
 
 
+def test_half_precision_and_the_best_regressor_are_named_and_kept_apart(tiny, tmp_path, capsys):
+    _, csv, first, _ = tiny
+    options = ["--untrained", "0", "--no-supervised", "--split-count", "2", "--label-shares", "--json"]
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        given = ["--dtype", dtype, "--regressor", "best", "--cache", str(tmp_path), *options]
+        assert cli.main(["evaluate", str(first), "--csv", str(csv), *given]) == 0
+        found[dtype] = json.loads(capsys.readouterr().out)
+        assert found[dtype]["protocol"]["features"]["dtype"] == dtype
+        assert found[dtype]["protocol"]["settings"][0] == {"penalty": PENALTIES[0]}
+        assert found[dtype]["protocol"]["settings"][-1] == {"C": 100.0, "gamma_times_d": 1.0}
+        for method in found[dtype]["methods"]:
+            assert all(("chosen_penalty" in s) != ("chosen_C" in s) for s in method["regimes"]["all"]["splits"])
+    assert len(list(tmp_path.glob("*.npz"))) == 3  # one of each dtype, and the classical features
+    encoders = [stored for path in tmp_path.glob("*.npz") if (stored := np.load(path)["features"]).ndim == 4]
+    np.testing.assert_allclose(*encoders, rtol=0.05, atol=0.05)
+    assert not np.array_equal(*encoders)
+    hashes = {method.get("weights_sha256") for result in found.values() for method in result["methods"]}
+    assert len(hashes - {None}) == 1
+
+
+def test_an_unknown_dtype_is_refused(tiny):
+    with pytest.raises(InputError, match="evaluate: dtype must be one of float32, bfloat16, got 'float64'"):
+        evaluate([tiny[2]], read_table(tiny[1]), dtype="float64", quiet=True)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -97,6 +97,13 @@ def test_a_finding_has_one_sign_and_exceeds_the_spread(mine: list[float], other:
     assert f"{pair.median:+.3f}" in study_tables.markdown(content)
 
 
+def test_an_arm_of_one_seed_is_compared_with_every_seed() -> None:
+    content = content_of(
+        {"base": [0.70, 0.71, 0.72], "named": [0.6]}, base={"against": "named"}, named={"kind": "named"}
+    )
+    assert "+0.110 [+0.100, +0.110, +0.120] better" in study_tables.findings(content)
+
+
 def test_the_best_arm_is_a_trained_one_of_the_common_length() -> None:
     results = {"base": [0.5, 0.6, 0.7], "other": [0.62, 0.61, 0.9], "longer": [0.9] * 3, "untrained": [0.95] * 3}
     content = content_of(results, longer={"steps": 50}, untrained={"kind": "untrained", "against": "untrained"})

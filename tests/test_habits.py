@@ -98,8 +98,8 @@ HABITS: dict[str, Habit] = {
 REFUSED: dict[tuple[str, str], str] = {
     (name, "array for tensor"): "torch.from_numpy(...) makes a tensor of it"
     for name in (
-        *("degrade", "degrade_patches", "DegradationSpace.sample", "contrastive_loss", "QualityContrastiveLoss"),
-        *("distributed_contrastive_loss", "info_nce", "nt_xent", "supcon", "NegativePool"),
+        *("degrade", "degrade_patches", "degrade_pairs", "DegradationSpace.sample", "contrastive_loss"),
+        *("QualityContrastiveLoss", "distributed_contrastive_loss", "info_nce", "nt_xent", "supcon", "NegativePool"),
     )
 }
 REFUSED["Scorer", "array for tensor"] = "an (H, W, 3) uint8 array goes to the scorer itself"

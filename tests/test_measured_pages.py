@@ -32,10 +32,10 @@ def test_measured_figures_are_those_of_the_records() -> None:
 def test_only_measured_blocks_are_replaced_and_wrong_markers_are_refused(tmp_path: Path) -> None:
     results = page_module("results")
     page = tmp_path / "page.md"
-    block = "<!-- begin measured: paired -->\n{}\n<!-- end measured: paired -->"
+    block = "<!-- begin measured: study -->\n{}\n<!-- end measured: study -->"
     page.write_text(f"a\n{block.format('old')}\nb\n")
-    assert results.render(page) == f"a\n{block.format(results.BLOCKS['paired']())}\nb\n"
-    for wrong in (block.format("old").replace("paired", "x"), "<!-- begin measured: paired -->\n"):
+    assert results.render(page) == f"a\n{block.format(results.BLOCKS['study']())}\nb\n"
+    for wrong in (block.format("old").replace("study", "x"), "<!-- begin measured: study -->\n"):
         page.write_text(wrong)
         with pytest.raises(ValueError, match="pairs of markers"):
             results.render(page)

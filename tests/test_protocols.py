@@ -21,7 +21,7 @@ from qpt.evaluate.finetune import FineTuning, fine_tune, hold_out
 from qpt.evaluate.metrics import measure, measure_and_fit
 from qpt.evaluate.protocol import evaluate_splits, label_share, official_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
-from qpt.evaluate.regressors import SupportVectorRegressor
+from qpt.evaluate.regressors import REGRESSORS, BestRegressor, RidgeRegressor, SupportVectorRegressor
 from qpt.evaluate.run import evaluate
 from qpt.evaluate.summary import summarise_on
 from qpt.evaluate.table import Split, read_table
@@ -138,6 +138,33 @@ def test_svr_equals_scikit_learns():
         model = make_pipeline(StandardScaler(), SVR(C=setting["C"], gamma=setting["gamma_times_d"] / 6, epsilon=0.1))
         expected = model.fit(x, (y - y.mean()) / y.std()).predict(asked) * y.std() + y.mean()
         np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+def test_the_best_regressor_has_the_predictions_of_both():
+    generator = np.random.default_rng(1)
+    given = generator.normal(size=(30, 6)), generator.normal(50, 9, 30), generator.normal(size=(5, 6))
+    best, ridge, svr = BestRegressor(), RidgeRegressor(), SupportVectorRegressor()
+    assert list(best.settings) == [*ridge.settings, *svr.settings]
+    found = best.predict(*given, [18, 3, 15, 0])
+    np.testing.assert_array_equal(found[[1, 3]], ridge.predict(*given, [3, 0]))
+    np.testing.assert_array_equal(found[[0, 2]], svr.predict(*given, [3, 0]))
+
+
+@pytest.mark.parametrize(("curved", "chosen"), [(False, "penalty"), (True, "C")])
+def test_inner_cross_validation_chooses_between_the_regressors(curved, chosen):
+    """A plane is fitted best by ridge, a bump by support vectors; the choice and the score are those of one of them."""
+    generator = np.random.default_rng(2)
+    x = generator.normal(size=(80, 3))
+    y = np.exp(-(x**2).sum(1)) if curved else x @ [1.0, 2.0, 3.0]
+    y = y + 0.01 * generator.normal(size=80)
+    splits = [Split(np.arange(60), np.arange(60, 80), seed=(0, 0, 0, 0))]
+    records = {
+        name: evaluate_splits({"x": x}, y, np.arange(80), splits, REGRESSORS[name]())[0]
+        for name in ("ridge", "svr", "best")
+    }
+    assert f"chosen_{chosen}" in records["best"]
+    assert records["best"] == records["svr" if curved else "ridge"]
+    assert records["best"]["chosen_srcc"] == max(records[name]["chosen_srcc"] for name in ("ridge", "svr"))
 
 
 def test_resampled_metrics_equal_those_of_the_repeated_images():

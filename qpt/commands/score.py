@@ -24,7 +24,8 @@ EXAMPLE = (
     "  qpt score holiday.jpg --scorer scorer.pt\n"
     "  qpt score photos 'more/**/*.png' --scorer scorer.pt --format csv > scores.csv\n"
     "  find . -name '*.jpg' | qpt score - --scorer scorer.pt --heatmap maps\n"
-    "  qpt score a.jpg b.jpg --run runs/first --csv photos/scores.csv --json"
+    "  qpt score a.jpg b.jpg --run runs/first --csv photos/scores.csv --json\n"
+    "  qpt score restored --reference originals --scorer scorer.pt"
 )
 
 
@@ -39,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-file", type=str, default=None, metavar="FILE", help="a text file with one PATH a line")
     parser.add_argument("--scorer", type=str, metavar="FILE", default=None, help="a file made by `qpt fit`")
     parser.add_argument("--run", type=str, default=None, help="instead of --scorer, with --csv: fit one for this call")
+    parser.add_argument(
+        "--reference",
+        type=str,
+        default=None,
+        metavar="REF",
+        help="print the distance to this photograph in place of a score: to one file, to that of the same name in a "
+        "folder, or to that in the column ref_image of a CSV; needs --scorer or --run alone, for the encoder",
+    )
     add_table_arguments(parser, required=False)
     parser.add_argument(
         "--format", choices=("table", "csv", "json"), default="table", help="how to print the scores (default table)"
@@ -75,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import track
 
+    from qpt.commands.score_reference import measure
     from qpt.data.listing import find_images
     from qpt.evaluate.metrics import is_constant
     from qpt.evaluate.quality_map import is_quality_map
@@ -88,22 +98,26 @@ def run(args: argparse.Namespace) -> int:
     faults |= {image: "a heat map of qpt, no photograph" for image in names if image in maps_found}
     if left_out := len(maps_found - faults.keys()):
         print(f"qpt score: {left_out} heat map(s) of qpt are left out", file=sys.stderr)
-    scorer = _scorer(args)
-    maps = _map_files(args, images) if args.heatmap is not None else {}
     # A bar and rows that appear one by one would overwrite each other on one terminal.
     quiet = not sys.stderr.isatty() or (style == "csv" and sys.stdout.isatty())
-    errors = Console(stderr=True)
-    results = (
-        _score(image, scorer, maps.get(image), args.tile_px)
-        for image in track(images, description="scoring", console=errors, disable=quiet)
-    )
-    scored = _print(style, scorer, results, [_Scored(name, fault=fault) for name, fault in faults.items()])
-    failed = [result for result in scored if result.fault is not None]
+    scores: list[float] = []
+    if args.reference is not None:
+        failed = measure(args, style, images, faults, quiet)
+    else:
+        scorer = _scorer(args)
+        maps = _map_files(args, images) if args.heatmap is not None else {}
+        errors = Console(stderr=True)
+        results = (
+            _score(image, scorer, maps.get(image), args.tile_px)
+            for image in track(images, description="scoring", console=errors, disable=quiet)
+        )
+        scored = _print(style, scorer, results, [_Scored(name, fault=fault) for name, fault in faults.items()])
+        failed = {result.image: result.fault for result in scored if result.fault is not None}
+        scores = [result.score for result in scored if result.score is not None]
     if failed:
         print(f"qpt score: {len(failed)} photograph(s) cannot be used:", file=sys.stderr)
-        for result in failed:
-            print(f"  {shown(result.image)}: {result.fault}", file=sys.stderr)
-    scores = [result.score for result in scored if result.score is not None]
+        for name, fault in failed.items():
+            print(f"  {shown(name)}: {fault}", file=sys.stderr)
     if len(scores) > 1 and is_constant(np.array(scores)):
         print(f"qpt score: all {len(scores)} scores are equal: they order nothing", file=sys.stderr)
     return 1 if failed else 0

@@ -42,8 +42,8 @@ def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
         return str(error)
 
 
-def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode a file to (H, W, 3) uint8, upright RGB, both sides at least MIN_SIDE px (``mirror_pad``).
+def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, padded: bool = True) -> NDArray[np.uint8]:
+    """Decode a file to (H, W, 3) uint8, upright RGB; ``padded`` to at least MIN_SIDE px a side (``mirror_pad``).
 
     Memory while decoding: 7 bytes a pixel. Raises InputError for a missing, truncated or foreign file, or one of more
     than ``max_pixels``.
@@ -51,7 +51,8 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     fault = check_header(Path(path), max_pixels=max_pixels)
     if fault is None:
         try:
-            return mirror_pad(load_rgb(path, max_pixels=max_pixels))
+            pixels = load_rgb(path, max_pixels=max_pixels)
+            return mirror_pad(pixels) if padded else pixels
         except UnreadableError as error:
             fault = str(error)
     raise InputError(f"photograph: {path}: {fault}")
@@ -121,14 +122,15 @@ def read_images(
     return images, left_out
 
 
-def as_pixels(image: object, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def as_pixels(image: object, *, max_pixels: int = MAX_PIXELS, padded: bool = True) -> NDArray[np.uint8]:
     """Return the (H, W, 3) uint8 pixels of a file (str or os.PathLike), of a Pillow image, or of an array of them.
 
-    A Pillow image is read by the rules of files: orientation, mode, transparency. Raises InputError for what
+    A Pillow image is read by the rules of files: orientation, mode, transparency. padded: as for ``load_image``, of a
+    file. Raises InputError for what
     ``load_image`` and ``check_pixels`` refuse.
     """
     if isinstance(image, (str, os.PathLike)):
-        return load_image(Path(os.fsdecode(image)), max_pixels=max_pixels)
+        return load_image(Path(os.fsdecode(image)), max_pixels=max_pixels, padded=padded)
     if not isinstance(image, Image.Image):
         return check_pixels(image, max_pixels=max_pixels)
     fault = _too_large(image.height, image.width, max_pixels)

@@ -26,9 +26,9 @@ class EvaluationConfig:
     """Splits, labels, regressor and fine-tuning of an evaluation.
 
     protocol: one of PROTOCOLS.  splits: number of random 80/20 splits.  label_shares: None for the protocol's own
-    regimes, else shares of the training labels, above 0 and below 1, each of which adds regimes.  regressor: "ridge"
-    or "svr".  fine_tuning: None leaves encoders frozen.  read_outs: names of the ``READ_OUTS`` that each split chooses
-    from, one for a fixed read-out.
+    regimes, else shares of the training labels, above 0 and below 1, each of which adds regimes.  regressor: "ridge",
+    "svr" or "best", the one of the two that inner cross-validation prefers.  fine_tuning: None leaves encoders frozen.
+    read_outs: names of the ``READ_OUTS`` that each split chooses from, one for a fixed read-out.
     """
 
     protocol: str = "random"

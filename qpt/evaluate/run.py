@@ -6,6 +6,7 @@ is needed to repeat it, or to compare it with another, and no path: runs and set
 
 from __future__ import annotations
 
+import copy
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from qpt.version import __version__
 
 #: The encoder with supervised weights that stands beside every run; its weights come with an extra.
 SUPERVISED = "efficientnet_lite0-imagenet"
+#: Arithmetic of frozen encoders. float16 ends at 65,504, which maps of some encoders exceed.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -66,24 +69,28 @@ def evaluate(
     supervised: bool = True,
     seed: int = 0,
     protocol: FeatureProtocol | None = None,
+    dtype: str = "float32",
     cache: str | Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Evaluate pre-trained encoders beside a supervised one, untrained ones and classical features, on the same splits.
 
     runs: run directories, checkpoint files or named encoders (``load_encoder``), at least one.  others: further tables,
-    for protocols across data sets. config: splits, regressor and fine-tuning, by default random splits and ridge.
+    for protocols across data sets.  config: splits, regressor and fine-tuning, by default random splits and ridge.
     untrained: random initialisations for each architecture and width among the runs, >= 0, with seeds 0, 1, ...
     supervised: also measure ``SUPERVISED``, frozen; where its extra is not installed, ``notes`` of the result says so.
-    seed: of the splits.  protocol: the part of an image that the encoder gets.  cache: folder for features; by default
-    that of the first run (``feature_cache``). quiet: no progress bars. Returns the result as plain data: data,
-    protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences. Raises
-    InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or a set
-    too small to split.
+    seed: of the splits.  protocol: the part of an image that the encoder gets.  dtype: "float32" or "bfloat16", of the
+    frozen encoders; statistics over positions and all that follows are float32 or better.  cache: folder for features;
+    by default that of the first run (``feature_cache``).  quiet: no progress bars. Returns the result as plain data:
+    data, protocol, versions, notes, splits, methods (with every split and its predictions) and paired differences.
+    Raises InputError for what ``load_encoder`` or the reading of images refuses, tables that do not fit the config, or
+    a set too small to split.
     """
     if not runs:
         raise InputError("evaluate: runs must name at least one run, got none")
     untrained, seed = check_int("evaluate", "untrained", untrained, 0), check_int("evaluate", "seed", seed, 0)
+    if dtype not in DTYPES:
+        raise InputError(f"evaluate: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     protocol, config = protocol or FeatureProtocol(), config or EvaluationConfig()
     folder = Path(cache) if cache is not None else feature_cache(runs[0])
     tables = (table, *others)
@@ -96,7 +103,8 @@ def evaluate(
     classical = _joined(parts)
     methods = []
     for name, kind, about, encoder in [*encoders, *reference]:
-        parts = [read_out_features(encoder, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
+        used = encoder if dtype == "float32" else copy.deepcopy(encoder).to(DTYPES[dtype])
+        parts = [read_out_features(used, t, protocol, label=name, cache=folder, quiet=quiet) for t in tables]
         joined = _joined(parts)
         methods.append(Method(name, kind, about, {key: joined[key] for key in config.read_outs}))
     if config.fine_tuning is not None:
@@ -126,7 +134,7 @@ def evaluate(
             "name": config.protocol,
             "seed": seed,
             "mos_scale": "standardised in each table" if others else "as in the table",
-            "features": protocol.describe(),
+            "features": {**protocol.describe(), "dtype": dtype},
             "read_outs": list(config.read_outs),
             "regressor": regressor.description,
             "settings": [dict(setting) for setting in regressor.settings],

@@ -40,6 +40,7 @@ from qpt.evaluate.features import (
 from qpt.evaluate.image_crops import MAX_PIXELS, as_pixels
 from qpt.evaluate.protocol import choose_read_out
 from qpt.evaluate.ridge import fit_ridge
+from qpt.evaluate.score_loss import ScoreLoss
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder, build_encoder
@@ -138,9 +139,12 @@ class Scorer:
         encoder = prepare(copy.deepcopy(self.encoder).to(DTYPES[dtype]))
         return replace(self, encoder=encoder)
 
-    def as_metric(self) -> PyiqaMetric:
-        """Return a ``torch.nn.Module`` with pyiqa's calling convention: see ``PyiqaMetric``."""
-        return PyiqaMetric(self)
+    def as_metric(self, *, as_loss: bool = False, loss_reduction: str = "mean") -> PyiqaMetric | ScoreLoss:
+        """Return a ``torch.nn.Module`` with pyiqa's calling convention: see ``PyiqaMetric``.
+
+        as_loss: one with a gradient, see ``ScoreLoss``, which is reduced over images: "mean", "sum" or "none".
+        """
+        return ScoreLoss(self, loss_reduction) if as_loss else PyiqaMetric(self)
 
     @classmethod
     def fit(

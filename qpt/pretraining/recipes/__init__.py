@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAMES: tuple[str, ...] = ("qpt-resnet50-imagenet", "laptop", "single-24gb", "eight-gpu")
+NAMES: tuple[str, ...] = ("qpt-resnet50-imagenet", "laptop", "imagenet-laptop", "single-24gb", "eight-gpu")
 
 
 def path(name: str) -> Path:
