@@ -1,0 +1,69 @@
+// Changes near edges (colour family): green moved where the luma has gradients. The blurred gradient is kept in float
+// for the whole image, since it is scaled by its own extremes. Listed in table.h; parameters in
+// qpt/degradations/rows/by_source.py.
+#pragma once
+#include "sharpen.h"
+
+namespace qpt {
+
+constexpr float kEdgeSigma = 4.0f;
+constexpr i32 kEdgeRadius = 8;
+
+// Reads the magnitude of the luma's central differences, for load_padded; a replicated border.
+struct GradientSamples {
+  static constexpr i32 channels = 1;
+  const u8* src;  // [h, w, 3]
+  i32 h, w;
+  QPT_INLINE float luma(i32 y, i32 x) const {
+    return luma_601(src + (static_cast<i64>(clamp(y, 0, h - 1)) * w + clamp(x, 0, w - 1)) * 3);
+  }
+  QPT_INLINE float operator()(i32 y, i32 x) const {
+    const float across = luma(y, x + 1) - luma(y, x - 1), down = luma(y + 1, x) - luma(y - 1, x);
+    return square_root(across * across + down * down);
+  }
+};
+
+// Moves green by p0 = shift_px in the direction p1 = angle_deg, counter-clockwise as seen, rows and columns rounded,
+// and blends it with the green that was there: its share is the blurred gradient of the luma, 0 where that is least in
+// the image and 1 where it is most.
+template <class Team>
+QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
+  const float distance = parameter(a.params[0], 0.0f, 64.0f);
+  const SinCos angle = sin_cos_degrees(parameter(a.params[1], -36000.0f, 36000.0f));
+  const i32 right = static_cast<i32>(nearest(distance * angle.cos)),
+            up = static_cast<i32>(nearest(distance * angle.sin));
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* edge = scratch.take<float>(static_cast<i64>(a.h) * a.w);
+  float *lowest = scratch.take<float>(kMaxMembers), *highest = scratch.take<float>(kMaxMembers);
+  separable_blur(team, a, GradientSamples{a.src, a.h, a.w}, kEdgeRadius, GaussianTap{kEdgeSigma}, scratch, edge,
+                 static_cast<i64>(kBand) * a.w, [](i32, i32) {});
+  // The last barrier of separable_blur comes before any member reads the edges.
+  float low = edge[0], high = edge[0];
+  for (i32 i = team.rank(); i < a.h * a.w; i += team.size()) {
+    low = minimum(low, edge[i]);
+    high = maximum(high, edge[i]);
+  }
+  lowest[team.rank()] = low;
+  highest[team.rank()] = high;
+  team.sync();  // extremes, one of each per member, are read by all; their order does not matter
+  for (i32 member = 0; member < team.size(); ++member) {
+    low = minimum(low, lowest[member]);
+    high = maximum(high, highest[member]);
+  }
+  const float range = high > low ? high - low : 1.0f;
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i32 p = y * a.w + x;
+    const float share = (edge[p] - low) / range;
+    const i32 from = clamp(y + up, 0, a.h - 1) * a.w + clamp(x - right, 0, a.w - 1);
+    const float green = a.src[3 * p + 1], moved = a.src[3 * from + 1];
+    a.dst[3 * p] = a.src[3 * p];
+    a.dst[3 * p + 1] = to_u8(green + share * (moved - green));
+    a.dst[3 * p + 2] = a.src[3 * p + 2];
+  });
+}
+
+QPT_FN i64 edge_bytes(i32 h, i32 w) {
+  return taken_bytes<float>(static_cast<i64>(h) * w) + 2 * taken_bytes<float>(kMaxMembers) + blur_bytes(h, w);
+}
+
+}  // namespace qpt
