@@ -23,9 +23,17 @@ struct GradientSamples {
   }
 };
 
+// Returns the row or column of the source for position i - `moved`, where the side of n pixels is continued by `border`
+// copies of its ends and then repeats.
+QPT_INLINE i32 wrapped(i32 i, i32 moved, i32 n, i32 border) {
+  const i32 period = n + 2 * border;
+  return clamp((i - moved + border + 64 * period) % period - border, 0, n - 1);
+}
+
 // Moves green by p0 = shift_px in the direction p1 = angle_deg, counter-clockwise as seen, rows and columns rounded,
 // and blends it with the green that was there: its share is the blurred gradient of the luma, 0 where that is least in
-// the image and 1 where it is most.
+// the image and 1 where it is most. Beyond the border lie as many copies of it as green moves along the other axis,
+// then the opposite side.
 template <class Team>
 QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
   const float distance = parameter(a.params[0], 0.0f, 64.0f);
@@ -51,10 +59,11 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
     high = maximum(high, highest[member]);
   }
   const float range = high > low ? high - low : 1.0f;
+  const i32 border_y = right < 0 ? -right : right, border_x = up < 0 ? -up : up;
   each(team, a.h, a.w, [&](i32 y, i32 x) {
     const i32 p = y * a.w + x;
     const float share = (edge[p] - low) / range;
-    const i32 from = clamp(y + up, 0, a.h - 1) * a.w + clamp(x - right, 0, a.w - 1);
+    const i32 from = wrapped(y, -up, a.h, border_y) * a.w + wrapped(x, right, a.w, border_x);
     const float green = a.src[3 * p + 1], moved = a.src[3 * from + 1];
     a.dst[3 * p] = a.src[3 * p];
     a.dst[3 * p + 1] = to_u8(green + share * (moved - green));

@@ -181,35 +181,62 @@ QPT_FN void spatial_jitter(Team& team, OpArgs a) {
 constexpr i32 kMaxRounds = 8;
 
 // Reads every pixel, bilinear, at a distance that is normal in rows and in columns with standard deviation p0, and
-// again from the result, p1 times in all, each rounded to 8 bits. p0 = std_px, p1 = rounds. The numbers of a round are
-// those that spatial_jitter has under its own tag.
+// again from the result, p1 times in all, each rounded to 8 bits. p0 = std_px, p1 = rounds. Elements 2 p and 2 p + 1 of
+// a round's noise belong to pixel p. p2 = 1: a round also moves the picture down by d and left by d, where d is the
+// largest distance right less the largest one down, each rounded up.
 template <class Team>
 QPT_FN void repeated_jitter(Team& team, OpArgs a) {
   const float std = parameter(a.params[0], 0.0f, 8.0f);
   const i32 rounds = static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  const bool drifts = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   scratch.take<float>(kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
   u8* other = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  float *downs = scratch.take<float>(kMaxMembers), *rights = scratch.take<float>(kMaxMembers);
   OpArgs from = a;
+  i32 moved = 0;
+  // Passes 2 r and 2 r + 1 have the numbers of round r: the first finds the largest, the second reads the pixels.
   QPT_UNROLL(1)
-  for (i32 round = 0; round < rounds; ++round) {
+  for (i32 pass = 0; pass < 2 * rounds; ++pass) {
+    const i32 round = pass / 2;
+    const bool reads = pass % 2 == 1;
+    if (!reads && !drifts) continue;
     u8* const to = (rounds - round) % 2 == 1 ? a.dst : other;
-    // The last barrier of with_normals comes before any member reads what this round wrote.
+    float down = -8.0f, right = -8.0f;  // a normal number is larger
     with_normals<2>(
         team, a, kTagJitterRounds + static_cast<u32>(round), [&](i32 first, i32 count, const float* normal) {
           each(team, count / 2, [&](i32 i) {
+            if (!reads) {
+              down = maximum(down, normal[2 * i]);
+              right = maximum(right, normal[2 * i + 1]);
+              return;
+            }
             const i32 p = first / 2 + i, y = p / a.w;
-            const BilinearSample at = bilinear_at(from, static_cast<float>(y) + std * normal[2 * i],
-                                                  static_cast<float>(p - y * a.w) + std * normal[2 * i + 1]);
+            const BilinearSample at = bilinear_at(from, static_cast<float>(y - moved) + std * normal[2 * i],
+                                                  static_cast<float>(p - y * a.w + moved) + std * normal[2 * i + 1]);
             for (i32 c = 0; c < 3; ++c) to[static_cast<i64>(3) * p + c] = to_u8(at.channel(c));
           });
         });
-    from.src = to;
+    if (reads) {
+      from.src = to;  // with_normals has synced
+      continue;
+    }
+    downs[team.rank()] = down;
+    rights[team.rank()] = right;
+    team.sync();  // extremes, one of each per member, are read by all; their order does not matter
+    for (i32 member = 0; member < team.size(); ++member) {
+      down = maximum(down, downs[member]);
+      right = maximum(right, rights[member]);
+    }
+    const auto padding = [&](float largest) { return ceil_to_int(std * (largest < 0.0f ? -largest : largest)); };
+    moved = padding(right) - padding(down);
+    // The barriers of the pass that reads come before any member writes its extremes again.
   }
 }
 
 QPT_FN i64 jitter_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks) + taken_bytes<u8>(static_cast<i64>(h) * w * 3);
+  return taken_bytes<float>(kNoiseElements * kNoiseBlocks) + taken_bytes<u8>(static_cast<i64>(h) * w * 3) +
+         2 * taken_bytes<float>(kMaxMembers);
 }
 
 // Where a scan that replaces pixels one after another, from the last row up and in a row from the right, finds the

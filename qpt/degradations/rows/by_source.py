@@ -63,19 +63,24 @@ BY_SOURCE: tuple[Degradation, ...] = (
         (
             Parameter("std_px", "px", 0.0, 8.0, levels=(0.05, 0.1, 0.2, 0.5, 1.0)),
             Parameter("rounds", "gathers", 1.0, 8.0, levels=(5.0,) * 5, integer=True),
+            Parameter("drift", "1: the picture moves too", 0.0, 1.0, levels=(0.0,) * 5, integer=True),
         ),
-        source=ARNIQA + ", jitter, its five gathers in sequence; rounded to 8 bits after each",
+        source=KADID + ", jitter, five gathers in sequence; rounded to 8 bits after each. " + ARNIQA + " pads rows and "
+        "columns by each other's largest distance and so moves the picture by a pixel now and then: its drift",
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest'), rint, in each round",
-        halo=lambda p: int(p[1]) * (math.ceil(6 * p[0]) + 1),  # a normal number is at most 5.77
-        grid_px=1,
+        halo="whole",
         doc="Every pixel from a place some pixels away, bilinear, and again from the result: interpolation blurs as well.",
         cost=150.0,
     ),
     Degradation(
         "patch_shuffle",
         "geometry",
-        (Parameter("patches", "squares of 16 px", 0.0, 1024.0, levels=(20.0, 40.0, 60.0, 80.0, 100.0), integer=True),),
-        source=KADID + ", non-eccentricity patch, as " + ARNIQA + " has it: from the result so far, 16 px inside",
+        (
+            Parameter("patches", "squares of 16 px", 0.0, 1024.0, levels=(20.0, 40.0, 60.0, 80.0, 100.0), integer=True),
+            Parameter("in_place", "1: squares read what they write", 0.0, 1.0, levels=(0.0,) * 5, integer=True),
+        ),
+        source=KADID + ", non-eccentricity patch: from the result so far, 16 px inside; " + ARNIQA + "'s squares overlap "
+        "themselves, as PyTorch copies row by row",
         oracle="Pillow: paste(crop((left, top, left + 16, top + 16)), to), for each in order, on one image",
         halo="whole",
         doc="Squares of 16 px copied by up to 8 rows and columns, each from the result of those before it.",
@@ -142,7 +147,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("shift_px", "px", 0.0, 64.0, levels=(1.0, 3.0, 6.0, 8.0, 12.0)),
             Parameter("angle_deg", "degree", 0.0, 360.0),
         ),
-        source=KADID + ", color shift, as " + ARNIQA + " has it, whose limits at percentiles do nothing",
+        source=KADID + ", color shift, as " + ARNIQA + " has it: without limits at percentiles",
         oracle="cv2.GaussianBlur(hypot of numpy.gradient of the luma, (17, 17), 4, borderType=BORDER_REFLECT_101), stretched "
         "to 0 and 1: the share of colour_shift's green",
         halo="whole",
