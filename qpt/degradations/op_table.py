@@ -32,6 +32,7 @@ __all__ = [
     "ParameterBounds",
     "Params",
     "UniformRange",
+    "accepts",
     "costs",
     "describe_levels",
     "fingerprint",

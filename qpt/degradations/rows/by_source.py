@@ -29,14 +29,15 @@ BY_SOURCE: tuple[Degradation, ...] = (
         grid_px=1,
         doc="Weighted mean along a line that starts at the pixel: one-sided, so the picture also moves; border replicated.",
         cost=(42.0, 62.0, 62.0, 62.0, 82.0),
+        variant_of="motion_blur",
     ),
     Degradation(
         "glass_shuffle",
         "texture",
         (
-            Parameter("delta_px", "px", 1.0, 16.0, levels=(1.0, 2.0, 2.0, 3.0, 4.0), integer=True),
-            Parameter("sigma_px", "px", 0.1, 8.0, levels=(0.7, 0.9, 1.0, 1.1, 1.5)),
-            Parameter("rounds", "scans", 0.0, 8.0, levels=(2.0, 1.0, 3.0, 2.0, 2.0), integer=True),
+            Parameter("delta_px", "px", 1.0, 16.0, levels=(1.0, 1.0, 2.0, 3.0, 4.0), integer=True),
+            Parameter("sigma_px", "px", 0.1, 8.0, levels=(0.5, 0.7, 0.9, 1.1, 1.5)),
+            Parameter("rounds", "scans", 0.0, 8.0, levels=(1.0, 2.0, 2.0, 2.0, 2.0), integer=True),
         ),
         source=_IMAGECORRUPTIONS + ": glass blur. Its swaps of NumPy views copy one pixel and keep the other",
         oracle="gaussian_blur's, rint; numpy: x[i, j] = x[i + down, j + right] in sequence, from the last row and column "
@@ -45,6 +46,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         doc="A Gaussian blur, pixels replaced in sequence by one nearby, which may have been replaced before, and the blur "
         "again.",
         cost=40.0,
+        variant_of="glass_blur",
     ),
     Degradation(
         "rescale_nearest_floor",
@@ -56,6 +58,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         halo="whole",
         doc="Down and up again without a filter, on PyTorch's grid, which is off by half a pixel: aliased, blocky, moved.",
         cost=4.0,
+        variant_of="rescale_nearest",
     ),
     Degradation(
         "repeated_jitter",
@@ -71,6 +74,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         halo="whole",
         doc="Every pixel from a place some pixels away, bilinear, and again from the result: interpolation blurs as well.",
         cost=150.0,
+        variant_of="spatial_jitter",
     ),
     Degradation(
         "patch_shuffle",
@@ -85,6 +89,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         halo="whole",
         doc="Squares of 16 px copied by up to 8 rows and columns, each from the result of those before it.",
         cost=2.0,
+        variant_of="non_eccentricity_patch",
     ),
     Degradation(
         "saturation_affine",
@@ -99,6 +104,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         grid_px=1,
         doc="HSV saturation times factor plus offset: grey becomes reddish; below 0 colours turn into their complements.",
         cost=18.0,
+        variant_of="saturation",
     ),
     Degradation(
         "tone_cubic",
@@ -113,6 +119,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         grid_px=1,
         doc="Odd cubic tone curve about mid-grey: a line for cubic 0; black and white stay for slope = 1 - cubic / 4.",
         cost=3.0,
+        variant_of="contrast",
     ),
     Degradation(
         "quantise_stretched",
@@ -123,6 +130,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         halo="whole",
         doc="The number of each value's interval, stretched over the image's own range: banding, and brighter.",
         cost=4.0,
+        variant_of="quantise",
     ),
     Degradation(
         "colour_diffusion_lab",
@@ -139,6 +147,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         grid_px=1,
         doc="a and b of CIELAB blurred (sigma 0: not) and strengthened by gain; lightness stays until colours are clipped.",
         cost=(90.0, 95.0, 105.0, 110.0, 125.0),
+        variant_of="colour_diffusion",
     ),
     Degradation(
         "colour_shift_edges",
@@ -153,5 +162,6 @@ BY_SOURCE: tuple[Degradation, ...] = (
         halo="whole",
         doc="Green moved where the image has edges: blended in by the blurred gradient of the luma.",
         cost=20.0,
+        variant_of="colour_shift",
     ),
 )
