@@ -92,36 +92,26 @@ def measure(space: DegradationSpace, images: np.ndarray, draws: int) -> tuple[np
     return np.reshape(means, shape[1:]), np.reshape(spreads, shape[1:])
 
 
-def compare(name: str, figures: dict[str, Any], images: np.ndarray, draws: int) -> dict[str, Any]:
-    """Return the part of the record of one preset: figures of its source, measured ones and differences, by type."""
+def compare(name: str, figures: dict[str, Any], images: np.ndarray, draws: int) -> list[dict[str, Any]]:
+    """Return the rows of the record of one preset: figures of its source, this project's and differences, by type."""
     space = DegradationSpace.preset(name)
     if len(space.types) != len(figures["rows"]):
         raise InputError(f"{name}: figures must be of {len(space.types)} types, got {len(figures['rows'])}")
-    means, spreads = measure(space, images, draws)
     rows = []
-    for kind, row, mean, spread in zip(space.types, figures["rows"], means, spreads, strict=True):
+    for kind, row, mean, spread in zip(space.types, figures["rows"], *measure(space, images, draws), strict=True):
         official = row["psnr_db"]
         apart = [None if there is None else round(here - there, 2) for here, there in zip(mean, official, strict=True)]
-        rows.append(
-            {
-                "source_name": row["source_name"],
-                "op": kind.op,
-                "official_db": official,
-                "ours_db": np.round(mean, 2).tolist(),
-                "spread_db": np.round(spread, 2).tolist(),
-                "difference_db": apart,
-            }
-        )
-    about = {key: figures[key] for key in ("source", "shorter_side", "centre_crop")}
-    return {**about, "revision": space.revision, "rows": rows}
+        ours = {"ours_db": np.round(mean, 2).tolist(), "spread_db": np.round(spread, 2).tolist()}
+        names = {"preset": name, "source_name": row["source_name"], "op": kind.op}
+        rows.append({**names, "official_db": official, **ours, "difference_db": apart})
+    return rows
 
 
 def beyond(record: dict[str, Any]) -> list[str]:
     """Return the figures that differ by more than LIMIT_DB, in words."""
     return [
-        f"`{name}`'s {row['source_name']} at level {level}: {apart:+.2f} dB (± {row['spread_db'][level - 1]:.2f})"
-        for name, preset in record["presets"].items()
-        for row in preset["rows"]
+        f"`{row['preset']}`'s {row['source_name']} at level {level}: {apart:+.2f} (± {row['spread_db'][level - 1]:.2f})"
+        for row in record["predictions"]
         for level, apart in enumerate(row["difference_db"], 1)
         if apart is not None and abs(apart) > LIMIT_DB
     ]
@@ -130,13 +120,15 @@ def beyond(record: dict[str, Any]) -> list[str]:
 def render(record: dict[str, Any]) -> str:
     """Return the page of a record."""
     far = beyond(record)
-    every = [d for p in record["presets"].values() for row in p["rows"] for d in row["difference_db"] if d is not None]
-    others = "The others are single draws of random ops, and within two standard deviations: " + "; ".join(far) + ". "
-    words = {"within": len(every) - len(far), "compared": len(every), "others": others if far else ""}
-    parts = [HEAD.format(draws=record["draws"], limit=LIMIT_DB, **words)]
-    for name, preset in record["presets"].items():
+    every = [apart for row in record["predictions"] for apart in row["difference_db"] if apart is not None]
+    others = ""
+    if far:
+        others = "The others are of types that draw few random numbers for an image, by chance; in dB: " + "; ".join(far) + ". "
+    words = {"within": len(every) - len(far), "compared": len(every), "others": others, "limit": LIMIT_DB}
+    parts = [HEAD.format(draws=record["settings"]["draws"], **words)]
+    for name, preset in record["figures"]["presets"].items():
         lines = []
-        for row in preset["rows"]:
+        for row in (row for row in record["predictions"] if row["preset"] == name):
             figures = zip(row["official_db"], row["ours_db"], row["spread_db"], row["difference_db"], strict=True)
             lines.append([f"{row['source_name']}, `{row['op']}`", *(_cell(*values) for values in figures)])
         header = ["type", *(f"level {level}" for level in range(1, LEVELS + 1))]
@@ -163,13 +155,17 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [name for name in figures["images"] if not (options.photographs / name).is_file()]
     if missing:
         parser.error(f"photographs must be a folder with {', '.join(missing)}, got {options.photographs}")
-    presets = {}
+    rows, presets = [], {}
     for name, preset in figures["presets"].items():
         size = preset["shorter_side"], preset["centre_crop"]
         images = np.stack([crop(options.photographs / file, *size) for file in figures["images"]])
-        presets[name] = compare(name, preset, images, options.draws)
-    head = {"schema": SCHEMA, "environment": environment(), "what": figures["what"], "images": figures["images"]}
-    record = write_record({**head, "draws": options.draws, "presets": presets}, options.out)
+        rows += compare(name, preset, images, options.draws)
+        about = {key: preset[key] for key in ("source", "shorter_side", "centre_crop")}
+        presets[name] = {**about, "revision": DegradationSpace.preset(name).revision}
+    head = {"schema": SCHEMA, "settings": {"draws": options.draws}, "environment": environment()}
+    kinds = {"name": "preset_fidelity", "rows": [], "predictions": rows, "compiled": [], "remarks": [figures["what"]]}
+    about_all = {"images": figures["images"], "presets": presets}
+    record = write_record({**head, **kinds, "figures": about_all}, options.out)
     options.page.write_text(render(record), encoding="utf-8")
     print(f"{options.out}, {options.page}")
     for words in beyond(record):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ import yaml
 from qpt.degradations import presets
 from qpt.degradations.op_table import LEVELS, NAMES
 from qpt.degradations.space import DegradationSpace
+from qpt.errors import InputError
+from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.run_folder import as_started
 from tests.test_rule import enumerate_space
 
 
@@ -37,6 +41,37 @@ def test_every_preset_file_is_registered_or_waits_for_an_op():
     for name, fields in files.items():
         named = {op for part in (fields, *fields.get("then", [])) for op in ops(part["ops"])}
         assert (name in presets.NAMES) == (named <= set(NAMES)), f"{name}: {sorted(named - set(NAMES))}"
+
+
+@pytest.mark.parametrize("name", presets.earlier())
+def test_earlier_revisions_keep_their_names_and_ops(name, tmp_path):
+    space, now = DegradationSpace.preset(name), DegradationSpace.preset(name.split("@")[0])
+    assert f"@{space.revision}" in name and space.revision < now.revision
+    assert space != now and len(space.types) == len(now.types) and space.source
+    assert DegradationSpace.named(name) == space
+    # A program of the first revision has ops of version 0.1.0 alone.
+    program = space.sample(200, generator=torch.Generator().manual_seed(0))
+    assert program.ops.max() < 53
+
+
+def test_revisions_are_counted_from_the_files():
+    for name in presets.NAMES:
+        earlier = [other for other in presets.earlier() if other.startswith(f"{name}@")]
+        assert DegradationSpace.preset(name).revision == len(earlier) + 1
+    with pytest.raises(InputError, match="got 'kadid@9'"):
+        DegradationSpace.preset("kadid@9")
+    with pytest.raises(InputError, match="revision must be an integer >= 1, got 0"):
+        DegradationSpace(["jpeg"], revision=0)
+
+
+def test_a_resumed_run_keeps_the_revision_that_it_was_started_with(tmp_path):
+    config = PretrainConfig(data="photos", out=str(tmp_path), space="kadid")
+    config.save(tmp_path / "config.yaml")
+    DegradationSpace.preset("kadid@1").to_yaml(tmp_path / "space.yaml")
+    for given in ("kadid", "kadid@1", str(tmp_path / "space.yaml")):
+        started, space = as_started(replace(config, space=given))
+        assert (started.space, space) == ("kadid", DegradationSpace.preset("kadid@1"))
+    assert as_started(replace(config, space="arniqa"))[1] == DegradationSpace.preset("arniqa")
 
 
 @pytest.mark.parametrize(("name", "types"), [("kadid", 25), ("reiqa", 26), ("imagenet-c", 15)])
