@@ -33,24 +33,25 @@ DRAWS = 16
 HEAD = """\
 # How close the presets are to their sources
 
-Mean PSNR to the clean image, in dB, over eight photographs of ImageNet classes: the published code of a preset's source,
-and this project's preset. The photographs are resized (bicubic) and cropped in the middle as the table says. Of a type that draws
-random numbers, this project's figure is the mean of {draws} draws for each photograph, and the number after ± is the
-standard deviation of the mean over the eight photographs from draw to draw; the source's figure is one such draw.
+Mean PSNR to the clean image, in dB, over eight photographs of ImageNet classes: by the published code of a preset's
+source, and by the preset. The photographs are resized (bicubic) and cropped in the middle. Of a type that draws random
+numbers, the preset's figure is the mean of {draws} draws for each photograph, and the number after ± is the standard
+deviation, from draw to draw, of the mean over the photographs; the source's figure is one such draw.
 
-**{within} of {compared} figures are within {limit} dB of the source's.** {others}Where a figure of the source is missing, its code did
-not run. The generator of `kadid` is MATLAB code, which was not run; `reiqa`, `bsrgan` and `realesrgan` were compared with
-their code by reading alone. `qpt degrade --presets` says what differs from each source.
+**{within} of {compared} figures are within {limit} dB of the source's.** {others}Where a figure of the source is
+missing, its code did not run. The generator of `kadid` is MATLAB code, which was not run; `reiqa`, `bsrgan` and
+`realesrgan` were compared with their code by reading alone. `qpt degrade --presets` says what differs from each source.
 
 Written by `python -m benchmarks.preset_fidelity PHOTOGRAPHS` from `benchmarks/preset_figures.json`, the figures of the
 sources, and a folder with their photographs; the record is `benchmarks/results/preset_fidelity.json`.
 """
+OTHERS = "The others are of types that draw few random numbers for an image, and apart by chance, in dB: {figures}. "
 
 SECTION = """
 ## {name}
 
-Source: {source}. Shorter side {shorter_side} px, crop {centre_crop} px, revision {revision} of the preset. Each cell has the
-source's figure, this project's, and the difference.
+Source: {source}. Shorter side {shorter_side} px, crop {centre_crop} px, revision {revision} of the preset. A cell has
+the source's figure, the preset's, and the difference.
 
 {table}
 """
@@ -123,7 +124,11 @@ def render(record: dict[str, Any]) -> str:
     every = [apart for row in record["predictions"] for apart in row["difference_db"] if apart is not None]
     others = ""
     if far:
-        others = "The others are of types that draw few random numbers for an image, by chance; in dB: " + "; ".join(far) + ". "
+        others = (
+            "The others are of types that draw few random numbers for an image, by chance; in dB: "
+            + "; ".join(far)
+            + ". "
+        )
     words = {"within": len(every) - len(far), "compared": len(every), "others": others, "limit": LIMIT_DB}
     parts = [HEAD.format(draws=record["settings"]["draws"], **words)]
     for name, preset in record["figures"]["presets"].items():

@@ -33,7 +33,9 @@ def test_every_figure_is_within_half_a_decibel_or_a_draw_of_chance():
 
 
 def test_the_page_is_of_the_record():
-    assert preset_fidelity.PAGE.read_text() == preset_fidelity.render(RECORD), "run python -m benchmarks.preset_fidelity"
+    assert preset_fidelity.PAGE.read_text() == preset_fidelity.render(RECORD), (
+        "run python -m benchmarks.preset_fidelity"
+    )
 
 
 def test_psnr_is_that_of_its_definition():

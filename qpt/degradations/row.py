@@ -69,7 +69,7 @@ class Degradation:
     cost: estimated nanoseconds per pixel on one CPU core, one number or one for each level. Rows of high cost are
     started first; nothing else depends on it.
     revision: increased when the op's bytes are changed on purpose.
-    variant_of: the op that this one does in the way of one source, where it is such; the two are one kind of degradation.
+    variant_of: the op that this one does in the way of one source; the two are one kind of degradation.
     """
 
     name: str

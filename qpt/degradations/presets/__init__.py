@@ -1,8 +1,8 @@
 """The named degradation spaces: a YAML file for each beside this one, in the form in which users write their own.
 
 Read by ``DegradationSpace.preset`` and ``qpt degrade --presets``. Each file names the source of its rule and values
-(``source``) and says what differs from it (``differs``). A preset whose values change gets another revision; the file of
-an earlier one moves to ``revision_N/`` and keeps the name ``NAME@N``.
+(``source``) and says what differs from it (``differs``). A preset whose values change gets another revision; the file
+of an earlier one moves to ``revision_N/`` and has the name ``NAME@N``.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("angle_deg", "degree", -45.0, 45.0),
         ),
         source=_IMAGECORRUPTIONS + ": motion blur",
-        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REPLICATE), kernel = exp(-i^2 / 2 sigma^2) at the i-th pixel "
-        "of the line",
+        oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REPLICATE), kernel = exp(-i^2 / 2 sigma^2) at the line's "
+        "i-th pixel, sum 1",
         halo=lambda p: 2 * int(p[0]),
         grid_px=1,
-        doc="Weighted mean along a line that starts at the pixel: one-sided, so the picture also moves; border replicated.",
+        doc="Weighted mean along a line that starts at the pixel, so the picture also moves; border replicated.",
         cost=(42.0, 62.0, 62.0, 62.0, 82.0),
         variant_of="motion_blur",
     ),
@@ -40,11 +40,11 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("rounds", "scans", 0.0, 8.0, levels=(1.0, 2.0, 2.0, 2.0, 2.0), integer=True),
         ),
         source=_IMAGECORRUPTIONS + ": glass blur. Its swaps of NumPy views copy one pixel and keep the other",
-        oracle="gaussian_blur's, rint; numpy: x[i, j] = x[i + down, j + right] in sequence, from the last row and column "
-        "to the first; gaussian_blur's",
+        oracle="gaussian_blur's, rint; numpy: x[i, j] = x[i + down, j + right] one after another, from the last row "
+        "and column to the first; gaussian_blur's",
         halo="whole",
-        doc="A Gaussian blur, pixels replaced in sequence by one nearby, which may have been replaced before, and the blur "
-        "again.",
+        doc="A Gaussian blur, pixels replaced one after another by one nearby, which may have been replaced before, "
+        "and the blur again.",
         cost=40.0,
         variant_of="glass_blur",
     ),
@@ -56,7 +56,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         oracle="torch.nn.functional.interpolate(x, (floor(h scale), floor(w scale)), mode='nearest'), then (h, w); "
         "sides >= 1",
         halo="whole",
-        doc="Down and up again without a filter, on PyTorch's grid, which is off by half a pixel: aliased, blocky, moved.",
+        doc="Down and up again without a filter, on PyTorch's grid: aliased, blocky, moved by half a small pixel.",
         cost=4.0,
         variant_of="rescale_nearest",
     ),
@@ -72,7 +72,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         "columns by each other's largest distance and so moves the picture by a pixel now and then: its drift",
         oracle="scipy.ndimage.map_coordinates(channel, at, order=1, mode='nearest'), rint, in each round",
         halo="whole",
-        doc="Every pixel from a place some pixels away, bilinear, and again from the result: interpolation blurs as well.",
+        doc="Every pixel from a place some pixels away, bilinear, and again from the result, which also blurs.",
         cost=150.0,
         variant_of="spatial_jitter",
     ),
@@ -83,8 +83,10 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("patches", "squares of 16 px", 0.0, 1024.0, levels=(20.0, 40.0, 60.0, 80.0, 100.0), integer=True),
             Parameter("in_place", "1: squares read what they write", 0.0, 1.0, levels=(0.0,) * 5, integer=True),
         ),
-        source=KADID + ", non-eccentricity patch: from the result so far, 16 px inside; " + ARNIQA + "'s squares overlap "
-        "themselves, as PyTorch copies row by row",
+        source=KADID
+        + ", non-eccentricity patch: from the result so far, 16 px inside; in "
+        + ARNIQA
+        + " squares overlap themselves, as PyTorch copies row by row",
         oracle="Pillow: paste(crop((left, top, left + 16, top + 16)), to), for each in order, on one image",
         halo="whole",
         doc="Squares of 16 px copied by up to 8 rows and columns, each from the result of those before it.",
@@ -102,7 +104,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         oracle="skimage.color.rgb2hsv, S = min(S * factor + offset, 1), hsv2rgb, clip, rint",
         halo=no_halo,
         grid_px=1,
-        doc="HSV saturation times factor plus offset: grey becomes reddish; below 0 colours turn into their complements.",
+        doc="HSV saturation times factor plus offset: grey turns reddish; below 0 colours turn into their complements.",
         cost=18.0,
         variant_of="saturation",
     ),
@@ -126,7 +128,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         "colour",
         (Parameter("levels", "intervals", 2.0, 256.0, levels=(20.0, 16.0, 13.0, 10.0, 7.0), integer=True),),
         source=ARNIQA + ", quantization",
-        oracle="numpy.digitize(x, linspace(0, 255, levels + 1), right=True), stretched from its extremes to 0 and 255, rint",
+        oracle="numpy.digitize(x, linspace(0, 255, levels + 1), right=True), its extremes stretched to 0 and 255, rint",
         halo="whole",
         doc="The number of each value's interval, stretched over the image's own range: banding, and brighter.",
         cost=4.0,
@@ -140,12 +142,15 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("gain", "ratio", 0.0, 16.0, levels=(1.0, 3.0, 6.0, 8.0, 12.0)),
             Parameter("swapped", "1: red and blue exchanged, rounded down", 0.0, 1.0, levels=(0.0,) * 5, integer=True),
         ),
-        source=KADID + ", color diffusion; " + ARNIQA + " exchanges red and blue, and has its color saturation 2 likewise",
+        source=KADID
+        + ", color diffusion; "
+        + ARNIQA
+        + " exchanges red and blue, in its color saturation 2 (sigma 0) too",
         oracle="skimage.color.rgb2lab, a and b by cv2.GaussianBlur of radius ceil(2 sigma) (BORDER_REFLECT_101) times "
         "gain, lab2rgb, rint",
         halo=lambda p: math.ceil(2 * p[0]),
         grid_px=1,
-        doc="a and b of CIELAB blurred (sigma 0: not) and strengthened by gain; lightness stays until colours are clipped.",
+        doc="a and b of CIELAB blurred and strengthened by gain; lightness stays until colours are clipped.",
         cost=(90.0, 95.0, 105.0, 110.0, 125.0),
         variant_of="colour_diffusion",
     ),
@@ -157,8 +162,8 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("angle_deg", "degree", 0.0, 360.0),
         ),
         source=KADID + ", color shift, as " + ARNIQA + " has it: without limits at percentiles",
-        oracle="cv2.GaussianBlur(hypot of numpy.gradient of the luma, (17, 17), 4, borderType=BORDER_REFLECT_101), stretched "
-        "to 0 and 1: the share of colour_shift's green",
+        oracle="cv2.GaussianBlur(hypot of numpy.gradient of the luma, (17, 17), 4, borderType=BORDER_REFLECT_101), "
+        "stretched to 0 and 1: the share of the moved green",
         halo="whole",
         doc="Green moved where the image has edges: blended in by the blurred gradient of the luma.",
         cost=20.0,
