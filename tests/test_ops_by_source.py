@@ -126,7 +126,7 @@ def skimage_diffusion(image, params, seed):
 def cv2_edge_shift(image, params, seed):
     grey = np.pad((image @ np.array([0.299, 0.587, 0.114])), 1, mode="edge")
     down, across = (part[1:-1, 1:-1] for part in np.gradient(grey))
-    edge = cv2.GaussianBlur(np.hypot(across, down), (17, 17), 4, borderType=cv2.BORDER_REFLECT_101)
+    edge = cv2.GaussianBlur(np.hypot(across, down), (17, 17), 4, borderType=cv2.BORDER_REPLICATE)
     share = cv2.normalize(edge, None, 0, 1, cv2.NORM_MINMAX) if np.ptp(edge) > 1e-9 else np.zeros_like(edge)
     out = image.astype(np.float64)
     out[..., 1] = (1 - share) * image[..., 1] + share * shifted_green(image, *params)[..., 0]

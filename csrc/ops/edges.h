@@ -1,27 +1,13 @@
 // Changes near edges (colour family): green moved where the luma has gradients. The blurred gradient is kept in float
-// for the whole image, since it is scaled by its own extremes. Listed in table.h; parameters in
-// qpt/degradations/rows/by_source.py.
+// for the whole image, since it is scaled by its own extremes. Its border is replicated, which sets these extremes
+// where the image has edges at its border. Listed in table.h; parameters in qpt/degradations/rows/by_source.py.
 #pragma once
 #include "sharpen.h"
 
 namespace qpt {
 
 constexpr float kEdgeSigma = 4.0f;
-constexpr i32 kEdgeRadius = 8;
-
-// Reads the magnitude of the luma's central differences, for load_padded; a replicated border.
-struct GradientSamples {
-  static constexpr i32 channels = 1;
-  const u8* src;  // [h, w, 3]
-  i32 h, w;
-  QPT_INLINE float luma(i32 y, i32 x) const {
-    return luma_601(src + (static_cast<i64>(clamp(y, 0, h - 1)) * w + clamp(x, 0, w - 1)) * 3);
-  }
-  QPT_INLINE float operator()(i32 y, i32 x) const {
-    const float across = luma(y, x + 1) - luma(y, x - 1), down = luma(y + 1, x) - luma(y - 1, x);
-    return square_root(across * across + down * down);
-  }
-};
+constexpr i32 kEdgeRadius = 8, kEdgeTaps = 2 * kEdgeRadius + 1;
 
 // Returns the row or column of the source for position i - `moved`, where the side of n pixels is continued by `border`
 // copies of its ends and then repeats.
@@ -42,15 +28,34 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
             up = static_cast<i32>(nearest(distance * angle.sin));
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* edge = scratch.take<float>(static_cast<i64>(a.h) * a.w);
+  float* along_rows = scratch.take<float>(static_cast<i64>(a.h) * a.w);
+  float* weight = scratch.take<float>(kEdgeTaps);
   float *lowest = scratch.take<float>(kMaxMembers), *highest = scratch.take<float>(kMaxMembers);
-  separable_blur(team, a, GradientSamples{a.src, a.h, a.w}, kEdgeRadius, GaussianTap{kEdgeSigma}, scratch, edge,
-                 static_cast<i64>(kBand) * a.w, [](i32, i32) {});
-  // The last barrier of separable_blur comes before any member reads the edges.
-  float low = edge[0], high = edge[0];
-  for (i32 i = team.rank(); i < a.h * a.w; i += team.size()) {
-    low = minimum(low, edge[i]);
-    high = maximum(high, edge[i]);
-  }
+  const auto luma = [&](i32 y, i32 x) {
+    return luma_601(a.src + (static_cast<i64>(clamp(y, 0, a.h - 1)) * a.w + clamp(x, 0, a.w - 1)) * 3);
+  };
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const float across = luma(y, x + 1) - luma(y, x - 1), down = luma(y + 1, x) - luma(y - 1, x);
+    edge[y * a.w + x] = square_root(across * across + down * down);
+  });
+  each(team, kEdgeTaps, [&](i32 t) { weight[t] = GaussianTap{kEdgeSigma}(t - kEdgeRadius); });
+  team.sync();  // gradients and weights, written by all, are read by all
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    float sum = 0.0f;
+    for (i32 t = 0; t < kEdgeTaps; ++t)
+      sum = fma(weight[t], edge[y * a.w + clamp(x + t - kEdgeRadius, 0, a.w - 1)], sum);
+    along_rows[y * a.w + x] = sum;
+  });
+  team.sync();  // sums along rows, written by all, are read by all, and all have read the gradients
+  float low = 1e30f, high = 0.0f;
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    float sum = 0.0f;
+    for (i32 t = 0; t < kEdgeTaps; ++t)
+      sum = fma(weight[t], along_rows[clamp(y + t - kEdgeRadius, 0, a.h - 1) * a.w + x], sum);
+    edge[y * a.w + x] = sum;  // not divided by the sum of the weights, since it is stretched
+    low = minimum(low, sum);
+    high = maximum(high, sum);
+  });
   lowest[team.rank()] = low;
   highest[team.rank()] = high;
   team.sync();  // extremes, one of each per member, are read by all; their order does not matter
@@ -72,7 +77,8 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 edge_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(h) * w) + 2 * taken_bytes<float>(kMaxMembers) + blur_bytes(h, w);
+  return 2 * taken_bytes<float>(static_cast<i64>(h) * w) + taken_bytes<float>(kEdgeTaps) +
+         2 * taken_bytes<float>(kMaxMembers);
 }
 
 }  // namespace qpt

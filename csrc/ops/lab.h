@@ -110,7 +110,7 @@ QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
   float* light = scratch.take<float>(256);
   float* band = scratch.take<float>(static_cast<i64>(kBand) * 2 * a.w);
   fill_light_lut(team, light);
-  team.sync();  // the lookup table, written by all, is read by all
+  // Not synced: the first barrier of separable_blur comes before any member reads the lookup table.
   const LabDifferences from{a.src, light, a.w, red};
   separable_blur(team, a, from, ceil_to_int(2.0f * sigma), GaussianTap{maximum(sigma, 0.05f)}, scratch, band,
                  static_cast<i64>(0), [&](i32 y, i32 rows) {

@@ -275,7 +275,7 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
   for (i32 pass = 0; pass < 2; ++pass) {
     separable_blur(team, blurred, gaussian_radius(sigma), GaussianTap{sigma});
     if (pass == 1) return;
-    team.sync();  // the blurred image, written by all, is read by all
+    // The last barrier of separable_blur comes before any member reads the blurred image.
     QPT_UNROLL(1)
     for (i32 round = 0; round < rounds; ++round) {
       const u8* const from = blurred.dst;

@@ -148,13 +148,13 @@ def quantise_stretched(image, params, seed, slot):
     return np.clip((number - low) / (high - low) if high > low else number, 0, 1) * 255.0
 
 
-def blur_lines(planes: np.ndarray, sigma: float, radius: int) -> np.ndarray:
-    """Blur (H, W, C) with a Gaussian of 2 radius + 1 taps along rows and columns, border reflect-101."""
+def blur_lines(planes: np.ndarray, sigma: float, radius: int, border: str = "reflect") -> np.ndarray:
+    """Blur (H, W, C) with a Gaussian of 2 radius + 1 taps along rows and columns; border reflect-101 or edge."""
     kernel = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
     kernel /= kernel.sum()
     for axis in range(2):
         pad = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(planes, pad, mode="reflect")
+        padded = np.pad(planes, pad, mode=border)
         planes = sum(w * np.take(padded, np.arange(planes.shape[axis]) + t, axis) for t, w in enumerate(kernel))
     return planes
 
@@ -175,7 +175,7 @@ def edge_share(image: np.ndarray) -> np.ndarray:
     """Return (H, W, 1) in [0, 1]: the luma's central differences, their length blurred and stretched."""
     padded = np.pad(luma(image)[..., 0], 1, mode="edge")
     across, down = padded[1:-1, 2:] - padded[1:-1, :-2], padded[2:, 1:-1] - padded[:-2, 1:-1]
-    edge = blur_lines(np.hypot(across, down)[..., None], 4.0, 8)
+    edge = blur_lines(np.hypot(across, down)[..., None], 4.0, 8, border="edge")
     return (edge - edge.min()) / np.where(edge.max() > edge.min(), edge.max() - edge.min(), 1)
 
 

@@ -162,11 +162,11 @@ BY_SOURCE: tuple[Degradation, ...] = (
             Parameter("angle_deg", "degree", 0.0, 360.0),
         ),
         source=KADID + ", color shift, as " + ARNIQA + " has it: without limits at percentiles",
-        oracle="cv2.GaussianBlur(hypot of numpy.gradient of the luma, (17, 17), 4, borderType=BORDER_REFLECT_101), "
+        oracle="cv2.GaussianBlur(hypot of numpy.gradient of the luma, (17, 17), 4, borderType=BORDER_REPLICATE), "
         "stretched to 0 and 1: the share of the moved green",
         halo="whole",
         doc="Green moved where the image has edges: blended in by the blurred gradient of the luma.",
-        cost=20.0,
+        cost=60.0,
         variant_of="colour_shift",
     ),
 )
