@@ -30,8 +30,8 @@ from qpt.evaluate.classical import contrast, luminance
 from qpt.evaluate.features import READ_OUTS, FeatureProtocol, extract, images_key
 from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.probe_set import probe_set
-from qpt.evaluate.protocol import EvaluationConfig, evaluate_splits
-from qpt.evaluate.regimes import make_regimes
+from qpt.evaluate.protocol import evaluate_splits
+from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
 from qpt.models import load_encoder
@@ -89,7 +89,7 @@ def _on_table(scorer: Scorer, path: Path, clean: list[Path], cache: Path) -> dic
         scorer.encoder, table.paths, protocol=FeatureProtocol(), label=table.name, cache=cache, images_key=key
     )
     found = {"qpt": np.array([scorer.head(row) for row in features])}
-    found |= peer_scores(table.paths, clean)
+    found |= peer_scores(table.paths, clean, cache=cache, images_key=key)
     found["contrast"] = np.array([contrast(luminance(load_image(image))) for image in table.paths])
     views = {str(read_out): read_out.select(features, scorer.encoder.stage_dims) for read_out in READ_OUTS}
     _, regimes = make_regimes(EvaluationConfig(), (table,), SPLIT_SEED)

@@ -1,11 +1,12 @@
 """Peers of a score that has seen no opinion: NIQE, fitted on clean images here, and the package ``brisque``.
 
-Called by ``experiments.shipped``; it reads images.
+Called by ``experiments.model``; it reads images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from PIL import Image
 from benchmarks.bench_score import brisque
 from qpt.evaluate.brisque import Plane, fit_asymmetric, fit_symmetric, half_plane, normalise_locally
 from qpt.evaluate.classical import centre, luminance
+from qpt.evaluate.features import fill_or_read, hash_of
 from qpt.evaluate.image_crops import load_image
 
 #: Side of a block of NIQE at full scale, px; half of it at half scale.
 BLOCK_PX = 96
 #: A block of a clean image counts where its mean local deviation exceeds this share of the image's sharpest block.
 SHARP = 0.75
+PEERS = ("niqe", "brisque")
 _PAIRS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
@@ -88,16 +91,21 @@ def _features(block: Plane) -> list[float]:
     return found
 
 
-def peer_scores(paths: Sequence[Path], clean: Sequence[Path]) -> dict[str, NDArray[np.float64]]:
-    """Return the scores of images by NIQE, fitted on clean images, and by the package ``brisque``; higher is better."""
-    package = brisque()
-    measures: dict[str, Callable[[NDArray[np.uint8]], float]] = {
-        "niqe": Niqe.fit(clean),
-        "brisque": lambda pixels: float(package.score(pixels)),
-    }
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for path in paths:
-        pixels = load_image(path)
-        for name, measure in measures.items():
-            found[name].append(-measure(pixels))
-    return {name: np.array(values) for name, values in found.items()}
+def peer_scores(
+    paths: Sequence[Path], clean: Sequence[Path], *, cache: Path, images_key: str
+) -> dict[str, NDArray[np.float64]]:
+    """Return the scores of images by PEERS, NIQE fitted on clean images; higher is better.
+
+    cache: a folder for the scores.  images_key: of the images (``qpt.evaluate.features.images_key``).
+    """
+    contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in clean]
+    file = cache / f"{hash_of('peers-1', images_key, *contents)[:32]}.npz"
+    scores = np.empty((len(paths), len(PEERS)))
+
+    def compute() -> None:
+        package, niqe = brisque(), Niqe.fit(clean)
+        for row, path in zip(scores, paths, strict=True):
+            pixels = load_image(path)
+            row[:] = -niqe(pixels), -float(package.score(pixels))
+
+    return dict(zip(PEERS, fill_or_read(scores, compute, file).T, strict=True))

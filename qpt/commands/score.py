@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "score photographs: one number each, higher is better"
 EXAMPLE = (
+    "  qpt score holiday.jpg\n"
     "  qpt score holiday.jpg --scorer scorer.pt\n"
     "  qpt score photos 'more/**/*.png' --scorer scorer.pt --format csv > scores.csv\n"
     "  find . -name '*.jpg' | qpt score - --scorer scorer.pt --heatmap maps\n"
@@ -38,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="photographs of any size, folders (everything below them), patterns, or - for a list on standard input",
     )
     parser.add_argument("--from-file", type=str, default=None, metavar="FILE", help="a text file with one PATH a line")
-    parser.add_argument("--scorer", type=str, metavar="FILE", default=None, help="a file made by `qpt fit`")
+    parser.add_argument(
+        "--scorer",
+        type=str,
+        metavar="FILE",
+        default=None,
+        help="a file made by `qpt fit` (default: the scorer that comes with qpt, which was learnt without opinions)",
+    )
     parser.add_argument("--run", type=str, default=None, help="instead of --scorer, with --csv: fit one for this call")
     parser.add_argument(
         "--reference",
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="REF",
         help="print the distance to this photograph in place of a score: to one file, to that of the same name in a "
-        "folder, or to that in the column ref_image of a CSV; needs --scorer or --run alone, for the encoder",
+        "folder, or to that in the column ref_image of a CSV; --scorer or --run alone choose the encoder",
     )
     add_table_arguments(parser, required=False)
     parser.add_argument(
@@ -167,16 +174,17 @@ def _scorer(args: argparse.Namespace) -> Scorer:
     if args.tile_px is not None:
         check_int("score", "--tile-px", args.tile_px, 32)
     labelled = args.csv is not None or args.dataset is not None
-    if args.scorer is not None and args.run is None and not labelled:
+    if args.run is None and not labelled:
         return Scorer.load(args.scorer, dtype=args.dtype, max_pixels=args.max_pixels)
     if args.scorer is None and args.run is not None and labelled:
         scorer = Scorer.fit(load_encoder(args.run), read_table_arguments(args), cache=feature_cache(args.run))
         scorer.max_pixels = args.max_pixels
         return scorer if args.dtype == "float32" else scorer.in_dtype(args.dtype)
     raise InputError(
-        "score: give either --scorer FILE or both --run RUN and --csv scores.csv (or --dataset NAME); "
-        "an encoder alone has no scale. "
-        "Make a scorer once with `qpt fit RUN --csv scores.csv --out scorer.pt`"
+        "score: give --scorer FILE, or both --run RUN and --csv scores.csv (or --dataset NAME), or none of them for "
+        "the scorer that comes with qpt; an encoder alone has no scale. "
+        "Make a scorer once with `qpt fit RUN --csv scores.csv --out scorer.pt`, or without scores with "
+        "`qpt fit RUN --unlabelled photos --out scorer.pt`"
     )
 
 
@@ -274,7 +282,7 @@ def _json(scorer: Scorer, scored: list[_Scored]) -> str:
         "min": scorer.mos_min,
         "max": scorer.mos_max,
         "higher_is_better": True,
-        "labels": scorer.fitted_on["name"],
+        "labels": scorer.fitted_on["name"] if scorer.opinions else None,
     }
     found = [
         {
@@ -314,13 +322,18 @@ def _print_table(good: list[_Scored], scorer: Scorer) -> None:
     low, high, name = scorer.mos_min, scorer.mos_max, scorer.fitted_on["name"]
     # As many digits as tell the ends apart: {:g} has 6, too few for labels from 50.0000001 to 50.0000009.
     low_text, high_text = (f"{end:.{max(6, digits + 3)}g}" for end in (low, high))
-    print(f"scale: labels of {name} go from {low_text} (worst) to {high_text} (best); higher is better")
+    if scorer.opinions:
+        print(f"scale: labels of {name} go from {low_text} (worst) to {high_text} (best); higher is better")
+    else:
+        print(
+            f"scale: {low_text} (worst) to {high_text} (best); higher is better; learnt from {name}, not from opinions"
+        )
     for word, why in _NOTES.items():
         if count := sum(word in (result.note or "") for result in good):
             print(f"{word}: {count} of {len(good)} score(s) {why}")
 
 
 _NOTES = {
-    "extrapolated": "lie far outside the labels, so the photograph is unlike all that the scorer was fitted on",
+    "extrapolated": "lie outside what the scorer was fitted on, so the photograph is unlike all that it has seen",
     "one colour": "are of pictures without any detail to judge",
 }

@@ -98,27 +98,28 @@ def map_images(
 
 def read_images(
     files: Sequence[Path], min_side: int, *, most: int, quiet: bool = False
-) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
     """Decode at most ``most`` files, evenly spaced in ``files``, and leave out those that cannot be used.
 
-    min_side: pixels that both sides must have at least; nothing is padded. Returns the images, (H, W, 3) uint8 each in
-    the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
+    min_side: pixels that both sides must have at least; nothing is padded. Returns name -> image, (H, W, 3) uint8 each
+    in the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
     """
     chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
     folder = os.path.commonpath([path.parent for path in files]) if files else "."
-    images, left_out = [], {}
+    images, left_out = {}, {}
     for path in progress(chosen, "reading photographs", quiet):
+        name = shown(os.path.relpath(path, folder))
         try:
             pixels = load_rgb(path)
         except UnreadableError as error:
-            left_out[shown(os.path.relpath(path, folder))] = str(error)
+            left_out[name] = str(error)
             continue
         height, width = pixels.shape[:2]
         if min(height, width) < min_side:
             reason = f"both sides must be at least {min_side} px, got {width}x{height}"
-            left_out[shown(os.path.relpath(path, folder))] = reason
+            left_out[name] = reason
             continue
-        images.append(pixels)
+        images[name] = pixels
     return images, left_out
 
 

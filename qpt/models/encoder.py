@@ -85,8 +85,9 @@ def load_weights(encoder: Encoder, source: str | Path) -> None:
     if is_named(source) or Path(source).is_dir():
         loaded = load_encoder(source)
         # Pre-training goes on with the trunk that was pre-trained.
-        alone = isinstance(loaded, TwoTrunks) and not isinstance(encoder, TwoTrunks)
-        found: Any = (loaded.tuned if alone else loaded).state_dict()
+        if isinstance(loaded, TwoTrunks) and not isinstance(encoder, TwoTrunks):
+            loaded = loaded.tuned
+        found: Any = loaded.state_dict()
     else:
         found = _read_state_dict(Path(source))
     own = encoder.state_dict()
