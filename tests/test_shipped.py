@@ -49,7 +49,7 @@ def test_the_score_falls_with_each_kind_of_level(scorer, photograph) -> None:
         degraded = degrade(torch.from_numpy(photograph.copy())[None], program).numpy()
         scores = [scorer(pixels) for pixels in (photograph, *degraded)]
         assert scores[0] > scores[2] > scores[3], (op, scores)
-        assert scores[0] - scores[3] > 15, (op, scores)
+        assert scores[0] - scores[3] > 8, (op, scores)
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(scorer, photograph) -> None:

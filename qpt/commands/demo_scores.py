@@ -71,7 +71,7 @@ def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section
             Picture(_jpeg(pixels), f"{caption}: {score:.0f}")
             for pixels, caption, score in zip((crops[this], *rows[this]), captions, scores[this], strict=True)
         ]
-        strips.append(Section(words.capitalize(), pictures=strip, size="small", part=True))
+        strips.append(Section(words[0].upper() + words[1:], pictures=strip, size="small", part=True))
     count = f"{len(crops)} photograph{'s' * (len(crops) > 1)}"
     return [
         Section(
@@ -79,7 +79,7 @@ def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section
             "0 is the worst and 100 the best. The score comes with the package. It was learnt without any opinion of "
             "people, from what known degradations do to photographs, and no photograph on this page was among them.",
             pictures=pictures,
-            size="quarter",
+            size="small",
         ),
         Section("Scores under degradation", "The most detailed part of a photograph, degraded level by level."),
         *strips,
