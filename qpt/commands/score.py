@@ -7,7 +7,7 @@ errors of single files to standard error; the exit status is 1 if any image coul
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from qpt.commands.options import add_table_arguments, read_table_arguments, refu
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from threading import Lock
 
     from qpt.evaluate.scorer import Scorer
 
@@ -114,9 +115,12 @@ def run(args: argparse.Namespace) -> int:
         scorer = _scorer(args)
         maps = _map_files(args, images) if args.heatmap is not None else {}
         errors = Console(stderr=True)
-        results = (
-            _score(image, scorer, maps.get(image), args.tile_px)
-            for image in track(images, description="scoring", console=errors, disable=quiet)
+        results = track(
+            _results(images, scorer, maps, args.tile_px),
+            description="scoring",
+            total=len(images),
+            console=errors,
+            disable=quiet,
         )
         scored = _print(style, scorer, results, [_Scored(name, fault=fault) for name, fault in faults.items()])
         failed = {result.image: result.fault for result in scored if result.fault is not None}
@@ -219,7 +223,21 @@ def _map_files(args: argparse.Namespace, images: list[str]) -> dict[str, Path]:
     return files
 
 
-def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | None) -> _Scored:
+def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: int | None) -> Iterator[_Scored]:
+    """Yield the result of each image in order, several images at a time."""
+    from threading import Lock
+
+    from qpt.evaluate.features import image_threads
+    from qpt.evaluate.image_crops import map_in_threads
+
+    drawing = Lock()  # matplotlib is not made for threads
+    with image_threads() as (workers, start):
+        yield from map_in_threads(
+            lambda image: _score(image, scorer, maps.get(image), tile_px, drawing), images, workers=workers, start=start
+        )
+
+
+def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | None, drawing: Lock) -> _Scored:
     from pathlib import Path
 
     from qpt.errors import InputError
@@ -239,7 +257,8 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     if map_file is not None:
         found = quality_map(scorer, pixels, tile_px=tile_px)
         title = f"{shown(Path(image).name)}: {score:.{_decimals(scorer)}f}" + f" ({note})" * bool(note)
-        draw_quality_map(found, pixels, scorer, map_file, title=title)
+        with drawing:
+            draw_quality_map(found, pixels, scorer, map_file, title=title)
     return _Scored(image, score, None if map_file is None else str(map_file), note=note)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
 from qpt.io import shown
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 MIN_SIDE = 32  # px; half of it still leaves one position in the last stage of an encoder of stride 32
@@ -58,6 +59,23 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, padded: bool =
     raise InputError(f"photograph: {path}: {fault}")
 
 
+def map_in_threads(
+    work: Callable[[S], T], items: Iterable[S], *, workers: int, start: Callable[[], object] | None = None
+) -> Iterator[T]:
+    """Yield ``work(item)`` of each item in order; ``workers`` threads take an item each, and call ``start`` first."""
+    following = iter(items)
+    with ThreadPoolExecutor(workers, initializer=start) as pool:
+        # Results wait for those before them, pixels do not: a thread has one image at a time.
+        ahead = deque(pool.submit(work, item) for item in islice(following, 4 * workers))
+        try:
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(pool.submit(work, item) for item in islice(following, 1))
+        finally:
+            for future in ahead:  # after Ctrl-C nothing more is begun
+                future.cancel()
+
+
 def map_images(
     compute: Callable[[NDArray[np.uint8]], T],
     paths: Sequence[Path],
@@ -81,17 +99,12 @@ def map_images(
             return str(error).removeprefix("photograph: "), None
         return "", None if faults else compute(pixels)
 
-    following = iter(paths)
-    with ThreadPoolExecutor(workers, initializer=start) as pool:
-        # Results wait for those before them, pixels do not: a thread has one image at a time.
-        ahead = deque(pool.submit(work, path) for path in islice(following, 4 * workers))
-        for _ in progress(paths, label, quiet):
-            fault, value = ahead.popleft().result()
-            ahead.extend(pool.submit(work, path) for path in islice(following, 1))
-            if fault:
-                faults.append(fault)
-            elif not faults:
-                yield cast("T", value)
+    found = map_in_threads(work, paths, workers=workers, start=start)
+    for _, (fault, value) in zip(progress(paths, label, quiet), found, strict=True):
+        if fault:
+            faults.append(fault)
+        elif not faults:
+            yield cast("T", value)
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
 
