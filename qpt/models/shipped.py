@@ -35,7 +35,7 @@ def read_shipped() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     remedy = "install qpt again"
     try:
-        content, expected = FILE.read_bytes(), FILE.with_suffix(".sha256").read_text().split()[0]
+        content, expected = FILE.read_bytes(), FILE.with_suffix(".sha256").read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError) as error:
         raise InputError(f"shipped: {FILE} must be the file that comes with qpt, got {error}; {remedy}") from None
     found = hashlib.sha256(content).hexdigest()
@@ -76,7 +76,7 @@ def write_shipped(path: Path, state: Mapping[str, Tensor], plain: Mapping[str, A
     content = _bytes(state, plain)
     write_whole(path, lambda unfinished: unfinished.write_bytes(content))
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
-    write_whole(path.with_suffix(".sha256"), lambda unfinished: unfinished.write_text(line))
+    write_whole(path.with_suffix(".sha256"), lambda unfinished: unfinished.write_text(line, encoding="utf-8"))
 
 
 def _bytes(state: Mapping[str, Tensor], plain: Mapping[str, Any]) -> bytes:
