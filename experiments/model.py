@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import platform
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ SEVERITY_PX = 320
 
 def make(photos: Path, out: Path, file: Path, seed: int) -> None:
     """Pre-train, round, learn the score, and write the file."""
-    start, run = time.monotonic(), out / "run"
+    run = out / "run"
     arguments = ["pretrain", str(photos), "--out", str(run), "--recipe", RECIPE, "--seed", str(seed)]
     if not (run / "summary.json").is_file() and qpt([*arguments, *(["--resume"] if run.is_dir() else [])]):
         raise SystemExit("model: pre-training has not finished; the same command continues it")
@@ -62,7 +61,6 @@ def make(photos: Path, out: Path, file: Path, seed: int) -> None:
         "photographs": len(list_images(photos)),
         "processor": platform.processor() or platform.machine(),
         "torch": torch.__version__,
-        "minutes_of_this_run": round((time.monotonic() - start) / 60, 1),
     }
     write_shipped(file, {**encoder.state_dict(), "scorer.weights": torch.from_numpy(scorer.weights)}, plain)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SRCC with held-out damage {scorer.fitted_on['srcc']:.3f}")

@@ -2,8 +2,7 @@
 
 Called by ``Scorer.fit_unlabelled``; it reads images and writes the cache. Each image of a folder is degraded by random
 compositions of several spaces. The damage is the gradient magnitude similarity deviation (GMSD; Xue et al., IEEE TIP
-2014, arXiv 1308.3052) of the degraded region from the region as it was, at full and half scale, each over its standard
-deviation, summed. No human score is used anywhere.
+2014, arXiv 1308.3052) of the degraded region from the region as it was. No human score is used anywhere.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from qpt.evaluate.features import (
     prepare,
     weights_hash,
 )
-from qpt.evaluate.image_crops import half_scale, load_image
+from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.measures import MEASURES, measure
 from qpt.evaluate.ridge import fit_ridge
 from qpt.models import Encoder
@@ -52,7 +51,7 @@ REGION_PX = 320
 READ_OUT = ReadOut("all", "mean+std")
 #: Per feature (``fit_ridge``). Held-out degradations prefer a smaller one; a strong one carries over to images of other
 #: cameras and faults than those that are learnt from.
-PENALTY = 2.0
+PENALTY = 1.0
 #: Of the scale from 0 to 100: what the median clean image and the worst twentieth of the degraded ones get.
 CLEAN_SCORE, WORST_SCORE = 85.0, 15.0
 #: Images are computed and kept in the cache so many at a time.
@@ -98,10 +97,8 @@ def learn(
     ]
     rows = np.concatenate(parts)
     count = rows.shape[1]
-    features = rows[..., :-2].reshape(len(paths) * count, READ_OUT.scales, 2, -1)
-    x = READ_OUT.select(features, encoder.stage_dims)
-    measured = rows[..., -2:].reshape(-1, 2).astype(np.float64)
-    damage = (measured / measured.std(0)).sum(1)
+    features = rows[..., :-1].reshape(len(paths) * count, READ_OUT.scales, 2, -1)
+    x, damage = READ_OUT.select(features, encoder.stage_dims), rows[..., -1].reshape(-1).astype(np.float64)
     image = np.repeat(np.arange(len(paths)), count)
     held = image % _HELD_OUT == _HELD_OUT - 1
     checked = fit_ridge(x[~held], -damage[~held], (PENALTY,)).predict(x[held])[0]
@@ -154,9 +151,9 @@ def _choose(folder: str | Path, images: int) -> tuple[list[Path], int]:
 def _examples(
     encoder: Encoder, paths: Sequence[Path], protocol: FeatureProtocol, seed: int, cache: Path | None, quiet: bool
 ) -> NDArray[np.float32]:
-    """Compute or read features and damage of the examples of images: (n, 1 + len(SPACES), features + 2) float32."""
+    """Compute or read features and damage of the examples of images: (n, 1 + len(SPACES), features + 1) float32."""
     spaces = [DegradationSpace.preset(name) for name in SPACES]
-    length = READ_OUT.scales * 2 * sum(encoder.stage_dims) + 2
+    length = READ_OUT.scales * 2 * sum(encoder.stage_dims) + 1
     rows = np.empty((len(paths), 1 + len(spaces), length), np.float32)
 
     def compute(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -169,9 +166,8 @@ def _examples(
         for row, space in zip(found, (None, *spaces), strict=True):
             degraded = region if space is None else degrade(region, space.sample(1, generator=generator))
             pixels = degraded[0].numpy()
-            row[:-2] = image_features(encoder, pixels, protocol, READ_OUT.scales).reshape(-1)
-            row[-2] = _gmsd(pixels, clean)
-            row[-1] = _gmsd(half_scale(pixels), half_scale(clean))
+            row[:-1] = image_features(encoder, pixels, protocol, READ_OUT.scales).reshape(-1)
+            row[-1] = _gmsd(pixels, clean)
         return found
 
     file = None
