@@ -8,8 +8,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from qpt.degradations.op_table import DEGRADATIONS, op_id
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.measures import MEASURES, measure
 from qpt.ops.degrade.api import degrade_patches
-from qpt.pretraining.targets import COLUMNS, KINDS, MEASURES, OPS, RunningMoments, cut_patches, measure, op_levels
+from qpt.pretraining.targets import COLUMNS, KINDS, OPS, RunningMoments, cut_patches, op_levels
 
 SCORE = {name: place for place, name in enumerate(MEASURES)}
 

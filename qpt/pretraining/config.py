@@ -214,7 +214,7 @@ class PretrainConfig:
         self._require("half_scale", "in [0, 1]", 0 <= self.half_scale <= 1)
         room = self.region >= 2 * self.patch_size
         self._require("half_scale", "0 in regions smaller than two patches", room or not self.half_scale)
-        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
+        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.evaluate.measures
         self._require("regression", "0 with patches of less than 8 pixels", large)
         usable = self.graded_positives == 0 or self.graded_positives >= 1e-6  # LEAST_WIDTH of the loss
         self._require("graded_positives", "0 or at least 1e-06", usable)
