@@ -23,6 +23,7 @@ NAMES = {
     "score": "benchmarks.bench_score",
     "loader": "benchmarks.bench_loader",
     "step": "benchmarks.bench_step",
+    "preset_fidelity": "benchmarks.preset_fidelity",
 }
 ON_DEVICES = ("degrade", "contrastive", "score", "loader", "step")
 

@@ -36,13 +36,13 @@ FAR = 4.0  # levels of 255 that a reduced decoding may be off on average
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--photographs", type=Path, help="loader: a folder (default: photographs of installed wheels)")
+    parser.add_argument("--photographs", type=Path, help="a folder (loader: photographs of wheels by default)")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> Report:
     """Time all of them with each number of loader processes."""
     torch.set_num_threads(1)  # no contender computes anything on tensors
-    folder: Path | None = options.photographs
+    folder: Path | None = options.folder
     files = sample_images() if folder is None else FolderSource(folder).files
     files = [file for file in files if _is_srgb(file)]
     batches = 2 if settings.quick else BATCHES

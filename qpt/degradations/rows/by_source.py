@@ -2,7 +2,7 @@
 
 They came after version 0.1.0 and stand at the end of the op table, so that older ids keep their meaning. See
 ``qpt.degradations.op_table``; the presets that use them are compared with their sources by
-``python -m benchmarks.preset_fidelity``.
+``python -m benchmarks preset_fidelity``.
 """
 
 from __future__ import annotations
