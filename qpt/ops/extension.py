@@ -33,7 +33,8 @@ def _import_module(level: Mapping[str, Any] | None) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules["qpt._C"] = sys.modules["qpt"]._C = module  # as an import statement would have it
+    sys.modules["qpt._C"] = module
+    vars(sys.modules["qpt"])["_C"] = module  # as an import statement does
     return module
 
 
