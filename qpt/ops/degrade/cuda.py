@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qpt import build
+from qpt import build, compat
 from qpt.degradations.program import Program
 from qpt.errors import BackendError, InputError
 from qpt.ops import extension
@@ -166,7 +166,7 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
     arguments = kernel_arguments(config, inputs, patches, out, scratch)
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
-    with cupy.cuda.Device(index), _stream(cupy, torch.cuda.current_stream(index)):
+    with cupy.cuda.Device(index), compat.cupy_stream(cupy, torch.cuda.current_stream(index)):
         kernel.function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
     return out
 
@@ -220,13 +220,6 @@ def _cupy() -> Any:
     import cupy
 
     return cupy
-
-
-def _stream(cupy: Any, stream: Any) -> Any:
-    """Return a stream of torch as one of CuPy's, a context manager."""
-    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
-        return cupy.cuda.Stream.from_external(stream)
-    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)  # deprecated in CuPy 14
 
 
 @dataclass(frozen=True)
