@@ -47,9 +47,9 @@ template <class Team, class From, class Tap, class Out, class Finish>
 QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Tap tap, Scratch scratch, Out* out,
                            i64 band_step, Finish finish) {
   const i32 taps = 2 * radius + 1;
-  float* raw = scratch.take<float>(kMaxTaps);
-  float* weight = scratch.take<float>(kMaxTaps);
-  i32* zeros = scratch.take<i32>(kMaxTaps);
+  float* raw = scratch.take<float>(kMaxLineTaps);
+  float* weight = scratch.take<float>(kMaxLineTaps);
+  i32* zeros = scratch.take<i32>(kMaxLineTaps);
   i32* last = scratch.take<i32>(1);
   each(team, taps, [&](i32 t) {
     raw[t] = tap(t - radius);
@@ -149,7 +149,7 @@ QPT_FN i64 blur_bytes(i32 h, i32 w) {
   const i64 padded = 3 * (static_cast<i64>(w) + 2 * kMaxRadius);
   const i64 ring = ring_rows(h, kMaxRadius) * padded;
   return taken_bytes<float>(kMaxTaps * kMaxTaps) + 3 * taken_bytes<float>(kMaxTaps) +
-         taken_bytes<i32>(kBand * kMaxTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +
+         taken_bytes<i32>(kBand * kMaxLineTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +
          taken_bytes<float>(kBand * padded);
 }
 

@@ -61,6 +61,24 @@ QPT_FN void saturation(Team& team, OpArgs a) {
   });
 }
 
+// Maps the HSV saturation S to min(p0 S + p1, 1), which may be negative: channels then lie beyond the value. The hue of
+// grey is red's. p0 = factor, p1 = offset.
+template <class Team>
+QPT_FN void saturation_affine(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], -4.0f, 32.0f), offset = parameter(a.params[1], -1.0f, 1.0f);
+  each(team, a.h * a.w, [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
+    const float inverse = value / maximum(chroma, 0.5f);              // 1 / S; 0.5 avoids 0 / 0
+    const float ratio = minimum(factor + offset * inverse, inverse);  // of the new saturation to S
+    const float tinted = value * (1.0f - minimum(offset, 1.0f));      // green and blue of what was grey
+    const bool grey = chroma == 0.0f;
+    a.dst[3 * p] = to_u8(value - (value - r) * ratio);
+    a.dst[3 * p + 1] = to_u8(grey ? tinted : value - (value - g) * ratio);
+    a.dst[3 * p + 2] = to_u8(grey ? tinted : value - (value - b) * ratio);
+  });
+}
+
 // Returns the hue in sixths of a turn times the chroma C, in [-C, 5 C]: the sector of the largest channel (red before
 // green before blue) plus the signed difference of the other two. It is linear in the channels, so nothing is divided.
 // The hue of grey is 0.

@@ -10,6 +10,8 @@ namespace qpt {
 
 constexpr i32 kMaxRadius = 24;  // of any kernel; sigma <= 8 px
 constexpr i32 kMaxTaps = 2 * kMaxRadius + 1;
+constexpr i32 kMaxLineRadius = 40;  // of a kernel along rows, then along columns; sigma <= 20 px, cut off at 2 sigma
+constexpr i32 kMaxLineTaps = 2 * kMaxLineRadius + 1;
 constexpr i32 kBand = 4;  // output rows between barriers
 
 // Maps position i to [0, n) by mirroring about the centres of the first and last element, as often as needed.
@@ -148,7 +150,7 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
   const i32 samples = channels * a.w, stride = samples + 2 * channels * radius, slots = ring_rows(a.h, radius);
   const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
   const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
-  i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
+  i32* row_at = scratch.take<i32>(kBand * kMaxLineTaps);
   i32* padded_at = scratch.take<i32>(kBand);
   float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
   float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);

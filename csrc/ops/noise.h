@@ -24,6 +24,9 @@ constexpr u32 kTagCopiedSquare = 15;
 constexpr u32 kTagBlock = 16;
 constexpr u32 kTagHue = 17;
 constexpr u32 kTagLuminance = 18;
+constexpr u32 kTagShuffledSquare = 19;
+constexpr u32 kTagJitterRounds = 48;  // and the 7 after it, one for each round
+constexpr u32 kTagGlassRounds = 56;   // likewise
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block

@@ -270,6 +270,27 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
   });
 }
 
+// Down and up again by PyTorch's nearest filter, in which pixel i of `out` is pixel floor(i in / out) of `in`, in
+// single precision: the picture also moves by up to half a reduced pixel. p0 = scale in [1/16, 1].
+template <class Team>
+QPT_FN void rescale_nearest_floor(Team& team, OpArgs a) {
+  const double scale = parameter(a.params[0], 0.0625f, 1.0f);
+  const i32 small_h = maximum(static_cast<i32>(scale * a.h), 1), small_w = maximum(static_cast<i32>(scale * a.w), 1);
+  const auto floored = [](i32 in, i32 out, i32 i) {
+    return minimum(static_cast<i32>(static_cast<float>(i) * (static_cast<float>(in) / static_cast<float>(out))),
+                   in - 1);
+  };
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    const i32 from_y = floored(a.h, small_h, floored(small_h, a.h, y));
+    const i32 from_x = floored(a.w, small_w, floored(small_w, a.w, x));
+    const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
+    u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+  });
+}
+
 // Returns the bytes that build_resampling needs for factors in [1, 16] if the longer side is `side`. When shrinking,
 // out <= in and in <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; when enlarging, taps is at
 // most 8.

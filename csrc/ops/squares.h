@@ -52,6 +52,54 @@ QPT_FN void non_eccentricity_patch(Team& team, OpArgs a) {
   });
 }
 
+// Copies squares of 16 px within the result so far, by up to 8 rows and columns. Their corners lie 16 px inside the
+// image where it is large enough; a distance is a uniform number in [-8, 8], rounded. p0 (`patches`) is their number.
+// p1 = 1: a square is copied row by row from its top, so that one that moves down reads rows that it has just written.
+template <class Team>
+QPT_FN void patch_shuffle(Team& team, OpArgs a) {
+  const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxSquares))));
+  const bool in_place = parameter(a.params[1], 0.0f, 1.0f) >= 0.5f;
+  u8* copy = Scratch{static_cast<u8*>(a.scratch)}.take<u8>(kCopiedSide * kCopiedSide * 3);
+  each(team, a.h, 3 * a.w, [&](i32 y, i32 i) {
+    const i64 at = static_cast<i64>(y) * 3 * a.w + i;
+    a.dst[at] = a.src[at];
+  });
+  const i32 rows = minimum(kCopiedSide, a.h), columns = minimum(kCopiedSide, a.w);
+  // Returns a uniform corner along a side whose last one is `last`.
+  const auto corner = [&](u32 word, i32 last) {
+    const i32 inner = minimum(kCopiedSide, last / 2);
+    return inner + integer_below(word, maximum(last - inner - kCopiedSide, 0) + 1);
+  };
+  const auto moved = [&](i32 from, u32 word, i32 last) {
+    return clamp(from + (integer_below(word, 4 * kCopiedReach) + 1) / 2 - kCopiedReach, 0, last);
+  };
+  for (i32 n = 0; n < count; ++n) {
+    const Philox4 words = op_words(a, kTagShuffledSquare, n);
+    const i32 top = corner(words.x, a.h - rows), left = corner(words.y, a.w - columns);
+    const i32 to_top = moved(top, words.z, a.h - rows), to_left = moved(left, words.w, a.w - columns);
+    team.sync();  // the copy of the image or an earlier square, written by all, is read by all
+    const i32 down = to_top - top, right = to_left - left;
+    each(team, rows, columns, [&](i32 y, i32 x) {
+      u8* to = copy + (y * kCopiedSide + x) * 3;
+      // Where the row above by `down` was written before, the pixel is the one that was copied there.
+      while (in_place && down > 0 && y >= down && x >= right && x - right < columns) {
+        y -= down;
+        x -= right;
+      }
+      const u8* from = a.dst + (static_cast<i64>(top + y) * a.w + left + x) * 3;
+      put_pixel(to, from[0], from[1], from[2]);
+    });
+    team.sync();  // the square, written by all, is read by all; all have read the pixels that it covers
+    each(team, rows, 3 * columns, [&](i32 y, i32 i) {
+      a.dst[(static_cast<i64>(to_top + y) * a.w + to_left) * 3 + i] = copy[y * 3 * kCopiedSide + i];
+    });
+  }
+}
+
+QPT_FN i64 shuffle_bytes(i32, i32) {
+  return taken_bytes<u8>(kCopiedSide * kCopiedSide * 3);
+}
+
 constexpr i32 kBlockSide = 32;
 
 // Paints squares of 32 px, each of one colour, whose R, G and B are the highest three bytes of its third word. p0

@@ -83,6 +83,51 @@ QPT_FN void dither(Team& team, OpArgs a) {
   });
 }
 
+// Maps a share x to 1/2 + p0 (x - 1/2) + p1 (x - 1/2)^3. p0 = slope, p1 = cubic.
+template <class Team>
+QPT_FN void tone_cubic(Team& team, OpArgs a) {
+  const float slope = parameter(a.params[0], -4.0f, 4.0f), cubic = parameter(a.params[1], -16.0f, 16.0f);
+  apply_curve(team, a, [&](float x) {
+    const float u = x / 255.0f - 0.5f;
+    return 255.0f * (0.5f + u * (slope + cubic * (u * u)));
+  });
+}
+
+// Cuts [0, 255] into p0 = levels equal intervals, of which a value on an edge belongs to the one below and 0 to none,
+// and maps the numbers of the intervals linearly, so that the lowest in the image becomes black and the highest white.
+// Where there is one number alone, it becomes white unless it is that of 0.
+template <class Team>
+QPT_FN void quantise_stretched(Team& team, OpArgs a) {
+  const i32 levels = static_cast<i32>(nearest(parameter(a.params[0], 2.0f, 256.0f)));
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* lut = scratch.take<u8>(256);
+  i32 *lowest = scratch.take<i32>(kMaxMembers), *highest = scratch.take<i32>(kMaxMembers);
+  i32 low = 255, high = 0;
+  each(team, a.h * a.w * 3, [&](i32 i) {
+    low = minimum(low, static_cast<i32>(a.src[i]));
+    high = maximum(high, static_cast<i32>(a.src[i]));
+  });
+  lowest[team.rank()] = low;
+  highest[team.rank()] = high;
+  team.sync();  // extremes, one of each per member, are read by all; integers, so order does not matter
+  for (i32 member = 0; member < team.size(); ++member) {
+    low = minimum(low, lowest[member]);
+    high = maximum(high, highest[member]);
+  }
+  const auto interval = [&](i32 value) { return (value * levels + 254) / 255; };
+  const i32 first = interval(low), last = interval(high);
+  const float from = static_cast<float>(first < last ? first : 0);
+  const float steps = static_cast<float>(first < last ? last - first : 1);
+  each(team, 256,
+       [&](i32 value) { lut[value] = to_u8(255.0f * (static_cast<float>(interval(value)) - from) / steps); });
+  team.sync();  // the lookup table, written by all, is read by all
+  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = lut[a.src[i]]; });
+}
+
+QPT_FN i64 stretch_bytes(i32, i32) {
+  return taken_bytes<u8>(256) + 2 * taken_bytes<i32>(kMaxMembers);
+}
+
 QPT_FN i64 tone_bytes(i32, i32) {
   return taken_bytes<u8>(256);
 }

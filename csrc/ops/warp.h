@@ -178,6 +178,165 @@ QPT_FN void spatial_jitter(Team& team, OpArgs a) {
   });
 }
 
+constexpr i32 kMaxRounds = 8;
+
+// Reads every pixel, bilinear, at a distance that is normal in rows and in columns with standard deviation p0, and
+// again from the result, p1 times in all, each rounded to 8 bits. p0 = std_px, p1 = rounds. Elements 2 p and 2 p + 1 of
+// a round's noise belong to pixel p. p2 = 1: a round also moves the picture down by d and left by d, where d is the
+// largest distance right less the largest one down, each rounded up.
+template <class Team>
+QPT_FN void repeated_jitter(Team& team, OpArgs a) {
+  const float std = parameter(a.params[0], 0.0f, 8.0f);
+  const i32 rounds = static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  const bool drifts = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  scratch.take<float>(kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
+  u8* other = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  float *downs = scratch.take<float>(kMaxMembers), *rights = scratch.take<float>(kMaxMembers);
+  OpArgs from = a;
+  i32 moved = 0;
+  // Passes 2 r and 2 r + 1 have the numbers of round r: the first finds the largest, the second reads the pixels.
+  QPT_UNROLL(1)
+  for (i32 pass = 0; pass < 2 * rounds; ++pass) {
+    const i32 round = pass / 2;
+    const bool reads = pass % 2 == 1;
+    if (!reads && !drifts) continue;
+    u8* const to = (rounds - round) % 2 == 1 ? a.dst : other;
+    float down = -8.0f, right = -8.0f;  // a normal number is larger
+    with_normals<2>(
+        team, a, kTagJitterRounds + static_cast<u32>(round), [&](i32 first, i32 count, const float* normal) {
+          each(team, count / 2, [&](i32 i) {
+            if (!reads) {
+              down = maximum(down, normal[2 * i]);
+              right = maximum(right, normal[2 * i + 1]);
+              return;
+            }
+            const i32 p = first / 2 + i, y = p / a.w;
+            const BilinearSample at = bilinear_at(from, static_cast<float>(y - moved) + std * normal[2 * i],
+                                                  static_cast<float>(p - y * a.w + moved) + std * normal[2 * i + 1]);
+            for (i32 c = 0; c < 3; ++c) to[static_cast<i64>(3) * p + c] = to_u8(at.channel(c));
+          });
+        });
+    if (reads) {
+      from.src = to;  // with_normals has synced
+      continue;
+    }
+    downs[team.rank()] = down;
+    rights[team.rank()] = right;
+    team.sync();  // extremes, one of each per member, are read by all; their order does not matter
+    for (i32 member = 0; member < team.size(); ++member) {
+      down = maximum(down, downs[member]);
+      right = maximum(right, rights[member]);
+    }
+    const auto padding = [&](float largest) { return ceil_to_int(std * (largest < 0.0f ? -largest : largest)); };
+    moved = padding(right) - padding(down);
+    // The barriers of the pass that reads come before any member writes its extremes again.
+  }
+}
+
+QPT_FN i64 jitter_bytes(i32 h, i32 w) {
+  return taken_bytes<float>(kNoiseElements * kNoiseBlocks) + taken_bytes<u8>(static_cast<i64>(h) * w * 3) +
+         2 * taken_bytes<float>(kMaxMembers);
+}
+
+// Where a scan that replaces pixels one after another, from the last row up and in a row from the right, finds the
+// colour of pixel (y, x): it reads the pixel at a drawn offset of -reach to reach - 1 rows and columns, and one that it
+// has passed has been replaced before. The scan leaves `reach` pixels out at the border. Words x and y of counter p of
+// the round's tag give the offsets of pixel p.
+struct Place {
+  i32 y, x;
+};
+QPT_INLINE Place scanned_from(const OpArgs& a, u32 tag, i32 reach, i32 y, i32 x) {
+  const auto scanned = [&](i32 i, i32 n) { return i > reach && i <= n - reach; };
+  while (scanned(y, a.h) && scanned(x, a.w)) {
+    const Philox4 words = op_words(a, tag, y * a.w + x);
+    const u64 choices = 2 * static_cast<u64>(reach);
+    const i32 down = static_cast<i32>((words.x * choices) >> 32) - reach;
+    const i32 right = static_cast<i32>((words.y * choices) >> 32) - reach;
+    y += down;
+    x += right;
+    if (down < 0 || (down == 0 && right <= 0)) break;
+  }
+  return {y, x};
+}
+
+// Blurs by p1 = sigma_px, rounded to 8 bits; scans the image p2 = rounds times with p0 = delta_px; blurs again.
+template <class Team>
+QPT_FN void glass_shuffle(Team& team, OpArgs a) {
+  const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
+  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
+  const i32 rounds = static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  u8* shuffled = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
+  OpArgs blurred = a;
+  blurred.scratch = scratch.next;
+  blurred.dst = rounds % 2 == 0 ? shuffled : a.dst;
+  QPT_UNROLL(1)
+  for (i32 pass = 0; pass < 2; ++pass) {
+    separable_blur(team, blurred, gaussian_radius(sigma), GaussianTap{sigma});
+    if (pass == 1) return;
+    // The last barrier of separable_blur comes before any member reads the blurred image.
+    QPT_UNROLL(1)
+    for (i32 round = 0; round < rounds; ++round) {
+      const u8* const from = blurred.dst;
+      u8* const to = from == shuffled ? a.dst : shuffled;
+      each(team, a.h, a.w, [&](i32 y, i32 x) {
+        const Place at = scanned_from(a, kTagGlassRounds + static_cast<u32>(round), reach, y, x);
+        for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
+      });
+      team.sync();  // the result, written by all, is read by all
+      blurred.dst = to;
+    }
+    blurred.src = shuffled;
+    blurred.dst = a.dst;
+  }
+}
+
+QPT_FN i64 glass_shuffle_bytes(i32 h, i32 w) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
+}
+
+constexpr i32 kMaxTrail = 24, kTrailTaps = 2 * kMaxTrail + 1;
+
+// The mean of 2 p0 + 1 pixels in a line that starts at the pixel itself, each step 1 px long and rounded to whole
+// pixels, weighted by exp(-i^2 / 2 p1^2) for the i-th. The line runs at p2 = angle_deg, counter-clockwise as seen. p0 =
+// radius_px, p1 = sigma_px.
+template <class Team>
+QPT_FN void motion_trail(Team& team, OpArgs a) {
+  const i32 taps = 2 * static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxTrail)) + 0.5f) + 1;
+  const float sigma = parameter(a.params[1], 0.1f, 64.0f);
+  const SinCos angle = sin_cos_degrees(parameter(a.params[2], -36000.0f, 36000.0f));
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* weight = scratch.take<float>(kTrailTaps);
+  i32 *down = scratch.take<i32>(kTrailTaps), *right = scratch.take<i32>(kTrailTaps);
+  each(team, taps, [&](i32 i) {
+    weight[i] = GaussianTap{sigma}(i);
+    down[i] = ceil_to_int(static_cast<float>(-i) * angle.sin - 0.5f);  // image y points down
+    right[i] = ceil_to_int(static_cast<float>(i) * angle.cos - 0.5f);
+  });
+  team.sync();  // weights and steps, written by all, are read by all
+  float total = 0.0f;
+  for (i32 i = 0; i < taps; ++i) total += weight[i];
+  each(team, a.h, a.w, [&](i32 y, i32 x) {
+    float r = 0.0f, g = 0.0f, b = 0.0f;
+    for (i32 i = 0; i < taps; ++i) {
+      const u8* from =
+          a.src + (static_cast<i64>(clamp(y + down[i], 0, a.h - 1)) * a.w + clamp(x + right[i], 0, a.w - 1)) * 3;
+      r = fma(weight[i], static_cast<float>(from[0]), r);
+      g = fma(weight[i], static_cast<float>(from[1]), g);
+      b = fma(weight[i], static_cast<float>(from[2]), b);
+    }
+    u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+    to[0] = to_u8(r / total);
+    to[1] = to_u8(g / total);
+    to[2] = to_u8(b / total);
+  });
+}
+
+QPT_FN i64 trail_bytes(i32, i32) {
+  return taken_bytes<float>(kTrailTaps) + 2 * taken_bytes<i32>(kTrailTaps);
+}
+
 QPT_FN i64 glass_bytes(i32 h, i32 w) {
   return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
 }

@@ -121,7 +121,7 @@ def _pretrain(
     learner = Learner(replace(config, init="") if resume else config, device, processes)
     state: dict[str, Any] = {}
     if resume:
-        state = load_for_resume(run, config, *fingerprints)
+        state = load_for_resume(run, config, fingerprints[0], space)
         learner.load_state_dict(state["learner"])
     if processes.main:
         if resume:

@@ -16,10 +16,13 @@ from qpt.degradations.op_table import DEGRADATIONS, LEVELS
 from qpt.degradations.program import Program
 from qpt.evaluate.measures import MEASURES
 
-#: Columns of a target: the measures, then an op's level for every op of the table.
-COLUMNS = len(MEASURES) + len(DEGRADATIONS)
+#: Ops whose levels are columns of a target. A variant has the column of the op that it is a variant of.
+OPS = tuple(op.name for op in DEGRADATIONS if not op.variant_of)
+#: Columns of a target: the measures, then the level of each of the OPS.
+COLUMNS = len(MEASURES) + len(OPS)
+_OP_COLUMN = torch.tensor([OPS.index(op.variant_of or op.name) for op in DEGRADATIONS], dtype=torch.int64, device="cpu")
 
-#: Kinds of degradation, the columns of ``severities``: the ops of the table that look alike.
+#: Kinds of degradation, the columns of ``severities``: the OPS that look alike.
 KINDS: dict[str, tuple[str, ...]] = {
     "blur": (
         *("gaussian_blur", "gaussian_blur_aniso", "motion_blur", "defocus_blur", "median_blur", "glass_blur"),
@@ -45,20 +48,20 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def op_levels(program: Program) -> Tensor:
-    """Return the highest level of each op of the table in each row, over LEVELS: (r, number of ops) float32 in [0, 1].
+    """Return the highest level of each of the OPS in each row, over LEVELS: (r, number of OPS) float32 in [0, 1].
 
     An op that a row does not have, or whose parameters were given without a level, has 0.
     """
-    none = len(DEGRADATIONS)  # the column of unused slots, cut off again
-    columns = torch.where(program.ops < 0, none, program.ops.long())
+    none = len(OPS)  # the column of unused slots, cut off again
+    columns = torch.where(program.ops < 0, none, _OP_COLUMN[program.ops.long()])
     levels = torch.zeros((len(program), none + 1), dtype=torch.float32, device="cpu")
     return levels.scatter_reduce(1, columns, program.levels.float() / LEVELS, "amax")[:, :none]
 
 
 def severities(program: Program) -> Tensor:
     """Return the highest level of each of the KINDS in each row, over LEVELS: (r, 8) float32 in [0, 1]."""
-    names, levels = [op.name for op in DEGRADATIONS], op_levels(program)
-    return torch.stack([levels[:, [names.index(op) for op in ops]].amax(1) for ops in KINDS.values()], dim=1)
+    levels = op_levels(program)
+    return torch.stack([levels[:, [OPS.index(op) for op in ops]].amax(1) for ops in KINDS.values()], dim=1)
 
 
 def cut_patches(regions: Tensor, source: Tensor, boxes: Tensor, size: int) -> Tensor:
