@@ -34,28 +34,56 @@ KeySet: TypeAlias = Sequence[Any]
 
 
 @triton.jit
-def _logits(
-    rows, stream, own, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
-    ROWS: tl.constexpr, STREAM: tl.constexpr, STEP: tl.constexpr,
-    ONE_STEP: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return rows x stream^T, [ROWS, STREAM] float32, and, where one step covers D, the stream's tile.
+def _terms(x, SPLIT: tl.constexpr, WIDEN: tl.constexpr):
+    """Return x as one factor, or as the sum of two of bfloat16: its first eight bits, and eight of what is left."""
+    if SPLIT:
+        x = x.to(tl.float32)
+        high = x.to(tl.bfloat16)
+        low = (x - high.to(tl.float32)).to(tl.bfloat16)
+    else:
+        if WIDEN:
+            x = x.to(tl.float32)
+        high = x
+        low = x
+    return high, low
 
-    own: [ROWS, STEP], the rows' tile, where one step covers D.
+
+@triton.jit
+def _multiply(
+    left, left_low, right, right_low, acc,
+    SPLIT_LEFT: tl.constexpr, SPLIT_RIGHT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return acc + left x right. Of two terms each the product of the low ones, 2^-16 of it, is left out."""
+    if SPLIT_RIGHT:
+        acc = tl.dot(left, right_low, acc)
+    if SPLIT_LEFT:
+        acc = tl.dot(left_low, right, acc)
+    return tl.dot(left, right, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _logits(
+    rows, stream, own, own_low, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
+    ROWS: tl.constexpr, STREAM: tl.constexpr, STEP: tl.constexpr, ONE_STEP: tl.constexpr,
+    SPLIT_ROWS: tl.constexpr, SPLIT_STREAM: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return rows x stream^T, [ROWS, STREAM] float32, and, where one step covers D, the terms of the stream's tile.
+
+    own, own_low: [ROWS, STEP], the terms of the rows' tile, where one step covers D.
     """
     d = tl.arange(0, STEP)
+    z = tl.zeros((ROWS, STREAM), tl.float32)
     if ONE_STEP:
         tile = tl.load(
             stream + column[:, None].to(tl.int64) * stream_stride + d[None, :] * stream_step,
             mask=(column < n_stream)[:, None] & (d < dim)[None, :],
             other=0.0,
         )
-        if WIDEN:
-            tile = tile.to(tl.float32)
-        z = tl.dot(own, tl.trans(tile), input_precision=PRECISION)
+        tile, tile_low = _terms(tile, SPLIT_STREAM, WIDEN)
+        z = _multiply(own, own_low, tl.trans(tile), tl.trans(tile_low), z, SPLIT_ROWS, SPLIT_STREAM, PRECISION)
     else:
-        z = tl.zeros((ROWS, STREAM), tl.float32)
         tile = own
+        tile_low = own
         for start in range(0, dim, STEP):
             inside = (start + d) < dim
             left = tl.load(
@@ -68,11 +96,10 @@ def _logits(
                 mask=(column < n_stream)[:, None] & inside[None, :],
                 other=0.0,
             )
-            if WIDEN:
-                left = left.to(tl.float32)
-                right = right.to(tl.float32)
-            z = tl.dot(left, tl.trans(right), z, input_precision=PRECISION)
-    return z, tile
+            left, left_low = _terms(left, SPLIT_ROWS, WIDEN)
+            right, right_low = _terms(right, SPLIT_STREAM, WIDEN)
+            z = _multiply(left, left_low, tl.trans(right), tl.trans(right_low), z, SPLIT_ROWS, SPLIT_STREAM, PRECISION)
+    return z, tile, tile_low
 
 
 @triton.jit
@@ -110,7 +137,10 @@ def _pass_kernel(
     NEGATIVES: tl.constexpr,
     HAS_IMAGES: tl.constexpr,
     HAS_SELF: tl.constexpr,
-    WIDEN: tl.constexpr,
+    SPLIT_ROWS: tl.constexpr,  # factors of two terms of bfloat16, see _terms
+    SPLIT_STREAM: tl.constexpr,
+    SPLIT_P: tl.constexpr,
+    WIDEN: tl.constexpr,  # factors of float32
     P_SCALE: tl.constexpr,  # a power of two that p is multiplied by where it is rounded
     PRECISION: tl.constexpr,
     LOG2E: tl.constexpr,
@@ -133,8 +163,7 @@ def _pass_kernel(
         mask=row_inside[:, None] & (d < dim)[None, :],
         other=0.0,
     )
-    if WIDEN:
-        own = own.to(tl.float32)
+    own, own_low = _terms(own, SPLIT_ROWS, WIDEN)
     row_max = tl.full((ROWS,), float("-inf"), tl.float32)
     row_sum = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -145,9 +174,10 @@ def _pass_kernel(
     for start in range(begin, end, STREAM):
         column = start + tl.arange(0, STREAM)
         column_inside = column < n_stream
-        z, tile = _logits(
-            rows, stream, own, row, column, n_rows, n_stream, dim, row_stride, row_step, stream_stride, stream_step,
-            ROWS, STREAM, STEP, ONE_STEP, WIDEN, PRECISION,
+        z, values, values_low = _logits(
+            rows, stream, own, own_low, row, column, n_rows, n_stream, dim,
+            row_stride, row_step, stream_stride, stream_step,
+            ROWS, STREAM, STEP, ONE_STEP, SPLIT_ROWS, SPLIT_STREAM, WIDEN, PRECISION,
         )  # fmt: skip
         z = z * scale
 
@@ -188,17 +218,20 @@ def _pass_kernel(
 
         # 5. The second product.
         if WEIGHTED:
-            if ONE_STEP:
-                values = tile
-            else:
+            if not ONE_STEP:
                 values = tl.load(
                     stream + column[:, None].to(tl.int64) * stream_stride + out_column[None, :] * stream_step,
                     mask=column_inside[:, None] & (out_column < dim)[None, :],
                     other=0.0,
                 )
-                if WIDEN:
-                    values = values.to(tl.float32)
-            acc = tl.dot((p * P_SCALE).to(values.dtype), values, acc, input_precision=PRECISION)
+                values, values_low = _terms(values, SPLIT_STREAM, WIDEN)
+            p = p * P_SCALE
+            if SPLIT_P:
+                p, p_low = _terms(p, True, False)
+            else:
+                p = p.to(values.dtype)
+                p_low = p
+            acc = _multiply(p, p_low, values, values_low, acc, SPLIT_P, SPLIT_STREAM, PRECISION)
 
     # 6. Every program owns its place in the results.
     place = part.to(tl.int64) * n_rows + row
