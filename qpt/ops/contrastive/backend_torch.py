@@ -58,6 +58,11 @@ class TorchBackend:
     """
 
     name = "torch"
+    precisions: tuple[str, ...] = ("auto", "ieee")  # of ``contrastive_loss`` that it has
+
+    def with_precision(self, precision: str) -> "TorchBackend":
+        """Return the backend that multiplies in one of its ``precisions``."""
+        return self
 
     def lse_forward(
         self, queries: Queries, keys: KeySet, temperature: Tensor, log_weight: float, *, weighted: bool

@@ -7,18 +7,28 @@ the row's own group are found by the torch operations of ``TorchBackend``.
 from torch import Tensor
 
 from qpt.ops.contrastive.backend_torch import SoftmaxSums, TorchBackend
-from qpt.ops.contrastive.problem import GradedPairs, KeySet, Queries
+from qpt.ops.contrastive.problem import PRECISIONS, GradedPairs, KeySet, Queries
 
 
 class TritonBackend(TorchBackend):
+    """The passes over pairs and the graded positives, with products in a precision of ``contrastive_loss``."""
+
     name = "triton"
+    precisions = PRECISIONS
+
+    def __init__(self, precision: str = "auto"):
+        self.precision = precision
+
+    def with_precision(self, precision: str) -> "TritonBackend":
+        return TritonBackend(precision)
 
     def lse_forward(
         self, queries: Queries, keys: KeySet, temperature: Tensor, log_weight: float, *, weighted: bool
     ) -> SoftmaxSums:
         from qpt.kernels import contrastive
 
-        return SoftmaxSums(*contrastive.lse_forward(queries, keys, temperature, log_weight, weighted=weighted))
+        options = {"weighted": weighted, "precision": self.precision}
+        return SoftmaxSums(*contrastive.lse_forward(queries, keys, temperature, log_weight, **options))
 
     def key_gradient(
         self,
@@ -32,7 +42,8 @@ class TritonBackend(TorchBackend):
     ) -> Tensor:
         from qpt.kernels import contrastive
 
-        return contrastive.key_gradient(queries, keys, temperature, log_weight, lse, both_roles=both_roles)
+        options = {"both_roles": both_roles, "precision": self.precision}
+        return contrastive.key_gradient(queries, keys, temperature, log_weight, lse, **options)
 
     def add_graded(self, pairs: GradedPairs, vectors: Tensor, total: Tensor) -> Tensor:
         """See ``TorchBackend``; ``total`` is contiguous float32."""
