@@ -220,7 +220,7 @@ def contrastive_pass(
     kernel = contrastive._pass_kernel
     queries, keys = dtype.split(" x ") if " x " in dtype else (dtype, dtype)
     products, launch = contrastive_products(
-        dtype, dim, architecture, running=running, precision=precision, by_pairs=all_options
+        dtype, dim, architecture, running=running, precision=precision, all_options=all_options
     )
     types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
     types |= {"rows": f"*{queries if running else keys}", "stream": f"*{keys if running else queries}"}
@@ -257,7 +257,7 @@ def contrastive_pass(
 
 
 def contrastive_products(
-    dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "auto", by_pairs: bool = True
+    dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "auto", all_options: bool = True
 ) -> tuple[Any, Any]:
     """Return the kinds of products and the launch of the loss's pass, with arguments as in ``contrastive_pass``."""
     import torch
@@ -267,7 +267,7 @@ def contrastive_products(
     known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     sides = [known[name] for name in dtype.split(" x ")]
     rows, stream = (sides[0], sides[-1]) if running else (sides[-1], sides[0])
-    products = contrastive.Products.of(rows, stream, precision, architecture, by_pairs=by_pairs or not running)
+    products = contrastive.Products.of(rows, stream, precision, architecture, by_pairs=all_options or not running)
     return products, contrastive.launch_for(architecture, products.kind, dim)
 
 
@@ -331,34 +331,34 @@ def kernels() -> list[Kernel]:
     return [*cuda, *map(_contrastive_kernel, CONTRASTIVE), merge, *graded]
 
 
-# What the loss's kernels are compiled for, here and in the tests: (dtype, D, running pass?, precision).
+# Passes of the loss: arguments of ``contrastive_pass``, by name.
+PASSES: dict[str, dict[str, bool]] = {
+    "log-sum-exp over a pool": {"all_options": False},
+    "log-sum-exp": {},
+    "key gradient": {"running": False},
+}
+# What the loss's kernels are compiled for, here and in the tests: (dtype, D, pass, precision).
 CONTRASTIVE = [
-    *[("fp32", dim, running, "ieee") for dim in (128, 256) for running in (True, False)],
-    *[
-        (half, dim, running, "ieee")
-        for half in ("fp16", "bf16")
-        for dim in (128, 256, 512)
-        for running in (True, False)
-    ],
-    *[("fp32", 128, running, "tf32x3") for running in (True, False)],
+    *[("fp32", dim, name, "auto") for dim in (64, 128, 256, 512) for name in PASSES],
+    *[("fp32 x bf16", 128, name, "auto") for name in PASSES],
+    *[(half, dim, name, "auto") for half in ("fp16", "bf16") for dim in (128, 256, 512) for name in list(PASSES)[1:]],
+    *[("fp32", 128, name, precision) for precision in ("ieee", "tf32x3") for name in list(PASSES)[1:]],
 ]
 GRADED = (1, 8)  # numbers of a severity
 
 
-def _contrastive_kernel(variant: tuple[str, int, bool, str]) -> Kernel:
-    from qpt.kernels import contrastive
-
-    dtype, dim, running, precision = variant
-    work = "log-sum-exp" if running else "key gradient"
-    mode = f" {precision}" if dtype == "fp32" else ""
+def _contrastive_kernel(variant: tuple[str, int, str, str]) -> Kernel:
+    dtype, dim, name, precision = variant
+    role = PASSES[name]
 
     def compile_for(architecture: int) -> tuple[bytes, int]:
-        return contrastive_pass(dtype, dim, architecture, running=running, precision=precision)
+        compiled = contrastive_pass(dtype, dim, architecture, precision=precision, **role)
+        return compiled.asm["cubin"], compiled.metadata.shared
 
     def threads(architecture: int) -> int:
-        return contrastive.launch_for(architecture, dtype != "fp32", dim).warps * 32
+        return contrastive_products(dtype, dim, architecture, precision=precision, **role)[1].warps * 32
 
-    return Kernel(f"kernels/contrastive.py {work}, {dtype}{mode}, D={dim}", threads, compile_for)
+    return Kernel(f"kernels/contrastive.py {name}, {dtype} {precision}, D={dim}", threads, compile_for)
 
 
 def run(settings: Settings) -> Report:

@@ -6,6 +6,7 @@ bfloat16 is compiled only: the interpreter's product of bfloat16 tiles multiplie
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -171,9 +172,11 @@ def test_no_rows(interpreter: Interpreter, n: int, m: int) -> None:
 
 def test_launch_table_serves_every_device_and_dim() -> None:
     from qpt.kernels import contrastive as kernels
+    from qpt.kernels import contrastive_launch
 
-    for capability, half, dim in itertools.product((70, 80, 86, 90, 100, 120), (False, True), [*range(1, 1025), 4096]):
-        launch = kernels.launch_for(capability, half, dim)
+    kinds = {kind for _, kind, _ in contrastive_launch.LAUNCHES}
+    for capability, kind, dim in itertools.product((70, 80, 86, 90, 100, 120), kinds, [*range(1, 1025), 4096]):
+        launch = kernels.launch_for(capability, kind, dim)
         for extent in launch[:4]:
             assert extent >= 16  # what a product of tiles takes
             assert extent & (extent - 1) == 0
@@ -183,45 +186,67 @@ def test_parts_fill_a_large_gpu_and_bound_the_partials() -> None:
     from qpt.kernels import contrastive as kernels
 
     for n, m, dim in itertools.product((1, 16, 1024, 65536), (1, 1000, 65536, 1 << 24), (1, 128, 1024)):
-        launch = kernels.launch_for(90, True, dim)
+        launch = kernels.launch_for(90, "terms", dim)
         parts = kernels.parts_for(n, m, dim, launch, 132)
         assert 1 <= parts <= 2**16 - 1  # the grid's second axis
         assert parts == 1 or parts * n * dim * 4 <= 8 << 20
         assert parts == 1 or m // parts >= launch.stream
-    launch = kernels.launch_for(90, True, 128)
+    launch = kernels.launch_for(90, "terms", 128)
     assert -(-256 // launch.rows) * kernels.parts_for(256, 65536, 128, launch, 132) >= 132
 
 
 def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **role: bool) -> None:
-    from qpt.kernels import contrastive as kernels
-
-    launch = kernels.launch_for(architecture, dtype != "fp32", dim)
-    cubin, shared_bytes = resources.contrastive_pass(dtype, dim, architecture, precision=precision, **role)
-    (found,) = resources.read(cubin).values()
+    known = {name: role[name] for name in ("running", "all_options") if name in role}
+    _, launch = resources.contrastive_products(dtype, dim, architecture, precision=precision, **known)
+    compiled = resources.contrastive_pass(dtype, dim, architecture, precision=precision, **role)
+    (found,) = resources.read(compiled.asm["cubin"]).values()
+    shared_bytes = compiled.metadata.shared
     # The registers of one block; ptxas gives a thread 255 at most.
     most = min(255, 65_536 // (launch.warps * 32))
     offline.check(found, architecture, registers=most, launch_shared_bytes=shared_bytes)
     assert resources.blocks_per_multiprocessor(found, launch.warps * 32, architecture, shared_bytes) >= 1
-    on_tensor_cores = dtype != "fp32" or precision == "tf32x3"
-    assert (found.tensor_core > 0) == on_tensor_cores, found
+    assert (found.tensor_core > 0) == (precision != "ieee"), found
 
 
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 @pytest.mark.parametrize("variant", resources.CONTRASTIVE, ids=str)
-def test_pass_compiles_without_spills(architecture: int, variant: tuple[str, int, bool, str]) -> None:
-    dtype, dim, running, precision = variant
-    check_compiled(dtype, dim, architecture, precision, running=running)
+def test_pass_compiles_without_spills(architecture: int, variant: tuple[str, int, str, str]) -> None:
+    dtype, dim, name, precision = variant
+    check_compiled(dtype, dim, architecture, precision, **resources.PASSES[name])
 
 
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 def test_every_launch_of_the_table_compiles_without_spills(architecture: int, long: bool) -> None:
-    wide = [("fp32", 1024, "ieee"), ("fp16", 1024, "ieee"), ("bf16", 64, "ieee"), ("fp32", 512, "tf32x3")]
-    reported = [(dtype, dim, precision) for dtype, dim, running, precision in resources.CONTRASTIVE if running]
+    wide = [("fp32", 1024, "ieee"), ("fp32", 1024, "auto"), ("fp16", 1024, "auto"), ("bf16", 64, "auto")]
+    wide += [("fp32", 512, "tf32x3"), ("fp32", 512, "tf32"), ("bf16", 128, "bf16x3"), ("fp16", 128, "bf16x3")]
+    wide += [("fp32 x bf16", dim, "auto") for dim in (64, 256, 512)]
+    reported = [(dtype, dim, precision) for dtype, dim, name, precision in resources.CONTRASTIVE if name == "key gradient"]
     for dtype, dim, precision in [*reported, *wide] if long else wide[:1]:
-        for role in ({"running": True}, {"running": False}, {"running": False, "both_roles": True}):
+        for role in (*resources.PASSES.values(), {"running": False, "both_roles": True}):
             check_compiled(dtype, dim, architecture, precision, **role)
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+@pytest.mark.parametrize("name", resources.PASSES)
+def test_both_products_of_the_training_step_are_on_tensor_cores(architecture: int, name: str) -> None:
+    """The step has float32 queries of 128 and, unless told otherwise, a float32 pool."""
+    counts = {}
+    for precision in ("auto", "ieee"):
+        compiled = resources.contrastive_pass("fp32", 128, architecture, precision=precision, **resources.PASSES[name])
+        text = compiled.asm["ptx"]
+        counts[precision] = len(re.findall(r"\bfma\.rn\.f32", text)), len(re.findall(r"\b(?:mma\.sync|wgmma)\.", text))
+    multiply_adds, matrix = counts["auto"]
+    _, launch = resources.contrastive_products("fp32", 128, architecture, **resources.PASSES[name])
+    # What is left is the scale's and the running maximum's: at most three of them for a logit of a thread.
+    logits = launch.rows * launch.stream // (launch.warps * 32)
+    assert multiply_adds <= 3 * logits + 16
+    assert matrix >= 2 * 3 * launch.rows * 128 * launch.stream // (64 * 128 * 16 * launch.warps)
+    in_float32, none = counts["ieee"]
+    assert none == 0
+    assert in_float32 >= 128 * 8
 
 
 @pytest.mark.rung("offline compile")
