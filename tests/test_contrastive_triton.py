@@ -1,12 +1,16 @@
 """The contrastive loss's Triton kernels without a GPU: interpreted against the definition, compiled with limits.
 
 The definition is ``dense`` of tests/contrastive_interpreted.py, in float64 as the truth and in float16 as the baseline.
-bfloat16 is compiled only: the interpreter's product of bfloat16 tiles multiplies bit patterns.
+Unless a test says otherwise float32 is multiplied as terms of bfloat16, which is the default on a GPU. TF32 is not
+interpreted: tests/test_ptx_contrastive.py executes it.
 """
 
+import contextlib
 import itertools
 import math
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +28,9 @@ LONG_SHAPES = [(n, m, dim, parts) for n in (1, 16, 33) for m in (1, 17, 64) for 
 WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}
 
 
-def check_float32(interpreter: Interpreter, case: Case, parts: int, **blocks: int) -> None:
+def check_float32(interpreter: Interpreter, case: Case, parts: int, **options: Any) -> None:
     truth = interpreted.dense(case, torch.float64)
-    found = interpreter(interpreted.run, case, truth[0], parts, **blocks)
+    found = interpreter(interpreted.run, case, truth[0], parts, **options)
     eligible = truth[0] > -math.inf
     assert torch.equal(found["lse"] > -math.inf, eligible)
     assert torch.equal(found["lse"], found["bare_lse"])
@@ -154,10 +158,91 @@ def test_softmax_below_float16s_range_is_kept(interpreter: Interpreter) -> None:
 
 
 @pytest.mark.rung("Triton interpreter")
-def test_two_dtypes_are_multiplied_in_float32(interpreter: Interpreter) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["auto", "ieee"])
+def test_two_dtypes_lose_no_more_than_float32(interpreter: Interpreter, dtype: torch.dtype, precision: str) -> None:
     case = interpreted.case(18, 35, 33)
-    mixed = Case(case.queries, case.keys.half(), case.query_groups, case.key_groups)
-    check_float32(interpreter, mixed, parts=2)
+    mixed = Case(case.queries, case.keys.to(dtype), case.query_groups, case.key_groups)
+    check_float32(interpreter, mixed, parts=2, precision=precision)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["bf16x3", "ieee"])
+def test_a_precision_that_is_named_holds_for_half_precision_too(
+    interpreter: Interpreter, dtype: torch.dtype, precision: str
+) -> None:
+    case = interpreted.converted(interpreted.case(18, 35, 33), dtype)
+    check_float32(interpreter, case, parts=2, precision=precision)
+
+
+@pytest.mark.rung("Triton interpreter")
+@pytest.mark.parametrize("shape", SHAPES[3:], ids=str)
+def test_ieee_products_agree_with_float64(interpreter: Interpreter, shape: tuple[int, int, int, int]) -> None:
+    case = interpreted.case(*shape[:3], log_weight=math.log(0.5))
+    check_float32(interpreter, case, shape[3], precision="ieee")
+
+
+@pytest.mark.parametrize(
+    ("rows", "stream", "precision", "capability", "kind"),
+    [
+        (torch.float32, torch.float32, "auto", 80, "terms"),
+        (torch.float32, torch.bfloat16, "auto", 90, "terms"),
+        (torch.float32, torch.float32, "auto", 75, "float32"),
+        (torch.bfloat16, torch.bfloat16, "auto", 75, "half"),
+        (torch.float16, torch.float16, "ieee", 80, "float32"),
+        (torch.float32, torch.float32, "tf32", 80, "float32"),
+        (torch.bfloat16, torch.bfloat16, "bf16x3", 80, "terms"),
+    ],
+)
+def test_products_by_dtype_precision_and_device(
+    rows: torch.dtype, stream: torch.dtype, precision: str, capability: int, kind: str
+) -> None:
+    from qpt.kernels import contrastive as kernels
+
+    products = kernels.Products.of(rows, stream, precision, capability, by_pairs=False)
+    assert products.kind == kind
+    assert (products.precision == "tf32") == (precision == "tf32"), "TF32 by accident"
+    split = (products.split_rows, products.split_stream)
+    assert split == ((rows != torch.bfloat16, stream != torch.bfloat16) if kind == "terms" else (False, False))
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called directly with tensors on cuda:1 while cuda:0 is current."""
+    from qpt.kernels import contrastive as kernels
+    from qpt.kernels import contrastive_graded, contrastive_launch
+
+    current, launched = [0], []
+
+    @contextlib.contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], chosen.index
+        yield
+        current[0] = before
+
+    class Kernel:
+        def __getitem__(self, _: object) -> Any:
+            return lambda *_, **__: launched.append(current[0])
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    for module, name in ((kernels, "_pass_kernel"), (kernels, "_merge_kernel"), (contrastive_graded, "_graded_kernel")):
+        monkeypatch.setattr(module, name, Kernel())
+    monkeypatch.setattr(kernels, "_device", lambda _: (90, 132))
+    case = interpreted.case(4, 5, 16)
+    queries = (case.queries.as_subclass(OnGpu), case.query_groups, case.query_images)
+    keys = (case.keys.as_subclass(OnGpu), case.key_groups, case.key_images, None, True)
+    kernels.lse_forward(queries, keys, torch.tensor(0.2), 0.0, weighted=True)
+    kernels.key_gradient(queries, keys, torch.tensor(0.2), 0.0, torch.zeros(4))
+    severities = torch.zeros(4, 2)
+    side = (severities, case.query_groups, None)
+    contrastive_graded.add_graded(side, side, 0.3, None, queries[0], torch.zeros(4, 16).as_subclass(OnGpu))
+    assert launched == [1] * 5
+    assert current == [0]
+    assert isinstance(contrastive_launch.device_of(case.queries), contextlib.nullcontext)
 
 
 @pytest.mark.rung("Triton interpreter")

@@ -58,10 +58,13 @@ class TorchBackend:
     """
 
     name = "torch"
-    precisions: tuple[str, ...] = ("auto", "ieee")  # of ``contrastive_loss`` that it has
+
+    def precisions_on(self, device: torch.device) -> tuple[str, ...]:
+        """Return the precisions of ``contrastive_loss`` that it has on a device; "auto" and "ieee" everywhere."""
+        return ("auto", "ieee")
 
     def with_precision(self, precision: str) -> "TorchBackend":
-        """Return the backend that multiplies in one of its ``precisions``."""
+        """Return the backend that multiplies in one of its precisions."""
         return self
 
     def lse_forward(

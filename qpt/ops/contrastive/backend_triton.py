@@ -4,6 +4,7 @@ Called by ``loss.py``; the kernels are imported at the first call, so that ``imp
 the row's own group are found by the torch operations of ``TorchBackend``.
 """
 
+import torch
 from torch import Tensor
 
 from qpt.ops.contrastive.backend_torch import SoftmaxSums, TorchBackend
@@ -14,10 +15,13 @@ class TritonBackend(TorchBackend):
     """The passes over pairs and the graded positives, with products in a precision of ``contrastive_loss``."""
 
     name = "triton"
-    precisions = PRECISIONS
 
     def __init__(self, precision: str = "auto"):
         self.precision = precision
+
+    def precisions_on(self, device: torch.device) -> tuple[str, ...]:
+        # GPUs before the A100 multiply neither bfloat16 nor TF32 on tensor cores.
+        return PRECISIONS if torch.cuda.get_device_capability(device) >= (8, 0) else ("auto", "ieee")
 
     def with_precision(self, precision: str) -> "TritonBackend":
         return TritonBackend(precision)

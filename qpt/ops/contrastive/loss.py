@@ -41,11 +41,14 @@ def choose(problem: Problem) -> TorchBackend:
     for what is missing.
     """
     backend = _choose_form(problem)
-    if problem.precision not in backend.precisions:
-        raise InputError(
-            f"contrastive_loss: precision must be {' or '.join(backend.precisions)} with backend={backend.name!r} "
-            f"(on {problem.temperature.device}), got {problem.precision!r}"
-        )
+    if problem.precision not in ("auto", "ieee"):
+        device = problem.temperature.device
+        known = backend.precisions_on(device)
+        if problem.precision not in known:
+            raise InputError(
+                f"contrastive_loss: precision must be {' or '.join(known)} with backend={backend.name!r} "
+                f"(on {device}), got {problem.precision!r}"
+            )
     return backend.with_precision(problem.precision)
 
 
