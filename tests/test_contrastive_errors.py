@@ -61,7 +61,7 @@ WRONG = {
     "self with other rows": ({"exclude_self": True}, "exclude_self needs .* got 4 queries and 5 keys"),
     "precision unknown": (
         {"precision": "fp32"},
-        "^contrastive_loss: precision must be one of auto, ieee, tf32, tf32x3, bf16x3, got 'fp32'",
+        "precision must be one of auto, ieee, tf32, tf32x3, bf16x3, got 'fp32'",
     ),
     "precision that C++ does not have": (
         {"precision": "bf16x3"},
