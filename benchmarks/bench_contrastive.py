@@ -8,7 +8,6 @@ for the forward and two with the gradient. Peaks are of fresh processes (``memor
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 

@@ -140,9 +140,7 @@ def predict(
     }
 
 
-def fused_contrastive(
-    n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1, terms: int = 1
-) -> Work:
+def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1, terms: int = 1) -> Work:
     """Return the work of the loss of N queries and K pool keys without stored logits: one product, two with gradient.
 
     Assumes row blocks that run together share their reads of the pool through the L2 cache: keys are moved once.

@@ -5,6 +5,7 @@ is compiled for each GPU, its machine instructions of the loop over keys are cou
 follows from its products. What is assumed stands in ``ASSUMPTIONS`` and is printed with the result.
 """
 
+import math
 import re
 import tempfile
 from functools import cache
@@ -65,9 +66,7 @@ class Loop(NamedTuple):
 @cache
 def compiled_loop(form: Form, architecture: int) -> Loop:
     """Compile the pass over a pool and count the loop that both products are in."""
-    compiled = resources.contrastive_pass(
-        form.dtype, DIM, architecture, precision=form.precision, all_options=False
-    )
+    compiled = resources.contrastive_pass(form.dtype, DIM, architecture, precision=form.precision, all_options=False)
     _, launch = resources.contrastive_products(
         form.dtype, DIM, architecture, precision=form.precision, all_options=False
     )
@@ -92,7 +91,7 @@ def count_loop(assembly: str, steps: int = 1) -> int:
     lines = [(int(place, 16), opcode, rest) for place, opcode, rest in re.findall(pattern, assembly)]
     places = {place: index for index, (place, _, _) in enumerate(lines)}
     loops = []
-    for index, (place, opcode, rest) in enumerate(lines):
+    for index, (_, opcode, rest) in enumerate(lines):
         target = re.search(r"0x([0-9a-f]+)", rest) if opcode == "BRA" else None
         if target is None or not places.get(int(target[1], 16), index) < index:
             continue
@@ -124,7 +123,7 @@ def predict(form: Form, n: int, k: int, gpu: Gpu) -> dict[str, Any]:
     row_blocks = -(-n // loop.rows)
     blocks = row_blocks * parts
     busiest = -(-blocks // gpu.multiprocessors)  # blocks of one multiprocessor
-    turns = -(-(-(-k // parts)) // loop.stream)
+    turns = math.ceil(math.ceil(k / parts) / loop.stream)
     clocks = 0.0
     while busiest > 0:
         resident = min(busiest, loop.blocks)

@@ -149,7 +149,9 @@ def resources() -> str:
     content = load("resources")
     kernels: dict[str, list[Content]] = {}
     for entry in content["compiled"]:
-        kernels.setdefault(re.sub(" (log-sum-exp|log-sum-exp over a pool|key gradient),", ",", entry["source"]), []).append(entry)
+        kernels.setdefault(
+            re.sub(" (log-sum-exp|log-sum-exp over a pool|key gradient),", ",", entry["source"]), []
+        ).append(entry)
     header = {
         "registers": lambda entry: entry["registers"],
         "stack + local bytes": lambda entry: entry["stack_bytes"] + entry["local_bytes"],
@@ -162,7 +164,10 @@ def resources() -> str:
         [source, *(_side_by_side(list(map(value, entries)), len(architectures)) for value in header.values())]
         for source, entries in kernels.items()
     ]
-    about = f"{' / '.join(architectures)}; of the loss, the log-sum-exp pass (of float32 first over a pool without image ids), then the key gradient:"
+    about = (
+        f"{' / '.join(architectures)}; of the loss, the log-sum-exp pass (of float32 first over a pool without image "
+        "ids), then the key gradient:"
+    )
     return "\n\n".join([about, table(["kernel", *header], lines), bullets(content["remarks"])])
 
 

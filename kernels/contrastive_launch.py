@@ -6,6 +6,7 @@ Used by contrastive.py beside it, by benchmarks/resources.py and by the tests, w
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import NamedTuple
 
 import torch
@@ -70,12 +71,19 @@ def launch_for(capability: int, products: str, dim: int) -> Launch:
     return LAUNCHES[listed, products, min((top for top in tops if top >= dim), default=max(tops))]
 
 
+@functools.lru_cache(maxsize=1024)
 def parts_for(n_rows: int, n_stream: int, dim: int, launch: Launch, multiprocessors: int) -> int:
     """Return the number of parts of the stream: about two programs a multiprocessor, each with eight tiles or more, and
     partial sums of at most 8 MiB (or one part)."""
     programs = triton.cdiv(n_rows, launch.rows) * triton.cdiv(dim, launch.columns)
     wanted = triton.cdiv(2 * multiprocessors, programs)
-    return max(1, min(wanted, n_stream // (8 * launch.stream), (1 << 21) // max(1, n_rows * dim)))
+    most = max(1, min(wanted, n_stream // (8 * launch.stream), (1 << 21) // max(1, n_rows * dim)))
+
+    def time(parts: int) -> float:
+        # The multiprocessor with most programs takes it. One alone there hides no latency: hardly faster than two.
+        return max(triton.cdiv(programs * parts, multiprocessors), 1.5) / parts
+
+    return min(range(1, most + 1), key=time)
 
 
 def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:

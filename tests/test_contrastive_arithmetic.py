@@ -1,4 +1,4 @@
-"""The arithmetic of the loss's torch operations: TF32 and bfloat16 products, allowed for an encoder, do not reach it."""
+"""The arithmetic of the loss's torch operations: TF32 and bfloat16 products that an encoder may use do not reach it."""
 
 import threading
 
@@ -54,10 +54,15 @@ def test_the_setting_comes_back_after_an_error_and_with_threads_that_overlap():
             leave.wait()
 
     thread = threading.Thread(target=other)
-    with pytest.raises(ZeroDivisionError), float32_products():
-        thread.start()
-        inside.wait()
-        raise ZeroDivisionError
+
+    def interrupted() -> None:
+        with float32_products():
+            thread.start()
+            inside.wait()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert state() == ["ieee", "ieee"], "the other thread is still inside"
     leave.set()
     thread.join()

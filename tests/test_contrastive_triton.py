@@ -280,6 +280,17 @@ def test_parts_fill_a_large_gpu_and_bound_the_partials() -> None:
     assert -(-256 // launch.rows) * kernels.parts_for(256, 65536, 128, launch, 132) >= 132
 
 
+def test_parts_leave_no_multiprocessor_a_third_program() -> None:
+    """Two programs run at once on a multiprocessor: 1,024 queries were 224 of them on 216 places of an A100."""
+    from qpt.kernels import contrastive as kernels
+
+    launch = kernels.launch_for(80, "terms", 128)
+    for rows, multiprocessors in itertools.product((64, 256, 512, 1024, 2048), (108, 132)):
+        programs = -(-rows // launch.rows) * kernels.parts_for(rows, 65536, 128, launch, multiprocessors)
+        assert -(-programs // multiprocessors) <= 2
+        assert programs >= 1.5 * multiprocessors
+
+
 def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **role: bool) -> None:
     known = {name: role[name] for name in ("running", "all_options") if name in role}
     _, launch = resources.contrastive_products(dtype, dim, architecture, precision=precision, **known)
@@ -307,7 +318,9 @@ def test_every_launch_of_the_table_compiles_without_spills(architecture: int, lo
     wide = [("fp32", 1024, "ieee"), ("fp32", 1024, "auto"), ("fp16", 1024, "auto"), ("bf16", 64, "auto")]
     wide += [("fp32", 512, "tf32x3"), ("fp32", 512, "tf32"), ("bf16", 128, "bf16x3"), ("fp16", 128, "bf16x3")]
     wide += [("fp32 x bf16", dim, "auto") for dim in (64, 256, 512)]
-    reported = [(dtype, dim, precision) for dtype, dim, name, precision in resources.CONTRASTIVE if name == "key gradient"]
+    reported = [
+        (dtype, dim, precision) for dtype, dim, name, precision in resources.CONTRASTIVE if name == "key gradient"
+    ]
     for dtype, dim, precision in [*reported, *wide] if long else wide[:1]:
         for role in (*resources.PASSES.values(), {"running": False, "both_roles": True}):
             check_compiled(dtype, dim, architecture, precision, **role)

@@ -36,8 +36,8 @@ def contrastive_forward_bytes(queries: int, pool: int, dim: int, *, native: bool
     if native and not graded:
         return 0  # the C++ form has its partial sums (at most 4 MiB) from malloc
     if native:
-        # Sums of positives, then softmax means of the batch and of the pool, each with the parts that it is made of. The
-        # output's gradient is made from them at the end, and looked at for what is not finite: a row of it and flags.
+        # Sums of positives, then softmax means of the batch and of the pool, each with the parts that it is made of.
+        # The output's gradient is made from them at the end, and looked at for what is not finite: a copy and flags.
         peak = max(2 * row + _native_parts(queries, queries, dim), 4 * row + 3 * queries * dim)
         if pool:
             peak = max(peak, 3 * row + _native_parts(queries, pool, dim))

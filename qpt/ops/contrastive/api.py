@@ -61,7 +61,8 @@ def contrastive_loss(
 
     queries [N, D], keys [M, D]: float16, bfloat16, float32 or float64, used as given (normalise them before);
         N, M >= 0, any strides. Gradients flow to both. Sums are taken in float32, or in float64 if any of queries,
-        keys or pool is float64; the loss has that dtype. Autocast, and torch's settings of float32 products (TF32), change nothing.
+        keys or pool is float64; the loss has that dtype. Autocast, and torch's settings of float32 products such as
+        TF32, change nothing.
     query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored. Keys of
         the pool with a query's id are its positives: take new ids in every step, ``pool.new_groups(n)``.
     query_images [N], key_images [M]: int64 image ids, or None: no same-image pairs. A negative id matches nothing.
@@ -310,7 +311,9 @@ def _same_rows_loss(
 ) -> Tensor:
     # The very same tensors as queries and keys: the symmetry of their similarities is then used.
     options: dict[str, Any] = {"backend": backend, "precision": precision, "check_finite": check_finite}
-    return contrastive_loss(rows, rows, query_groups=ids, key_groups=ids, exclude_self=True, temperature=temperature, **options)
+    return contrastive_loss(
+        rows, rows, query_groups=ids, key_groups=ids, exclude_self=True, temperature=temperature, **options
+    )
 
 
 def _check_pairs(function: str, pair: dict[str, Tensor]) -> None:
