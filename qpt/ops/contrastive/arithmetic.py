@@ -7,12 +7,13 @@ process while it lasts, and restores them.
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 # What torch multiplies float32 matrices with, on CUDA and on the CPU. Both may be TF32 or bfloat16 by a setting of the
 # program that is meant for its encoder: allow_tf32, set_float32_matmul_precision, fp32_precision.
-_MATRIX_PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_MATRIX_PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 _lock = threading.Lock()
 _inside = 0  # threads in float32_products; the settings belong to the process
 _before: list[str] = []

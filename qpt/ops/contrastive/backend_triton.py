@@ -31,8 +31,10 @@ class TritonBackend(TorchBackend):
     ) -> SoftmaxSums:
         from qpt.kernels import contrastive
 
-        options = {"weighted": weighted, "precision": self.precision}
-        return SoftmaxSums(*contrastive.lse_forward(queries, keys, temperature, log_weight, **options))
+        sums = contrastive.lse_forward(
+            queries, keys, temperature, log_weight, weighted=weighted, precision=self.precision
+        )
+        return SoftmaxSums(*sums)
 
     def key_gradient(
         self,
@@ -46,8 +48,9 @@ class TritonBackend(TorchBackend):
     ) -> Tensor:
         from qpt.kernels import contrastive
 
-        options = {"both_roles": both_roles, "precision": self.precision}
-        return contrastive.key_gradient(queries, keys, temperature, log_weight, lse, **options)
+        return contrastive.key_gradient(
+            queries, keys, temperature, log_weight, lse, both_roles=both_roles, precision=self.precision
+        )
 
     def add_graded(self, pairs: GradedPairs, vectors: Tensor, total: Tensor) -> Tensor:
         """See ``TorchBackend``; ``total`` is contiguous float32."""
