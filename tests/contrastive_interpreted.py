@@ -118,7 +118,7 @@ def run(
         mock.patch.object(contrastive_launch, "LAUNCHES", table),
         mock.patch.object(kernels, "parts_for", return_value=parts),
         guarded_outputs(),
-        bfloat16_products(),
+        bfloat16_arithmetic(),
     ):
         row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True, precision=precision)
         bare = kernels.lse_forward(*common, weighted=False, precision=precision)
@@ -141,13 +141,13 @@ def run(
 
 
 @contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Products of bfloat16 tiles as such: the interpreter's own multiplies their bit patterns as integers."""
+def bfloat16_arithmetic() -> Iterator[None]:
+    """bfloat16 as the hardware has it: the interpreter multiplies its bit patterns as integers, and truncates."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    plain = InterpreterBuilder.create_dot
+    plain, plain_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def widened(handle: Any) -> Any:
         if handle.dtype.scalar != tl.bfloat16:
@@ -157,7 +157,16 @@ def bfloat16_products() -> Iterator[None]:
     def create_dot(self: Any, left: Any, right: Any, *rest: Any) -> Any:
         return plain(self, widened(left), widened(right), *rest)
 
-    with mock.patch.object(InterpreterBuilder, "create_dot", create_dot):
+    def cast(self: Any, source: Any, kind: Any) -> Any:
+        if (source.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
+            return plain_cast(self, source, kind)
+        rounded = torch.from_numpy(np.array(source.data, np.float32)).bfloat16()
+        return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    with (
+        mock.patch.object(InterpreterBuilder, "create_dot", create_dot),
+        mock.patch.object(InterpreterBuilder, "cast_impl", cast),
+    ):
         yield
 
 
