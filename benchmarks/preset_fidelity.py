@@ -38,14 +38,16 @@ source, and by the preset. The photographs are resized (bicubic) and cropped in 
 numbers, the preset's figure is the mean of {draws} draws for each photograph, and the number after ± is the standard
 deviation, from draw to draw, of the mean over the photographs; the source's figure is one such draw.
 
-**{within} of {compared} figures are within {limit} dB of the source's.** {others}Where a figure of the source is
-missing, its code did not run. The generator of `kadid` is MATLAB code, which was not run; `reiqa`, `bsrgan` and
-`realesrgan` were compared with their code by reading alone. `qpt degrade --presets` says what differs from each source.
+**{within} of {compared} figures are within {limit} dB of the source's.** Where a figure of the source is missing, its
+code did not run. {others}
+
+The generator of `kadid` is MATLAB code, which was not run; `reiqa`, `bsrgan` and `realesrgan` were compared with their
+code by reading alone. `qpt degrade --presets` says what differs from each source.
 
 Written by `python -m benchmarks.preset_fidelity PHOTOGRAPHS` from `benchmarks/preset_figures.json`, the figures of the
 sources, and a folder with their photographs; the record is `benchmarks/results/preset_fidelity.json`.
 """
-OTHERS = "The others are of types that draw few random numbers for an image, and apart by chance, in dB: {figures}. "
+OTHERS = "The others are of types that draw few random numbers for an image, and apart by chance:\n\n{figures}"
 
 SECTION = """
 ## {name}
@@ -111,7 +113,7 @@ def compare(name: str, figures: dict[str, Any], images: np.ndarray, draws: int) 
 def beyond(record: dict[str, Any]) -> list[str]:
     """Return the figures that differ by more than LIMIT_DB, in words."""
     return [
-        f"`{row['preset']}`'s {row['source_name']} at level {level}: {apart:+.2f} (± {row['spread_db'][level - 1]:.2f})"
+        f"`{row['preset']}`'s {row['source_name']} at level {level}: {apart:+.2f} dB, ± {row['spread_db'][level - 1]:.2f}"
         for row in record["predictions"]
         for level, apart in enumerate(row["difference_db"], 1)
         if apart is not None and abs(apart) > LIMIT_DB
