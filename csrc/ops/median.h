@@ -20,16 +20,17 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
 #else
   constexpr u8 bias = 0;
 #endif
-  each(team, a.h, samples, [&](i32 y, i32 i) {
+  const Span own = rows_of(team, a);
+  each(team, own, samples, [&](i32 y, i32 i) {
     padded[static_cast<i64>(y) * stride + 3 * radius + i] =
         static_cast<u8>(a.src[static_cast<i64>(y) * samples + i] ^ bias);
   });
-  each(team, a.h, 6 * radius, [&](i32 y, i32 i) {
+  each(team, own, 6 * radius, [&](i32 y, i32 i) {
     const bool left = i < 3 * radius;
     const u8* end = a.src + static_cast<i64>(y) * samples + (left ? 0 : samples - 3);
     padded[static_cast<i64>(y) * stride + (left ? i : samples + i)] = static_cast<u8>(end[i % 3] ^ bias);
   });
-  team.sync();  // padded rows, written by all, are read by all
+  team.sync_team();  // padded rows, written by all, are read by all
   const auto row_of = [&](i32 y, i32 dy) {
     return padded + static_cast<i64>(clamp(y + dy - radius, 0, a.h - 1)) * stride;
   };
@@ -59,7 +60,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
       for (i32 i = 0; i < samples; ++i) a.dst[static_cast<i64>(y) * samples + i] = low[i];
     }
   } else {
-    each(team, a.h, samples, [&](i32 y, i32 i) {
+    each(team, own, samples, [&](i32 y, i32 i) {
       i32 low = 0;
       for (i32 bit = 128; bit > 0; bit >>= 1) {
         i32 below = 0;
@@ -75,7 +76,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
 }
 
 // The padded image and two rows.
-QPT_FN i64 median_bytes(i32 h, i32 w) {
+QPT_FN i64 median_bytes(i32 h, i32 w, i32) {
   const i64 row = static_cast<i64>(3) * w;
   return taken_bytes<u8>(h * (row + 6 * kMaxMedianRadius)) + 2 * taken_bytes<u8>(row);
 }

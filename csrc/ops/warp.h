@@ -18,9 +18,11 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
   const i32 samples = 3 * a.w, stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);    // the pixel to the left of the position
-  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
-  float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
+  i32* left_at =
+      scratch.take_own<i32>(team, static_cast<i64>(kZoomViews) * places);  // the pixel to the left of the position
+  float* right =
+      scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
+  float* rows = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * stride);
   // Returns the position of the source that view v shows at i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
     const float centre = 0.5f * static_cast<float>(n - 1);
@@ -34,7 +36,9 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     right[v * places + i] = x - static_cast<float>(whole);
   });
   each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
-  for (i32 y = 0; y < a.h; ++y) {
+  const Span own = rows_of(team, a);
+  for (i32 y = own.first; y < own.last; ++y) {
+    if (y > own.first) team.sync();  // all have read the rows that are overwritten
     each(team, kZoomViews, samples, [&](i32 v, i32 i) {
       const float at = place(v, y, a.h);
       const i32 whole = clamp(static_cast<i32>(at), 0, a.h - 1);
@@ -63,14 +67,13 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     }
 #endif
     each(team, samples, [&](i32 i) { to[i] = to_u8(sample(i / 3, i % 3) / static_cast<float>(kZoomViews)); });
-    team.sync();  // all have read the rows that the next ones overwrite
   }
 }
 
-QPT_FN i64 zoom_bytes(i32, i32 w) {
+QPT_FN i64 zoom_bytes(i32, i32 w, i32 blocks) {
   const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
-  return taken_bytes<i32>(places) + taken_bytes<float>(places) +
-         taken_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)));
+  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) +
+         own_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)), blocks);
 }
 
 // Maps a word to an integer in [-reach, reach].
@@ -89,7 +92,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
   const float sigma = parameter(a.params[1], 0.05f, 8.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const Philox4 words = op_words(a, kTagGlass, (y + a.top) * a.full_w + x + a.left);
     const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
     const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
@@ -99,7 +102,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[1] = from[1];
     to[2] = from[2];
   });
-  // Not synced: the first barrier of separable_blur comes before any member reads moved.
+  // Not synced: the first barrier of separable_blur comes before any member reads moved, of the block's own rows.
   a.src = moved;
   a.scratch = scratch.next;
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
@@ -113,7 +116,7 @@ QPT_FN void colour_shift(Team& team, OpArgs a) {
   const SinCos angle = sin_cos_degrees(parameter(a.params[1], -36000.0f, 36000.0f));
   const i32 right = static_cast<i32>(nearest(distance * angle.cos)),
             up = static_cast<i32>(nearest(distance * angle.sin));
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
     const i64 from = static_cast<i64>(clamp(y + up, 0, a.h - 1)) * a.w + clamp(x - right, 0, a.w - 1);
     a.dst[at] = a.src[at];
@@ -151,7 +154,7 @@ QPT_FN void chromatic_aberration(Team& team, OpArgs a) {
   const float ratio = parameter(a.params[0], -0.25f, 0.25f);
   const float red = 1.0f / (1.0f + ratio), blue = 1.0f / (1.0f - ratio);
   const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
     const float from_y = static_cast<float>(y) - centre_y, from_x = static_cast<float>(x) - centre_x;
     a.dst[at] = to_u8(bilinear_at(a, centre_y + from_y * red, centre_x + from_x * red).channel(0));
@@ -178,8 +181,8 @@ QPT_FN void spatial_jitter(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 glass_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
+QPT_FN i64 glass_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
 }
 
 }  // namespace qpt
