@@ -298,9 +298,9 @@ QPT_ENTRY void write_patches(Team& team, RowResult from, Patches to) {
 // Runs the row at `place` of the batch's order, and writes its image or its patches.
 template <class Team>
 QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Memory& memory) {
-  const RowResult result = run_row(team, batch, batch.order[place], memory);
+  const i32 index = batch.order[place];
+  const RowResult result = run_row(team, batch, index, memory);
   if (batch.patches.boxes == nullptr) return;
-  const i32 index = batch.order[opaque(place)];  // read again: kept through the ops, it would cost them a register
   Patches patches = batch.patches;
   const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
   patches.boxes += static_cast<i64>(index) * patches.count * 2;

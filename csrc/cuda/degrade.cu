@@ -8,11 +8,11 @@
 
 namespace qpt {
 
-// Counters in global memory, zero before a launch: the next place of the order to be taken, then each team's.
+// Counters in global memory, zero before a launch: one for all teams, then each team's.
 struct TeamState {
   u32 arrived;     // blocks that reached a barrier of the team, over all barriers
-  u32 place[2];    // of the team's row in the order; two in turn, as one is read while the next is written
-  u32 unused[29];  // a cache line of its own
+  u32 place;       // of the team's row in the order; of the first state, the next place to be taken
+  u32 unused[30];  // a cache line of its own
 };
 
 // What shared memory begins with; the images follow.
@@ -96,13 +96,14 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
                          windows,
                          {boxes, patches, size, lut, nullptr, item_bytes, channels_last != 0}};
   const qpt::Memory memory{scratch + blockIdx.y * scratch_bytes, qpt_shared + sizeof(qpt::BlockHead), shared_bytes};
-  for (qpt::i32 turn = 0;; turn ^= 1) {
-    qpt::u32* const taken = &states[1 + blockIdx.y].place[turn];
+  for (;;) {
     // The order is by falling cost: a team that ends early takes the costliest row that is left.
-    if (blockIdx.x == 0) team.once([&] { *taken = atomicAdd(&states->place[0], 1u); });
-    team.sync_team();  // the place is read by all; the next row overwrites memory that slower members may still read
-    const qpt::u32 place = *taken;
-    if (place >= static_cast<qpt::u32>(rows)) break;
-    qpt::run_batch_row(team, batch, static_cast<qpt::i32>(place), memory);
+    qpt::u32* const place = &states[1 + blockIdx.y].place;
+    if (blockIdx.x == 0) team.once([&] { *place = atomicAdd(&states->place, 1u); });
+    team.sync_team();  // the place, written by one member, is read by all
+    const qpt::u32 taken = *place;
+    if (taken >= static_cast<qpt::u32>(rows)) break;
+    qpt::run_batch_row(team, batch, static_cast<qpt::i32>(taken), memory);
+    team.sync_team();  // all have read the place and the memory that the next row overwrites
   }
 }

@@ -23,11 +23,13 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   float* right =
       scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
   float* rows = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * stride);
+  float* inverse = scratch.take_own<float>(team, kZoomViews);  // of the views' factors
+  each(team, kZoomViews, [&](i32 v) { inverse[v] = 1.0f / (1.0f + step * static_cast<float>(v)); });
+  team.sync();  // inverse factors, one member each, are read by all
   // Returns the position of the source that view v shows at i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
     const float centre = 0.5f * static_cast<float>(n - 1);
-    const float inverse = 1.0f / (1.0f + step * static_cast<float>(v));
-    return centre + (static_cast<float>(i) - centre) * inverse;
+    return centre + (static_cast<float>(i) - centre) * inverse[v];
   };
   each(team, kZoomViews, a.w, [&](i32 v, i32 i) {
     const float x = place(v, i, a.w);
@@ -48,14 +50,6 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     });
     team.sync();  // rows of all views, left_at and right, written by all, are read by all
     u8* const to = a.dst + static_cast<i64>(y) * samples;
-    const auto sample = [&](i32 x, i32 c) {
-      float sum = 0.0f;
-      for (i32 v = 0; v < kZoomViews; ++v) {
-        const float* at = rows + left_at[v * places + x] + c;
-        sum += at[0] + right[v * places + x] * (at[3] - at[0]);
-      }
-      return sum;
-    };
 #if QPT_SIMD_ROWS
     if constexpr (Team::kSolo) {
       for (i32 x = 0; x < a.w; ++x) {
@@ -66,13 +60,21 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
       continue;
     }
 #endif
-    each(team, samples, [&](i32 i) { to[i] = to_u8(sample(i / 3, i % 3) / static_cast<float>(kZoomViews)); });
+    each(team, a.w, [&](i32 x) {
+      float sum[3] = {};
+      for (i32 v = 0; v < kZoomViews; ++v) {
+        const float* at = rows + left_at[v * places + x];
+        const float share = right[v * places + x];
+        for (i32 c = 0; c < 3; ++c) sum[c] += at[c] + share * (at[c + 3] - at[c]);
+      }
+      for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
+    });
   }
 }
 
 QPT_FN i64 zoom_bytes(i32, i32 w, i32 blocks) {
   const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
-  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) +
+  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) + own_bytes<float>(kZoomViews, blocks) +
          own_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)), blocks);
 }
 
