@@ -206,7 +206,9 @@ class _RawKernel:
         if self.cooperative and grid[0] * grid[1] > self.gpu.multiprocessors:  # a block has all registers of one
             raise CUDADriverError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
         assert grid[0] == 1 or self.cooperative, "blocks that wait for each other need a cooperative launch"
-        states = np.ctypeslib.as_array(ctypes.cast(int(arguments[10]), ctypes.POINTER(ctypes.c_int32)), (1 + grid[1], 32))
+        states = np.ctypeslib.as_array(
+            ctypes.cast(int(arguments[10]), ctypes.POINTER(ctypes.c_int32)), (1 + grid[1], 32)
+        )
         assert not states.any(), "the states of teams are not zero"
         self.gpu.launches.append((device, grid, shared_mem, int(arguments[12])))
         _run(arguments)

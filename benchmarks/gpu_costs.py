@@ -23,8 +23,8 @@ from tests.ptx import compilers
 
 HEIGHT, WIDTH, BLOCKS = 96, 160, 3  # of the image that is counted on: 32 rows a block, as a large launch has
 HEADER = """\
-# Instructions per pixel that the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the
-# pixels. Written by `python -m benchmarks.gpu_costs`.
+# What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the barriers
+# between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.
 """
 
 
@@ -56,9 +56,7 @@ def count(kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: 
     """Count a row of a program on an image of height x width, run by one team of so many blocks."""
     program = Program.from_chains([chain], seeds=[1])
     images = test_image(height, width)
-    config = LaunchConfig.of(
-        program, height, width, None, multiprocessors=blocks, shared_limit=0, blocks=blocks
-    )
+    config = LaunchConfig.of(program, height, width, None, multiprocessors=blocks, shared_limit=0, blocks=blocks)
     inputs = KernelInputs.of(images, program, None)
     out = torch.zeros(height * width * 3, dtype=torch.uint8)
     states = torch.zeros((1 + config.teams, STATE_WORDS), dtype=torch.int32)
@@ -95,15 +93,14 @@ def _place_of(text: str) -> str:
 
 def main() -> None:
     kernel = compile_kernel()
-    nothing = count(kernel, [], HEIGHT, WIDTH, BLOCKS).instructions
-    table = {}
+    nothing = count(kernel, [], HEIGHT, WIDTH, BLOCKS)
+    table: dict[str, dict[str, list[int]]] = {"instructions": {}, "barriers": {}}
     for name in NAMES:
-        table[name] = [
-            max(1, round(count(kernel, [(name, level)], HEIGHT, WIDTH, BLOCKS).instructions - nothing))
-            for level in range(1, LEVELS + 1)
-        ]
-        print(name, table[name], flush=True)
-    text = HEADER + to_yaml(table)
+        counts = [count(kernel, [(name, level)], HEIGHT, WIDTH, BLOCKS) for level in range(1, LEVELS + 1)]
+        table["instructions"][name] = [max(1, round(found.instructions - nothing.instructions)) for found in counts]
+        table["barriers"][name] = [found.barriers - nothing.barriers for found in counts]
+        print(name, table["instructions"][name], table["barriers"][name], flush=True)
+    text = HEADER + to_yaml(table, default_flow_style=None, width=120)
     write_whole(GPU_COSTS, lambda path: Path(path).write_text(text, encoding="utf-8"))
 
 

@@ -203,8 +203,7 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
     h = working_size(row.h, row.params + 4 * slot);
     w = working_size(row.w, row.params + 4 * slot);
   }
-  const bool restores = h != row.h || w != row.w, ends_in_window = row.windowed < row.slots;
-  remaining += (restores ? 1 : 0) + (ends_in_window ? 1 : 0);
+  remaining += (h != row.h || w != row.w ? 1 : 0) + (row.windowed < row.slots ? 1 : 0);
   h = row.h;
   w = row.w;
   const Window image{0, 0, h, w};
@@ -215,7 +214,7 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
   }
   // 2. The ops. Slot `slots` is the resize that restores the size.
   const u8* from = row.src;
-  for (i32 slot = 0; slot < batch.slots + (restores ? 1 : 0); ++slot) {
+  for (i32 slot = 0; remaining > 0; ++slot) {
     // Computed again for every slot: a value that need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, opaque(index));
     const Buffers buffers = buffers_of(memory, row, opaque(resizes) != 0, slot);

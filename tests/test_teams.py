@@ -111,7 +111,9 @@ def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
 def test_no_data_race(sanitized, tmp_path, long):
     sizes = [(11, 37), (21, 18)] if long else [(11, 37)]
     cases = make_cases(sizes, (2, 5) if long else (3,), chains=8 if long else 2)
-    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "3x2", *(["2", "32"] if long else []))
+    result = run_sanitized(
+        sanitized, write_cases(tmp_path / "cases", cases), "7", "3x2", *(["2", "32"] if long else [])
+    )
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
     assert f"{len(cases)} cases compared" in result.stdout
 

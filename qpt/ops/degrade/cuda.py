@@ -8,7 +8,7 @@ tests/test_emulator.py runs the same source on the CPU with this module's launch
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -71,34 +71,48 @@ class LaunchConfig:
         scratch_limit: bytes that all teams may have together; they are so many fewer, but one.
         blocks: of a team, if they are not to be chosen.
         """
-        choices = _divisions(program, height, width, windows, multiprocessors, scratch_limit, blocks)
-        _, teams, blocks, scratch = min(choices)
+        costs = gpu_row_costs(program, windows, height, width) * (height * width)
+        teams, blocks = division(
+            costs, height, multiprocessors, functools.partial(_team_scratch, program, height, width, windows),
+            scratch_limit=scratch_limit, blocks=blocks,
+        )  # fmt: skip
+        scratch = _team_scratch(program, height, width, windows, blocks)
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
         return LaunchConfig(teams, blocks, scratch, shared if blocks == 1 else 0)
 
 
-def _divisions(
-    program: Program,
+def division(
+    costs: np.ndarray,
     height: int,
-    width: int,
-    windows: Tensor | None,
     multiprocessors: int,
-    scratch_limit: float,
-    wanted: int | None,
-) -> Iterator[tuple[float, int, int, int]]:
-    """Yield, for each number of blocks that a team can have: instructions' time, teams, blocks, scratch of a team."""
-    costs = gpu_row_costs(program, windows, height, width) * (height * width)
+    scratch_of: Callable[[int], int] = lambda _: 1,
+    *,
+    scratch_limit: float = float("inf"),
+    blocks: int | None = None,
+) -> tuple[int, int]:
+    """Return the number of teams and of blocks of each, which should take the least time.
+
+    costs: (r,) instructions of the rows, images of ``height``.  scratch_of: bytes of a team of so many blocks.
+    blocks: of a team, if they are not to be chosen.
+    """
     rows, total, largest = len(costs), float(costs.sum()), float(costs.max())
     most = max(1, min(multiprocessors, MAX_BLOCKS, height // LEAST_ROWS))
-    for blocks in range(1, most + 1) if wanted is None else (wanted,):
-        scratch = extension.load().team_scratch_bytes(height, width, program.resizes(), windows is not None, blocks)
-        teams = int(max(1, min(rows, multiprocessors // blocks, scratch_limit // scratch)))
-        share = -(-height // blocks) / height  # of a row's instructions that the busiest block executes
+
+    def choice(blocks: int) -> tuple[float, int, int]:
+        teams = int(max(1, min(rows, multiprocessors // blocks, scratch_limit // scratch_of(blocks))))
+        busiest = -(-height // blocks) / height  # the share of a row's instructions that one block executes
         barriers = BARRIERS if blocks > 1 else 0.0
-        # The row that is taken last begins when the teams have done an even share of the others, or it is the longest.
-        time = max(total * share + rows * barriers, (largest * share + barriers) * teams) / teams
-        yield time, teams, blocks, scratch
+        # A team has its share of all rows, and one team has the longest row.
+        time = max((total * busiest + rows * barriers) / teams, largest * busiest + barriers)
+        return time, teams, blocks
+
+    _, teams, chosen = min(map(choice, range(1, most + 1) if blocks is None else [blocks]))
+    return teams, chosen
+
+
+def _team_scratch(program: Program, height: int, width: int, windows: Tensor | None, blocks: int) -> int:
+    return extension.load().team_scratch_bytes(height, width, program.resizes(), windows is not None, blocks)
 
 
 def gpu_row_costs(program: Program, windows: Tensor | None, height: int, width: int) -> np.ndarray:

@@ -23,7 +23,17 @@ GPU_COSTS = Path(__file__).with_name("gpu_costs.yaml")  # written by `python -m 
 @functools.cache
 def gpu_costs() -> np.ndarray:
     """Return instructions per pixel on a GPU, float64 [n, LEVELS + 1], indexed by op id and level as ``costs()``."""
-    counted = read_yaml(GPU_COSTS)
+    return read_costs(GPU_COSTS)
+
+
+def gpu_barriers() -> np.ndarray:
+    """Return the barriers between the blocks of a row that each op has, in the form of ``gpu_costs``."""
+    return read_costs(GPU_COSTS, "barriers")
+
+
+def read_costs(path: Path, what: str = "instructions") -> np.ndarray:
+    """Read a table of ``gpu_costs.yaml``'s form."""
+    counted = read_yaml(path)[what]
     cost = np.zeros_like(op_table.costs())
     for op, row in enumerate(op_table.DEGRADATIONS):
         cost[op, 1:] = counted[row.name]
