@@ -1,8 +1,8 @@
 """Instructions per pixel of every op on a GPU, counted by executing the compiled kernel on the CPU (tests/ptx).
 
 ``python -m benchmarks.gpu_costs`` counts all ops at all levels and writes qpt/ops/degrade/gpu_costs.yaml, by which the
-CUDA engine orders rows and sizes teams. ``roofline_degrade`` predicts times from the same file. Needs nvcc or NVRTC, and
-g++ for the executor; an hour of one core is enough.
+CUDA engine orders rows and sizes teams; ``roofline_degrade`` predicts times from the same file. It needs nvcc or NVRTC,
+and g++ for the executor.
 """
 
 import sys
@@ -23,8 +23,8 @@ from tests.ptx import compilers
 
 HEIGHT, WIDTH, BLOCKS = 96, 160, 3  # of the image that is counted on: 32 rows a block, as a large launch has
 HEADER = """\
-# What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the barriers
-# between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.
+# What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the
+# barriers between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.
 """
 
 

@@ -1,8 +1,8 @@
 """Predicted time of the CUDA engine on an A100 and an H100, where none was at hand: each op, and chains of preset qpt.
 
 Run by ``python -m benchmarks roofline_degrade``. Nothing here is measured on a GPU. Counted are the instructions and
-barriers of each op, by executing the compiled kernel on the CPU (``gpu_costs``), and the bytes an op must move at least.
-The same model gives the times of the kernel whose rows had one thread block each, whose counts are kept in
+barriers of each op, by executing the compiled kernel on the CPU (``gpu_costs``), and the bytes an op must move at
+least. The same model gives the times of the kernel whose rows had one thread block each, whose counts are kept in
 one_block_costs.yaml. What is assumed stands in ``ASSUMPTIONS`` and is printed with the result.
 """
 
@@ -20,7 +20,6 @@ from qpt.data.boxes import draw_boxes
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
-from qpt.io import read_yaml
 from qpt.ops.degrade import order
 from qpt.ops.degrade.cuda import LaunchConfig, division
 from qpt.ops.degrade.patches import row_windows

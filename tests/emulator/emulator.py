@@ -25,8 +25,8 @@ CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_
 class Schedule(ctypes.Structure):
     """block_emulator::Schedule.
 
-    order, seed: the order of blocks and of threads between barriers.  skipped_barrier: the barrier to leave out, -1 for none.
-    fill: the initial byte of shared memory.
+    order, seed: the order of blocks and of threads between barriers.  skipped_barrier: the barrier to leave out, -1
+    for none.  fill: the initial byte of shared memory.
     """
 
     _fields_ = (
