@@ -22,6 +22,7 @@ from tests import ptx
 from tests.ptx import compilers
 
 HEIGHT, WIDTH, BLOCKS = 96, 160, 3  # of the image that is counted on: 32 rows a block, as a large launch has
+_OF_A_ROW = 3  # barriers that no op has: around its place in the order, and where there is no row left
 HEADER = """\
 # What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the
 # barriers between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.
@@ -93,12 +94,11 @@ def _place_of(text: str) -> str:
 
 def main() -> None:
     kernel = compile_kernel()
-    nothing = count(kernel, [], HEIGHT, WIDTH, BLOCKS)
     table: dict[str, dict[str, list[int]]] = {"instructions": {}, "barriers": {}}
     for name in NAMES:
         counts = [count(kernel, [(name, level)], HEIGHT, WIDTH, BLOCKS) for level in range(1, LEVELS + 1)]
-        table["instructions"][name] = [max(1, round(found.instructions - nothing.instructions)) for found in counts]
-        table["barriers"][name] = [found.barriers - nothing.barriers for found in counts]
+        table["instructions"][name] = [round(found.instructions) for found in counts]
+        table["barriers"][name] = [found.barriers - _OF_A_ROW for found in counts]
         print(name, table["instructions"][name], table["barriers"][name], flush=True)
     text = HEADER + to_yaml(table, default_flow_style=None, width=120)
     write_whole(GPU_COSTS, lambda path: Path(path).write_text(text, encoding="utf-8"))

@@ -51,9 +51,14 @@ QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resizes, bool for_patches, i32 block
 // The memory that a team works in. The images between ops are kept in shared memory as far as they fit. A team of
 // several blocks has none, and neither has the CPU: caches have the same effect.
 struct Memory {
-  void* scratch;  // scratch_bytes
+  void* scratch;  // [teams, scratch_bytes]
   u8* shared = nullptr;
   i64 shared_bytes = 0;
+  i32 team = 0;
+  i64 scratch_bytes = 0;
+
+  // Computed again wherever it is needed: kept through the ops, it would cost them registers.
+  QPT_INLINE u8* own_scratch() const { return static_cast<u8*>(scratch) + opaque(team) * scratch_bytes; }
 };
 
 // How many of the images between ops are in shared memory: the odd one first, then the even one, which exists only if
@@ -158,12 +163,15 @@ struct Buffers {
   void* op_scratch;
 };
 
-// Returns the buffers that a row has at a slot. resizes: the row holds resize_to. Of a row that ends in a window, the
-// whole images stay out of shared memory, so that nothing in it is read when the images of the window come to use it.
-QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, bool resizes, i32 slot) {
+// Returns the buffers that a row has at a slot. Of a row that ends in a window, the whole images stay out of shared
+// memory, so that nothing in it is read when the images of the window come to use it.
+QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, i32 slot) {
+  bool resizes = false;
+  QPT_UNROLL(1)
+  for (i32 i = 0; i < row.slots; ++i) resizes |= row.ops[i] == k_resize_to;
   const bool two = resizes || row.dst == nullptr, ends_in_window = row.windowed < row.slots;
   const i64 whole = image_bytes(row.h, row.w, resizes);
-  u8* const scratch = static_cast<u8*>(memory.scratch);
+  u8* const scratch = memory.own_scratch();
   Buffers buffers{scratch, two ? scratch + whole : row.dst, scratch + (two ? 2 : 1) * whole};
   if (ends_in_window && slot < row.windowed) return buffers;
   const i64 bytes = ends_in_window ? image_bytes(row.window.h, row.window.w, false) : whole;
@@ -195,11 +203,9 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
   const Row row = row_of(batch, index);
   u8* const dst = row.dst;
   i32 remaining = 0, h = row.h, w = row.w;  // h, w: of the image that an op gets
-  bool resizes = false;
   for (i32 slot = 0; slot < row.slots; ++slot) {
     remaining += is_op(row.ops[slot]) ? 1 : 0;
     if (row.ops[slot] != k_resize_to) continue;
-    resizes = true;
     h = working_size(row.h, row.params + 4 * slot);
     w = working_size(row.w, row.params + 4 * slot);
   }
@@ -217,7 +223,7 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
   for (i32 slot = 0; remaining > 0; ++slot) {
     // Computed again for every slot: a value that need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, opaque(index));
-    const Buffers buffers = buffers_of(memory, row, opaque(resizes) != 0, slot);
+    const Buffers buffers = buffers_of(memory, row, slot);
     // Buffers alternate backwards from the last image, which is even, so that it falls to the output if there is one.
     const auto next_image = [&] {
       --remaining;

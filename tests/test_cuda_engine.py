@@ -98,12 +98,13 @@ def test_a_launch_fills_the_multiprocessors() -> None:
 
 @pytest.mark.parametrize("cooperative", [True, False])
 def test_blocks_wait_for_each_other_only_in_a_cooperative_launch(gpu: FakeGpu, cooperative: bool) -> None:
-    images, program = smooth_images(1, HEIGHT, WIDTH), sample(1, views=1)
+    height = width = 160
+    images, program = smooth_images(1, height, width), Program.from_chains([[("sinc_filter", 5), ("hue", 1)]], seeds=[1])
     gpu.cooperative = cooperative
     assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
     ((_, grid, _, scratch),) = gpu.launches
-    assert grid == ((HEIGHT // cuda.LEAST_ROWS if cooperative else 1), 1)
-    assert scratch == extension.load().team_scratch_bytes(HEIGHT, WIDTH, program.resizes(), False, grid[0])
+    assert grid == (height // cuda.LEAST_ROWS if cooperative else 1, 1)
+    assert scratch == extension.load().team_scratch_bytes(height, width, program.resizes(), False, grid[0])
 
 
 def test_what_132_multiprocessors_take_of_12_megapixels() -> None:

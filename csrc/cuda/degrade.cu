@@ -95,7 +95,8 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
                          order,
                          windows,
                          {boxes, patches, size, lut, nullptr, item_bytes, channels_last != 0}};
-  const qpt::Memory memory{scratch + blockIdx.y * scratch_bytes, qpt_shared + sizeof(qpt::BlockHead), shared_bytes};
+  const qpt::Memory memory{scratch, qpt_shared + sizeof(qpt::BlockHead), shared_bytes,
+                           static_cast<qpt::i32>(blockIdx.y), scratch_bytes};
   for (;;) {
     // The order is by falling cost: a team that ends early takes the costliest row that is left.
     qpt::u32* const place = &states[1 + blockIdx.y].place;
