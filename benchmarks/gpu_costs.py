@@ -73,9 +73,7 @@ def count(kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: 
         (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=64, schedule=schedule, races=False,
         count=True, limit=10**10,
     )  # fmt: skip
-    lines = [str(instruction.line) for instruction in kernel.program.instructions]
-    waiting = [place for place in np.flatnonzero(counts["runs"]) if lines[place] == _place_of(_WAIT)]
-    arrivals = [place for place in np.flatnonzero(counts["runs"]) if lines[place] == _place_of(_ARRIVE)]
+    waiting, arrivals = (_places(kernel, counts, text) for text in (_WAIT, _ARRIVE))
     barriers = max((int(counts["runs"][place]) for place in arrivals), default=0) // blocks
     # The loop that waits runs as often as the executor's schedule has it; it is not work.
     work = int(counts["runs"].sum()) - int(counts["runs"][waiting].sum())
@@ -85,11 +83,12 @@ def count(kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: 
 _ARRIVE, _WAIT = "atomicAdd(arrived", "while (static_cast<i32>"  # of sync_team in csrc/cuda/degrade.cu
 
 
-def _place_of(text: str) -> str:
-    """Return FILE:LINE of the line of the kernel that holds a text."""
+def _places(kernel: ptx.Kernel, counts: np.ndarray, text: str) -> list[int]:
+    """Return the instructions that ran and that come from the line of degrade.cu that holds a text."""
     path = build.PACKAGE / "csrc" / build.CUDA_SOURCES[0]
     (number,) = (n for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text in line)
-    return f"{path.name}:{number}"
+    lines = ((place, kernel.program.instructions[place].line) for place in np.flatnonzero(counts["runs"]).tolist())
+    return [place for place, line in lines if line and f"{path.name}:{number}" in line.chain().split(" < ")]
 
 
 def main() -> None:
