@@ -1,8 +1,8 @@
 """Instructions per pixel of every op on a GPU, counted by executing the compiled kernel on the CPU (tests/ptx).
 
-``python -m benchmarks.gpu_costs`` counts all ops at all levels and writes qpt/ops/degrade/gpu_costs.yaml, by which the
-CUDA engine orders rows and sizes teams; ``roofline_degrade`` predicts times from the same file. It needs nvcc or NVRTC,
-and g++ for the executor.
+``python -m benchmarks.gpu_costs [OP ...]`` counts all ops, or some, at all levels and writes
+qpt/ops/degrade/gpu_costs.yaml, by which the CUDA engine orders rows and sizes teams; ``roofline_degrade`` predicts
+times from the same file. It needs nvcc or NVRTC, and g++ for the executor.
 """
 
 import sys
@@ -15,7 +15,7 @@ import torch
 from qpt import build
 from qpt.degradations.op_table import LEVELS, NAMES
 from qpt.degradations.program import Program
-from qpt.io import to_yaml, write_whole
+from qpt.io import read_yaml, to_yaml, write_whole
 from qpt.ops.degrade.cuda import STATE_WORDS, KernelInputs, LaunchConfig, kernel_arguments
 from qpt.ops.degrade.order import GPU_COSTS
 from tests import ptx
@@ -91,10 +91,11 @@ def _places(kernel: ptx.Kernel, counts: np.ndarray, text: str) -> list[int]:
     return [place for place, line in lines if line and f"{path.name}:{number}" in line.chain().split(" < ")]
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Count these ops, or all, and write the table."""
     kernel = compile_kernel()
-    table: dict[str, dict[str, list[int]]] = {"instructions": {}, "barriers": {}}
-    for name in NAMES:
+    table: dict[str, dict[str, list[int]]] = read_yaml(GPU_COSTS) if names else {"instructions": {}, "barriers": {}}
+    for name in names or NAMES:
         counts = [count(kernel, [(name, level)], HEIGHT, WIDTH, BLOCKS) for level in range(1, LEVELS + 1)]
         table["instructions"][name] = [round(found.instructions) for found in counts]
         table["barriers"][name] = [found.barriers - _OF_A_ROW for found in counts]
@@ -104,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

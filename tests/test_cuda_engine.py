@@ -99,7 +99,10 @@ def test_a_launch_fills_the_multiprocessors() -> None:
 @pytest.mark.parametrize("cooperative", [True, False])
 def test_blocks_wait_for_each_other_only_in_a_cooperative_launch(gpu: FakeGpu, cooperative: bool) -> None:
     height = width = 160
-    images, program = smooth_images(1, height, width), Program.from_chains([[("sinc_filter", 5), ("hue", 1)]], seeds=[1])
+    images, program = (
+        smooth_images(1, height, width),
+        Program.from_chains([[("sinc_filter", 5), ("hue", 1)]], seeds=[1]),
+    )
     gpu.cooperative = cooperative
     assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
     ((_, grid, _, scratch),) = gpu.launches

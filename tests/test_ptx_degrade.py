@@ -225,7 +225,10 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
     steps = []
     for place in np.flatnonzero(counts["runs"]).tolist():
         instruction = program.instructions[place]
-        head, lines = instruction.opcode.split(".")[0], instruction.line.chain().split(" < ") if instruction.line else []
+        head, lines = (
+            instruction.opcode.split(".")[0],
+            instruction.line.chain().split(" < ") if instruction.line else [],
+        )
         if head in ("membar", "fence") or (head == "bra" and wait in lines) or (head == "atom" and arrival in lines):
             steps.append(place)
     assert len(steps) >= 4

@@ -42,15 +42,40 @@ QPT_FN void fill_planes(const Team& team, const u8* src, i32 samples, i32 radius
   });
 }
 
+// Returns, for each bit, the bit of `table` that the bits of a, b and c number: a's is worth 4. One instruction of a
+// GPU.
+template <u32 table>
+QPT_INLINE u32 logic(u32 a, u32 b, u32 c) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  u32 result;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(c), "n"(table));
+  return result;
+#else
+  u32 result = 0;
+  for (u32 number = 0; number < 8; ++number)
+    if (table >> number & 1) result |= (number & 4 ? a : ~a) & (number & 2 ? b : ~b) & (number & 1 ? c : ~c);
+  return result;
+#endif
+}
+
+// Returns 32 bits of a number of 64, from bit `shift` < 32 on.
+QPT_INLINE u32 bits_from(u32 low, u32 high, i32 shift) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  return __funnelshift_r(low, high, shift);
+#else
+  return static_cast<u32>((static_cast<u64>(high) << 32 | low) >> shift);
+#endif
+}
+
 // Returns (a < b) of two numbers' bits and of what is below them, for 32 pairs of numbers at once.
 QPT_INLINE u32 less_bits(u32 a, u32 b, u32 below) {
-  return (~a & b) | (~(a ^ b) & below);
+  return logic<0x8E>(a, b, below);  // not a and b, or a == b and below
 }
 
 // Adds two masks to one bit of 32 counters and returns the carries.
 QPT_INLINE u32 add_bits(u32& sum, u32 a, u32 b) {
-  const u32 carry = (sum & a) | ((sum | a) & b);
-  sum ^= a ^ b;
+  const u32 carry = logic<0xE8>(sum, a, b);  // two of three
+  sum = logic<0x96>(sum, a, b);              // the exclusive or
   return carry;
 }
 
@@ -77,8 +102,7 @@ QPT_INLINE void median_bit(BitPlanes planes, RowOf row_of, i32 radius, i32 k, u3
         const i32 shift = 3 * x - before;
         u32 less = 0;
         for (i32 b = kBit; b < 8; ++b) {
-          const u32 value = static_cast<u32>((static_cast<u64>(high[b]) << 32 | low[b]) >> shift);
-          less = less_bits(value, b == kBit ? ~0u : median[b], less);
+          less = less_bits(bits_from(low[b], high[b], shift), b == kBit ? ~0u : median[b], less);
         }
         return less;
       };

@@ -32,11 +32,12 @@ def gpu_barriers() -> np.ndarray:
 
 
 def read_costs(path: Path, what: str = "instructions") -> np.ndarray:
-    """Read a table of ``gpu_costs.yaml``'s form."""
+    """Read a table of ``gpu_costs.yaml``'s form; an op that it lacks has its CPU cost, scaled as the others' are."""
     counted = read_yaml(path)[what]
-    cost = np.zeros_like(op_table.costs())
-    for op, row in enumerate(op_table.DEGRADATIONS):
-        cost[op, 1:] = counted[row.name]
+    cost, known = op_table.costs().copy(), np.array([name in counted for name in op_table.NAMES])
+    numbers = np.array([counted[name] for name in op_table.NAMES if name in counted], dtype=np.float64)
+    cost *= numbers.mean() / cost[known, 1:].mean()
+    cost[known, 1:] = numbers
     cost[:, 0] = cost[:, (op_table.LEVELS + 1) // 2]
     return cost
 
