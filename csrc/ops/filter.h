@@ -86,26 +86,28 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
   });
 }
 
-// Computes a tile of kRows x kColumns outputs, whose columns are `apart` samples from each other. row_of(j) is the row
-// of the source that meets row j of the kernel for the first row of the tile, from the tile's first sample on;
-// span_of(j) are the columns of the kernel's rows j - kRows + 1 to j that have weights. put(r, k, sum) takes a sum.
-// Samples beyond the end of a row may be read.
-template <i32 kRows, i32 kColumns, class RowOf, class SpanOf, class Put>
+// Computes kRows x kColumns outputs, whose columns are `apart` samples from each other, with a kernel whose columns are
+// kStep samples from each other. row_of(j) is the row of the source that meets row j of the kernel for the first row of
+// the tile, from the tile's first sample on; span_of(j) are the columns of the kernel's rows j - kRows + 1 to j that
+// have weights. put(r, k, sum) takes a sum. Samples beyond the end of a row may be read.
+template <i32 kRows, i32 kColumns, i32 kStep, class RowOf, class SpanOf, class Put>
 QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_of, i32 apart, Put put) {
   float sum[kRows][kColumns];
   for (i32 r = 0; r < kRows; ++r)
     for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
   QPT_UNROLL(1)
   for (i32 j = 0; j < kernel.rows + kRows - 1; ++j) {
-    const float* weight = kernel.weight + j * kernel.columns;
     const Span span = span_of(j);
-    const float* sample = row_of(j) + kernel.step * span.first;
-    QPT_UNROLL(2)
-    for (i32 dx = span.first; dx < span.last; ++dx, sample += kernel.step) {
+    const float* sample[kColumns];
+    const float* weight[kRows];
+    for (i32 k = 0; k < kColumns; ++k) sample[k] = row_of(j) + k * apart;
+    for (i32 r = 0; r < kRows; ++r) weight[r] = kernel.weight + (j - r) * kernel.columns;
+    QPT_UNROLL(4)
+    for (i32 dx = span.first; dx < span.last; ++dx) {
       float x[kColumns];
-      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k * apart];
+      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k][kStep * dx];
       for (i32 r = 0; r < kRows; ++r) {
-        const float w = weight[dx - r * kernel.columns];
+        const float w = weight[r][dx];
         for (i32 k = 0; k < kColumns; ++k) sum[r][k] = fma(w, x[k], sum[r][k]);
       }
     }
@@ -114,25 +116,61 @@ QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_o
     for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
 }
 
-// Correlates rows [y, y + rows) with a kernel by tiles; the samples of row y + r go to out + r * samples. The source
-// has all h rows, `stride` apart and kSlack samples after the last; of them row y + j - radius meets row j of the
-// kernel. span_of is that of correlate_tile.
+// Does the same with `taps` weights along y. The weights that meet a row slide through registers. Here row_of(j) may be
+// any row if the rows 0 to taps + kRows - 2 are `stride` apart from `inside` on; else inside is null.
+template <i32 kRows, i32 kColumns, class RowOf, class Put>
+QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float* inside, i32 stride, RowOf row_of,
+                                      i32 apart, Put put) {
+  float sum[kRows][kColumns], w[kRows];
+  for (i32 r = 0; r < kRows; ++r) {
+    w[r] = 0.0f;
+    for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
+  }
+  const float* row = inside;
+  QPT_UNROLL(4)
+  for (i32 j = 0; j < taps + kRows - 1; ++j) {
+    if (inside == nullptr) row = row_of(j);
+    for (i32 r = kRows - 1; r > 0; --r) w[r] = w[r - 1];
+    w[0] = weight[j];
+    for (i32 k = 0; k < kColumns; ++k) {
+      const float x = row[k * apart];
+      for (i32 r = 0; r < kRows; ++r) sum[r][k] = fma(w[r], x, sum[r][k]);
+    }
+    if (inside != nullptr) row += stride;
+  }
+  for (i32 r = 0; r < kRows; ++r)
+    for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
+}
+
+// Correlates rows [y, y + rows) by tiles; the samples of row y + r go to out + r * samples. The source has all h rows,
+// `stride` apart and kSlack samples after the last; of them row y + j - radius meets row j of the kernel. A kernel of
+// one column takes zeros before and after its weights, and no spans.
 constexpr i32 kSlack = kLineColumns;
-template <class Team, class SpanOf, class Out>
-QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, SpanOf span_of, i32 radius,
-                            const float* source, i32 stride, i32 y, i32 rows, i32 samples, Out* out) {
+template <bool kOneColumn, class Team, class Out>
+QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, i32 radius, const float* source,
+                            i32 stride, i32 y, i32 rows, i32 samples, Out* out) {
   const i32 apart = (samples + kTileColumns - 1) / kTileColumns;
   each(team, (rows + kTileRows - 1) / kTileRows, apart, [&](i32 group, i32 i) {
-    const i32 top = kTileRows * group;
+    const i32 top = kTileRows * group, first = y + top - radius;
     const auto row_of = [&](i32 j) {
-      const i32 row = minimum(y + top + j, a.h + kTileRows + 2 * radius) - radius;
+      // The last tile may have rows below the image, which are computed in vain.
+      const i32 row = minimum(first + j, a.h - 1 + radius);
       const bool inside = row >= 0 && row < a.h;
       return source + static_cast<i64>(inside ? row : reflect101(row, a.h, a.top, a.full_h)) * stride + i;
     };
-    correlate_tile<kTileRows, kTileColumns>(kernel, row_of, span_of, apart, [&](i32 r, i32 k, float sum) {
+    const auto put = [&](i32 r, i32 k, float sum) {
       const i32 at = i + k * apart;
       if (top + r < rows && at < samples) store(out + static_cast<i64>(top + r) * samples + at, sum);
-    });
+    };
+    if constexpr (kOneColumn) {
+      const bool inside = first >= 0 && first + kernel.rows + kTileRows - 1 <= a.h;
+      correlate_column_tile<kTileRows, kTileColumns>(kernel.weight, kernel.rows,
+                                                     inside ? source + static_cast<i64>(first) * stride + i : nullptr,
+                                                     stride, row_of, apart, put);
+    } else {
+      correlate_tile<kTileRows, kTileColumns, 3>(
+          kernel, row_of, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, apart, put);
+    }
   });
 }
 
@@ -187,9 +225,8 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
     float* padded = scratch.take<float>(static_cast<i64>(a.h) * stride + kSlack);
     load_padded(team, a, Samples<3>(a), own.first, own.last - own.first, radius, a.h, padded);
     team.sync_team();  // padded rows, written by all, are read by all
-    correlate_tiles(
-        team, a, kernel, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, radius, padded, stride,
-        own.first, own.last - own.first, samples, a.dst + static_cast<i64>(own.first) * samples);
+    correlate_tiles<false>(team, a, kernel, radius, padded, stride, own.first, own.last - own.first, samples,
+                           a.dst + static_cast<i64>(own.first) * samples);
   } else {
     i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
     float* ring = scratch.take<float>(static_cast<i64>(slots) * stride);
@@ -221,7 +258,7 @@ QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const Kernel&
   const i32 apart = (samples + kLineColumns - 1) / kLineColumns;
   each(team, rows, apart, [&](i32 r, i32 i) {
     const float* row = padded + static_cast<i64>((y + r) % kStrip) * stride + i;
-    correlate_tile<1, kLineColumns>(
+    correlate_tile<1, kLineColumns, From::channels>(
         along_row, [=](i32) { return row; }, [&](i32) { return Span{0, along_row.columns}; }, apart,
         [&](i32, i32 k, float sum) {
           const i32 at = i + k * apart;
@@ -254,9 +291,8 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
     for (i32 y = own.first; y < own.last; y += kStrip) {
       const i32 rows = minimum(kStrip, own.last - y);
       if (y > own.first && !whole) team.sync();  // all have read the results that are overwritten
-      correlate_tiles(
-          team, a, along_column, [](i32) { return Span{0, 1}; }, radius, lines, samples, y, rows, samples,
-          whole ? out + static_cast<i64>(y) * samples : out);
+      correlate_tiles<true>(team, a, along_column, radius, lines, samples, y, rows, samples,
+                            whole ? out + static_cast<i64>(y) * samples : out);
       if (!whole) team.sync();  // results, written by all, are read by all
       finish(y, rows);
     }

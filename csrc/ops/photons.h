@@ -89,7 +89,7 @@ template <i32 channels, class Team, class Value, class Put>
 QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value value, Put put) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   const i32 room = poisson_arena(a.h, a.w);
-  u8* arena = scratch.take_own<u8>(team, room);
+  u8* arena = scratch.take<u8>(room);
   i32* place = scratch.take_own<i32>(team, 256);  // where a value's distribution starts in the arena; 0 starts a range
   a.scratch = scratch.next;
   const auto mean = [&](i32 x) { return peak * static_cast<float>(x) / 255.0f; };
@@ -105,10 +105,10 @@ QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value 
   team.sync();  // places, written by one member, are read by all
   for (i32 low = 0, high = 0; low < 256; low = high) {
     for (high = low + 1; high < 256 && place[high] != 0;) ++high;
-    if (low > 0) team.sync();  // all have read the distributions and the numbers that are overwritten
-    each(team, high - low,
+    if (low > 0) team.sync_team();  // all have read the distributions and the numbers that are overwritten
+    each(team, share(team, high - low),
          [&](i32 i) { fill_poisson(reinterpret_cast<PoissonTable*>(arena + place[low + i]), mean(low + i)); });
-    // Not synced: with_uniforms has a barrier after the distributions, written by all.
+    team.sync_team();  // distributions, written by all, are read by all
     with_uniforms<channels>(team, a, tag, [&](i32 first, i32 count, const float* uniform) {
       each(team, count, [&](i32 i) {
         const i32 x = value(first + i);
@@ -146,7 +146,7 @@ QPT_FN void poisson_noise_grey(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 photon_bytes(i32 h, i32 w, i32 blocks) {
-  return own_bytes<u8>(poisson_arena(h, w), blocks) + own_bytes<i32>(256, blocks) + noise_bytes(h, w, blocks);
+  return taken_bytes<u8>(poisson_arena(h, w)) + own_bytes<i32>(256, blocks) + noise_bytes(h, w, blocks);
 }
 
 // Returns the standard deviation over the image of the HLS lightness (max + min) / 2, in grey levels, from integer sums

@@ -8,6 +8,12 @@
 namespace qpt {
 
 constexpr i32 kZoomViews = 16;
+
+// The first samples of the two rows that a view's row lies between, and the weight of the lower one, [0, 1).
+struct SourceRows {
+  i32 upper, lower;
+  float below;
+};
 constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and one more that vectors read
 
 // The mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. Row by
@@ -18,11 +24,11 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
   const i32 samples = 3 * a.w, stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at =
-      scratch.take_own<i32>(team, static_cast<i64>(kZoomViews) * places);  // the pixel to the left of the position
-  float* right =
-      scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
+  // The pixel to the left of each position, and the weight of the next pixel, [0, 1).
+  i32* left_at = scratch.take_own<i32>(team, static_cast<i64>(kZoomViews) * places);
+  float* right = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);
   float* rows = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * stride);
+  SourceRows* source = scratch.take_own<SourceRows>(team, 2 * kZoomViews);
   float* inverse = scratch.take_own<float>(team, kZoomViews);  // of the views' factors
   each(team, kZoomViews, [&](i32 v) { inverse[v] = 1.0f / (1.0f + step * static_cast<float>(v)); });
   team.sync();  // inverse factors, one member each, are read by all
@@ -39,15 +45,35 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   });
   each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
   const Span own = rows_of(team, a);
-  for (i32 y = own.first; y < own.last; ++y) {
-    if (y > own.first) team.sync();  // all have read the rows that are overwritten
-    each(team, kZoomViews, samples, [&](i32 v, i32 i) {
+  // Where each view of row y lies: two rows in turn, as one is computed while the other is read.
+  const auto find_rows = [&](i32 y) {
+    each(team, kZoomViews, [&](i32 v) {
       const float at = place(v, y, a.h);
       const i32 whole = clamp(static_cast<i32>(at), 0, a.h - 1);
-      const float upper = a.src[static_cast<i64>(whole) * samples + i];
-      const float lower = a.src[static_cast<i64>(minimum(whole + 1, a.h - 1)) * samples + i];
-      rows[v * stride + i] = upper + (at - static_cast<float>(whole)) * (lower - upper);
+      SourceRows* const to = source + (y & 1) * kZoomViews + v;
+      *to = {whole * samples, minimum(whole + 1, a.h - 1) * samples, at - static_cast<float>(whole)};
     });
+  };
+  find_rows(own.first);
+  team.sync();  // the rows' places, one member each, are read by all
+  for (i32 y = own.first; y < own.last; ++y) {
+    if (y > own.first) team.sync();  // all have read the rows that are overwritten
+    const auto between = [&](SourceRows from, i32 i) {
+      const float upper = a.src[from.upper + i], lower = a.src[from.lower + i];
+      return upper + from.below * (lower - upper);
+    };
+    if constexpr (Team::kSolo) {
+      for (i32 v = 0; v < kZoomViews; ++v) {
+        const SourceRows from = source[(y & 1) * kZoomViews + v];  // a copy, so that the loop vectorises
+        float* const row = rows + v * stride;
+        QPT_INDEPENDENT
+        for (i32 i = 0; i < samples; ++i) row[i] = between(from, i);
+      }
+    } else {
+      each(team, kZoomViews, samples,
+           [&](i32 v, i32 i) { rows[v * stride + i] = between(source[(y & 1) * kZoomViews + v], i); });
+    }
+    find_rows(y + 1);
     team.sync();  // rows of all views, left_at and right, written by all, are read by all
     u8* const to = a.dst + static_cast<i64>(y) * samples;
 #if QPT_SIMD_ROWS
@@ -74,7 +100,8 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
 
 QPT_FN i64 zoom_bytes(i32, i32 w, i32 blocks) {
   const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
-  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) + own_bytes<float>(kZoomViews, blocks) +
+  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) +
+         own_bytes<SourceRows>(2 * kZoomViews, blocks) + own_bytes<float>(kZoomViews, blocks) +
          own_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)), blocks);
 }
 
