@@ -12,19 +12,20 @@ template <class Team, class Weight>
 QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
   const i32 taps = 2 * radius + 1;
   constexpr i32 kZeros = kZeroRows<Team>;
-  float* weights = scratch.take_own<float>(team, (taps + 2 * kZeros) * taps) + kZeros * taps;
+  const i32 stride = Team::kSolo ? taps : kMaxTaps;
+  float* weights = scratch.take_own<float>(team, (taps + 2 * kZeros) * stride) + kZeros * stride;
   float* row_sum = scratch.take_own<float>(team, kMaxTaps);
   i32* first = scratch.take_own<i32>(team, kMaxTaps);
   i32* last = scratch.take_own<i32>(team, kMaxTaps);
-  each(team, kZeros * taps, [&](i32 i) { weights[i - kZeros * taps] = weights[taps * taps + i] = 0.0f; });
+  each(team, kZeros * stride, [&](i32 i) { weights[i - kZeros * stride] = weights[taps * stride + i] = 0.0f; });
   each(team, taps, taps,
-       [&](i32 row, i32 column) { weights[row * taps + column] = weight(row - radius, column - radius); });
+       [&](i32 row, i32 column) { weights[row * stride + column] = weight(row - radius, column - radius); });
   team.sync();  // weights, written by all, are read row by row
   each(team, taps, [&](i32 row) {
     float sum = 0.0f;
     i32 from = taps, to = -1;
     for (i32 column = 0; column < taps; ++column) {
-      const float w = weights[row * taps + column];
+      const float w = weights[row * stride + column];
       sum += w;
       if (w != 0.0f) {
         from = minimum(from, column);
@@ -39,7 +40,7 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   float total = 0.0f;
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
   // Not synced: the first barrier of correlate_2d comes before any member reads the kernel.
-  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
+  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * stride + column] /= total; });
   if constexpr (kZeros > 0) {
     i32* tile_first = scratch.take_own<i32>(team, kMaxTaps + kZeros);
     i32* tile_last = scratch.take_own<i32>(team, kMaxTaps + kZeros);

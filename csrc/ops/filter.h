@@ -18,6 +18,10 @@ constexpr i32 kStrip = 16;  // rows that a block of threads computes between bar
 
 // The outputs that one thread computes at once: rows and columns of a tile, and columns of a part of a row.
 constexpr i32 kTileRows = 4, kTileColumns = 4, kLineColumns = 8;
+// The samples from one column of a tile to the next. 32 threads next to each other read samples next to each other, and
+// what a thread reads is at constant distances.
+constexpr i32 kApart = 32;
+constexpr i32 kSlack = kApart * kLineColumns;  // samples after an array that may be read and do not count
 
 // Rows of zeros before and after the weights of a kernel that tiles are computed with, so that every row of the image
 // adds to all rows of a tile. Adding a product with zero changes no sum.
@@ -43,7 +47,8 @@ struct Kernel {
   const i32* first;     // [rows] first and last column with a weight other than 0; first > last if there is none.
   const i32* last;      // [rows] For tiles [rows + kTileRows - 1]: of this row and the kTileRows - 1 before it.
   i32 rows, columns;
-  i32 step;  // samples from one column to the next: the channels of a pixel
+  i32 step;  // samples from one column to the next: the channels of a pixel. Rows of a kernel for tiles are kMaxTaps
+             // weights apart, those of others `columns`.
 };
 
 QPT_INLINE void store(float* out, float value) {
@@ -86,28 +91,36 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
   });
 }
 
-// Computes kRows x kColumns outputs, whose columns are `apart` samples from each other, with a kernel whose columns are
+// Returns the number of tasks in a row of samples, each of kColumns outputs, and the first sample of a task.
+template <i32 kColumns>
+QPT_INLINE i32 tasks_of(i32 samples) {
+  return (samples + kApart * kColumns - 1) / (kApart * kColumns) * kApart;
+}
+template <i32 kColumns>
+QPT_INLINE i32 first_sample(i32 task) {
+  return task / kApart * (kApart * kColumns) + task % kApart;
+}
+
+// Computes kRows x kColumns outputs, whose columns are kApart samples from each other, with a kernel whose columns are
 // kStep samples from each other. row_of(j) is the row of the source that meets row j of the kernel for the first row of
 // the tile, from the tile's first sample on; span_of(j) are the columns of the kernel's rows j - kRows + 1 to j that
 // have weights. put(r, k, sum) takes a sum. Samples beyond the end of a row may be read.
 template <i32 kRows, i32 kColumns, i32 kStep, class RowOf, class SpanOf, class Put>
-QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_of, i32 apart, Put put) {
+QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_of, Put put) {
   float sum[kRows][kColumns];
   for (i32 r = 0; r < kRows; ++r)
     for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
   QPT_UNROLL(1)
   for (i32 j = 0; j < kernel.rows + kRows - 1; ++j) {
     const Span span = span_of(j);
-    const float* sample[kColumns];
-    const float* weight[kRows];
-    for (i32 k = 0; k < kColumns; ++k) sample[k] = row_of(j) + k * apart;
-    for (i32 r = 0; r < kRows; ++r) weight[r] = kernel.weight + (j - r) * kernel.columns;
+    const float* sample = row_of(j) + kStep * span.first;
+    const float* weight = kernel.weight + j * kMaxTaps + span.first;
     QPT_UNROLL(4)
-    for (i32 dx = span.first; dx < span.last; ++dx) {
+    for (i32 left = span.last - span.first; left > 0; --left, sample += kStep, ++weight) {
       float x[kColumns];
-      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k][kStep * dx];
+      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k * kApart];
       for (i32 r = 0; r < kRows; ++r) {
-        const float w = weight[r][dx];
+        const float w = weight[-r * kMaxTaps];
         for (i32 k = 0; k < kColumns; ++k) sum[r][k] = fma(w, x[k], sum[r][k]);
       }
     }
@@ -120,7 +133,7 @@ QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_o
 // any row if the rows 0 to taps + kRows - 2 are `stride` apart from `inside` on; else inside is null.
 template <i32 kRows, i32 kColumns, class RowOf, class Put>
 QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float* inside, i32 stride, RowOf row_of,
-                                      i32 apart, Put put) {
+                                      Put put) {
   float sum[kRows][kColumns], w[kRows];
   for (i32 r = 0; r < kRows; ++r) {
     w[r] = 0.0f;
@@ -133,7 +146,7 @@ QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float
     for (i32 r = kRows - 1; r > 0; --r) w[r] = w[r - 1];
     w[0] = weight[j];
     for (i32 k = 0; k < kColumns; ++k) {
-      const float x = row[k * apart];
+      const float x = row[k * kApart];
       for (i32 r = 0; r < kRows; ++r) sum[r][k] = fma(w[r], x, sum[r][k]);
     }
     if (inside != nullptr) row += stride;
@@ -145,13 +158,11 @@ QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float
 // Correlates rows [y, y + rows) by tiles; the samples of row y + r go to out + r * samples. The source has all h rows,
 // `stride` apart and kSlack samples after the last; of them row y + j - radius meets row j of the kernel. A kernel of
 // one column takes zeros before and after its weights, and no spans.
-constexpr i32 kSlack = kLineColumns;
 template <bool kOneColumn, class Team, class Out>
 QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, i32 radius, const float* source,
                             i32 stride, i32 y, i32 rows, i32 samples, Out* out) {
-  const i32 apart = (samples + kTileColumns - 1) / kTileColumns;
-  each(team, (rows + kTileRows - 1) / kTileRows, apart, [&](i32 group, i32 i) {
-    const i32 top = kTileRows * group, first = y + top - radius;
+  each(team, (rows + kTileRows - 1) / kTileRows, tasks_of<kTileColumns>(samples), [&](i32 group, i32 task) {
+    const i32 top = kTileRows * group, first = y + top - radius, i = first_sample<kTileColumns>(task);
     const auto row_of = [&](i32 j) {
       // The last tile may have rows below the image, which are computed in vain.
       const i32 row = minimum(first + j, a.h - 1 + radius);
@@ -159,17 +170,17 @@ QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, i3
       return source + static_cast<i64>(inside ? row : reflect101(row, a.h, a.top, a.full_h)) * stride + i;
     };
     const auto put = [&](i32 r, i32 k, float sum) {
-      const i32 at = i + k * apart;
+      const i32 at = i + k * kApart;
       if (top + r < rows && at < samples) store(out + static_cast<i64>(top + r) * samples + at, sum);
     };
     if constexpr (kOneColumn) {
       const bool inside = first >= 0 && first + kernel.rows + kTileRows - 1 <= a.h;
       correlate_column_tile<kTileRows, kTileColumns>(kernel.weight, kernel.rows,
                                                      inside ? source + static_cast<i64>(first) * stride + i : nullptr,
-                                                     stride, row_of, apart, put);
+                                                     stride, row_of, put);
     } else {
       correlate_tile<kTileRows, kTileColumns, 3>(
-          kernel, row_of, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, apart, put);
+          kernel, row_of, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, put);
     }
   });
 }
@@ -255,13 +266,13 @@ QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const Kernel&
   const i32 samples = From::channels * a.w, stride = samples + 2 * From::channels * radius;
   load_padded(team, a, from, y, rows, radius, kStrip, padded);
   team.sync();  // padded rows, written by all, are read by all
-  const i32 apart = (samples + kLineColumns - 1) / kLineColumns;
-  each(team, rows, apart, [&](i32 r, i32 i) {
+  each(team, rows, tasks_of<kLineColumns>(samples), [&](i32 r, i32 task) {
+    const i32 i = first_sample<kLineColumns>(task);
     const float* row = padded + static_cast<i64>((y + r) % kStrip) * stride + i;
     correlate_tile<1, kLineColumns, From::channels>(
-        along_row, [=](i32) { return row; }, [&](i32) { return Span{0, along_row.columns}; }, apart,
+        along_row, [=](i32) { return row; }, [&](i32) { return Span{0, along_row.columns}; },
         [&](i32, i32 k, float sum) {
-          const i32 at = i + k * apart;
+          const i32 at = i + k * kApart;
           if (at < samples) out[static_cast<i64>(y + r) * samples + at] = sum;
         });
   });
