@@ -103,7 +103,7 @@ def _costs(one_block: bool) -> np.ndarray:
 def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 4) -> float:
     """Return the milliseconds of rows that are alike, of so many instructions per pixel and barriers."""
     instructions = np.full(rows, per_pixel * side**2)
-    teams, blocks = division(instructions, side, gpu.multiprocessors)
+    teams, blocks = division(instructions, side, side, gpu.multiprocessors)
     taken, _ = _row_seconds(instructions, barriers, np.full(rows, side), gpu, blocks)
     return float(1000 * _assign(taken, teams).max())
 

@@ -31,6 +31,9 @@ LEAST_ROWS = 8
 # The blocks of a team wait for each other about ten times in a row of a program, 2 microseconds each; in this time a
 # multiprocessor executes so many instructions (four warps of 32 lanes, every second clock).
 BARRIERS = 10 * 2e-6 * 64 * 1.4e9
+# The images and temporaries of the rows in flight, so many bytes a pixel, stay in the L2 cache if they fit (40 MB on an
+# A100); else traffic to memory makes a launch slower, by about so much.
+ROW_BYTES, CACHE_BYTES, BEYOND_CACHE = 20, 32 << 20, 1.3
 HEAD_BYTES = 64  # of shared memory, before the images: BlockHead of degrade.cu
 STATE_WORDS = 32  # of 4 bytes, of TeamState of degrade.cu
 # Of a device's memory, at most this share is scratch. It bounds the rows in flight of large images: a row of 12
@@ -72,10 +75,10 @@ class LaunchConfig:
         blocks: of a team, if they are not to be chosen.
         """
         costs = gpu_row_costs(program, windows, height, width) * (height * width)
+        scratch_of = functools.partial(_team_scratch, program, height, width, windows)
         teams, blocks = division(
-            costs, height, multiprocessors, functools.partial(_team_scratch, program, height, width, windows),
-            scratch_limit=scratch_limit, blocks=blocks,
-        )  # fmt: skip
+            costs, height, width, multiprocessors, scratch_of, scratch_limit=scratch_limit, blocks=blocks
+        )
         scratch = _team_scratch(program, height, width, windows, blocks)
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
@@ -85,6 +88,7 @@ class LaunchConfig:
 def division(
     costs: np.ndarray,
     height: int,
+    width: int,
     multiprocessors: int,
     scratch_of: Callable[[int], int] = lambda _: 1,
     *,
@@ -93,7 +97,7 @@ def division(
 ) -> tuple[int, int]:
     """Return the number of teams and of blocks of each, which should take the least time.
 
-    costs: (r,) instructions of the rows, images of ``height``.  scratch_of: bytes of a team of so many blocks.
+    costs: (r,) instructions of the rows, images of height x width.  scratch_of: bytes of a team of so many blocks.
     blocks: of a team, if they are not to be chosen.
     """
     rows, total, largest = len(costs), float(costs.sum()), float(costs.max())
@@ -101,10 +105,11 @@ def division(
 
     def choice(blocks: int) -> tuple[float, int, int]:
         teams = int(max(1, min(rows, multiprocessors // blocks, scratch_limit // scratch_of(blocks))))
-        busiest = -(-height // blocks) / height  # the share of a row's instructions that one block executes
+        busiest = -(-height // blocks) * blocks / height  # what one block executes, against an even share
         barriers = BARRIERS if blocks > 1 else 0.0
         # A team has its share of all rows, and one team has the longest row.
-        time = max((total * busiest + rows * barriers) / teams, largest * busiest + barriers)
+        time = max((total * busiest / blocks + rows * barriers) / teams, largest * busiest / blocks + barriers)
+        time *= 1.0 if teams * height * width * ROW_BYTES <= CACHE_BYTES else BEYOND_CACHE
         return time, teams, blocks
 
     _, teams, chosen = min(map(choice, range(1, most + 1) if blocks is None else [blocks]))
