@@ -22,7 +22,7 @@ from tests import ptx
 from tests.ptx import compilers
 
 HEIGHT, WIDTH, BLOCKS = 96, 160, 3  # of the image that is counted on: 32 rows a block, as a large launch has
-_OF_A_ROW = 3  # barriers that no op has: around its place in the order, and where there is no row left
+_OF_A_ROW = 2  # barriers that no op has: after its place in the order is known, and that there is no row left
 HEADER = """\
 # What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the
 # barriers between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.

@@ -100,7 +100,7 @@ def _costs(one_block: bool) -> np.ndarray:
     return order.read_costs(ONE_BLOCK_COSTS) if one_block else order.gpu_costs()
 
 
-def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 4) -> float:
+def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 3) -> float:
     """Return the milliseconds of rows that are alike, of so many instructions per pixel and barriers."""
     instructions = np.full(rows, per_pixel * side**2)
     teams, blocks = division(instructions, side, side, gpu.multiprocessors)
@@ -131,8 +131,8 @@ def _seconds(
         blocks=1 if one_block else None,
     )
     instructions = order.row_costs(program, windows, SIDE, SIDE, _costs(one_block)) * SIDE**2
-    # The last barrier of a row and the one after its place in the order is known, beside those of its ops.
-    barriers = order.row_costs(program, None, SIDE, SIDE, order.gpu_barriers()) + 2
+    # Beside those of its ops, a row has one after its place in the order is known.
+    barriers = order.row_costs(program, None, SIDE, SIDE, order.gpu_barriers()) + 1
     heights = np.full(len(program), SIDE) if windows is None else windows.numpy()[:, 3]
     taken, working = _row_seconds(instructions, barriers, heights, gpu, config.blocks)
     return float(_assign(taken, config.teams).max()), float(working.sum()) * config.blocks, config

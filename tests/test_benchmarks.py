@@ -181,7 +181,7 @@ def test_predictions_of_the_engine_are_the_busiest_team_or_the_memory(monkeypatc
             share = -(-model.SIDE // blocks) / model.SIDE
             seconds = busiest * share * work * pixels / (128 * model.IPC * gpu.clock)
             if blocks > 1:
-                barriers = order.gpu_barriers()[NAMES.index("hue"), 3] + 2
+                barriers = order.gpu_barriers()[NAMES.index("hue"), 3] + 1
                 seconds += busiest * barriers * model.BARRIER
             moved = rows * pixels * model.BYTES / (0.6 * gpu.bandwidth)
             assert found["predicted_ms"] == pytest.approx(1000 * max(seconds, moved), abs=0.02)

@@ -135,7 +135,7 @@ def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
 
     The image is large enough for a second iteration of every loop between barriers, in each of the team's blocks.
     """
-    cases = make_cases([(53, 61)], (3,), chains=2)
+    cases = make_cases([(53, 70)], (3,), chains=2)
     path = write_cases(tmp_path_factory.mktemp("barriers") / "cases", cases)
     result = run_sanitized(sanitized, path, RACING, "--sites")
     assert result.returncode == 0, result.stdout + result.stderr[:4000]

@@ -11,8 +11,8 @@ namespace qpt {
 // Counters in global memory, zero before a launch: one for all teams, then each team's.
 struct TeamState {
   u32 arrived;     // blocks that reached a barrier of the team, over all barriers
-  u32 place;       // of the team's row in the order; of the first state, the next place to be taken
-  u32 unused[30];  // a cache line of its own
+  u32 place[2];    // of the team's row in the order, two in turn; of the first state, the next place to be taken
+  u32 unused[29];  // a cache line of its own
 };
 
 // What shared memory begins with; the images follow.
@@ -97,14 +97,14 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
                          {boxes, patches, size, lut, nullptr, item_bytes, channels_last != 0}};
   const qpt::Memory memory{scratch, qpt_shared + sizeof(qpt::BlockHead), shared_bytes,
                            static_cast<qpt::i32>(blockIdx.y), scratch_bytes};
-  for (;;) {
-    // The order is by falling cost: a team that ends early takes the costliest row that is left.
-    qpt::u32* const place = &states[1 + blockIdx.y].place;
-    if (blockIdx.x == 0) team.once([&] { *place = atomicAdd(&states->place, 1u); });
-    team.sync_team();  // the place, written by one member, is read by all
+  for (qpt::i32 turn = 0;; turn ^= 1) {
+    // The order is by falling cost: a team that ends early takes the costliest row that is left. Its place is written
+    // where the one before is not, which slower members may still read.
+    qpt::u32* const place = &states[1 + blockIdx.y].place[turn];
+    if (blockIdx.x == 0) team.once([&] { *place = atomicAdd(&states->place[0], 1u); });
+    team.sync_team();  // the place, written by one member, is read by all; all have left the row before
     const qpt::u32 taken = *place;
     if (taken >= static_cast<qpt::u32>(rows)) break;
     qpt::run_batch_row(team, batch, static_cast<qpt::i32>(taken), memory);
-    team.sync_team();  // all have read the place and the memory that the next row overwrites
   }
 }

@@ -25,7 +25,7 @@ class TeamSum {
       team_.sync();  // numbers, one per member, are read by some
       each(team_, kSumLanes, [&](i32 lane) {
         u64 sum = 0;
-        for (i32 member = lane; member < team_.size(); member += kSumLanes) sum += member_[member];
+        for (i32 member = team_.size() - 1 - lane; member >= 0; member -= kSumLanes) sum += member_[member];
         lane_[lane] = sum;
       });
       team_.sync();  // sums, some members' each, are read by one
