@@ -57,8 +57,15 @@ def run(settings: Settings) -> Report:
         for name, (program, windows) in calls.items():
             found += [predict(name, program, windows, gpu) for gpu in GPUS]
             found += [predict(f"{name}, one block a row", program, windows, gpu, one_block=True) for gpu in GPUS]
+        ms = {(entry["op"], entry["gpu"]): entry["predicted_ms"] for entry in found}
+        before_after = ", ".join(
+            f"{gpu.name} {ms['training call', gpu.name]} ms (with one block a row and its ops as they were, "
+            f"{ms['training call, one block a row', gpu.name]} ms)"
+            for gpu in GPUS
+        )
         remarks.append(
-            f"The training call is of {TRAINING_ROWS} rows of preset qpt with two overlapping patches of {PATCH} px."
+            f"A training call, {TRAINING_ROWS} rows of preset qpt with two overlapping patches of {PATCH} px: "
+            f"{before_after}."
         )
         remarks += [_utilisation(gpu) for gpu in GPUS]
     return Report("roofline_degrade", predictions=found, remarks=remarks)
