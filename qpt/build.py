@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -33,6 +34,14 @@ MODULE_FLAGS = ("-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra")
 BLOCK_THREADS = 512
 DEVICE_DEFINES = (f"-DQPT_BLOCK_THREADS={BLOCK_THREADS}",)
 CUDA_FLAGS = ("-std=c++17", "--fmad=false", *DEVICE_DEFINES)  # understood by nvcc and by NVRTC alike
+# A portable build compiles these sources of csrc/cpu, and links the module, once more for each level, and the processor
+# chooses when the module is loaded. The loss has its own choice within the module; its sources are compiled once.
+# Written out, because GCC has the names of the levels since version 11 only.
+LEVEL_SOURCES = ("degrade", "module")
+LEVELS_FOLDER = "_levels"  # qpt/_levels/NAME/_C.TAG.so
+_X86_V3 = ("-mavx2", "-mbmi", "-mbmi2", "-mf16c", "-mfma", "-mlzcnt", "-mmovbe", "-mpopcnt")
+_X86_V4 = (*_X86_V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
+_X86_LEVELS = {"x86-64-v4": _X86_V4, "x86-64-v3": _X86_V3}
 DEFAULT_ARCHITECTURES = (80, 90)
 NEWER_ARCHITECTURES = (100,)  # by default too, where nvcc knows them
 
@@ -77,7 +86,7 @@ _ARM_FEATURES = {
 
 
 def instruction_set_flags(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Compiler flags that choose the instruction set: this machine's, or the platform's baseline if QPT_PORTABLE=1.
+    """Return the compiler flags of the instruction set: this machine's, or the platform's baseline if QPT_PORTABLE=1.
 
     Raises ValueError for any other value of QPT_PORTABLE than 0 or 1.
     """
@@ -85,6 +94,12 @@ def instruction_set_flags(environ: Mapping[str, str] = os.environ) -> tuple[str,
     if portable not in ("0", "1"):
         raise ValueError(f"QPT_PORTABLE must be 0 or 1, got {portable!r}")
     return () if portable == "1" else ("-march=native",)
+
+
+def instruction_levels(environ: Mapping[str, str] = os.environ) -> dict[str, tuple[str, ...]]:
+    """Return {name: compiler flags} of the further instruction sets of a portable build, the widest first."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return dict(_X86_LEVELS) if x86 and environ.get("QPT_PORTABLE") == "1" else {}
 
 
 def cpu_features(compiler: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -130,6 +145,19 @@ def instruction_set_mismatch(facts: Mapping[str, Any] | None, cpuinfo: Path = Pa
         f"it was compiled for another processor: this one lacks {', '.join(missing)}. Rebuild here, or anywhere for "
         "the platform's baseline instruction set: QPT_PORTABLE=1 pip install --force-reinstall --no-deps ."
     )
+
+
+def level_of_processor(
+    facts: Mapping[str, Any] | None, cpuinfo: Path = Path("/proc/cpuinfo")
+) -> Mapping[str, Any] | None:
+    """Return the facts (name, file, cpu_features) of the widest level of a portable build that runs on this processor.
+
+    None: the module qpt._C itself is the one to load, since no level fits or the build has none.
+    """
+    present = processor_features(cpuinfo)
+    if facts is None or present is None:
+        return None
+    return next((level for level in facts.get("levels", []) if present.issuperset(level["cpu_features"])), None)
 
 
 def parse_architectures(text: str) -> tuple[int, ...]:

@@ -93,6 +93,19 @@ def test_another_processor_is_an_explained_refusal(tmp_path: Path) -> None:
     assert build.instruction_set_mismatch({"cpu_features": ["avx512f"]}, tmp_path / "absent") is None
 
 
+def test_the_widest_level_of_the_processor_is_loaded(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags : fpu sse2 avx avx2 fma\n")
+    levels = [{"name": "wide", "cpu_features": ["avx512f"]}, {"name": "middle", "cpu_features": ["avx2", "fma"]}]
+    facts = {"cpu_features": [], "levels": levels}
+    assert build.level_of_processor(facts, cpuinfo) == levels[1]
+    assert build.level_of_processor({"cpu_features": []}, cpuinfo) is None  # a build of before there were levels
+    assert build.level_of_processor(facts, tmp_path / "absent") is None
+    cpuinfo.write_text("processor : 0\nflags : fpu sse2\n")
+    assert build.level_of_processor(facts, cpuinfo) is None
+    assert build.instruction_set_mismatch(facts, cpuinfo) is None
+
+
 def test_features_follow_the_flags() -> None:
     if build.processor_features() is None or "avx2" not in build.processor_features():
         pytest.skip("the flags of this test are x86-64's: this processor has no AVX2")

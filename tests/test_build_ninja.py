@@ -6,6 +6,7 @@ preprocessor makes, and empty outputs; errors are those of the real compiler in 
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -41,7 +42,8 @@ else:
     open(output, "w").close()
     name = os.path.basename(output)
     with open({log!r}, "a") as log:
-        log.write(("module" if name.startswith("_C") else name) + "\\n")
+        level = os.path.basename(os.path.dirname(output)) if "_levels" in output else ""
+        log.write(("module" + level if name.startswith("_C") else name) + "\\n")
 """
 
 
@@ -133,7 +135,6 @@ def test_header_rebuilds_what_includes_it_and_nothing_else(checkout: Checkout) -
     ("environment", "rebuilt"),
     [
         ({"CPPFLAGS": "-DANYTHING"}, {*OBJECTS, MODULE}),
-        ({"QPT_PORTABLE": "1"}, {*OBJECTS, MODULE}),
         ({"OTHER_PROCESSOR": "1"}, {*OBJECTS, MODULE}),
         ({"LDFLAGS": "-Lanywhere"}, {MODULE}),
         ({"QPT_CUDA_ARCHS": "90"}, {FAT_BINARY}),
@@ -146,6 +147,24 @@ def test_other_flags_rebuild_what_they_concern(
     checkout.build()
     assert checkout.build(**environment) == rebuilt
     assert checkout.build() == rebuilt
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has levels")
+def test_a_portable_build_compiles_the_engine_once_per_level(checkout: Checkout) -> None:
+    checkout.build()
+    levels = build.instruction_levels({"QPT_PORTABLE": "1"})
+    sources = build.LEVEL_SOURCES
+    assert {f"{source}.o" for source in sources} < OBJECTS
+    compiled = {f"{source}.{level}.o" for source in sources for level in levels}
+    assert checkout.build(QPT_PORTABLE="1") == {*OBJECTS, *compiled, MODULE, *(MODULE + level for level in levels)}
+    assert checkout.build(QPT_PORTABLE="1") == set()
+    facts = build.build_facts(checkout.root / "qpt")
+    assert facts is not None
+    assert facts["cpu_features"] == [] and "-march=native" not in facts["flags"]
+    assert [level["name"] for level in facts["levels"]] == ["x86-64-v4", "x86-64-v3"]
+    assert all((checkout.root / "qpt" / level["file"]).exists() for level in facts["levels"])
+    assert checkout.build() == {*OBJECTS, MODULE}
+    assert not (checkout.root / "qpt" / build.LEVELS_FOLDER).exists()
 
 
 def test_what_is_left_in_the_package(checkout: Checkout) -> None:

@@ -12,7 +12,7 @@ import qpt
 PACKAGE = Path(qpt.__file__).parent
 #: Lowest first. A module may import from its own room and from those before it.
 ROOMS = (
-    *("errors", "version", "process", "build", "io"),
+    *("errors", "version", "compat", "process", "build", "io"),
     *("data", "degradations", "kernels", "ops", "models", "runs"),
     *("evaluate", "report", "pretraining", "export", "planning"),
     *("commands", "cli", "__main__"),

@@ -95,11 +95,16 @@ def scipy_quantise(image, params, seed):
     return values[scipy.cluster.vq.vq(image.reshape(-1, 1).astype(np.float64), values)[0]].reshape(image.shape)
 
 
+def lab2rgb(lab):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of colours beyond the RGB cube, which are meant
+        return skimage.color.lab2rgb(lab)
+
+
 def skimage_chroma(image, params, seed):
     lab = skimage.color.rgb2lab(image)
     lab[..., 1:] *= params[0]
-    with warnings.catch_warnings(action="ignore"):  # of colours beyond the RGB cube, which are meant
-        return skimage.color.lab2rgb(lab) * 255
+    return lab2rgb(lab) * 255
 
 
 def polyfit_brightness_curve(image, params, seed):
@@ -110,8 +115,7 @@ def polyfit_brightness_curve(image, params, seed):
         return curved * 255
     lab = skimage.color.rgb2lab(image)
     lab[..., 0] = np.clip(parabola(lab[..., 0] / 100), 0, 1) * 100
-    with warnings.catch_warnings(action="ignore"):
-        return (2 * curved + skimage.color.lab2rgb(lab)) / 3 * 255
+    return (2 * curved + lab2rgb(lab)) / 3 * 255
 
 
 # Bayer, IEEE ICC 1973, as printed

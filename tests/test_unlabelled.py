@@ -60,7 +60,8 @@ def test_what_it_learnt_from_is_recorded(scorer) -> None:
     low, high = scorer.seen
     assert 0 < low < CLEAN_SCORE < high < 100
     assert not scorer.extrapolates((low + high) / 2)
-    assert scorer.extrapolates(high + 0.01) and scorer.extrapolates(low - 0.01)
+    assert not scorer.extrapolates(low) and not scorer.extrapolates(high)
+    assert all(scorer.extrapolates(score) for score in (0.0, 0.01, 99.99, 100.0))
 
 
 def test_examples_depend_on_the_pixels_and_the_seed_alone(folder, tmp_path) -> None:

@@ -70,10 +70,10 @@ QPT_FN void fill_light_lut(const Team& team, float* light) {
 template <class Team>
 QPT_FN void chroma(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 16.0f);
-  float* light = Scratch{static_cast<u8*>(a.scratch)}.take<float>(256);
+  float* light = Scratch{static_cast<u8*>(a.scratch)}.take_own<float>(team, 256);
   fill_light_lut(team, light);
   team.sync();  // the lookup table, written by all, is read by all
-  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) QPT_BODY {
     const LabResponses f = lab_responses(light[a.src[3 * p]], light[a.src[3 * p + 1]], light[a.src[3 * p + 2]]);
     const Rgb out = rgb_of({f.y + factor * (f.x - f.y), f.y, f.y + factor * (f.z - f.y)});
     a.dst[3 * p] = to_u8(out.red);
@@ -149,12 +149,12 @@ QPT_FN void brightness_curve(Team& team, OpArgs a) {
     return;
   }
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* light = scratch.take<float>(256);
-  float* curved = scratch.take<float>(256);
+  float* light = scratch.take_own<float>(team, 256);
+  float* curved = scratch.take_own<float>(team, 256);
   fill_light_lut(team, light);
   each(team, 256, [&](i32 value) { curved[value] = 510.0f * parabola(static_cast<float>(value) / 255.0f, amount); });
   team.sync();  // both lookup tables, written by all, are read by all
-  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) QPT_BODY {
     const i32 red = a.src[3 * p], green = a.src[3 * p + 1], blue = a.src[3 * p + 2];
     const LabResponses f = lab_responses(light[red], light[green], light[blue]);
     const float lightness = 1.16f * f.y - 0.16f;
@@ -166,8 +166,8 @@ QPT_FN void brightness_curve(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 lab_bytes(i32, i32) {
-  return 2 * taken_bytes<float>(256);
+QPT_FN i64 lab_bytes(i32, i32, i32 blocks) {
+  return 2 * own_bytes<float>(256, blocks);
 }
 
 }  // namespace qpt

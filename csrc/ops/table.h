@@ -1,6 +1,6 @@
-// The compiled op table: X(name of the op's function, function of h and w that gives its scratch), in the order of ids,
-// which is that of qpt/degradations/op_table.py; the two are compared when qpt._C is loaded. docs/add-an-op.md says
-// what a new op needs.
+// The compiled op table: X(name of the op's function, function of h, w and blocks that gives its scratch), in the order
+// of ids, which is that of qpt/degradations/op_table.py; the two are compared when qpt._C is loaded. docs/add-an-op.md
+// says what a new op needs.
 //
 // A header holds an algorithm and the ops that are built on it, whatever their family. Where the name of an op does not
 // tell its header:

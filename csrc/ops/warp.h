@@ -8,6 +8,12 @@
 namespace qpt {
 
 constexpr i32 kZoomViews = 16;
+
+// The first samples of the two rows that a view's row lies between, and the weight of the lower one, [0, 1).
+struct SourceRows {
+  i32 upper, lower;
+  float below;
+};
 constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and one more that vectors read
 
 // The mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. Row by
@@ -18,14 +24,18 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
   const i32 samples = 3 * a.w, stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);    // the pixel to the left of the position
-  float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);  // weight of the next pixel, [0, 1)
-  float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
+  // The pixel to the left of each position, and the weight of the next pixel, [0, 1).
+  i32* left_at = scratch.take_own<i32>(team, static_cast<i64>(kZoomViews) * places);
+  float* right = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);
+  float* rows = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * stride);
+  SourceRows* source = scratch.take_own<SourceRows>(team, 2 * kZoomViews);
+  float* inverse = scratch.take_own<float>(team, kZoomViews);  // of the views' factors
+  each(team, kZoomViews, [&](i32 v) { inverse[v] = 1.0f / (1.0f + step * static_cast<float>(v)); });
+  team.sync();  // inverse factors, one member each, are read by all
   // Returns the position of the source that view v shows at i of n: always inside, since views are enlarged.
   const auto place = [&](i32 v, i32 i, i32 n) {
     const float centre = 0.5f * static_cast<float>(n - 1);
-    const float inverse = 1.0f / (1.0f + step * static_cast<float>(v));
-    return centre + (static_cast<float>(i) - centre) * inverse;
+    return centre + (static_cast<float>(i) - centre) * inverse[v];
   };
   each(team, kZoomViews, a.w, [&](i32 v, i32 i) {
     const float x = place(v, i, a.w);
@@ -34,24 +44,38 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
     right[v * places + i] = x - static_cast<float>(whole);
   });
   each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
-  for (i32 y = 0; y < a.h; ++y) {
-    each(team, kZoomViews, samples, [&](i32 v, i32 i) {
+  const Span own = rows_of(team, a);
+  // Where each view of row y lies: two rows in turn, as one is computed while the other is read.
+  const auto find_rows = [&](i32 y) {
+    each(team, kZoomViews, [&](i32 v) {
       const float at = place(v, y, a.h);
       const i32 whole = clamp(static_cast<i32>(at), 0, a.h - 1);
-      const float upper = a.src[static_cast<i64>(whole) * samples + i];
-      const float lower = a.src[static_cast<i64>(minimum(whole + 1, a.h - 1)) * samples + i];
-      rows[v * stride + i] = upper + (at - static_cast<float>(whole)) * (lower - upper);
+      SourceRows* const to = source + (y & 1) * kZoomViews + v;
+      *to = {whole * samples, minimum(whole + 1, a.h - 1) * samples, at - static_cast<float>(whole)};
     });
+  };
+  find_rows(own.first);
+  team.sync();  // the rows' places, one member each, are read by all
+  for (i32 y = own.first; y < own.last; ++y) {
+    if (y > own.first) team.sync();  // all have read the rows that are overwritten
+    const auto between = [&](SourceRows from, i32 i) {
+      const float upper = a.src[from.upper + i], lower = a.src[from.lower + i];
+      return upper + from.below * (lower - upper);
+    };
+    if constexpr (Team::kSolo) {
+      for (i32 v = 0; v < kZoomViews; ++v) {
+        const SourceRows from = source[(y & 1) * kZoomViews + v];  // a copy, so that the loop vectorises
+        float* const row = rows + v * stride;
+        QPT_INDEPENDENT
+        for (i32 i = 0; i < samples; ++i) row[i] = between(from, i);
+      }
+    } else {
+      each(team, kZoomViews, samples,
+           [&](i32 v, i32 i) { rows[v * stride + i] = between(source[(y & 1) * kZoomViews + v], i); });
+    }
+    find_rows(y + 1);
     team.sync();  // rows of all views, left_at and right, written by all, are read by all
     u8* const to = a.dst + static_cast<i64>(y) * samples;
-    const auto sample = [&](i32 x, i32 c) {
-      float sum = 0.0f;
-      for (i32 v = 0; v < kZoomViews; ++v) {
-        const float* at = rows + left_at[v * places + x] + c;
-        sum += at[0] + right[v * places + x] * (at[3] - at[0]);
-      }
-      return sum;
-    };
 #if QPT_SIMD_ROWS
     if constexpr (Team::kSolo) {
       for (i32 x = 0; x < a.w; ++x) {
@@ -62,15 +86,23 @@ QPT_FN void zoom_blur(Team& team, OpArgs a) {
       continue;
     }
 #endif
-    each(team, samples, [&](i32 i) { to[i] = to_u8(sample(i / 3, i % 3) / static_cast<float>(kZoomViews)); });
-    team.sync();  // all have read the rows that the next ones overwrite
+    each(team, a.w, [&](i32 x) {
+      float sum[3] = {};
+      for (i32 v = 0; v < kZoomViews; ++v) {
+        const float* at = rows + left_at[v * places + x];
+        const float share = right[v * places + x];
+        for (i32 c = 0; c < 3; ++c) sum[c] += at[c] + share * (at[c + 3] - at[c]);
+      }
+      for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
+    });
   }
 }
 
-QPT_FN i64 zoom_bytes(i32, i32 w) {
+QPT_FN i64 zoom_bytes(i32, i32 w, i32 blocks) {
   const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
-  return taken_bytes<i32>(places) + taken_bytes<float>(places) +
-         taken_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)));
+  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) +
+         own_bytes<SourceRows>(2 * kZoomViews, blocks) + own_bytes<float>(kZoomViews, blocks) +
+         own_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)), blocks);
 }
 
 // Maps a word to an integer in [-reach, reach].
@@ -89,7 +121,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
   const float sigma = parameter(a.params[1], 0.05f, 8.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const Philox4 words = op_words(a, kTagGlass, (y + a.top) * a.full_w + x + a.left);
     const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
     const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
@@ -99,7 +131,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[1] = from[1];
     to[2] = from[2];
   });
-  // Not synced: the first barrier of separable_blur comes before any member reads moved.
+  // Not synced: the first barrier of separable_blur comes before any member reads moved, of the block's own rows.
   a.src = moved;
   a.scratch = scratch.next;
   separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
@@ -113,7 +145,7 @@ QPT_FN void colour_shift(Team& team, OpArgs a) {
   const SinCos angle = sin_cos_degrees(parameter(a.params[1], -36000.0f, 36000.0f));
   const i32 right = static_cast<i32>(nearest(distance * angle.cos)),
             up = static_cast<i32>(nearest(distance * angle.sin));
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
     const i64 from = static_cast<i64>(clamp(y + up, 0, a.h - 1)) * a.w + clamp(x - right, 0, a.w - 1);
     a.dst[at] = a.src[at];
@@ -151,7 +183,7 @@ QPT_FN void chromatic_aberration(Team& team, OpArgs a) {
   const float ratio = parameter(a.params[0], -0.25f, 0.25f);
   const float red = 1.0f / (1.0f + ratio), blue = 1.0f / (1.0f - ratio);
   const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i64 at = (static_cast<i64>(y) * a.w + x) * 3;
     const float from_y = static_cast<float>(y) - centre_y, from_x = static_cast<float>(x) - centre_x;
     a.dst[at] = to_u8(bilinear_at(a, centre_y + from_y * red, centre_x + from_x * red).channel(0));
@@ -178,6 +210,7 @@ QPT_FN void spatial_jitter(Team& team, OpArgs a) {
   });
 }
 
+<<<<<<< HEAD
 constexpr i32 kMaxRounds = 8;
 
 // Reads every pixel, bilinear, at a distance that is normal in rows and in columns with standard deviation p0, and
@@ -339,6 +372,10 @@ QPT_FN i64 trail_bytes(i32, i32) {
 
 QPT_FN i64 glass_bytes(i32 h, i32 w) {
   return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
+=======
+QPT_FN i64 glass_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
+>>>>>>> band
 }
 
 }  // namespace qpt

@@ -114,6 +114,9 @@ def _instruction_set() -> str:
     facts = build.build_facts()
     if facts is None:
         return "unknown: nothing was built"
+    level = build.level_of_processor(facts)
+    if level is not None:
+        return f"{level['name']}, chosen for this processor from a portable build"
     kind = "this machine's" if "-march=native" in facts["flags"] else "portable"
     features = facts["cpu_features"]
     widest = next((name for name in ("avx512f", "avx2", "avx", "sve", "asimddp") if name in features), "baseline")

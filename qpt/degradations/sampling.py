@@ -54,7 +54,7 @@ class LevelArrays:
                         counts[at], low[at], span[at] = 0, ends[0], ends[1] - ends[0] + p.integer
                     else:
                         given = value if isinstance(value, tuple) else (value,)
-                        counts[at], values[(*at, slice(len(given)))] = len(given), given
+                        counts[at], values[n, v, place, : len(given)] = len(given), given
         return LevelArrays(np.array([op_id(row.name) for row in rows], np.int16), values, counts, low, span, integer)
 
 

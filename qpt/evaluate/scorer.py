@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import logit
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -112,10 +113,13 @@ class Scorer:
         """Return whether a score lies further outside the labels than ``EXTRAPOLATED`` times their range.
 
         The ridge is linear, so an image unlike all those of the fit can get any number; such a score means nothing. A
-        scorer that has seen no opinions compares with the scores of the images learnt from (``seen``) instead.
+        scorer that has seen no opinions compares with the images learnt from (``seen``) instead, before calibration.
         """
-        if self.seen is not None:
-            return not self.seen[0] <= score <= self.seen[1]
+        if self.seen is not None and self.calibration is not None:
+            low, high = self.calibration.low, self.calibration.high
+            place, least, most = logit((np.array([score, *self.seen]) - low) / (high - low))
+            margin = EXTRAPOLATED * (most - least)
+            return not least - margin <= place <= most + margin
         middle, spread = (self.mos_min + self.mos_max) / 2, self.mos_max - self.mos_min
         return bool(abs(score - middle) > (0.5 + EXTRAPOLATED) * spread)
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from qpt.data.listing import list_images
 from qpt.data.regions import cut_region
@@ -36,8 +38,8 @@ from qpt.evaluate.features import (
 )
 from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.measures import MEASURES, measure
-from qpt.evaluate.ridge import fit_ridge
 from qpt.models import Encoder
+from qpt.models.two_trunks import TwoTrunks
 from qpt.ops.degrade.api import degrade
 
 Array = NDArray[np.float64]
@@ -46,12 +48,14 @@ Array = NDArray[np.float64]
 #: arniqa), of several (qpt), and those that restoration is trained on (bsrgan, realesrgan).
 SPACES = ("qpt", "qpt", "qpt", "kadid", "realesrgan", "bsrgan", "arniqa")
 REGION_PX = 320
-#: The statistics at full and half scale. Scores that are right for large photographs need the half scale: the images
-#: that are learnt from are small, and so as sharp at their full scale as a large photograph is at its half.
+#: The statistics at full and half scale.
 READ_OUT = ReadOut("all", "mean+std")
-#: Per feature (``fit_ridge``). Held-out degradations prefer a smaller one; a strong one carries over to images of other
-#: cameras and faults than those that are learnt from.
-PENALTY = 1.0
+#: Per feature, as in ``qpt.evaluate.ridge``. Held-out degradations prefer a smaller one; a strong one carries over to
+#: images of other cameras and faults than those that are learnt from.
+PENALTY = 0.2
+#: Prior variances of weights, beside 1 for means at half scale of a trunk that was pre-trained. Large photographs need
+#: the half scale: the images that are learnt from are small, as sharp at full scale as a large one is at its half.
+FULL_SCALE, DEVIATIONS, FROZEN = 0.1, 0.5, 0.3
 #: Of the scale from 0 to 100: what the median clean image and the worst twentieth of the degraded ones get.
 CLEAN_SCORE, WORST_SCORE = 85.0, 15.0
 #: Images are computed and kept in the cache so many at a time.
@@ -101,12 +105,12 @@ def learn(
     x, damage = READ_OUT.select(features, encoder.stage_dims), rows[..., -1].reshape(-1).astype(np.float64)
     image = np.repeat(np.arange(len(paths)), count)
     held = image % _HELD_OUT == _HELD_OUT - 1
-    checked = fit_ridge(x[~held], -damage[~held], (PENALTY,)).predict(x[held])[0]
-    ridge = fit_ridge(x, -damage, (PENALTY,))
-    raw = ridge.predict(x)[0]
+    prior = _prior(encoder)
+    weights, intercept = _fit(x[~held], -damage[~held], prior)
+    checked = x[held] @ weights + intercept
+    weights, intercept = _fit(x, -damage, prior)
     calibration = _scale(checked, is_clean=(np.arange(len(x)) % count == 0)[held])
-    scores = calibration(raw)
-    weights = ridge.weights[0] / ridge.scale
+    scores = calibration(x @ weights + intercept)
     record = {
         "name": "the damage of known degradations",
         "opinions": False,
@@ -122,11 +126,29 @@ def learn(
     }
     return Learnt(
         weights=weights,
-        intercept=float(ridge.intercept - ridge.mean @ weights),
+        intercept=intercept,
         calibration=calibration,
         seen=(float(scores.min()), float(scores.max())),
         record=record,
     )
+
+
+def _prior(encoder: Encoder) -> Array:
+    """Return the prior variance of the weight of each feature of READ_OUT, (d,)."""
+    trunks = np.ones(sum(encoder.stage_dims))
+    if isinstance(encoder, TwoTrunks):
+        pairs = zip(encoder.frozen.stage_dims, encoder.tuned.stage_dims, strict=True)
+        trunks = np.concatenate([np.repeat([FROZEN, 1.0], pair) for pair in pairs])
+    scales, statistics = np.array([FULL_SCALE, 1.0]), np.array([1.0, DEVIATIONS])
+    return np.einsum("i,j,k->ijk", scales, statistics, trunks).reshape(-1)
+
+
+def _fit(x: Array, y: Array, prior: Array) -> tuple[Array, float]:
+    """Return weights and intercept, for features as they are, of a ridge on standardised ones with prior variances."""
+    scaler, root = StandardScaler().fit(x), np.sqrt(prior)
+    ridge = Ridge(alpha=PENALTY * x.shape[1]).fit(scaler.transform(x) * root, y)
+    weights = ridge.coef_ * root / scaler.scale_
+    return weights, float(ridge.intercept_ - scaler.mean_ @ weights)
 
 
 def _choose(folder: str | Path, images: int) -> tuple[list[Path], int]:

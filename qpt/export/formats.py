@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qpt import compat
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import DEFINITION, SCALES, FeatureProtocol
@@ -138,25 +138,11 @@ def export_onnx(scorer: Scorer, path: Path) -> float:
         for name, shape in list(_EXAMPLE.items())[: scorer.read_out.scales]
     }
     smallest = max(16, scorer.encoder.min_side)
-    extents = {name: {0: f"{name}_crops", 1: f"{name}_height", 2: f"{name}_width"} for name in example}
     dynamic = {
-        name: {axis: torch.export.Dim(extent, min=1 if axis == 0 else smallest) for axis, extent in axes.items()}
-        for name, axes in extents.items()
+        name: {0: (f"{name}_crops", 1), 1: (f"{name}_height", smallest), 2: (f"{name}_width", smallest)}
+        for name in example
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own future
-        torch.onnx.export(
-            graph,
-            kwargs=example,
-            f=str(path),
-            input_names=list(example),
-            output_names=["score", "features"],
-            dynamic_shapes=dynamic,
-            dynamo=True,
-            opset_version=18,
-            external_data=False,
-            verbose=False,
-        )
+    compat.write_onnx(graph, example, path, outputs=["score", "features"], dynamic=dynamic)
     images = _synthetic_images()
     difference = compare_onnx(scorer, path, images)
     # The graph's score is float32: labels of 50.0001 to 50.0009 are only some hundred of its steps apart.

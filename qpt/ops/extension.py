@@ -7,8 +7,12 @@ Used by every op in ``qpt/ops/`` with C++ code and by ``qpt doctor``. Importing 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import itertools
+import sys
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 import torch  # before qpt._C: torch ships libgomp, and the extension then shares its thread pool
 from torch import Tensor
@@ -21,12 +25,26 @@ _REBUILD = "rebuild it: pip install -e . (or, in a checkout: python setup.py bui
 _loaded: ModuleType | BackendError | None = None
 
 
+def _import_module(level: Mapping[str, Any] | None) -> ModuleType:
+    """Import qpt._C, in a portable build from the file of the widest level that this processor has."""
+    if level is None or "qpt._C" in sys.modules:
+        return importlib.import_module("qpt._C")
+    spec = importlib.util.spec_from_file_location("qpt._C", build.PACKAGE / level["file"])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["qpt._C"] = module
+    vars(sys.modules["qpt"])["_C"] = module  # as an import statement does
+    return module
+
+
 def _import() -> ModuleType:
-    mismatch = build.instruction_set_mismatch(build.build_facts())
+    facts = build.build_facts()
+    mismatch = build.instruction_set_mismatch(facts)
     if mismatch is not None:  # loading it would end the process with SIGILL
         raise BackendError(f"the compiled module qpt._C cannot run here: {mismatch}")
     try:
-        module = importlib.import_module("qpt._C")
+        module = _import_module(build.level_of_processor(facts))
     except ImportError as error:
         raise BackendError(
             f"the compiled module qpt._C is needed and did not import (torch {torch.__version__}): {error}; {_REBUILD}"

@@ -83,6 +83,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         )
     with join_process_group(config.device) as (processes, device), use_threads(config.threads, processes.local_size):
         config.check_processes(processes.size)
+        config.check_device(device.type)
         if config.compile:
             check_compiler(device)
         config, space = as_started(config) if resume else (config, DegradationSpace.named(config.space))

@@ -1,0 +1,80 @@
+"""What differs between versions of the dependencies, each with the version that introduced the difference.
+
+Called by the modules that would otherwise ask for a version themselves; ``docs/release.md`` has the range of versions.
+May touch any dependency, which is imported where it is used, and nothing of ``qpt``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def torch_version() -> tuple[int, int]:
+    """Return (major, minor) of torch."""
+    import torch
+
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def write_onnx(
+    graph: nn.Module,
+    example: Mapping[str, Tensor],
+    path: Path,
+    *,
+    outputs: list[str],
+    dynamic: Mapping[str, Mapping[int, tuple[str, int]]],
+) -> None:
+    """Write a module as an ONNX file of opset 18.
+
+    example: inputs by name, in the order of ``graph.forward``.  dynamic: for each input, {axis: (name, smallest
+    extent)} of the axes whose extent is free.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters about their own future
+        if torch_version() < (2, 9):
+            # 2.9 made the exporter over torch.export the default. The earlier ones take their translations from
+            # onnxscript, and those of a present-day onnxscript do not fit: batch norm fails in 2.6.
+            torch.onnx.export(
+                graph,
+                tuple(example.values()),
+                str(path),
+                input_names=list(example),
+                output_names=outputs,
+                dynamic_axes={n: {axis: label for axis, (label, _) in axes.items()} for n, axes in dynamic.items()},
+                dynamo=False,
+                opset_version=18,
+                verbose=False,
+            )
+            return
+        torch.onnx.export(
+            graph,
+            kwargs=dict(example),
+            f=str(path),
+            input_names=list(example),
+            output_names=outputs,
+            dynamic_shapes={
+                name: {axis: torch.export.Dim(label, min=smallest) for axis, (label, smallest) in axes.items()}
+                for name, axes in dynamic.items()
+            },
+            dynamo=True,
+            opset_version=18,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def cupy_stream(cupy: Any, stream: Any) -> Any:
+    """Return a CUDA stream of torch as one of CuPy's, a context manager."""
+    # CuPy 14 deprecated ExternalStream for the protocol __cuda_stream__, which not every torch has.
+    if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
