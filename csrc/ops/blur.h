@@ -65,18 +65,11 @@ QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Ta
                            bool whole, Finish finish) {
   constexpr i32 kZeros = kZeroRows<Team>;
   const i32 taps = 2 * radius + 1;
-<<<<<<< HEAD
-  float* raw = scratch.take<float>(kMaxLineTaps);
-  float* weight = scratch.take<float>(kMaxLineTaps);
-  i32* zeros = scratch.take<i32>(kMaxLineTaps);
-  i32* last = scratch.take<i32>(1);
-=======
-  float* raw = scratch.take_own<float>(team, kMaxTaps);
-  float* weight = scratch.take_own<float>(team, kMaxTaps + 2 * kZeros) + kZeros;
-  i32* zeros = scratch.take_own<i32>(team, kMaxTaps);
+  float* raw = scratch.take_own<float>(team, kMaxLineTaps);
+  float* weight = scratch.take_own<float>(team, kMaxLineTaps + 2 * kZeros) + kZeros;
+  i32* zeros = scratch.take_own<i32>(team, kMaxLineTaps);
   i32* last = scratch.take_own<i32>(team, 1);
   each(team, kZeros, [&](i32 i) { weight[i - kZeros] = weight[taps + i] = 0.0f; });
->>>>>>> band
   each(team, taps, [&](i32 t) {
     raw[t] = tap(t - radius);
     zeros[t] = 0;

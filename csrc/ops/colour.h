@@ -63,7 +63,7 @@ QPT_FN void saturation(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void saturation_affine(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], -4.0f, 32.0f), offset = parameter(a.params[1], -1.0f, 1.0f);
-  each(team, a.h * a.w, [&](i32 p) {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
     const float inverse = value / maximum(chroma, 0.5f);              // 1 / S; 0.5 avoids 0 / 0

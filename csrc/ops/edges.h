@@ -3,6 +3,7 @@
 // where the image has edges at its border. Listed in table.h; parameters in qpt/degradations/rows/by_source.py.
 #pragma once
 #include "sharpen.h"
+#include "team_maxima.h"
 
 namespace qpt {
 
@@ -29,26 +30,26 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* edge = scratch.take<float>(static_cast<i64>(a.h) * a.w);
   float* along_rows = scratch.take<float>(static_cast<i64>(a.h) * a.w);
-  float* weight = scratch.take<float>(kEdgeTaps);
-  float *lowest = scratch.take<float>(kMaxMembers), *highest = scratch.take<float>(kMaxMembers);
+  float* weight = scratch.take_own<float>(team, kEdgeTaps);
+  const Span own = rows_of(team, a);
   const auto luma = [&](i32 y, i32 x) {
     return luma_601(a.src + (static_cast<i64>(clamp(y, 0, a.h - 1)) * a.w + clamp(x, 0, a.w - 1)) * 3);
   };
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, own, a.w, [&](i32 y, i32 x) {
     const float across = luma(y, x + 1) - luma(y, x - 1), down = luma(y + 1, x) - luma(y - 1, x);
     edge[y * a.w + x] = square_root(across * across + down * down);
   });
   each(team, kEdgeTaps, [&](i32 t) { weight[t] = GaussianTap{kEdgeSigma}(t - kEdgeRadius); });
-  team.sync();  // gradients and weights, written by all, are read by all
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  team.sync();  // gradients of the block's rows and weights, written by all, are read by all
+  each(team, own, a.w, [&](i32 y, i32 x) {
     float sum = 0.0f;
     for (i32 t = 0; t < kEdgeTaps; ++t)
       sum = fma(weight[t], edge[y * a.w + clamp(x + t - kEdgeRadius, 0, a.w - 1)], sum);
     along_rows[y * a.w + x] = sum;
   });
-  team.sync();  // sums along rows, written by all, are read by all, and all have read the gradients
+  team.sync_team();  // sums along rows, written by all, are read by all
   float low = 1e30f, high = 0.0f;
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, own, a.w, [&](i32 y, i32 x) {
     float sum = 0.0f;
     for (i32 t = 0; t < kEdgeTaps; ++t)
       sum = fma(weight[t], along_rows[clamp(y + t - kEdgeRadius, 0, a.h - 1) * a.w + x], sum);
@@ -56,16 +57,12 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
     low = minimum(low, sum);
     high = maximum(high, sum);
   });
-  lowest[team.rank()] = low;
-  highest[team.rank()] = high;
-  team.sync();  // extremes, one of each per member, are read by all; their order does not matter
-  for (i32 member = 0; member < team.size(); ++member) {
-    low = minimum(low, lowest[member]);
-    high = maximum(high, highest[member]);
-  }
+  const Pair most = team_maxima(team, scratch, {-low, high});
+  low = -most.first;
+  high = most.second;
   const float range = high > low ? high - low : 1.0f;
   const i32 border_y = right < 0 ? -right : right, border_x = up < 0 ? -up : up;
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, own, a.w, [&](i32 y, i32 x) {
     const i32 p = y * a.w + x;
     const float share = (edge[p] - low) / range;
     const i32 from = wrapped(y, -up, a.h, border_y) * a.w + wrapped(x, right, a.w, border_x);
@@ -76,9 +73,9 @@ QPT_FN void colour_shift_edges(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 edge_bytes(i32 h, i32 w) {
-  return 2 * taken_bytes<float>(static_cast<i64>(h) * w) + taken_bytes<float>(kEdgeTaps) +
-         2 * taken_bytes<float>(kMaxMembers);
+QPT_FN i64 edge_bytes(i32 h, i32 w, i32 blocks) {
+  return 2 * taken_bytes<float>(static_cast<i64>(h) * w) + own_bytes<float>(kEdgeTaps, blocks) +
+         team_maxima_bytes(blocks);
 }
 
 }  // namespace qpt

@@ -13,11 +13,8 @@ namespace qpt {
 
 constexpr i32 kMaxRadius = 24;  // of any kernel; sigma <= 8 px
 constexpr i32 kMaxTaps = 2 * kMaxRadius + 1;
-<<<<<<< HEAD
 constexpr i32 kMaxLineRadius = 40;  // of a kernel along rows, then along columns; sigma <= 20 px, cut off at 2 sigma
 constexpr i32 kMaxLineTaps = 2 * kMaxLineRadius + 1;
-constexpr i32 kBand = 4;  // output rows between barriers
-=======
 constexpr i32 kBand = 4;    // output rows of a band of a team of one
 constexpr i32 kStrip = 16;  // rows that a block of threads computes between barriers
 
@@ -32,7 +29,6 @@ constexpr i32 kSlack = kApart * kLineColumns;  // samples after an array that ma
 // adds to all rows of a tile. Adding a product with zero changes no sum.
 template <class Team>
 constexpr i32 kZeroRows = Team::kSolo ? 0 : kTileRows - 1;
->>>>>>> band
 
 // Maps position i to [0, n) by mirroring about the centres of the first and last element, as often as needed.
 QPT_INLINE i32 reflect101(i32 i, i32 n) {
@@ -296,28 +292,6 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
   const i32 samples = channels * a.w, stride = samples + 2 * channels * radius, slots = ring_rows(a.h, radius);
   const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
   const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
-<<<<<<< HEAD
-  i32* row_at = scratch.take<i32>(kBand * kMaxLineTaps);
-  i32* padded_at = scratch.take<i32>(kBand);
-  float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
-  float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);
-  each(team, kBand, [&](i32 r) { padded_at[r] = r * stride; });
-  i32 loaded = 0;
-  for (i32 y = 0; y < a.h; y += kBand) {
-    const i32 rows = minimum(kBand, a.h - y);
-    const i32 needed = minimum(y + kBand + radius, a.h);
-    list_rows(team, a, y, rows, radius, slots, samples, row_at);
-    while (loaded < needed) {
-      const i32 count = minimum(kBand, needed - loaded);
-      load_padded(team, a, from, loaded, count, radius, kBand, padded);
-      team.sync();  // padded rows, written by all, are read by all
-      // 1. Along rows, into the ring. `loaded` is a multiple of kBand except on the last, shorter band.
-      for (i32 r = 0; r < count; ++r)
-        correlate_rows(team, along_row, padded, padded_at + (loaded + r) % kBand, 1, samples,
-                       ring + static_cast<i64>((loaded + r) % slots) * samples, static_cast<i64>(0));
-      loaded += count;
-      if (loaded < needed) team.sync();  // all have read padded, which the next rows overwrite
-=======
   if constexpr (!Team::kSolo) {
     const Span own = rows_of(team, a);
     float* lines = scratch.take<float>(static_cast<i64>(a.h) * samples + kSlack);
@@ -336,7 +310,7 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
       finish(y, rows);
     }
   } else {
-    i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
+    i32* row_at = scratch.take<i32>(kBand * kMaxLineTaps);
     i32* padded_at = scratch.take<i32>(kBand);
     float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
     float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);
@@ -359,7 +333,6 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
       correlate_rows(team, along_column, ring, row_at, rows, samples, whole ? out + static_cast<i64>(y) * samples : out,
                      static_cast<i64>(samples));
       finish(y, rows);
->>>>>>> band
     }
   }
 }

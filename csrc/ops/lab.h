@@ -107,13 +107,13 @@ QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
   const i32 red = swapped ? 2 : 0;
   const float cut = swapped ? 0.5f : 0.0f;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* light = scratch.take<float>(256);
-  float* band = scratch.take<float>(static_cast<i64>(kBand) * 2 * a.w);
+  float* light = scratch.take_own<float>(team, 256);
+  float* band = scratch.take_own<float>(team, static_cast<i64>(kFinishedRows<Team>) * 2 * a.w);
   fill_light_lut(team, light);
   // Not synced: the first barrier of separable_blur comes before any member reads the lookup table.
   const LabDifferences from{a.src, light, a.w, red};
-  separable_blur(team, a, from, ceil_to_int(2.0f * sigma), GaussianTap{maximum(sigma, 0.05f)}, scratch, band,
-                 static_cast<i64>(0), [&](i32 y, i32 rows) {
+  separable_blur(team, a, from, ceil_to_int(2.0f * sigma), GaussianTap{maximum(sigma, 0.05f)}, scratch, band, false,
+                 [&](i32 y, i32 rows) {
                    each(team, rows * a.w, [&](i32 i) QPT_BODY {
                      const i64 at = 3 * (static_cast<i64>(y) * a.w + i);
                      const float lightness = from.responses(a.src + at).y;
@@ -126,12 +126,16 @@ QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
                  });
 }
 
-QPT_FN i64 lab_diffusion_bytes(i32 h, i32 w) {
-  const i64 row = 2 * static_cast<i64>(w);
+QPT_FN i64 lab_diffusion_bytes(i32 h, i32 w, i32 blocks) {
+  const i64 row = 2 * static_cast<i64>(w), padded = row + 4 * kMaxLineRadius;
+  if (blocks != kSoloBlocks)
+    return own_bytes<float>(256, blocks) + own_bytes<float>(kStrip * row, blocks) +
+           3 * own_bytes<float>(kMaxLineTaps + 2 * kTileRows, blocks) + own_bytes<i32>(1, blocks) +
+           taken_bytes<float>(h * row + kSlack) + own_bytes<float>(kStrip * padded + kSlack, blocks);
   return taken_bytes<float>(256) + taken_bytes<float>(kBand * row) + 2 * taken_bytes<float>(kMaxLineTaps) +
          taken_bytes<i32>(kMaxLineTaps) + taken_bytes<i32>(1) + taken_bytes<i32>(kBand * kMaxLineTaps) +
          taken_bytes<i32>(kBand) + taken_bytes<float>(ring_rows(h, kMaxLineRadius) * row) +
-         taken_bytes<float>(kBand * (row + 4 * kMaxLineRadius));
+         taken_bytes<float>(kBand * padded);
 }
 
 // Returns the parabola through (0, 0), (1/2, 1/2 + amount / 2) and (1, 1) at `share`, clipped to [0, 1].

@@ -281,7 +281,7 @@ QPT_FN void rescale_nearest_floor(Team& team, OpArgs a) {
     return minimum(static_cast<i32>(static_cast<float>(i) * (static_cast<float>(in) / static_cast<float>(out))),
                    in - 1);
   };
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i32 from_y = floored(a.h, small_h, floored(small_h, a.h, y));
     const i32 from_x = floored(a.w, small_w, floored(small_w, a.w, x));
     const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;

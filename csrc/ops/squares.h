@@ -75,45 +75,45 @@ template <class Team>
 QPT_FN void patch_shuffle(Team& team, OpArgs a) {
   const i32 count = static_cast<i32>(nearest(parameter(a.params[0], 0.0f, static_cast<float>(kMaxSquares))));
   const bool in_place = parameter(a.params[1], 0.0f, 1.0f) >= 0.5f;
-  u8* copy = Scratch{static_cast<u8*>(a.scratch)}.take<u8>(kCopiedSide * kCopiedSide * 3);
-  each(team, a.h, 3 * a.w, [&](i32 y, i32 i) {
-    const i64 at = static_cast<i64>(y) * 3 * a.w + i;
-    a.dst[at] = a.src[at];
-  });
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  Corner *from = scratch.take_own<Corner>(team, kMaxSquares), *to = scratch.take_own<Corner>(team, kMaxSquares);
   const i32 rows = minimum(kCopiedSide, a.h), columns = minimum(kCopiedSide, a.w);
   // Returns a uniform corner along a side whose last one is `last`.
-  const auto corner = [&](u32 word, i32 last) {
+  const auto corner = [](u32 word, i32 last) {
     const i32 inner = minimum(kCopiedSide, last / 2);
     return inner + integer_below(word, maximum(last - inner - kCopiedSide, 0) + 1);
   };
-  const auto moved = [&](i32 from, u32 word, i32 last) {
-    return clamp(from + (integer_below(word, 4 * kCopiedReach) + 1) / 2 - kCopiedReach, 0, last);
+  const auto moved = [](i32 place, u32 word, i32 last) {
+    return clamp(place + (integer_below(word, 4 * kCopiedReach) + 1) / 2 - kCopiedReach, 0, last);
   };
-  for (i32 n = 0; n < count; ++n) {
+  each(team, count, [&](i32 n) {
     const Philox4 words = op_words(a, kTagShuffledSquare, n);
-    const i32 top = corner(words.x, a.h - rows), left = corner(words.y, a.w - columns);
-    const i32 to_top = moved(top, words.z, a.h - rows), to_left = moved(left, words.w, a.w - columns);
-    team.sync();  // the copy of the image or an earlier square, written by all, is read by all
-    const i32 down = to_top - top, right = to_left - left;
-    each(team, rows, columns, [&](i32 y, i32 x) {
-      u8* to = copy + (y * kCopiedSide + x) * 3;
+    from[n] = {corner(words.x, a.h - rows), corner(words.y, a.w - columns)};
+    to[n] = {moved(from[n].top, words.z, a.h - rows), moved(from[n].left, words.w, a.w - columns)};
+  });
+  team.sync();  // corners, one member each, are read by all
+  // A pixel is traced back through the squares that it was copied by, the last one first.
+  each(team, rows_of(team, a), a.w, [&](i32 row, i32 column) {
+    i32 y = row, x = column;
+    for (i32 n = count - 1; n >= 0; --n) {
+      i32 in_y = y - to[n].top, in_x = x - to[n].left;
+      if (in_y < 0 || in_y >= rows || in_x < 0 || in_x >= columns) continue;
+      const i32 down = to[n].top - from[n].top, right = to[n].left - from[n].left;
       // Where the row above by `down` was written before, the pixel is the one that was copied there.
-      while (in_place && down > 0 && y >= down && x >= right && x - right < columns) {
-        y -= down;
-        x -= right;
+      while (in_place && down > 0 && in_y >= down && in_x >= right && in_x - right < columns) {
+        in_y -= down;
+        in_x -= right;
       }
-      const u8* from = a.dst + (static_cast<i64>(top + y) * a.w + left + x) * 3;
-      put_pixel(to, from[0], from[1], from[2]);
-    });
-    team.sync();  // the square, written by all, is read by all; all have read the pixels that it covers
-    each(team, rows, 3 * columns, [&](i32 y, i32 i) {
-      a.dst[(static_cast<i64>(to_top + y) * a.w + to_left) * 3 + i] = copy[y * 3 * kCopiedSide + i];
-    });
-  }
+      y = from[n].top + in_y;
+      x = from[n].left + in_x;
+    }
+    const u8* source = a.src + (static_cast<i64>(y) * a.w + x) * 3;
+    put_pixel(a.dst + (static_cast<i64>(row) * a.w + column) * 3, source[0], source[1], source[2]);
+  });
 }
 
-QPT_FN i64 shuffle_bytes(i32, i32) {
-  return taken_bytes<u8>(kCopiedSide * kCopiedSide * 3);
+QPT_FN i64 shuffle_bytes(i32, i32, i32 blocks) {
+  return 2 * own_bytes<Corner>(kMaxSquares, blocks);
 }
 
 constexpr i32 kBlockSide = 32;

@@ -2,7 +2,7 @@
 // looked up; dither depends on the pixel's position too. Gamma and the sigmoid are those of skimage.exposure, the
 // sigmoid stretched so that black and white stay. Listed in table.h; parameters in qpt/degradations/rows/colour.py.
 #pragma once
-#include "op.h"
+#include "team_maxima.h"
 
 namespace qpt {
 
@@ -83,7 +83,6 @@ QPT_FN void dither(Team& team, OpArgs a) {
   });
 }
 
-<<<<<<< HEAD
 // Maps a share x to 1/2 + p0 (x - 1/2) + p1 (x - 1/2)^3. p0 = slope, p1 = cubic.
 template <class Team>
 QPT_FN void tone_cubic(Team& team, OpArgs a) {
@@ -101,40 +100,30 @@ template <class Team>
 QPT_FN void quantise_stretched(Team& team, OpArgs a) {
   const i32 levels = static_cast<i32>(nearest(parameter(a.params[0], 2.0f, 256.0f)));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* lut = scratch.take<u8>(256);
-  i32 *lowest = scratch.take<i32>(kMaxMembers), *highest = scratch.take<i32>(kMaxMembers);
+  u8* lut = scratch.take_own<u8>(team, 256);
+  const Span own = rows_of(team, a).times(3 * a.w);
   i32 low = 255, high = 0;
-  each(team, a.h * a.w * 3, [&](i32 i) {
+  each(team, own, [&](i32 i) {
     low = minimum(low, static_cast<i32>(a.src[i]));
     high = maximum(high, static_cast<i32>(a.src[i]));
   });
-  lowest[team.rank()] = low;
-  highest[team.rank()] = high;
-  team.sync();  // extremes, one of each per member, are read by all; integers, so order does not matter
-  for (i32 member = 0; member < team.size(); ++member) {
-    low = minimum(low, lowest[member]);
-    high = maximum(high, highest[member]);
-  }
+  const Pair most = team_maxima(team, scratch, {static_cast<float>(-low), static_cast<float>(high)});
   const auto interval = [&](i32 value) { return (value * levels + 254) / 255; };
-  const i32 first = interval(low), last = interval(high);
+  const i32 first = interval(-static_cast<i32>(most.first)), last = interval(static_cast<i32>(most.second));
   const float from = static_cast<float>(first < last ? first : 0);
   const float steps = static_cast<float>(first < last ? last - first : 1);
   each(team, 256,
        [&](i32 value) { lut[value] = to_u8(255.0f * (static_cast<float>(interval(value)) - from) / steps); });
   team.sync();  // the lookup table, written by all, is read by all
-  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = lut[a.src[i]]; });
+  each(team, own, [&](i32 i) { a.dst[i] = lut[a.src[i]]; });
 }
 
-QPT_FN i64 stretch_bytes(i32, i32) {
-  return taken_bytes<u8>(256) + 2 * taken_bytes<i32>(kMaxMembers);
+QPT_FN i64 stretch_bytes(i32, i32, i32 blocks) {
+  return own_bytes<u8>(256, blocks) + team_maxima_bytes(blocks);
 }
 
-QPT_FN i64 tone_bytes(i32, i32) {
-  return taken_bytes<u8>(256);
-=======
 QPT_FN i64 tone_bytes(i32, i32, i32 blocks) {
   return own_bytes<u8>(256, blocks);
->>>>>>> band
 }
 
 }  // namespace qpt

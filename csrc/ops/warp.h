@@ -4,6 +4,7 @@
 #pragma once
 #include "blur.h"
 #include "noise.h"
+#include "team_maxima.h"
 
 namespace qpt {
 
@@ -210,7 +211,6 @@ QPT_FN void spatial_jitter(Team& team, OpArgs a) {
   });
 }
 
-<<<<<<< HEAD
 constexpr i32 kMaxRounds = 8;
 
 // Reads every pixel, bilinear, at a distance that is normal in rows and in columns with standard deviation p0, and
@@ -223,9 +223,8 @@ QPT_FN void repeated_jitter(Team& team, OpArgs a) {
   const i32 rounds = static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRounds)) + 0.5f);
   const bool drifts = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  scratch.take<float>(kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
+  scratch.take_own<float>(team, kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
   u8* other = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  float *downs = scratch.take<float>(kMaxMembers), *rights = scratch.take<float>(kMaxMembers);
   OpArgs from = a;
   i32 moved = 0;
   // Passes 2 r and 2 r + 1 have the numbers of round r: the first finds the largest, the second reads the pixels.
@@ -235,13 +234,12 @@ QPT_FN void repeated_jitter(Team& team, OpArgs a) {
     const bool reads = pass % 2 == 1;
     if (!reads && !drifts) continue;
     u8* const to = (rounds - round) % 2 == 1 ? a.dst : other;
-    float down = -8.0f, right = -8.0f;  // a normal number is larger
+    Pair most{-8.0f, -8.0f};  // a normal number is larger
     with_normals<2>(
         team, a, kTagJitterRounds + static_cast<u32>(round), [&](i32 first, i32 count, const float* normal) {
           each(team, count / 2, [&](i32 i) {
             if (!reads) {
-              down = maximum(down, normal[2 * i]);
-              right = maximum(right, normal[2 * i + 1]);
+              most = {maximum(most.first, normal[2 * i]), maximum(most.second, normal[2 * i + 1])};
               return;
             }
             const i32 p = first / 2 + i, y = p / a.w;
@@ -251,25 +249,19 @@ QPT_FN void repeated_jitter(Team& team, OpArgs a) {
           });
         });
     if (reads) {
-      from.src = to;  // with_normals has synced
+      if (pass + 1 < 2 * rounds) team.sync_team();  // the round's image, written by all, is read by all
+      from.src = to;
       continue;
     }
-    downs[team.rank()] = down;
-    rights[team.rank()] = right;
-    team.sync();  // extremes, one of each per member, are read by all; their order does not matter
-    for (i32 member = 0; member < team.size(); ++member) {
-      down = maximum(down, downs[member]);
-      right = maximum(right, rights[member]);
-    }
+    most = team_maxima(team, scratch, most);
     const auto padding = [&](float largest) { return ceil_to_int(std * (largest < 0.0f ? -largest : largest)); };
-    moved = padding(right) - padding(down);
-    // The barriers of the pass that reads come before any member writes its extremes again.
+    moved = padding(most.second) - padding(most.first);
   }
 }
 
-QPT_FN i64 jitter_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks) + taken_bytes<u8>(static_cast<i64>(h) * w * 3) +
-         2 * taken_bytes<float>(kMaxMembers);
+QPT_FN i64 jitter_bytes(i32 h, i32 w, i32 blocks) {
+  return own_bytes<float>(kNoiseElements * kNoiseBlocks, blocks) + taken_bytes<u8>(static_cast<i64>(h) * w * 3) +
+         team_maxima_bytes(blocks);
 }
 
 // Where a scan that replaces pixels one after another, from the last row up and in a row from the right, finds the
@@ -308,16 +300,18 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
   for (i32 pass = 0; pass < 2; ++pass) {
     separable_blur(team, blurred, gaussian_radius(sigma), GaussianTap{sigma});
     if (pass == 1) return;
-    // The last barrier of separable_blur comes before any member reads the blurred image.
+    team.sync_team();  // the blurred image, written by all, is read by all
     QPT_UNROLL(1)
     for (i32 round = 0; round < rounds; ++round) {
       const u8* const from = blurred.dst;
       u8* const to = from == shuffled ? a.dst : shuffled;
-      each(team, a.h, a.w, [&](i32 y, i32 x) {
+      each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
         const Place at = scanned_from(a, kTagGlassRounds + static_cast<u32>(round), reach, y, x);
         for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
       });
-      team.sync();  // the result, written by all, is read by all
+      // The round's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
+      // before any member reads it, of the block's own rows.
+      if (round + 1 < rounds) team.sync_team();
       blurred.dst = to;
     }
     blurred.src = shuffled;
@@ -325,8 +319,8 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
   }
 }
 
-QPT_FN i64 glass_shuffle_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
+QPT_FN i64 glass_shuffle_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
 }
 
 constexpr i32 kMaxTrail = 24, kTrailTaps = 2 * kMaxTrail + 1;
@@ -340,8 +334,8 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
   const float sigma = parameter(a.params[1], 0.1f, 64.0f);
   const SinCos angle = sin_cos_degrees(parameter(a.params[2], -36000.0f, 36000.0f));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* weight = scratch.take<float>(kTrailTaps);
-  i32 *down = scratch.take<i32>(kTrailTaps), *right = scratch.take<i32>(kTrailTaps);
+  float* weight = scratch.take_own<float>(team, kTrailTaps);
+  i32 *down = scratch.take_own<i32>(team, kTrailTaps), *right = scratch.take_own<i32>(team, kTrailTaps);
   each(team, taps, [&](i32 i) {
     weight[i] = GaussianTap{sigma}(i);
     down[i] = ceil_to_int(static_cast<float>(-i) * angle.sin - 0.5f);  // image y points down
@@ -350,7 +344,7 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
   team.sync();  // weights and steps, written by all, are read by all
   float total = 0.0f;
   for (i32 i = 0; i < taps; ++i) total += weight[i];
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     float r = 0.0f, g = 0.0f, b = 0.0f;
     for (i32 i = 0; i < taps; ++i) {
       const u8* from =
@@ -366,16 +360,12 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 trail_bytes(i32, i32) {
-  return taken_bytes<float>(kTrailTaps) + 2 * taken_bytes<i32>(kTrailTaps);
+QPT_FN i64 trail_bytes(i32, i32, i32 blocks) {
+  return own_bytes<float>(kTrailTaps, blocks) + 2 * own_bytes<i32>(kTrailTaps, blocks);
 }
 
-QPT_FN i64 glass_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w);
-=======
 QPT_FN i64 glass_bytes(i32 h, i32 w, i32 blocks) {
   return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
->>>>>>> band
 }
 
 }  // namespace qpt
