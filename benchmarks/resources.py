@@ -378,7 +378,10 @@ def run(settings: Settings) -> Report:
 
 
 def _remarks() -> list[str]:
-    found = ["launch_shared_bytes of csrc/cuda/degrade.cu is an upper limit: a launch asks for what its rows can use."]
+    found = [
+        "launch_shared_bytes of csrc/cuda/degrade.cu is an upper limit: a launch asks for what its rows can use, which "
+        "is next to nothing if a row has several blocks."
+    ]
     for patch in (64, 96, 160, 224):
         shares = [
             f"sm_{architecture}: {one:.0%} at least one, {two:.0%} both"
@@ -386,6 +389,6 @@ def _remarks() -> list[str]:
         ]
         found.append(
             f"Rows of preset qpt, two overlapping patches of {patch} px in a region of 320 px, whose images between "
-            f"ops are in shared memory: {'; '.join(shares)}."
+            f"ops are in shared memory if a row has one block: {'; '.join(shares)}."
         )
     return found

@@ -216,32 +216,39 @@ def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
 
 
 def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
-    """Without a fence, the wait or the count of arrivals: a race, other bytes or no end."""
+    """Without the first fence, the wait or the count of arrivals: a race, other bytes or no end.
+
+    The executor takes a volatile read for an acquire, so of the fence after the wait it is only seen that it is there.
+    """
     program = kernel(MAIN).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     wait, arrival = line_of("while (static_cast<i32>"), line_of("atomicAdd(arrived")
     images, rows = three_rows("gaussian_blur")
     expected, counts = run(images, rows, blocks=3, count=True)
-    steps = []
+    fences, arrivals, repeats = [], [], []
     for place in np.flatnonzero(counts["runs"]).tolist():
         instruction = program.instructions[place]
         head, lines = (
             instruction.opcode.split(".")[0],
             instruction.line.chain().split(" < ") if instruction.line else [],
         )
-        again = head == "bra" and wait in lines and program.code[place]["target"] <= place
-        if head in ("membar", "fence") or again or (head == "atom" and arrival in lines):
-            steps.append(place)
-    assert len(steps) >= 4
-    for place in steps:
-        before = program.code[place].copy()
+        if head in ("membar", "fence"):
+            fences.append(place)
+        elif head == "atom" and arrival in lines:
+            arrivals.append(place)
+        elif head == "bra" and wait in lines and program.code[place]["target"] <= place:
+            repeats.append(place)
+    (before, after), (arrive,), (repeat,) = fences, arrivals, repeats
+    assert before < arrive < repeat < after
+    for place in (before, arrive, repeat):
+        instruction = program.code[place].copy()
         program.code[place]["handler"] = nothing
         try:
             detected = not torch.equal(run(images, rows, blocks=3, limit=20_000_000)[0], expected)
         except ptx.Fault as fault:
             detected = fault.kind in ("race", "poison", "limit", "barrier")
         finally:
-            program.code[place] = before
+            program.code[place] = instruction
         assert detected, program.instructions[place]
 
 

@@ -59,6 +59,17 @@ QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i
   return bits_float(static_cast<u32>(low) << kShift);
 }
 
+// Transforms the planes Y, Cb and Cr, or back if `inverse`: a team of one plane by plane, for its cache; blocks share
+// the strips of all planes at once.
+template <class Team>
+QPT_FN void transform_all(const Team& team, float* planes, i32 area, i32 h, i32 w, i32 stride, bool inverse,
+                          float* strip) {
+  constexpr i32 kTogether = Team::kSolo ? 1 : 3;
+  QPT_UNROLL(1)
+  for (i32 c = 0; c < 3; c += kTogether)
+    transform_planes(team, planes + static_cast<i64>(c) * area, kTogether, h, w, stride, inverse, strip);
+}
+
 // The JPEG 2000 round trip. p0 = ratio of the image's bytes to the file's, at least 1.
 template <class Team>
 QPT_FN void jpeg2000(Team& team, OpArgs a) {
@@ -80,14 +91,7 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   });
   each(team, share(team, 3 * a.h), stride - a.w, [=](i32 row, i32 x) { planes[row * stride + a.w + x] = 0.0f; });
   team.sync_team();  // planes, written by all, are read by all
-  const auto transform = [&](bool inverse) {
-    // A team of one transforms plane by plane, for its cache; blocks share the strips of all planes at once.
-    constexpr i32 kTogether = Team::kSolo ? 1 : 3;
-    QPT_UNROLL(1)
-    for (i32 c = 0; c < 3; c += kTogether)
-      transform_planes(team, planes + static_cast<i64>(c) * area, kTogether, a.h, a.w, stride, inverse, strip);
-  };
-  transform(false);
+  transform_all(team, planes, area, a.h, a.w, stride, false, strip);
   const float step = find_step(team, planes, 3 * area, coefficients_coded(a.h, a.w, ratio), scratch);
   const float per_step = 1.0f / step;
   // Each coefficient is truncated to an integer number of steps and restored to the middle of its interval, or to 0
@@ -99,7 +103,7 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
     planes[i] = bits_float((float_bits(middle) | sign) & (size < step ? 0u : 0xFFFFFFFFu));
   });
   team.sync_team();  // quantised coefficients, written by all, are read by all
-  transform(true);
+  transform_all(team, planes, area, a.h, a.w, stride, true, strip);
   each(team, own, a.w, [&](i32 row, i32 x) {
     u8* to = a.dst + static_cast<i64>(3) * (row * a.w + x);
     const i32 p = row * stride + x;
