@@ -90,7 +90,7 @@ BY_SOURCE: tuple[Degradation, ...] = (
         oracle="Pillow: paste(crop((left, top, left + 16, top + 16)), to), for each in order, on one image",
         halo="whole",
         doc="Squares of 16 px copied by up to 8 rows and columns, each from the result of those before it.",
-        cost=2.0,
+        cost=(30.0, 60.0, 90.0, 120.0, 150.0),
         variant_of="non_eccentricity_patch",
     ),
     Degradation(
