@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, options: argparse.Namespace) -> Report:
     """Time all of them with each number of loader processes."""
     torch.set_num_threads(1)  # no contender computes anything on tensors
-    folder: Path | None = options.folder
+    folder: Path | None = options.photographs
     files = sample_images() if folder is None else FolderSource(folder).files
     files = [file for file in files if _is_srgb(file)]
     batches = 2 if settings.quick else BATCHES

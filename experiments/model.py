@@ -41,6 +41,7 @@ from qpt.report.measurements import score_severity
 
 HELP = "the encoder and scorer that come with the package: make them, or measure them"
 RESULTS = Path(__file__).parent / "results" / "model.json"
+FORMAT = "qpt-model-1"
 RECIPE = "imagenet-laptop"
 SPLIT_SEED = 0
 SEVERITY_PX = 320
@@ -70,7 +71,7 @@ def measure(tables: Sequence[Path], clean: Path, cache: Path, results: Path) -> 
     """Compare the shipped score and its peers with each table of scores, and write the record."""
     scorer = Scorer.load()
     record: dict[str, Any] = {
-        "format": "qpt-model-1",
+        "format": FORMAT,
         "sha256": hashlib.sha256(FILE.read_bytes()).hexdigest(),
         "megabytes": round(FILE.stat().st_size / 1e6, 2),
         "tables": [_on_table(scorer, path, list_images(clean), cache) for path in tables],
