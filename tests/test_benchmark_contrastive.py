@@ -172,8 +172,8 @@ def test_the_prediction_of_the_loss_by_hand(monkeypatch):
     monkeypatch.setattr(roofline_loss, "compiled_loop", lambda *_: loop)
     gpu = roofline.GPUS[0]
     found = roofline_loss.predict(roofline_loss.FORMS[0], 512, 65536, gpu)
-    # 8 row blocks in 27 parts: two blocks on each of 108 multiprocessors; 2,428 keys a part, 76 turns. A scheduler has a
-    # warp of each block, which issues for 2,000 clocks a turn beside 1,536 of its tensor core.
+    # 8 row blocks in 27 parts: two blocks on each of 108 multiprocessors; 2,428 keys a part, 76 turns. A scheduler has
+    # a warp of each block, which issues for 2,000 clocks a turn beside 1,536 of its tensor core.
     milliseconds = 76 * 2 * 2000 / gpu.clock * 1e3
     merge = 2 * 27 * 512 * 4 * 130 / (5120 * gpu.clock * 0.6) * 1e3
     assert found["predicted_ms"] == pytest.approx(milliseconds + merge, abs=1e-4)

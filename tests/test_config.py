@@ -108,7 +108,7 @@ def test_loss_precisions_of_tensor_cores_are_refused_elsewhere():
         PretrainConfig("photos", "run", loss_precision=precision).check_device("cpu")
     config = PretrainConfig("photos", "run", loss_precision="bf16x3")
     config.check_device("cuda")
-    with pytest.raises(InputError, match="^pretrain: loss_precision must be auto or ieee on cpu, got 'bf16x3'"):
+    with pytest.raises(InputError, match=r"^pretrain: loss_precision must be auto or ieee on cpu, got 'bf16x3'"):
         config.check_device("cpu")
-    with pytest.raises(InputError, match="^pretrain: loss_precision must be one of auto, ieee, .*, got 'fp32'"):
+    with pytest.raises(InputError, match=r"^pretrain: loss_precision must be one of auto, ieee, .*, got 'fp32'"):
         PretrainConfig("photos", "run", loss_precision="fp32")
