@@ -28,6 +28,8 @@ class Launch(NamedTuple):
 # Kinds of products: in the half-precision dtype of the embeddings; of numbers as sums of terms of bfloat16, in the pass
 # over a pool, and in the passes that compare ids of pairs, which take more registers; of float32, or TF32.
 HALF, TERMS, TERMS_OF_PAIRS, FLOAT32 = "half", "terms", "terms of pairs", "float32"
+# Triton 3.3 takes more registers: its pass over a pool spills in the tiles of TERMS, and not in these.
+OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6)
 
 # (compute capability, kind of products, D up to) -> Launch, the first that fits. Where `step` covers D, the rows stay
 # on chip and a stream tile serves both products; where `columns` does not, a third grid axis computes the logits again
@@ -66,6 +68,8 @@ def launch_for(capability: int, products: str, dim: int) -> Launch:
 
     products: one of the kinds above. The last row of a device and kind, which walks D in steps, serves any D.
     """
+    if products == TERMS and OLD_TRITON:
+        products = TERMS_OF_PAIRS
     listed = max((known for known, *_ in LAUNCHES if known <= capability), default=min(known for known, *_ in LAUNCHES))
     tops = [top for known, kind, top in LAUNCHES if known == listed and kind == products]
     return LAUNCHES[listed, products, min((top for top in tops if top >= dim), default=max(tops))]
