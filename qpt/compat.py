@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -21,6 +22,16 @@ def torch_version() -> tuple[int, int]:
 
     major, minor = torch.__version__.split(".")[:2]
     return int(major), int(minor)
+
+
+def default_device() -> torch.device:
+    """Return the device on which torch makes tensors unless told otherwise."""
+    import torch
+
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6, after set_default_device(None)
+        return torch.device("cpu")
 
 
 def write_onnx(

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from qpt import compat
+
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")
 THREAD_LIMITS = ("affinity", *_VARIABLES, "cgroup")
 _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -116,7 +118,7 @@ def tensors_on_cpu() -> Iterator[None]:
     import torch
 
     # Only where it is needed: under such a context every call of torch takes a detour through Python.
-    with torch.device("cpu") if torch.get_default_device().type != "cpu" else contextlib.nullcontext():
+    with torch.device("cpu") if compat.default_device().type != "cpu" else contextlib.nullcontext():
         yield
 
 

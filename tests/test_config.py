@@ -1,6 +1,7 @@
 """Settings of a run: checked, saved, loaded, and refused with the field's name."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,9 @@ def test_bad_integers_are_named(value: object) -> None:
 
 
 def test_every_field_is_documented() -> None:
-    documented = PretrainConfig.__doc__ or ""
+    documented = inspect.getdoc(PretrainConfig) or ""  # __doc__ itself has no indentation since Python 3.13
     for field in dataclasses.fields(PretrainConfig):
-        assert f"\n        {field.name}: " in documented
+        assert f"\n    {field.name}: " in documented
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import qpt
+from qpt.compat import torch_version
 from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import FeatureProtocol
 from qpt.evaluate.table import read_table
@@ -73,7 +74,10 @@ def _in_fork(entry: Callable[[Given], object], given: Given) -> object:
     for _ in range(2000):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            assert status == 0, (given.out / "error").read_text(encoding="utf-8")
+            error = (given.out / "error").read_text(encoding="utf-8") if status != 0 else ""
+            if "Autograd-and-Fork" in error and torch_version() > (2, 13):
+                pytest.skip("torch 2.15 forbids autograd in a fork of a process that has used fake tensors")
+            assert status == 0, error
             return torch.load(file, weights_only=False)
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)

@@ -1,0 +1,65 @@
+"""What differs between versions of the dependencies: each form gives the same, whichever version is installed."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from qpt import compat
+
+
+def test_the_version_of_torch_is_two_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, version in (("2.6.0+cu124", (2, 6)), ("2.13.0", (2, 13)), ("3.0.0a0+git1", (3, 0))):
+        monkeypatch.setattr(torch, "__version__", text)
+        assert compat.torch_version() == version
+
+
+def test_default_device_of_torch() -> None:
+    try:
+        torch.set_default_device("meta")
+        assert compat.default_device().type == "meta"
+        torch.set_default_device(None)
+        assert compat.default_device().type == "cpu"
+    finally:
+        torch.set_default_device(None)
+
+
+class Graph(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.norm(left).mean((2, 3)).sum(0), right.mean(0)
+
+
+@pytest.mark.parametrize("version", [(2, 6), None])
+def test_both_exporters_write_a_graph_of_any_extents(
+    version: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    if version is not None:
+        monkeypatch.setattr(compat, "torch_version", lambda: version)
+    graph, path = Graph().eval(), tmp_path / "graph.onnx"
+    example = {"left": torch.rand(2, 3, 8, 9), "right": torch.rand(4, 5)}
+    dynamic = {"left": {0: ("n", 1), 2: ("height", 2), 3: ("width", 2)}, "right": {0: ("m", 1)}}
+    compat.write_onnx(graph, example, path, outputs=["total", "average"], dynamic=dynamic)
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = {"left": torch.rand(5, 3, 11, 6), "right": torch.rand(7, 5)}
+    found = session.run(["total", "average"], {name: value.numpy() for name, value in inputs.items()})
+    for array, tensor in zip(found, graph(**inputs), strict=True):
+        np.testing.assert_allclose(array, tensor.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_of_torch_is_one_of_cupy() -> None:
+    """CuPy from 14 on takes the stream itself, if torch's has the protocol; before, its address and its device."""
+    kinds = SimpleNamespace(from_external=lambda stream: ("protocol", stream))
+    new = SimpleNamespace(cuda=SimpleNamespace(Stream=kinds, ExternalStream=lambda *where: where))
+    old = SimpleNamespace(cuda=SimpleNamespace(Stream=SimpleNamespace(), ExternalStream=lambda *where: where))
+    bare = SimpleNamespace(cuda_stream=7, device_index=1)
+    able = SimpleNamespace(cuda_stream=7, device_index=1, __cuda_stream__=lambda: (0, 7))
+    assert compat.cupy_stream(new, able) == ("protocol", able)
+    assert compat.cupy_stream(new, bare) == compat.cupy_stream(old, able) == (7, 1)
