@@ -147,18 +147,20 @@ struct Row {
 };
 
 QPT_INLINE Row row_of(const Batch& batch, i32 index) {
-  const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
+  // opaque: what is computed from the extents alone, such as their product, would be kept in registers through the ops.
+  const i32 h = opaque(batch.h), w = opaque(batch.w);
+  const i64 image_bytes = static_cast<i64>(h) * w * 3, first = static_cast<i64>(index) * batch.slots;
   const bool whole = batch.patches.boxes == nullptr;
   Row row{batch.images + batch.source[index] * image_bytes,
           whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr,
-          batch.h,
-          batch.w,
+          h,
+          w,
           batch.ops + first,
           batch.params + 4 * first,
           batch.slots,
           static_cast<u64>(batch.seeds[index]),
           batch.slots,
-          {0, 0, batch.h, batch.w}};
+          {0, 0, h, w}};
   if (!whole) {
     const i32* at = batch.windows + static_cast<i64>(index) * 5;
     row.windowed = at[0];
@@ -191,6 +193,33 @@ QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, i32 slot) {
   return buffers;
 }
 
+struct Extents {
+  i32 h, w;
+};
+
+// Returns the extents of the image that the op of a slot gets: the working size that resize_to has set, or the
+// window's.
+QPT_INLINE Extents extents_at(const Row& row, i32 slot) {
+  if (slot >= row.windowed && row.windowed < row.slots) return {row.window.h, row.window.w};
+  Extents extents{row.h, row.w};
+  QPT_UNROLL(1)
+  for (i32 i = 0; i < slot; ++i)
+    if (row.ops[i] == k_resize_to)
+      extents = {working_size(row.h, row.params + 4 * i), working_size(row.w, row.params + 4 * i)};
+  return extents;
+}
+
+// Returns the number of images that are made from a slot on: by each op, for the window, and to restore the size.
+QPT_INLINE i32 images_from(const Row& row, i32 slot) {
+  if (slot > row.slots) return 0;
+  i32 images = 0;
+  QPT_UNROLL(1)
+  for (i32 i = slot; i < row.slots; ++i) images += is_op(row.ops[i]) ? 1 : 0;
+  if (row.windowed < row.slots) return images + (slot <= row.windowed ? 1 : 0);
+  const Extents last = extents_at(row, row.slots);
+  return images + (last.h != row.h || last.w != row.w ? 1 : 0);
+}
+
 // The last image of a row, or the window of it that was computed.
 struct RowResult {
   const u8* pixels;  // [window.h, window.w, 3]
@@ -209,31 +238,21 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
 // without ops). Ops act at the working size, which resize_to sets and a last resize restores.
 template <class Team>
 QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
-  // 1. The number of images to be made, and the working size at the end.
   const Row row = row_of(batch, index);
-  u8* const dst = row.dst;
-  i32 remaining = 0, h = row.h, w = row.w;  // h, w: of the image that an op gets
-  for (i32 slot = 0; slot < row.slots; ++slot) {
-    remaining += is_op(row.ops[slot]) ? 1 : 0;
-    if (row.ops[slot] != k_resize_to) continue;
-    h = working_size(row.h, row.params + 4 * slot);
-    w = working_size(row.w, row.params + 4 * slot);
+  if (images_from(row, 0) == 0) {
+    const Window image{0, 0, row.h, row.w};
+    if (row.dst == nullptr) return {row.src, image};
+    copy_window(team, row.src, row.w, image, row.dst);
+    return {row.dst, image};
   }
-  remaining += (h != row.h || w != row.w ? 1 : 0) + (row.windowed < row.slots ? 1 : 0);
-  h = row.h;
-  w = row.w;
-  const Window image{0, 0, h, w};
-  if (remaining == 0) {
-    if (dst == nullptr) return {row.src, image};
-    copy_window(team, row.src, row.w, image, dst);
-    return {dst, image};
-  }
-  // 2. The ops. Slot `slots` is the resize that restores the size.
   const u8* from = row.src;
-  for (i32 slot = 0; remaining > 0; ++slot) {
+  for (i32 slot = 0;; ++slot) {  // slot `slots` is the resize that restores the size
     // Computed again for every slot: a value that need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, opaque(index));
+    i32 remaining = images_from(row, slot);
+    if (remaining == 0) break;
     const Buffers buffers = buffers_of(memory, row, slot);
+    const Extents now = extents_at(row, slot);
     // Buffers alternate backwards from the last image, which is even, so that it falls to the output if there is one.
     const auto next_image = [&] {
       --remaining;
@@ -243,34 +262,30 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
       u8* const to = next_image();
       copy_window(team, from, row.w, row.window, to);
       from = to;
-      h = row.window.h;
-      w = row.window.w;
       team.sync_team();  // the window, copied by all, is the next op's input
     }
     const i16 op = slot < row.slots ? row.ops[slot] : static_cast<i16>(k_resize_to);
     if (!is_op(op)) continue;
     const float* params = slot < row.slots ? row.params + 4 * slot : kRestore;
     const bool resizing = op == k_resize_to, windowed = slot >= row.windowed;
-    const i32 to_h = resizing ? working_size(row.h, params) : h;
-    const i32 to_w = resizing ? working_size(row.w, params) : w;
+    const i32 to_h = resizing ? working_size(row.h, params) : now.h;
+    const i32 to_w = resizing ? working_size(row.w, params) : now.w;
     u8* const to = next_image();
     const OpArgs args{from,
                       to,
-                      opaque(h),
-                      opaque(w),
+                      opaque(now.h),
+                      opaque(now.w),
                       opaque(to_h),
                       opaque(to_w),
                       opaque(windowed ? row.window.top : 0),
                       opaque(windowed ? row.window.left : 0),
-                      opaque(windowed ? row.h : h),
-                      opaque(windowed ? row.w : w),
+                      opaque(windowed ? row.h : now.h),
+                      opaque(windowed ? row.w : now.w),
                       params,
                       row.seed,
                       static_cast<u32>(slot),
                       buffers.op_scratch};
     from = to;
-    h = to_h;
-    w = to_w;
     run_op(team, op, args);
     team.sync_team();  // the op's image, written by all, is the next op's input; its scratch, which all have read, is
                        // reused

@@ -100,7 +100,8 @@ extern "C" __global__ void __launch_bounds__(QPT_BLOCK_THREADS, 1)
   for (qpt::i32 turn = 0;; turn ^= 1) {
     // The order is by falling cost: a team that ends early takes the costliest row that is left. Its place is written
     // where the one before is not, which slower members may still read.
-    qpt::u32* const place = &states[1 + blockIdx.y].place[turn];
+    // opaque: computed before the loop, the address would take registers from all ops.
+    qpt::u32* const place = &states[1 + qpt::opaque(blockIdx.y)].place[turn];
     if (blockIdx.x == 0) team.once([&] { *place = atomicAdd(&states->place[0], 1u); });
     team.sync_team();  // the place, written by one member, is read by all; all have left the row before
     const qpt::u32 taken = *place;
