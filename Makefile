@@ -46,7 +46,7 @@ format: .venv/built ## rewrite the sources in house style
 setup: .venv/built ## only set up .venv and build
 
 clean: ## remove what was built; .venv stays
-	rm -rf build dist runs/demo qpt/_cuda qpt/_build.json qpt.egg-info compile_commands.json
+	rm -rf build dist runs/demo qpt/_cuda qpt/_levels qpt/_build.json qpt.egg-info compile_commands.json
 	rm -f qpt/_C*.so .venv/installed .venv/built
 
 # torch first, from its own pinned file: nothing installed later may choose another one.
