@@ -332,9 +332,12 @@ QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Me
   const RowResult result = run_row(team, batch, index, memory);
   if (batch.patches.boxes == nullptr) return;
   Patches patches = batch.patches;
-  const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
-  patches.boxes += static_cast<i64>(index) * patches.count * 2;
-  patches.out = static_cast<u8*>(batch.out) + index * values * patches.item_bytes;
+  // opaque: what is computed from these would be kept in registers through the ops.
+  patches.count = opaque(patches.count);
+  patches.size = opaque(patches.size);
+  const i64 row = opaque(index), values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
+  patches.boxes += row * patches.count * 2;
+  patches.out = static_cast<u8*>(batch.out) + row * values * patches.item_bytes;
   write_patches(team, result, patches);
 }
 
