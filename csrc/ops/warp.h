@@ -288,34 +288,41 @@ QPT_INLINE Place scanned_from(const OpArgs& a, u32 tag, i32 reach, i32 y, i32 x)
 // Blurs by p1 = sigma_px, rounded to 8 bits; scans the image p2 = rounds times with p0 = delta_px; blurs again.
 template <class Team>
 QPT_FN void glass_shuffle(Team& team, OpArgs a) {
-  const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
-  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
-  const i32 rounds = static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
-  Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* shuffled = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  OpArgs blurred = a;
-  blurred.scratch = scratch.next;
-  blurred.dst = rounds % 2 == 0 ? shuffled : a.dst;
+  // Parameters are read again where they are needed: kept through a blur, they would cost it GPU registers.
+  const auto rounds = [&] {
+    return static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  };
+  // The image that so many scans from the last one reads or writes; the last one writes to scratch.
+  const auto image = [&](i32 scans_left) { return scans_left % 2 == 0 ? static_cast<u8*>(a.scratch) : a.dst; };
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 2; ++pass) {
+    OpArgs blurred = a;
+    blurred.top = blurred.left = 0;  // the image is whole
+    blurred.full_h = a.h;
+    blurred.full_w = a.w;
+    blurred.scratch = static_cast<u8*>(a.scratch) + taken_bytes<u8>(static_cast<i64>(a.h) * a.w * 3);
+    if (pass == 0)
+      blurred.dst = image(rounds());
+    else
+      blurred.src = image(0);
+    const float sigma = parameter(a.params[1], 0.05f, 8.0f);
     separable_blur(team, blurred, gaussian_radius(sigma), GaussianTap{sigma});
     if (pass == 1) return;
     team.sync_team();  // the blurred image, written by all, is read by all
+    const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
     QPT_UNROLL(1)
-    for (i32 round = 0; round < rounds; ++round) {
-      const u8* const from = blurred.dst;
-      u8* const to = from == shuffled ? a.dst : shuffled;
+    for (i32 left = rounds(); left > 0; --left) {
+      const u8* const from = image(left);
+      u8* const to = image(left - 1);
+      const u32 tag = kTagGlassRounds + static_cast<u32>(rounds() - left);
       each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-        const Place at = scanned_from(a, kTagGlassRounds + static_cast<u32>(round), reach, y, x);
+        const Place at = scanned_from(a, tag, reach, y, x);
         for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
       });
-      // The round's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
+      // The scan's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
       // before any member reads it, of the block's own rows.
-      if (round + 1 < rounds) team.sync_team();
-      blurred.dst = to;
+      if (left > 1) team.sync_team();
     }
-    blurred.src = shuffled;
-    blurred.dst = a.dst;
   }
 }
 
