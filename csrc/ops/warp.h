@@ -219,26 +219,37 @@ constexpr i32 kMaxRounds = 8;
 // largest distance right less the largest one down, each rounded up.
 template <class Team>
 QPT_FN void repeated_jitter(Team& team, OpArgs a) {
-  const float std = parameter(a.params[0], 0.0f, 8.0f);
-  const i32 rounds = static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRounds)) + 0.5f);
-  const bool drifts = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
-  Scratch scratch{static_cast<u8*>(a.scratch)};
-  scratch.take_own<float>(team, kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
-  u8* other = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  OpArgs from = a;
+  a.top = a.left = 0;  // the image is whole
+  a.full_h = a.h;
+  a.full_w = a.w;
+  // Parameters are read again where they are needed: kept through the noise, they would cost it GPU registers.
+  const auto rounds = [&] {
+    return static_cast<i32>(parameter(a.params[1], 1.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  };
+  const auto scratch_after_numbers = [&] {
+    Scratch scratch{static_cast<u8*>(a.scratch)};
+    scratch.take_own<float>(team, kNoiseElements * kNoiseBlocks);  // the numbers of with_normals
+    return scratch;
+  };
+  // The image that so many rounds from the last one reads or writes; the last one writes to dst.
+  const auto image = [&](i32 rounds_left) {
+    return rounds_left % 2 == 0 ? a.dst : scratch_after_numbers().next + team_maxima_bytes(team.blocks());
+  };
   i32 moved = 0;
   // Passes 2 r and 2 r + 1 have the numbers of round r: the first finds the largest, the second reads the pixels.
   QPT_UNROLL(1)
-  for (i32 pass = 0; pass < 2 * rounds; ++pass) {
-    const i32 round = pass / 2;
-    const bool reads = pass % 2 == 1;
-    if (!reads && !drifts) continue;
-    u8* const to = (rounds - round) % 2 == 1 ? a.dst : other;
+  for (i32 pass = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f ? 0 : 1; pass < 2 * rounds();
+       pass += parameter(a.params[2], 0.0f, 1.0f) >= 0.5f ? 1 : 2) {
     Pair most{-8.0f, -8.0f};  // a normal number is larger
     with_normals<2>(
-        team, a, kTagJitterRounds + static_cast<u32>(round), [&](i32 first, i32 count, const float* normal) {
+        team, a, kTagJitterRounds + static_cast<u32>(pass / 2), [&](i32 first, i32 count, const float* normal) {
+          const i32 left = rounds() - pass / 2;
+          const float std = parameter(a.params[0], 0.0f, 8.0f);
+          OpArgs from = a;
+          if (pass > 1) from.src = image(left);
+          u8* const to = image(left - 1);
           each(team, count / 2, [&](i32 i) {
-            if (!reads) {
+            if (pass % 2 == 0) {
               most = {maximum(most.first, normal[2 * i]), maximum(most.second, normal[2 * i + 1])};
               return;
             }
@@ -248,13 +259,14 @@ QPT_FN void repeated_jitter(Team& team, OpArgs a) {
             for (i32 c = 0; c < 3; ++c) to[static_cast<i64>(3) * p + c] = to_u8(at.channel(c));
           });
         });
-    if (reads) {
-      if (pass + 1 < 2 * rounds) team.sync_team();  // the round's image, written by all, is read by all
-      from.src = to;
+    if (pass % 2 == 1) {
+      if (pass + 1 < 2 * rounds()) team.sync_team();  // the round's image, written by all, is read by all
       continue;
     }
-    most = team_maxima(team, scratch, most);
-    const auto padding = [&](float largest) { return ceil_to_int(std * (largest < 0.0f ? -largest : largest)); };
+    most = team_maxima(team, scratch_after_numbers(), most);
+    const auto padding = [&](float largest) {
+      return ceil_to_int(parameter(a.params[0], 0.0f, 8.0f) * (largest < 0.0f ? -largest : largest));
+    };
     moved = padding(most.second) - padding(most.first);
   }
 }
@@ -285,37 +297,50 @@ QPT_INLINE Place scanned_from(const OpArgs& a, u32 tag, i32 reach, i32 y, i32 x)
   return {y, x};
 }
 
+// Applies a Gaussian blur of p1 = sigma_px.
+template <class Team>
+QPT_CALLED void blur_by_second(QPT_TEAM(Team) team, OpArgs a) {
+  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
+  separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
+}
+
 // Blurs by p1 = sigma_px, rounded to 8 bits; scans the image p2 = rounds times with p0 = delta_px; blurs again.
 template <class Team>
 QPT_FN void glass_shuffle(Team& team, OpArgs a) {
-  const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
-  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
-  const i32 rounds = static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
-  Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* shuffled = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  OpArgs blurred = a;
-  blurred.scratch = scratch.next;
-  blurred.dst = rounds % 2 == 0 ? shuffled : a.dst;
+  a.top = a.left = 0;  // the image is whole
+  a.full_h = a.h;
+  a.full_w = a.w;
+  // Parameters are read again where they are needed: kept through a blur, they would cost it GPU registers.
+  const auto rounds = [&] {
+    return static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
+  };
+  // The image that so many scans from the last one reads or writes; the last one writes to scratch.
+  const auto image = [&](i32 scans_left) { return scans_left % 2 == 0 ? static_cast<u8*>(a.scratch) : a.dst; };
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 2; ++pass) {
-    separable_blur(team, blurred, gaussian_radius(sigma), GaussianTap{sigma});
+    OpArgs blurred = a;
+    blurred.scratch = static_cast<u8*>(a.scratch) + taken_bytes<u8>(static_cast<i64>(a.h) * a.w * 3);
+    if (pass == 0)
+      blurred.dst = image(rounds());
+    else
+      blurred.src = image(0);
+    blur_by_second<Team>(team, blurred);
     if (pass == 1) return;
     team.sync_team();  // the blurred image, written by all, is read by all
+    const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
     QPT_UNROLL(1)
-    for (i32 round = 0; round < rounds; ++round) {
-      const u8* const from = blurred.dst;
-      u8* const to = from == shuffled ? a.dst : shuffled;
+    for (i32 left = rounds(); left > 0; --left) {
+      const u8* const from = image(left);
+      u8* const to = image(left - 1);
+      const u32 tag = kTagGlassRounds + static_cast<u32>(rounds() - left);
       each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-        const Place at = scanned_from(a, kTagGlassRounds + static_cast<u32>(round), reach, y, x);
+        const Place at = scanned_from(a, tag, reach, y, x);
         for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
       });
-      // The round's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
+      // The scan's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
       // before any member reads it, of the block's own rows.
-      if (round + 1 < rounds) team.sync_team();
-      blurred.dst = to;
+      if (left > 1) team.sync_team();
     }
-    blurred.src = shuffled;
-    blurred.dst = a.dst;
   }
 }
 
