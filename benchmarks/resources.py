@@ -30,7 +30,7 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 _SHARED_PER_MULTIPROCESSOR = {80: 167_936, 90: 233_472, 100: 233_472}
 _REGISTERS, _WARPS, _BLOCKS = 65_536, 64, 32
 _REGISTER_UNIT = 256  # registers are given to a warp in units of this many
-_TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA)\b"
+_TENSOR_CORE = r"\b(?:[HIDBQ]MMA|[HIQ]GMMA|UTC[HIQO]MMA)\b"
 
 
 @dataclass(frozen=True)

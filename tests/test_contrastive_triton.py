@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import resources
+from qpt import build
 from tests import contrastive_interpreted as interpreted
 from tests import offline
 from tests.contrastive_interpreted import Case
@@ -310,6 +311,14 @@ def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **ro
 def test_pass_compiles_without_spills(architecture: int, variant: tuple[str, int, str, str]) -> None:
     dtype, dim, name, precision = variant
     check_compiled(dtype, dim, architecture, precision, **resources.PASSES[name])
+
+
+@pytest.mark.rung("offline compile")
+@pytest.mark.parametrize("name", resources.PASSES)
+def test_pass_compiles_without_spills_for_newer_gpus(name: str, long: bool) -> None:
+    for architecture in build.NEWER_ARCHITECTURES:
+        for dim in (64, 128, 256, 512) if long else (128, 256):
+            check_compiled("fp32", dim, architecture, "auto", **resources.PASSES[name])
 
 
 @pytest.mark.rung("offline compile")
