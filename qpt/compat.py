@@ -34,6 +34,20 @@ def default_device() -> torch.device:
         return torch.device("cpu")
 
 
+_process_groups: list[object] = []
+
+
+def destroy_process_group() -> None:
+    """Leave the default process group of ``torch.distributed``."""
+    import torch.distributed as dist
+
+    if torch_version() < (2, 8):
+        # Gloo's destructor waits for its threads, and before 2.8 holds the interpreter's lock meanwhile, for which such
+        # a thread waits if it has a tensor to free. At the end of the process no thread has one any more.
+        _process_groups.append(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
 def write_onnx(
     graph: nn.Module,
     example: Mapping[str, Tensor],
