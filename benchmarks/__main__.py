@@ -19,10 +19,12 @@ NAMES = {
     "contrastive": "benchmarks.bench_contrastive",
     "resources": "benchmarks.resources",
     "roofline_degrade": "benchmarks.roofline_degrade",
+    "roofline_loss": "benchmarks.roofline_loss",
     "scaling": "benchmarks.scaling",
     "score": "benchmarks.bench_score",
     "loader": "benchmarks.bench_loader",
     "step": "benchmarks.bench_step",
+    "preset_fidelity": "benchmarks.preset_fidelity",
 }
 ON_DEVICES = ("degrade", "contrastive", "score", "loader", "step")
 

@@ -8,13 +8,11 @@ for the forward and two with the gradient. Peaks are of fresh processes (``memor
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
 
 import torch
 
 from benchmarks import contrastive_baselines as baselines
-from benchmarks import memory, resources, roofline
+from benchmarks import memory
 from benchmarks.contrastive_baselines import FLOOR, Answer, Call, Inputs, Setting, Unavailable
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 
@@ -62,7 +60,7 @@ class Plan:
 
 
 def run(settings: Settings) -> Report:
-    """Measure every plan, then peak memory, and predict the same sizes for two GPUs."""
+    """Measure every plan, then peak memory."""
     rows: list[Row] = []
     remarks: dict[str, None] = {}  # in order, each once
     for plan in plans(settings.quick):
@@ -77,7 +75,7 @@ def run(settings: Settings) -> Report:
                 except RuntimeError as error:
                     remarks[f"No peak: {error}"] = None
         rows += with_ratios(measured)
-    return Report("contrastive", rows, predictions(settings.quick), remarks=[*_REMARKS, *remarks])
+    return Report("contrastive", rows, remarks=[*_REMARKS, *remarks])
 
 
 _REMARKS = (
@@ -206,43 +204,4 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
         shown = {"floor": medians.get(FLOOR), "qpt": medians.get("qpt")}
         ratios = ", ".join(f"{row.median_ms / ms:.2f} x {name}" for name, ms in shown.items() if ms is not None)
         found.append(replace(row, note="; ".join(part for part in (ratios, row.note) if part)))
-    return found
-
-
-@cache
-def _residency(architecture: int) -> tuple[int, int]:
-    """Return (rows of a block, blocks on a multiprocessor) of the bfloat16 kernel as it compiles for a GPU."""
-    from qpt.kernels.contrastive_launch import launch_for
-
-    launch = launch_for(architecture, True, 128)
-    cubin, shared_bytes = resources.contrastive_pass("bf16", 128, architecture)
-    (found,) = resources.read(cubin).values()
-    return launch.rows, resources.blocks_per_multiprocessor(found, launch.warps * 32, architecture, shared_bytes)
-
-
-def compiled_launch(n: int, k: int, gpu: roofline.Gpu) -> roofline.Launch:
-    """Return the launch of the Triton kernel on ``gpu`` for N queries and K bfloat16 keys of 128."""
-    from qpt.kernels.contrastive_launch import launch_for, parts_for
-
-    rows, blocks = _residency(gpu.architecture)
-    parts = parts_for(n, k, 128, launch_for(gpu.architecture, True, 128), gpu.multiprocessors)
-    return roofline.Launch(rows, blocks, parts)
-
-
-def predictions(quick: bool) -> list[dict[str, Any]]:
-    """Predict the same sizes on two GPUs, bfloat16 queries and pool, from the compiled kernel's residency and split."""
-    found = []
-    for n, k in SIZES[:1] if quick else SIZES:
-        for gradient, mode in ((False, "forward"), (True, "forward + gradient")):
-            for gpu in roofline.GPUS:
-                launch = compiled_launch(n, k, gpu)
-                parts = launch.parts(n, gpu)
-                fused = roofline.fused_contrastive(n, k, 128, 2, gradient, parts)
-                full = roofline.full_logits_contrastive(n, k, 128, 2, gradient)
-                shape = f"N={n} K={k} D=128"
-                for form, predicted in (
-                    ("fused", roofline.predict(fused, gpu, "bfloat16", launch=launch, rows=n)),
-                    ("full logits", roofline.predict(full, gpu, "bfloat16")),
-                ):
-                    found.append({"form": form, "mode": mode, "shape": shape} | predicted)
     return found

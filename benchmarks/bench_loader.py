@@ -36,7 +36,7 @@ FAR = 4.0  # levels of 255 that a reduced decoding may be off on average
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--photographs", type=Path, help="loader: a folder (default: photographs of installed wheels)")
+    parser.add_argument("--photographs", type=Path, help="a folder (loader: photographs of wheels by default)")
 
 
 def run(settings: Settings, options: argparse.Namespace) -> Report:

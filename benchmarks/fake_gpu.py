@@ -7,6 +7,7 @@ device. The kernel itself is the C++ engine's, with the launch's own arguments. 
 
 import contextlib
 import ctypes
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class OnGpu(Tensor):
 class FakeGpu:
     """The devices of a machine and what was done with them.
 
-    shared_limits: bytes that a block may have, by device.  launches: (device, blocks, shared bytes, scratch bytes).
+    shared_limits: bytes that a block may have, by device.  launches: (device, grid, shared bytes, scratch bytes).
     free_bytes: what one allocation on a device may take.
     """
 
@@ -51,7 +52,8 @@ class FakeGpu:
         self.total_memory, self.free_bytes = 141 << 30, 141 << 30
         self.current = 0
         self.streams: list[int] = []
-        self.launches: list[tuple[int, int, int, int]] = []
+        self.launches: list[tuple[int, tuple[int, int], int, int]] = []
+        self.cooperative = True  # whether blocks of a launch may wait for each other
         self.loaded: list[tuple[int, str]] = []
 
     def cupy(self) -> Any:
@@ -61,7 +63,10 @@ class FakeGpu:
         class Device:
             def __init__(self, index: int | None = None) -> None:
                 self.index = index or 0
-                self.attributes = {"MaxSharedMemoryPerBlockOptin": gpu.shared_limits[self.index]}
+                self.attributes = {
+                    "MaxSharedMemoryPerBlockOptin": gpu.shared_limits[self.index],
+                    "CooperativeLaunch": int(gpu.cooperative),
+                }
 
             def __enter__(self) -> "Device":
                 self.before, gpu.current = gpu.current, self.index
@@ -86,7 +91,7 @@ class FakeGpu:
                 gpu.streams.pop()
 
         fake.__version__ = "fake"  # type: ignore[attr-defined]
-        fake.RawModule = lambda path: _RawModule(gpu, path)  # type: ignore[attr-defined]
+        fake.RawModule = functools.partial(_RawModule, gpu)  # type: ignore[attr-defined]
         fake.cuda = SimpleNamespace(  # type: ignore[attr-defined]
             Device=Device,
             Stream=Stream,
@@ -149,20 +154,20 @@ class _Event:
 
 
 class _RawModule:
-    def __init__(self, gpu: FakeGpu, path: str) -> None:
-        self.gpu, self.path = gpu, path
+    def __init__(self, gpu: FakeGpu, path: str, enable_cooperative_groups: bool = False) -> None:
+        self.gpu, self.path, self.cooperative = gpu, path, enable_cooperative_groups
 
     def get_function(self, name: str) -> "_RawKernel":
         if name != "qpt_degrade":
             raise CUDADriverError("CUDA_ERROR_NOT_FOUND: named symbol not found")
-        return _RawKernel(self.gpu, self.path)
+        return _RawKernel(self.gpu, self.path, self.cooperative)
 
 
 class _RawKernel:
     """CuPy's RawKernel: each device that is current when it is used loads it, with attributes of its own."""
 
-    def __init__(self, gpu: FakeGpu, path: str) -> None:
-        self.gpu, self.path = gpu, path
+    def __init__(self, gpu: FakeGpu, path: str, cooperative: bool) -> None:
+        self.gpu, self.path, self.cooperative = gpu, path, cooperative
         self.dynamic: dict[int, int] = {}
 
     def _load(self) -> int:
@@ -190,20 +195,29 @@ class _RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         self.dynamic[device] = size
 
-    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
+    def __call__(
+        self, grid: tuple[int, int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int
+    ) -> None:
         device = self._load()
         if not self.gpu.streams or self.gpu.streams[-1] != device:
             raise CUDADriverError("CUDA_ERROR_INVALID_HANDLE: the stream is of another device")
-        if shared_mem > self.dynamic[device] or not 0 < block[0] <= self.max_threads_per_block or grid[0] < 1:
+        if shared_mem > self.dynamic[device] or not 0 < block[0] <= self.max_threads_per_block or min(grid) < 1:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        self.gpu.launches.append((device, grid[0], shared_mem, int(arguments[11])))
+        if self.cooperative and grid[0] * grid[1] > self.gpu.multiprocessors:  # a block has all registers of one
+            raise CUDADriverError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
+        assert grid[0] == 1 or self.cooperative, "blocks that wait for each other need a cooperative launch"
+        states = np.ctypeslib.as_array(
+            ctypes.cast(int(arguments[10]), ctypes.POINTER(ctypes.c_int32)), (1 + grid[1], 32)
+        )
+        assert not states.any(), "the states of teams are not zero"
+        self.gpu.launches.append((device, grid, shared_mem, int(arguments[12])))
         _run(arguments)
 
 
 def _run(arguments: tuple[Any, ...]) -> None:
     """Run the C++ engine with the arguments of qpt_degrade."""
-    images, out, ops, params, seeds, source, order, windows, boxes, lut, _ = map(int, arguments[:11])
-    rows, slots, height, width, patches, size, item_bytes, channels_last = map(int, arguments[13:])
+    images, out, ops, params, seeds, source, order, windows, boxes, lut, *_ = map(int, arguments[:12])
+    rows, slots, height, width, patches, size, item_bytes, channels_last = map(int, arguments[14:])
     used = np.ctypeslib.as_array(ctypes.cast(source, ctypes.POINTER(ctypes.c_int32)), (rows,))
     whole = patches == 0
     scratch = torch.empty(extension.load().scratch_bytes(height, width, True, True), dtype=torch.uint8, device="cpu")
@@ -269,7 +283,9 @@ def fake_gpu(gpu: FakeGpu | None = None) -> Iterator[FakeGpu]:
                 api, "choose_backend", lambda _caller, _device, given: "cpu" if given == "cpu" else "cuda"
             ),
             mock.patch.object(
-                cuda, "_load_from_nvrtc", lambda cupy, _: cupy.RawModule("NVRTC").get_function("qpt_degrade")
+                cuda,
+                "_load_from_nvrtc",
+                lambda cupy, _, cooperative: cupy.RawModule("NVRTC", cooperative).get_function("qpt_degrade"),
             ),
         ):
             yield gpu

@@ -16,6 +16,7 @@ from benchmarks.gpu_checks import tf32_products
 from benchmarks.gpu_steps import Day
 from benchmarks.harness import tensor_peak
 from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.problem import PRECISIONS
 
 DIMS = (64, 128, 256, 512)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -136,7 +137,7 @@ def _precisions(day: Day, dim: int) -> None:
     _, tensors = _inputs("own keys and pool", dim, torch.float32, day)
     temperature = torch.tensor(baselines.TEMPERATURE, device=day.device)
     exact = torch.logsumexp(tensors["queries"].double() @ tensors["pool"].double().T / baselines.TEMPERATURE, 1)
-    for precision in ("ieee", "tf32x3"):
+    for precision in PRECISIONS:
         row_max, row_sum, _ = contrastive.lse_forward(
             (tensors["queries"], tensors["groups"], None),
             (tensors["pool"], tensors["pool_groups"], None, None, True),
@@ -151,7 +152,7 @@ def loss_times(day: Day) -> None:
     for n, k in sizes:
         inputs = baselines.make_inputs(baselines.Setting("moco", n, k, True), str(day.device))
         wanted = baselines.expected(inputs, "loss")
-        for name, dtype, call in _contenders(inputs, compiled=k <= 65_536 and not day.dry_run):
+        for name, (dtype, terms), call in _contenders(inputs, compiled=k <= 65_536 and not day.dry_run):
             try:
                 loss, gradient = call()
                 assert gradient is not None and wanted[1] is not None
@@ -162,15 +163,17 @@ def loss_times(day: Day) -> None:
                 day.record("loss and gradient", shape=inputs.setting.shape, form=name, note=str(failure)[:200])
                 continue
             row = {"relative_loss": float(abs(loss.float() - wanted[0]) / wanted[0]), "relative_gradient": error}
-            predicted = predicted_ms(n, k, dtype, fused=not name.startswith("full"))
+            predicted = predicted_ms(n, k, dtype, terms, fused=not name.startswith("full"))
             day.record(
                 "loss and gradient", shape=inputs.setting.shape, form=name, ms=ms, peak_mib=peak, **row,
                 predicted_ms=predicted, measured_over_predicted=ms / predicted,
             )  # fmt: skip
 
 
-def _contenders(inputs: baselines.Inputs, compiled: bool) -> list[tuple[str, str, Callable[[], baselines.Answer]]]:
-    """Return (name, dtype of the products for the prediction, call)."""
+def _contenders(
+    inputs: baselines.Inputs, compiled: bool
+) -> list[tuple[str, tuple[str, int], Callable[[], baselines.Answer]]]:
+    """Return (name, dtype of the products and how many stand for one, for the prediction, call)."""
     half = dataclasses.replace(
         inputs,
         queries=inputs.queries.detach().bfloat16().requires_grad_(),
@@ -188,17 +191,17 @@ def _contenders(inputs: baselines.Inputs, compiled: bool) -> list[tuple[str, str
 
     full = forms["full logits"].make
     found = [
-        ("qpt, float32", "float32", forms["qpt"].make(inputs)),
-        ("qpt, float32 queries and bfloat16 pool", "float32", forms["qpt bfloat16 pool"].make(inputs)),
-        ("qpt, bfloat16", "bfloat16", forms["qpt"].make(half)),
-        ("full logits, float32", "float32", under(False, full(inputs))),
-        ("full logits, TF32", "tf32", under(True, full(inputs))),
-        ("full logits, bfloat16", "bfloat16", full(half)),
-        ("attention, float32", "float32", forms["attention"].make(inputs)),
-        ("attention, bfloat16", "bfloat16", forms["attention"].make(half)),
+        ("qpt, float32", ("bfloat16", 3), forms["qpt"].make(inputs)),
+        ("qpt, float32 queries and bfloat16 pool", ("bfloat16", 2), forms["qpt bfloat16 pool"].make(inputs)),
+        ("qpt, bfloat16", ("bfloat16", 1), forms["qpt"].make(half)),
+        ("full logits, float32", ("float32", 1), under(False, full(inputs))),
+        ("full logits, TF32", ("tf32", 1), under(True, full(inputs))),
+        ("full logits, bfloat16", ("bfloat16", 1), full(half)),
+        ("attention, float32", ("float32", 1), forms["attention"].make(inputs)),
+        ("attention, bfloat16", ("bfloat16", 1), forms["attention"].make(half)),
     ]
     if compiled:  # made at its call, since it may not compile here
-        found.append(("full logits compiled, float32", "float32", lambda: _compiled(inputs)()))
+        found.append(("full logits compiled, float32", ("float32", 1), lambda: _compiled(inputs)()))
     return found
 
 
@@ -211,8 +214,14 @@ def _compiled(inputs: baselines.Inputs) -> baselines.Call:
     return _COMPILED[id(inputs)]
 
 
-def predicted_ms(n: int, k: int, dtype: str, *, fused: bool) -> float:
-    """Return milliseconds by the roofline of an H200; multiprocessors that a launch leaves idle are not counted."""
-    key_bytes = 2 if dtype == "bfloat16" else 4
-    work = (roofline.fused_contrastive if fused else roofline.full_logits_contrastive)(n, k, 128, key_bytes, True)
+def predicted_ms(n: int, k: int, dtype: str, terms: int = 1, *, fused: bool) -> float:
+    """Return milliseconds by the roofline of an H200; multiprocessors that a launch leaves idle are not counted.
+
+    terms: products that stand for one.
+    """
+    key_bytes = 2 if dtype == "bfloat16" and terms < 3 else 4
+    if fused:
+        work = roofline.fused_contrastive(n, k, 128, key_bytes, True, terms=terms)
+    else:
+        work = roofline.full_logits_contrastive(n, k, 128, key_bytes, True)
     return max(float(roofline.predict(work, H200, dtype)["predicted_ms"]), 1e-4)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import roofline_degrade
 from benchmarks.gpu_checks import photographs
 from benchmarks.gpu_loss import H200
 from benchmarks.gpu_loss import predicted_ms as predicted_loss_ms
@@ -79,10 +80,8 @@ def _instructions() -> dict[str, float]:
 
 
 def predicted_ms(per_pixel: float, rows: int, side: int) -> float:
-    """Return what the model of ``roofline_degrade`` gives for rows that are alike: a row is one multiprocessor's."""
-    lanes_per_clock = 4 * 32 * 0.5  # its SCHEDULERS, WARP and IPC
-    busiest = math.ceil(rows / H200.multiprocessors)
-    return 1000 * busiest * side**2 * per_pixel / (lanes_per_clock * H200.clock)
+    """Return what the model of ``roofline_degrade`` gives for rows that are alike."""
+    return roofline_degrade.alike_ms(per_pixel, rows, side, H200)
 
 
 def _peers(images: Tensor, rows: int) -> list[tuple[str, Callable[[], Any]]]:

@@ -165,7 +165,25 @@ def triton_cubin(
     divisible: Sequence[str] = (),
     fp_fusion: bool = False,
 ) -> tuple[bytes, int]:
-    """Compile a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch).
+    """Compile a Triton kernel for sm_``architecture``: (cubin, shared memory in bytes it asks for at launch)."""
+    compiled = triton_compile(
+        kernel, signature, constants, architecture, warps, stages=stages, divisible=divisible, fp_fusion=fp_fusion
+    )
+    return compiled.asm["cubin"], compiled.metadata.shared
+
+
+def triton_compile(
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, object],
+    architecture: int,
+    warps: int,
+    *,
+    stages: int | None = None,
+    divisible: Sequence[str] = (),
+    fp_fusion: bool = False,
+) -> Any:
+    """Compile a Triton kernel for sm_``architecture``; what is returned has its code in every form.
 
     signature: Triton's type of every argument, ``"constexpr"`` for those in ``constants``. divisible: arguments that
     are multiples of 16, as Triton finds out at a launch; it then copies in vectors.
@@ -177,23 +195,34 @@ def triton_cubin(
     source = compat.triton_source(kernel, signature, constants, places)
     options: dict[str, object] = {"num_warps": warps, "enable_fp_fusion": fp_fusion}
     options |= {} if stages is None else {"num_stages": stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    return compiled.asm["cubin"], compiled.metadata.shared
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
 def contrastive_pass(
-    dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "ieee", both_roles: bool = False
-) -> tuple[bytes, int]:
-    """Compile the loss's pass over pairs with sums, for embeddings of one dtype ("fp32", "fp16", "bf16") and length.
+    dtype: str,
+    dim: int,
+    architecture: int,
+    *,
+    running: bool = True,
+    precision: str = "auto",
+    both_roles: bool = False,
+    all_options: bool = True,
+) -> Any:
+    """Compile the loss's pass over pairs with sums, for embeddings of one length, and return what Triton made.
 
-    running: the log-sum-exp pass, else the key gradient. Strides and pointers as of contiguous tensors.
+    dtype: "fp32", "fp16" or "bf16", or "fp32 x bf16" for queries and keys. running: the log-sum-exp pass, else the key
+    gradient. all_options: with image ids and self pairs, else as against a pool without them. Strides and pointers as
+    of contiguous tensors.
     """
     from qpt.kernels import contrastive
 
     kernel = contrastive._pass_kernel
-    launch = contrastive.launch_for(architecture, dtype != "fp32", dim)
+    queries, keys = dtype.split(" x ") if " x " in dtype else (dtype, dtype)
+    products, launch = contrastive_products(
+        dtype, dim, architecture, running=running, precision=precision, all_options=all_options
+    )
     types = dict.fromkeys(("row_groups", "stream_groups", "row_images", "stream_images"), "*i64")
-    types |= dict.fromkeys(("rows", "stream"), f"*{dtype}")
+    types |= {"rows": f"*{queries if running else keys}", "stream": f"*{keys if running else queries}"}
     types |= dict.fromkeys(("temperature", "row_lse", "stream_lse", "row_max_out", "row_sum_out", "acc_out"), "*fp32")
     lengths = ("dim", "row_stride", "stream_stride", "part_length")
     types |= dict.fromkeys((*lengths, "n_rows", "n_stream", "self_offset"), "i32") | {"image_bias": "fp32"}
@@ -210,17 +239,35 @@ def contrastive_pass(
         "WEIGHTED": True,
         "BOTH_ROLES": both_roles,
         "NEGATIVES": True,
-        "HAS_IMAGES": True,
-        "HAS_SELF": True,
-        "WIDEN": dtype == "fp32",
-        "P_SCALE": contrastive.FLOAT16_SCALE if dtype == "fp16" else 1.0,
-        "PRECISION": precision,
+        "HAS_IMAGES": all_options,
+        "HAS_SELF": all_options,
+        "SPLIT_ROWS": products.split_rows,
+        "SPLIT_STREAM": products.split_stream,
+        "SPLIT_P": products.split_p,
+        "WIDEN": products.widen,
+        "P_SCALE": products.p_scale,
+        "PRECISION": products.precision,
         "LOG2E": contrastive.LOG2_E,
     }
     types |= dict.fromkeys(constants, "constexpr")
     signature = {name: types[name] for name in kernel.arg_names}
     options = {"stages": launch.stages, "divisible": [*pointers, *lengths], "fp_fusion": True}
-    return triton_cubin(kernel, signature, constants, architecture, launch.warps, **options)  # type: ignore[arg-type]
+    return triton_compile(kernel, signature, constants, architecture, launch.warps, **options)  # type: ignore[arg-type]
+
+
+def contrastive_products(
+    dtype: str, dim: int, architecture: int, *, running: bool = True, precision: str = "auto", all_options: bool = True
+) -> tuple[Any, Any]:
+    """Return the kinds of products and the launch of the loss's pass, with arguments as in ``contrastive_pass``."""
+    import torch
+
+    from qpt.kernels import contrastive
+
+    known = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    sides = [known[name] for name in dtype.split(" x ")]
+    rows, stream = (sides[0], sides[-1]) if running else (sides[-1], sides[0])
+    products = contrastive.Products.of(rows, stream, precision, architecture, by_pairs=all_options or not running)
+    return products, contrastive.launch_for(architecture, products.kind, dim)
 
 
 def contrastive_graded(kinds: int, architecture: int) -> tuple[bytes, int]:
@@ -283,34 +330,34 @@ def kernels() -> list[Kernel]:
     return [*cuda, *map(_contrastive_kernel, CONTRASTIVE), merge, *graded]
 
 
-# What the loss's kernels are compiled for, here and in the tests: (dtype, D, running pass?, precision).
+# Passes of the loss: arguments of ``contrastive_pass``, by name.
+PASSES: dict[str, dict[str, bool]] = {
+    "log-sum-exp over a pool": {"all_options": False},
+    "log-sum-exp": {},
+    "key gradient": {"running": False},
+}
+# What the loss's kernels are compiled for, here and in the tests: (dtype, D, pass, precision).
 CONTRASTIVE = [
-    *[("fp32", dim, running, "ieee") for dim in (128, 256) for running in (True, False)],
-    *[
-        (half, dim, running, "ieee")
-        for half in ("fp16", "bf16")
-        for dim in (128, 256, 512)
-        for running in (True, False)
-    ],
-    *[("fp32", 128, running, "tf32x3") for running in (True, False)],
+    *[("fp32", dim, name, "auto") for dim in (64, 128, 256, 512) for name in PASSES],
+    *[("fp32 x bf16", 128, name, "auto") for name in PASSES],
+    *[(half, dim, name, "auto") for half in ("fp16", "bf16") for dim in (128, 256, 512) for name in list(PASSES)[1:]],
+    *[("fp32", 128, name, precision) for precision in ("ieee", "tf32x3") for name in list(PASSES)[1:]],
 ]
 GRADED = (1, 8)  # numbers of a severity
 
 
-def _contrastive_kernel(variant: tuple[str, int, bool, str]) -> Kernel:
-    from qpt.kernels import contrastive
-
-    dtype, dim, running, precision = variant
-    work = "log-sum-exp" if running else "key gradient"
-    mode = f" {precision}" if dtype == "fp32" else ""
+def _contrastive_kernel(variant: tuple[str, int, str, str]) -> Kernel:
+    dtype, dim, name, precision = variant
+    role = PASSES[name]
 
     def compile_for(architecture: int) -> tuple[bytes, int]:
-        return contrastive_pass(dtype, dim, architecture, running=running, precision=precision)
+        compiled = contrastive_pass(dtype, dim, architecture, precision=precision, **role)
+        return compiled.asm["cubin"], compiled.metadata.shared
 
     def threads(architecture: int) -> int:
-        return contrastive.launch_for(architecture, dtype != "fp32", dim).warps * 32
+        return contrastive_products(dtype, dim, architecture, precision=precision, **role)[1].warps * 32
 
-    return Kernel(f"kernels/contrastive.py {work}, {dtype}{mode}, D={dim}", threads, compile_for)
+    return Kernel(f"kernels/contrastive.py {name}, {dtype} {precision}, D={dim}", threads, compile_for)
 
 
 def run(settings: Settings) -> Report:
@@ -330,7 +377,10 @@ def run(settings: Settings) -> Report:
 
 
 def _remarks() -> list[str]:
-    found = ["launch_shared_bytes of csrc/cuda/degrade.cu is an upper limit: a launch asks for what its rows can use."]
+    found = [
+        "launch_shared_bytes of csrc/cuda/degrade.cu is an upper limit: a launch asks for what its rows can use, which "
+        "is next to nothing if a row has several blocks."
+    ]
     for patch in (64, 96, 160, 224):
         shares = [
             f"sm_{architecture}: {one:.0%} at least one, {two:.0%} both"
@@ -338,6 +388,6 @@ def _remarks() -> list[str]:
         ]
         found.append(
             f"Rows of preset qpt, two overlapping patches of {patch} px in a region of 320 px, whose images between "
-            f"ops are in shared memory: {'; '.join(shares)}."
+            f"ops are in shared memory if a row has one block: {'; '.join(shares)}."
         )
     return found

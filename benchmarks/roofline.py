@@ -140,17 +140,18 @@ def predict(
     }
 
 
-def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1) -> Work:
+def fused_contrastive(n: int, k: int, d: int, key_bytes: int, gradient: bool, parts: int = 1, terms: int = 1) -> Work:
     """Return the work of the loss of N queries and K pool keys without stored logits: one product, two with gradient.
 
     Assumes row blocks that run together share their reads of the pool through the L2 cache: keys are moved once.
+    terms: products that tensor cores compute for one, where numbers are sums of terms.
     parts: into how many the pool is split; each writes its partial results (float32), which are read once to merge.
     """
     products = 2 if gradient else 1
     rows = n * d * 4 * products
     partial = parts * n * 4 * (d + 2 if gradient else 2)  # maximum, sum and, with the gradient, weighted key sum
     return Work(
-        matrix_ops=2.0 * n * k * d * products,
+        matrix_ops=2.0 * n * k * d * products * terms,
         special_ops=float(n * k),
         bytes_moved=float(k * d * key_bytes + 2 * rows + 2 * partial),
         peak_bytes=float(partial),

@@ -1,151 +1,165 @@
 """Predicted time of the CUDA engine on an A100 and an H100, where none was at hand: each op, and chains of preset qpt.
 
-Run by ``python -m benchmarks roofline_degrade``; needs g++ and valgrind. Nothing here is measured on a GPU. Counted
-are: the instructions of each op's source, on the path a thread block takes, run by one thread of a processor
-(valgrind, g++ -O2 without vectorisation); the kernel's registers, as compiled for each GPU (benchmarks/resources.py),
-hence the blocks resident on a multiprocessor; and the bytes an op must move at least. What is assumed stands in
-``ASSUMPTIONS`` and is printed with the result.
+Run by ``python -m benchmarks roofline_degrade``. Nothing here is measured on a GPU. Counted are the instructions and
+barriers of each op, by executing the compiled kernel on the CPU (``gpu_costs``), and the bytes an op must move at
+least. The same model gives the times of the kernel whose rows had one thread block each, whose counts are kept in
+one_block_costs.yaml. What is assumed stands in ``ASSUMPTIONS`` and is printed with the result.
 """
 
-import re
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterable
+import heapq
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import resources
-from benchmarks.bench_degrade import parameters_of
 from benchmarks.harness import Report, Settings
 from benchmarks.roofline import GPUS, Gpu
-from qpt.degradations.op_table import DEGRADATIONS, LEVELS, op_id
+from qpt.data.boxes import draw_boxes
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS
+from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
-from qpt.errors import BackendError
+from qpt.ops.degrade import order
+from qpt.ops.degrade.cuda import LaunchConfig, division
+from qpt.ops.degrade.patches import row_windows
 
 HELP = "predicted milliseconds of the CUDA engine on A100 and H100, from counted instructions"
+ONE_BLOCK_COSTS = Path(__file__).with_name("one_block_costs.yaml")
 ROWS, SIDE = 256, 320  # of the predicted batch: rows of a program, pixels
+TRAINING_ROWS, PATCH = 512, 160  # of the call of a training step: rows, side of its two patches
 BATCHES = (16, 32, 64, 128, 256, 512, 1024, 4096)  # rows whose utilisation is stated
-COUNTED = 96  # side of the image whose instructions are counted
 IPC = 0.5  # instructions per clock of each of a multiprocessor's four schedulers
 SCHEDULERS, WARP = 4, 32
+BARRIER = 2e-6  # seconds of a barrier between the blocks of a team
 BYTES = 6  # of a pixel and op: read once and written once as uint8; temporaries are taken to stay in L2
 BANDWIDTH_SHARE = 0.6
 ASSUMPTIONS = (
-    "Predictions, not measurements. One thread's x86 instructions stand for a GPU thread's; the two compilers may "
-    "differ by a factor of two either way.",
+    "Predictions, not measurements. Instructions are those of the kernel's PTX, executed on the CPU; the machine's own "
+    "may differ by a factor of two either way.",
     f"Each of a multiprocessor's {SCHEDULERS} schedulers issues {IPC} instructions a clock at boost clocks: few warps "
-    "are resident, so latencies show. Work is divided evenly among a block's threads.",
+    f"are resident, so latencies show. A barrier between the blocks of a row takes {1e6 * BARRIER:g} microseconds.",
     f"Device memory gives {BANDWIDTH_SHARE:.0%} of its peak; {BYTES} bytes a pixel and op. The greater of the two "
-    "times counts. Rows are assigned to blocks heavy ones first.",
+    "times counts. A team that ends early takes the row of the greatest cost that is left.",
 )
 
 
 def run(settings: Settings) -> Report:
-    """Count every op at all levels (``quick``: level 3), then predict."""
-    side = 32 if settings.quick else COUNTED
-    names = [row.name for row in DEGRADATIONS][:2] if settings.quick else [row.name for row in DEGRADATIONS]
-    levels = (3,) if settings.quick else range(1, LEVELS + 1)
-    with tempfile.TemporaryDirectory() as folder:
-        program = build_counter(Path(folder))
-        counted = {name: count_instructions(program, name, side, levels) for name in names}
-    blocks = {gpu.name: _resident_blocks(gpu) for gpu in GPUS}
+    """Predict from the committed counts (``quick``: two ops only)."""
+    names = [row.name for row in DEGRADATIONS][: 2 if settings.quick else None]
     found = []
     for name in names:
-        per_pixel = float(np.mean(counted[name]))
-        found += _predict(name, [per_pixel], 1, blocks)
-    remarks = [f"Milliseconds for {ROWS} rows of {SIDE} x {SIDE}, mean over levels.", *ASSUMPTIONS]
+        program = Program.from_chains([[(name, 1 + i % LEVELS)] for i in range(ROWS)], seeds=range(ROWS))
+        found += [predict(name, program, None, gpu) for gpu in GPUS]
+    remarks = [f"Milliseconds for {ROWS} rows of {SIDE} x {SIDE}, the five levels in turn.", *ASSUMPTIONS]
     if not settings.quick:
-        rows, ops = _chains(counted)
-        found += _predict("chains of preset qpt", rows, ops, blocks)
-        remarks += [_utilisation(rows, gpu, blocks[gpu.name]) for gpu in GPUS]
+        calls = {"chains of preset qpt": (_program(ROWS), None), "training call": training_call()}
+        for name, (program, windows) in calls.items():
+            found += [predict(name, program, windows, gpu) for gpu in GPUS]
+            found += [predict(f"{name}, one block a row", program, windows, gpu, one_block=True) for gpu in GPUS]
+        ms = {(entry["op"], entry["gpu"]): entry["predicted_ms"] for entry in found}
+        before_after = ", ".join(
+            f"{gpu.name} {ms['training call', gpu.name]} ms (with one block a row and its ops as they were, "
+            f"{ms['training call, one block a row', gpu.name]} ms)"
+            for gpu in GPUS
+        )
+        remarks.append(
+            f"A training call, {TRAINING_ROWS} rows of preset qpt with two overlapping patches of {PATCH} px: "
+            f"{before_after}."
+        )
+        remarks += [_utilisation(gpu) for gpu in GPUS]
     return Report("roofline_degrade", predictions=found, remarks=remarks)
 
 
-def build_counter(folder: Path) -> Path:
-    """Compile instructions.cpp in ``folder``. BackendError without the tools."""
-    for tool in ("g++", "valgrind"):
-        if shutil.which(tool) is None:
-            raise BackendError(f"roofline_degrade: {tool} not found on $PATH; run: apt-get install {tool}")
-    program = folder / "instructions"
-    flags = ["-std=c++17", "-O2", "-fno-tree-vectorize", "-ffp-contract=off", "-mavx", "-mfma"]
-    source = Path(__file__).with_name("instructions.cpp")
-    resources.run_tool(["g++", *flags, str(source), "-o", str(program)])
-    return program
+def _program(rows: int) -> Program:
+    return DegradationSpace.preset("qpt").sample(rows, generator=torch.Generator().manual_seed(0))
 
 
-def count_instructions(program: Path, op: str, side: int, levels: Iterable[int]) -> list[float]:
-    """Count the instructions per pixel of ``op`` at each level, on an image of side x side."""
-    found = []
-    every_level = parameters_of(op, LEVELS)
-    for level in levels:
-        words = [str(program), str(op_id(op)), str(side), *map(repr, every_level[level - 1])]
-        tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=qpt_counted"]
-        done = subprocess.run([*tool, *words], capture_output=True, text=True, check=False)
-        collected = re.search(r"Collected : (\d+)", done.stderr)
-        if done.returncode or collected is None:
-            raise BackendError(f"roofline_degrade: valgrind failed on {op}: {done.stderr.strip()[-400:]}")
-        found.append(int(collected[1]) / side**2)
-    return found
+def training_call() -> tuple[Program, torch.Tensor]:
+    """Return the program of a training step, and the windows of its rows (r, 5) int32."""
+    program, rng = _program(TRAINING_ROWS), random.Random(0)
+    boxes = [draw_boxes(rng, 2, PATCH, SIDE, 0.1, 0.3) for _ in range(TRAINING_ROWS)]
+    return program, row_windows(program, torch.tensor(boxes, dtype=torch.int32), PATCH, SIDE, SIDE)
 
 
-def _resident_blocks(gpu: Gpu) -> int:
-    """Return the number of blocks of the degradation kernel on one multiprocessor of this GPU."""
-    kernel = next(kernel for kernel in resources.kernels() if "degrade" in kernel.label)
-    cubin, shared = kernel.compile(gpu.architecture)
-    (found,) = resources.read(cubin).values()
-    return resources.blocks_per_multiprocessor(found, kernel.threads(gpu.architecture), gpu.architecture, shared)
+def predict(
+    op: str, program: Program, windows: torch.Tensor | None, gpu: Gpu, *, one_block: bool = False
+) -> dict[str, Any]:
+    """Predict one call.  one_block: with the kernel whose rows had one block each."""
+    costs = _costs(one_block)
+    per_pixel = order.row_costs(program, windows, SIDE, SIDE, costs)
+    arithmetic, _, config = _seconds(program, windows, gpu, one_block)
+    moved = BYTES * SIDE**2 * float(order.row_costs(program, windows, SIDE, SIDE, np.ones_like(costs)).sum())
+    memory = moved / (gpu.bandwidth * BANDWIDTH_SHARE)
+    return {
+        "op": op,
+        "gpu": gpu.name,
+        "predicted_ms": round(1000 * max(arithmetic, memory), 2),
+        "bound_by": "instructions" if arithmetic > memory else "memory",
+        "instructions_per_pixel": round(float(per_pixel.mean())),
+        "efficiency": IPC if arithmetic > memory else BANDWIDTH_SHARE,
+        "blocks_of_a_row": config.blocks,
+        "peaks": gpu.source,
+    }
 
 
-def _chains(counted: dict[str, list[float]]) -> tuple[list[float], float]:
-    """Return the instructions per pixel of each row of a program of preset qpt, and the mean number of ops of a row."""
-    program = DegradationSpace.preset("qpt").sample(ROWS, generator=torch.Generator().manual_seed(0))
-    rows = [sum(counted[step.name][step.level - 1] for step in chain.steps) for chain in program]
-    return rows, sum(map(len, program)) / ROWS
+def _costs(one_block: bool) -> np.ndarray:
+    return order.read_costs(ONE_BLOCK_COSTS) if one_block else order.gpu_costs()
 
 
-def _assign(rows: Iterable[float], places: int) -> np.ndarray:
-    """Assign rows, heavy ones first, each to the block with the least work; return the instructions of each block."""
-    found = np.zeros(places)
-    for work in sorted(rows, reverse=True):
-        found[found.argmin()] += work
-    return found
+def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 3) -> float:
+    """Return the milliseconds of rows that are alike, of so many instructions per pixel and barriers."""
+    instructions = np.full(rows, per_pixel * side**2)
+    teams, blocks = division(instructions, side, side, gpu.multiprocessors)
+    taken, _ = _row_seconds(instructions, barriers, np.full(rows, side), gpu, blocks)
+    return float(1000 * _assign(taken, teams).max())
 
 
-def _utilisation(rows: list[float], gpu: Gpu, blocks: int) -> str:
+def _row_seconds(
+    instructions: np.ndarray, barriers: np.ndarray | float, heights: np.ndarray, gpu: Gpu, blocks: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each row takes, (r,), and the part of it in which its blocks are at work."""
+    busiest = -(-heights // blocks) * blocks / heights  # of the block that has most, against an even share
+    working = instructions / (blocks * SCHEDULERS * WARP * IPC * gpu.clock)
+    return working * busiest + (barriers * BARRIER if blocks > 1 else 0.0), working
+
+
+def _seconds(
+    program: Program, windows: torch.Tensor | None, gpu: Gpu, one_block: bool = False
+) -> tuple[float, float, LaunchConfig]:
+    """Return the seconds of a call, the multiprocessors' seconds at work, and the launch."""
+    config = LaunchConfig.of(
+        program,
+        SIDE,
+        SIDE,
+        windows,
+        multiprocessors=gpu.multiprocessors,
+        shared_limit=0,
+        blocks=1 if one_block else None,
+    )
+    instructions = order.row_costs(program, windows, SIDE, SIDE, _costs(one_block)) * SIDE**2
+    # Beside those of its ops, a row has one after its place in the order is known.
+    barriers = order.row_costs(program, None, SIDE, SIDE, order.gpu_barriers()) + 1
+    heights = np.full(len(program), SIDE) if windows is None else windows.numpy()[:, 3]
+    taken, working = _row_seconds(instructions, barriers, heights, gpu, config.blocks)
+    return float(_assign(taken, config.teams).max()), float(working.sum()) * config.blocks, config
+
+
+def _assign(rows: np.ndarray, teams: int) -> np.ndarray:
+    """Give rows, heavy ones first, each to the team that is free first; return the time of each team."""
+    free = [0.0] * teams
+    for row in sorted(rows, reverse=True):
+        heapq.heapreplace(free, free[0] + row)
+    return np.array(free)
+
+
+def _utilisation(gpu: Gpu) -> str:
     """Describe the share of the multiprocessors at work by the number of rows."""
-    # A row is the work of one block: few rows leave multiprocessors idle, and unequal rows leave some idle at the end.
-    places = gpu.multiprocessors * blocks
     shares = []
-    for count in BATCHES:
-        work = _assign(np.resize(rows, count), places)
-        shares.append(f"{count} rows {work.mean() / work.max():.0%}")
+    for rows in BATCHES:
+        seconds, working, config = _seconds(_program(rows), None, gpu)
+        busy = working / (seconds * gpu.multiprocessors)
+        shares.append(f"{rows} rows {busy:.0%} ({config.blocks} blocks a row)")
     return f"Share of {gpu.name}'s {gpu.multiprocessors} multiprocessors at work, chains of preset qpt: " + ", ".join(
         shares
     )
-
-
-def _predict(op: str, rows: list[float], ops: float, blocks: dict[str, int]) -> list[dict[str, Any]]:
-    """Predict for each GPU.  rows: instructions per pixel of each row of the batch, repeated to ROWS."""
-    found = []
-    for gpu in GPUS:
-        places = _assign(np.resize(rows, ROWS) * SIDE**2, gpu.multiprocessors * blocks[gpu.name])
-        # The blocks of a multiprocessor share its schedulers.
-        issue = SCHEDULERS * WARP * IPC / blocks[gpu.name] * gpu.clock
-        arithmetic = places.max() / issue
-        memory = ROWS * SIDE**2 * BYTES * ops / (gpu.bandwidth * BANDWIDTH_SHARE)
-        found.append(
-            {
-                "op": op,
-                "gpu": gpu.name,
-                "predicted_ms": round(1000 * max(arithmetic, memory), 2),
-                "bound_by": "instructions" if arithmetic > memory else "memory",
-                "instructions_per_pixel": round(float(np.mean(rows))),
-                "efficiency": IPC if arithmetic > memory else BANDWIDTH_SHARE,
-                "peaks": gpu.source,
-            }
-        )
-    return found

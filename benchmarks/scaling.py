@@ -159,8 +159,8 @@ def _degrade_ms_per_row() -> float:
 
 
 def _loss_ms_per_pair() -> float:
-    wanted = {"form": "fused", "mode": "forward + gradient", "shape": "N=1024 K=65536 D=128", "gpu": GPU}
-    predictions = _result("contrastive")["predictions"]
+    wanted = {"form": "float32", "shape": "N=1024 K=65536 D=128", "gpu": GPU}
+    predictions = _result("roofline_loss")["predictions"]
     found = next(p for p in predictions if all(p[key] == value for key, value in wanted.items()))
     return float(found["predicted_ms"]) / (1024 * 65536)
 

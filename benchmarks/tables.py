@@ -132,15 +132,16 @@ def _digits(value: float) -> str:
 
 
 def loss_predicted() -> str:
-    """Return the predicted milliseconds of the fused loss and of full logits on each GPU."""
-    predictions = load("contrastive")["predictions"]
-    columns = dict.fromkeys((entry["gpu"], entry["form"]) for entry in predictions)
-    cases: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
-    for entry in predictions:
-        found = cases.setdefault((entry["mode"], entry["shape"]), {})
-        found[entry["gpu"], entry["form"]] = entry["predicted_ms"]
-    lines = [[*case, *(_digits(found[column]) for column in columns)] for case, found in cases.items()]
-    return table(["mode", "shape", *(f"{gpu.split('-')[0]}, {form}" for gpu, form in columns)], lines)
+    """Return the predicted milliseconds of the loss on each GPU, with the share of the tensor-core roofline."""
+    content = load("roofline_loss")
+    gpus = dict.fromkeys(entry["gpu"] for entry in content["predictions"])
+    cases: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in content["predictions"]:
+        share = f" ({entry['share_of_roofline']:.0%})" if entry["share_of_roofline"] else ""
+        cases.setdefault((entry["form"], entry["shape"]), {})[entry["gpu"]] = _digits(entry["predicted_ms"]) + share
+    lines = [[*case, *(found[gpu] for gpu in gpus)] for case, found in cases.items()]
+    header = ["queries and pool", "shape", *(gpu.split("-")[0] for gpu in gpus)]
+    return "\n\n".join([table(header, lines), bullets(content["remarks"])])
 
 
 def resources() -> str:
@@ -148,7 +149,9 @@ def resources() -> str:
     content = load("resources")
     kernels: dict[str, list[Content]] = {}
     for entry in content["compiled"]:
-        kernels.setdefault(re.sub(" (log-sum-exp|key gradient),", ",", entry["source"]), []).append(entry)
+        kernels.setdefault(
+            re.sub(" (log-sum-exp|log-sum-exp over a pool|key gradient),", ",", entry["source"]), []
+        ).append(entry)
     header = {
         "registers": lambda entry: entry["registers"],
         "stack + local bytes": lambda entry: entry["stack_bytes"] + entry["local_bytes"],
@@ -161,7 +164,10 @@ def resources() -> str:
         [source, *(_side_by_side(list(map(value, entries)), len(architectures)) for value in header.values())]
         for source, entries in kernels.items()
     ]
-    about = f"{' / '.join(architectures)}; of the loss, the log-sum-exp pass, then the key gradient:"
+    about = (
+        f"{' / '.join(architectures)}; of the loss, the log-sum-exp pass (of float32 first over a pool without image "
+        "ids), then the key gradient:"
+    )
     return "\n\n".join([about, table(["kernel", *header], lines), bullets(content["remarks"])])
 
 

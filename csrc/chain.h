@@ -1,7 +1,7 @@
 // Runs one row of a program on one image: the ops in order, with uint8 images between them that alternate between two
 // buffers, of which the output may be one; then cuts the row's patches from the last image, if there are any.
 // run_batch_row is the only entry of the device headers: csrc/cpu/degrade.cpp calls it with Solo, csrc/cuda/degrade.cu
-// with a thread block, tests/cpp with std::threads.
+// with some thread blocks, tests/cpp with std::threads.
 #pragma once
 #include "ops/table.h"
 
@@ -22,10 +22,10 @@ constexpr const char* kOpNames[] = {
 };
 #endif
 
-// Scratch of the op that needs most.
-QPT_FN i64 op_scratch_bytes(i32 h, i32 w) {
+// Scratch of the op that needs most, for a team of so many blocks, or kSoloBlocks.
+QPT_FN i64 op_scratch_bytes(i32 h, i32 w, i32 blocks) {
   i64 most = 0;
-#define QPT_BYTES(name, bytes) most = maximum(most, bytes(h, w));
+#define QPT_BYTES(name, bytes) most = maximum(most, bytes(h, w, blocks));
   QPT_OPS(QPT_BYTES)
 #undef QPT_BYTES
   return most;
@@ -39,21 +39,26 @@ QPT_INLINE i64 image_bytes(i32 h, i32 w, bool resizes) {
 
 // Scratch of a row, 64-byte aligned: the images between ops, then the scratch of an op. Every second image goes to the
 // output, unless patches are wanted or the row resizes; then there are two images.
-QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resizes, bool for_patches) {
+QPT_FN i64 scratch_bytes(i32 h, i32 w, bool resizes, bool for_patches, i32 blocks) {
   const i64 images = (resizes || for_patches ? 2 : 1) * image_bytes(h, w, resizes);
   if (resizes) {
     h = largest_working_size(h);
     w = largest_working_size(w);
   }
-  return images + op_scratch_bytes(h, w);
+  return images + op_scratch_bytes(h, w, blocks);
 }
 
-// The memory that a team works in. The images between ops are kept in shared memory as far as they fit. On the CPU
-// there is none: its caches have the same effect.
+// The memory that a team works in. The images between ops are kept in shared memory as far as they fit. A team of
+// several blocks has none, and neither has the CPU: caches have the same effect.
 struct Memory {
-  void* scratch;  // scratch_bytes
+  void* scratch;  // [teams, scratch_bytes]
   u8* shared = nullptr;
   i64 shared_bytes = 0;
+  i32 team = 0;
+  i64 scratch_bytes = 0;
+
+  // Computed again wherever it is needed: kept through the ops, it would cost them registers.
+  QPT_INLINE u8* own_scratch() const { return static_cast<u8*>(scratch) + opaque(team) * scratch_bytes; }
 };
 
 // How many of the images between ops are in shared memory: the odd one first, then the even one, which exists only if
@@ -69,12 +74,22 @@ QPT_FN i64 shared_bytes_used(i32 h, i32 w, bool resizes, bool for_patches, i64 s
   return bytes * shared_images(bytes, resizes || for_patches, shared_bytes);
 }
 
+// Each op is a function of its own on a GPU. In one function for all of them the compiler moved what they have in
+// common before the switch, where it took registers from every op.
+#define QPT_CALL(name, bytes)                                     \
+  template <class Team>                                           \
+  QPT_CALLED void call_##name(QPT_TEAM(Team) team, OpArgs args) { \
+    name(team, args);                                             \
+  }
+QPT_OPS(QPT_CALL)
+#undef QPT_CALL
+
 template <class Team>
-QPT_CALLED void run_op(QPT_TEAM(Team) team, i16 op, OpArgs args) {
+QPT_ENTRY void run_op(Team& team, i16 op, OpArgs args) {
   switch (op) {
-#define QPT_CASE(name, bytes) \
-  case k_##name:              \
-    name(team, args);         \
+#define QPT_CASE(name, bytes)      \
+  case k_##name:                   \
+    call_##name<Team>(team, args); \
     break;
     QPT_OPS(QPT_CASE)
 #undef QPT_CASE
@@ -132,18 +147,20 @@ struct Row {
 };
 
 QPT_INLINE Row row_of(const Batch& batch, i32 index) {
-  const i64 image_bytes = static_cast<i64>(batch.h) * batch.w * 3, first = static_cast<i64>(index) * batch.slots;
+  // opaque: what is computed from the extents alone, such as their product, would be kept in registers through the ops.
+  const i32 h = opaque(batch.h), w = opaque(batch.w);
+  const i64 image_bytes = static_cast<i64>(h) * w * 3, first = static_cast<i64>(index) * batch.slots;
   const bool whole = batch.patches.boxes == nullptr;
   Row row{batch.images + batch.source[index] * image_bytes,
           whole ? static_cast<u8*>(batch.out) + index * image_bytes : nullptr,
-          batch.h,
-          batch.w,
+          h,
+          w,
           batch.ops + first,
           batch.params + 4 * first,
           batch.slots,
           static_cast<u64>(batch.seeds[index]),
           batch.slots,
-          {0, 0, batch.h, batch.w}};
+          {0, 0, h, w}};
   if (!whole) {
     const i32* at = batch.windows + static_cast<i64>(index) * 5;
     row.windowed = at[0];
@@ -158,12 +175,15 @@ struct Buffers {
   void* op_scratch;
 };
 
-// Returns the buffers that a row has at a slot. resizes: the row holds resize_to. Of a row that ends in a window, the
-// whole images stay out of shared memory, so that nothing in it is read when the images of the window come to use it.
-QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, bool resizes, i32 slot) {
+// Returns the buffers that a row has at a slot. Of a row that ends in a window, the whole images stay out of shared
+// memory, so that nothing in it is read when the images of the window come to use it.
+QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, i32 slot) {
+  bool resizes = false;
+  QPT_UNROLL(1)
+  for (i32 i = 0; i < row.slots; ++i) resizes |= row.ops[i] == k_resize_to;
   const bool two = resizes || row.dst == nullptr, ends_in_window = row.windowed < row.slots;
   const i64 whole = image_bytes(row.h, row.w, resizes);
-  u8* const scratch = static_cast<u8*>(memory.scratch);
+  u8* const scratch = memory.own_scratch();
   Buffers buffers{scratch, two ? scratch + whole : row.dst, scratch + (two ? 2 : 1) * whole};
   if (ends_in_window && slot < row.windowed) return buffers;
   const i64 bytes = ends_in_window ? image_bytes(row.window.h, row.window.w, false) : whole;
@@ -171,6 +191,33 @@ QPT_INLINE Buffers buffers_of(const Memory& memory, const Row& row, bool resizes
   if (shared > 0) buffers.odd = memory.shared;
   if (shared > 1) buffers.even = memory.shared + bytes;
   return buffers;
+}
+
+struct Extents {
+  i32 h, w;
+};
+
+// Returns the extents of the image that the op of a slot gets: the working size that resize_to has set, or the
+// window's.
+QPT_INLINE Extents extents_at(const Row& row, i32 slot) {
+  if (slot >= row.windowed && row.windowed < row.slots) return {row.window.h, row.window.w};
+  Extents extents{row.h, row.w};
+  QPT_UNROLL(1)
+  for (i32 i = 0; i < slot; ++i)
+    if (row.ops[i] == k_resize_to)
+      extents = {working_size(row.h, row.params + 4 * i), working_size(row.w, row.params + 4 * i)};
+  return extents;
+}
+
+// Returns the number of images that are made from a slot on: by each op, for the window, and to restore the size.
+QPT_INLINE i32 images_from(const Row& row, i32 slot) {
+  if (slot > row.slots) return 0;
+  i32 images = 0;
+  QPT_UNROLL(1)
+  for (i32 i = slot; i < row.slots; ++i) images += is_op(row.ops[i]) ? 1 : 0;
+  if (row.windowed < row.slots) return images + (slot <= row.windowed ? 1 : 0);
+  const Extents last = extents_at(row, row.slots);
+  return images + (last.h != row.h || last.w != row.w ? 1 : 0);
 }
 
 // The last image of a row, or the window of it that was computed.
@@ -182,7 +229,7 @@ struct RowResult {
 // Copies the pixels of a window of src, whose rows have `width` pixels, to dst [window.h, window.w, 3].
 template <class Team>
 QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window window, u8* dst) {
-  each(team, window.h, 3 * window.w, [&](i32 y, i32 i) {
+  each(team, share(team, window.h), 3 * window.w, [&](i32 y, i32 i) {
     dst[static_cast<i64>(y) * 3 * window.w + i] = src[(static_cast<i64>(window.top + y) * width + window.left) * 3 + i];
   });
 }
@@ -191,33 +238,21 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
 // without ops). Ops act at the working size, which resize_to sets and a last resize restores.
 template <class Team>
 QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
-  // 1. The number of images to be made, and the working size at the end.
   const Row row = row_of(batch, index);
-  u8* const dst = row.dst;
-  i32 remaining = 0;
-  Window now{0, 0, row.h, row.w};
-  bool resizes = false;
-  for (i32 slot = 0; slot < row.slots; ++slot) {
-    remaining += is_op(row.ops[slot]) ? 1 : 0;
-    if (row.ops[slot] != k_resize_to) continue;
-    resizes = true;
-    now.h = working_size(row.h, row.params + 4 * slot);
-    now.w = working_size(row.w, row.params + 4 * slot);
+  if (images_from(row, 0) == 0) {
+    const Window image{0, 0, row.h, row.w};
+    if (row.dst == nullptr) return {row.src, image};
+    copy_window(team, row.src, row.w, image, row.dst);
+    return {row.dst, image};
   }
-  const bool restores = now.h != row.h || now.w != row.w, ends_in_window = row.windowed < row.slots;
-  remaining += (restores ? 1 : 0) + (ends_in_window ? 1 : 0);
-  now = {0, 0, row.h, row.w};
-  if (remaining == 0) {
-    if (dst == nullptr) return {row.src, now};
-    copy_window(team, row.src, row.w, now, dst);
-    return {dst, now};
-  }
-  // 2. The ops. Slot `slots` is the resize that restores the size.
   const u8* from = row.src;
-  for (i32 slot = 0; slot < batch.slots + (restores ? 1 : 0); ++slot) {
+  for (i32 slot = 0;; ++slot) {  // slot `slots` is the resize that restores the size
     // Computed again for every slot: a value that need not live through an op leaves it a GPU register.
     const Row row = row_of(batch, opaque(index));
-    const Buffers buffers = buffers_of(memory, row, opaque(resizes) != 0, slot);
+    i32 remaining = images_from(row, slot);
+    if (remaining == 0) break;
+    const Buffers buffers = buffers_of(memory, row, slot);
+    const Extents now = extents_at(row, slot);
     // Buffers alternate backwards from the last image, which is even, so that it falls to the output if there is one.
     const auto next_image = [&] {
       --remaining;
@@ -227,8 +262,7 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
       u8* const to = next_image();
       copy_window(team, from, row.w, row.window, to);
       from = to;
-      now = row.window;
-      team.sync();  // the window, copied by all, is the next op's input
+      team.sync_team();  // the window, copied by all, is the next op's input
     }
     const i16 op = slot < row.slots ? row.ops[slot] : static_cast<i16>(k_resize_to);
     if (!is_op(op)) continue;
@@ -243,8 +277,8 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
                       opaque(now.w),
                       opaque(to_h),
                       opaque(to_w),
-                      opaque(now.top),
-                      opaque(now.left),
+                      opaque(windowed ? row.window.top : 0),
+                      opaque(windowed ? row.window.left : 0),
                       opaque(windowed ? row.h : now.h),
                       opaque(windowed ? row.w : now.w),
                       params,
@@ -252,12 +286,12 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
                       static_cast<u32>(slot),
                       buffers.op_scratch};
     from = to;
-    now.h = to_h;
-    now.w = to_w;
     run_op(team, op, args);
-    team.sync();  // the op's image, written by all, is the next op's input; its scratch, which all have read, is reused
+    team.sync_team();  // the op's image, written by all, is the next op's input; its scratch, which all have read, is
+                       // reused
   }
-  return {from, now};
+  const Row last = row_of(batch, opaque(index));
+  return {from, last.windowed < last.slots ? last.window : Window{0, 0, last.h, last.w}};
 }
 
 template <class Item, class Team>
@@ -269,7 +303,7 @@ QPT_FN void write_items(const Team& team, RowResult from, Patches to) {
   for (i32 patch = 0; patch < to.count; ++patch) {
     const i32 top = to.boxes[2 * patch] - from.window.top, left = to.boxes[2 * patch + 1] - from.window.left;
     Item* const out = static_cast<Item*>(to.out) + patch * 3 * area;
-    each(team, size, size, [&](i32 y, i32 x) {
+    each(team, share(team, size), size, [&](i32 y, i32 x) {
       const u8* p = from.pixels + (static_cast<i64>(top + y) * from.window.w + left + x) * 3;
       Item* q = out + (static_cast<i64>(y) * size + x) * pixel;
       q[0] = lut[p[0]];
@@ -294,9 +328,9 @@ QPT_ENTRY void write_patches(Team& team, RowResult from, Patches to) {
 // Runs the row at `place` of the batch's order, and writes its image or its patches.
 template <class Team>
 QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Memory& memory) {
-  const RowResult result = run_row(team, batch, batch.order[place], memory);
+  const i32 index = batch.order[place];
+  const RowResult result = run_row(team, batch, index, memory);
   if (batch.patches.boxes == nullptr) return;
-  const i32 index = batch.order[opaque(place)];  // read again: kept through the ops, it would cost them a register
   Patches patches = batch.patches;
   const i64 values = static_cast<i64>(patches.count) * patches.size * patches.size * 3;
   patches.boxes += static_cast<i64>(index) * patches.count * 2;

@@ -1,11 +1,15 @@
-// A Team is the set of threads that work on one row of a program. Every op is a template over this concept:
-//   i32 rank(), i32 size()   the calling member's number and the number of members
-//   void sync()              a barrier of all members that also makes their writes visible to each other
-//   void once(body)          body() on one member; no sync() follows
-//   bool kSolo               true for a team of one
-// A team is one CPU thread (Solo, below), one thread block on a GPU (csrc/cuda/degrade.cu), or several std::threads
-// behind a barrier (tests/cpp/thread_team.h). each() divides the elements of a loop among the members; no result may
-// depend on which member computes an element.
+// A Team is the set of threads that work on one row of a program: one or more blocks of threads. Every op is a template
+// over this concept:
+//   i32 block(), blocks()    the number of the caller's block and the number of blocks
+//   i32 rank(), size()       the caller's number within its block and the number of threads of a block
+//   void sync()              a barrier of the block that also makes its members' writes visible to each other
+//   void sync_team()         the same of all blocks of the team
+//   void once(body)          body() on one member of each block; no sync() follows
+//   bool kSolo               true for a team of one thread
+// A team is one CPU thread (Solo, below), some thread blocks on a GPU (csrc/cuda/degrade.cu), or std::threads behind
+// barriers (tests/cpp/thread_team.h). share() divides a loop among the blocks, mostly by rows of the image, and each()
+// divides what a block has among its members; no result may depend on who computes an element. What an op writes for
+// its own block is synced by sync(), what other blocks read by sync_team().
 //
 // This header is included by every device header and compiled by g++, clang, nvcc and NVRTC. It includes nothing, not
 // even <cstdint>, which NVRTC does not have, and defines the integer names itself.
@@ -28,9 +32,9 @@
 //   QPT_CALLED        inline                       __device__ __noinline__      On a GPU a call, so that the callee's
 //                                                                               registers do not add to the caller's.
 //   QPT_TEAM(Team)    Team&                        Team                         The team parameter of a QPT_CALLED
-//                                                                               function. A GPU's team is empty and
-//                                                                               passed by value: its address would
-//                                                                               need a stack.
+//                                                                               function. A GPU's team is passed by
+//                                                                               value: its address would need a
+//                                                                               stack.
 //   QPT_CONSTANT      static constexpr             static __constant__ const    An array of constants.
 //   QPT_UNROLL(n)     #pragma GCC unroll n         #pragma unroll n             Stands before a loop; n = 1 keeps it
 //                     (clang: unroll n)                                         rolled, which saves registers.
@@ -91,30 +95,54 @@ QPT_INLINE i32 opaque(i32 x) {
 // A team of one CPU thread. rank and size are compile-time constants, so each() is a plain loop nest.
 struct Solo {
   static constexpr bool kSolo = true;
+  QPT_INLINE static constexpr i32 block() { return 0; }
+  QPT_INLINE static constexpr i32 blocks() { return 1; }
   QPT_INLINE static constexpr i32 rank() { return 0; }
   QPT_INLINE static constexpr i32 size() { return 1; }
   QPT_INLINE static void sync() {}
+  QPT_INLINE static void sync_team() {}
   template <class Body>
   QPT_INLINE static void once(Body body) {
     body();
   }
 };
 
-// Calls body(row, column) for every element of a rows x columns grid, divided among the members. The elements must be
-// independent: for Solo the compiler is told so (ivdep), and that is what lets it vectorise the inner loop.
-template <class Team, class Body>
-QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
+// The integers first, first + 1, ... last - 1.
+struct Span {
+  i32 first, last;
+  // The span of the elements of rows `first` to `last` that have `columns` elements each.
+  QPT_INLINE Span times(i32 columns) const { return {first * columns, last * columns}; }
+};
+
+// Returns the share of [0, count) that the caller's block has: whole units, except at the end; nothing if there are
+// fewer units than blocks.
+template <class Team>
+QPT_INLINE Span share(const Team& team, i32 count, i32 unit = 1) {
   if constexpr (Team::kSolo) {
-    for (i32 row = 0; row < rows; ++row) {
+    return {0, count};
+  } else {
+    const i32 units = (count + unit - 1) / unit, most = (units + team.blocks() - 1) / team.blocks() * unit;
+    const i32 first = team.block() * most, last = first + most;
+    return {first < count ? first : count, last < count ? last : count};
+  }
+}
+
+// Calls body(row, column) for every element of a span of rows with `columns` each, divided among the members of the
+// block. The elements must be independent: for Solo the compiler is told so (ivdep), and that is what lets it vectorise
+// the inner loop.
+template <class Team, class Body>
+QPT_INLINE void each(const Team& team, Span rows, i32 columns, Body body) {
+  if constexpr (Team::kSolo) {
+    for (i32 row = rows.first; row < rows.last; ++row) {
       QPT_INDEPENDENT
       for (i32 column = 0; column < columns; ++column) body(row, column);
     }
   } else {
-    if (rows <= 0 || columns <= 0) return;
+    if (columns <= 0) return;
     // One division at the start; afterwards the pair (row, column) advances by size() elements in raster order.
     const i32 row_step = team.size() / columns, column_step = team.size() % columns;
-    i32 row = team.rank() / columns, column = team.rank() % columns;
-    while (row < rows) {
+    i32 row = rows.first + team.rank() / columns, column = team.rank() % columns;
+    while (row < rows.last) {
       body(row, column);
       row += row_step;
       column += column_step;
@@ -126,11 +154,22 @@ QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
   }
 }
 
-// Calls body(i) for every i in [0, count), divided among the members.
+template <class Team, class Body>
+QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
+  each(team, Span{0, rows}, columns, body);
+}
+
+// Calls body(i) for every i of a span, divided among the members of the block.
+template <class Team, class Body>
+QPT_INLINE void each(const Team& team, Span span, Body body) {
+  QPT_INDEPENDENT
+  for (i32 i = span.first + team.rank(); i < span.last; i += team.size()) body(i);
+}
+
+// Does the same for [0, count).
 template <class Team, class Body>
 QPT_INLINE void each(const Team& team, i32 count, Body body) {
-  QPT_INDEPENDENT
-  for (i32 i = team.rank(); i < count; i += team.size()) body(i);
+  each(team, Span{0, count}, body);
 }
 
 }  // namespace qpt

@@ -42,7 +42,8 @@ op with.
 
 {table}
 
-Peers: {legend}; (in part).
+Peers: {legend}; (in part). How close the presets `arniqa` and `imagenet-c` are to their sources, type by type and level
+by level: [degradations-fidelity.md](degradations-fidelity.md).
 """
 
 SECTION = """
@@ -73,16 +74,15 @@ def render() -> str:
         "|---|" + "---|" * (len(spaces) + len(short)),
     ]
     sections = []
-    family = None
+    heading = ""
     for op in DEGRADATIONS:
         have = dict.fromkeys(short, "")
         for mark in peers["ops"][op.name].split():
             have[mark.removeprefix("~")] = "(●)" if mark.startswith("~") else "●"
         used = ["●" if op.name in names else "" for names in spaces.values()]
         rows.append(f"| [{op.name}](#{op.name}) | " + " | ".join([*used, *have.values()]) + " |")
-        if op.family != family:
-            family = op.family
-            sections.append(f"\n## {family.capitalize()}\n")
+        if heading != (heading := "Variants, as one source has them" if op.variant_of else op.family.capitalize()):
+            sections.append(f"\n## {heading}\n")
         sections.append(_section(op, spaces, [f"{short[k]}{' in part' * ('(' in v)}" for k, v in have.items() if v]))
     legend = ", ".join(f"{key} {name}" for key, name in short.items())
     return HEAD.format(table="\n".join(rows), legend=legend) + "".join(sections)

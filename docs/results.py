@@ -1,4 +1,4 @@
-"""Put the measured figures into README.md and docs/results.md: ``python docs/results.py``.
+"""Put the measured figures into README.md, docs/results.md and docs/model-card.md: ``python docs/results.py``.
 
 A block between the markers ``<!-- begin measured: NAME -->`` and ``<!-- end measured: NAME -->`` is replaced by the
 table of that name, made from the records in benchmarks/results and experiments/results; a test compares the committed
@@ -15,17 +15,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # benchmarks and experiments are folders of the checkout
 
 from benchmarks import speed_table, tables
-from experiments import study_tables
+from experiments import model_tables, study_tables
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "model-card.md")
 BACKBONE = json.loads((ROOT / "experiments" / "results" / "backbone.json").read_text())
+MODEL = json.loads((ROOT / "experiments" / "results" / "model.json").read_text())
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
 BLOCKS: dict[str, Callable[[], str]] = {
     "evaluation": lambda: study_tables.means(BACKBONE),
     "coefficients": lambda: study_tables.means(BACKBONE, "plcc_logistic"),
     "study": lambda: study_tables.findings(BACKBONE),
     "distance": lambda: study_tables.distances(BACKBONE),
+    "unlabelled": lambda: model_tables.without_labels(MODEL),
+    "labelled": lambda: model_tables.with_labels(MODEL),
+    "severity": lambda: model_tables.severity(MODEL),
     "speed": lambda: speed_table.markdown(tables.load),
     "score": partial(tables.rates, "score"),
     "step": tables.step,

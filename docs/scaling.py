@@ -44,7 +44,7 @@ after another, as the engine has it. Milliseconds of a step:
 - **encode**: the published rate of ResNet-50 at 224 px, by multiplications ({share:.1%} of them at {patch} px), for
   a query forward and backward and a key forward: four forward passes a pair. Gradient caching makes it five:
   {caching:.0f} ms.
-- **loss**: the predicted fused kernel (`contrastive.json`), by pairs of query and key; keys come from all GPUs.
+- **loss**: the predicted fused kernel (`roofline_loss.json`), by pairs of query and key; keys come from all GPUs.
 - **communicate**: one message of the {parameters:.1f} M gradients after the backward pass, the gathered keys, and
   three small messages for each of {norms} batch norms.
 

@@ -1,11 +1,11 @@
-"""``python -m experiments study|synthetic ...``; each has its own ``--help``."""
+"""``python -m experiments model|study|synthetic ...``; each has its own ``--help``."""
 
 import sys
 from collections.abc import Sequence
 
-from experiments import study, synthetic_set
+from experiments import model, study, synthetic_set
 
-COMMANDS = {"study": study, "synthetic": synthetic_set}
+COMMANDS = {"model": model, "study": study, "synthetic": synthetic_set}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

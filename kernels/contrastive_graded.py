@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .contrastive_launch import device_of
+
 LOG2_E = 1.4426950408889634
 # Rows and columns of a tile, vector elements of a program, warps, pipeline stages. Few rows, because the in-batch
 # pairs alone must keep many multiprocessors busy; chosen by what compiles without spills (benchmarks/resources.py).
@@ -106,29 +108,30 @@ def add_graded(
         return total.new_zeros((n,))
     weights = total.new_empty((n,))
     has_images = images is not None and other_images is not None
-    _graded_kernel[(triton.cdiv(n, ROWS), triton.cdiv(dim, ELEMENTS))](
-        severities.contiguous(),
-        others.contiguous(),
-        groups.contiguous(),
-        other_groups.contiguous(),
-        None if images is None or not has_images else images.contiguous(),
-        None if other_images is None or not has_images else other_images.contiguous(),
-        vectors.float().contiguous(),
-        total,
-        weights,
-        n,
-        vectors.shape[0],
-        dim,
-        LOG2_E / (2 * width**2),
-        0 if self_offset is None else self_offset,
-        KINDS=kinds,
-        HAS_IMAGES=has_images,
-        HAS_SELF=self_offset is not None,
-        ROWS=ROWS,
-        STREAM=STREAM,
-        ELEMENTS=ELEMENTS,
-        num_warps=WARPS,
-        num_stages=STAGES,
-        enable_fp_fusion=True,
-    )
+    with device_of(total):  # a launch goes to the current device
+        _graded_kernel[(triton.cdiv(n, ROWS), triton.cdiv(dim, ELEMENTS))](
+            severities.contiguous(),
+            others.contiguous(),
+            groups.contiguous(),
+            other_groups.contiguous(),
+            None if images is None or not has_images else images.contiguous(),
+            None if other_images is None or not has_images else other_images.contiguous(),
+            vectors.float().contiguous(),
+            total,
+            weights,
+            n,
+            vectors.shape[0],
+            dim,
+            LOG2_E / (2 * width**2),
+            0 if self_offset is None else self_offset,
+            KINDS=kinds,
+            HAS_IMAGES=has_images,
+            HAS_SELF=self_offset is not None,
+            ROWS=ROWS,
+            STREAM=STREAM,
+            ELEMENTS=ELEMENTS,
+            num_warps=WARPS,
+            num_stages=STAGES,
+            enable_fp_fusion=True,
+        )
     return weights

@@ -18,7 +18,7 @@ from qpt.data.crops import cut_crops
 from qpt.data.images import load_rgb
 from qpt.data.sample_images import sample_images
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
-from tests import test_ops, test_ops_library
+from tests import test_ops, test_ops_by_source, test_ops_library
 from tests.engine import run_one
 from tests.reference.degradations import REFERENCE
 
@@ -41,6 +41,7 @@ def _enhanced(enhance: type[ImageEnhance.Brightness] | type[ImageEnhance.Contras
 LIBRARY: dict[str, Oracle] = {
     **{name: _without_seed(oracle) for name, oracle in test_ops.ORACLES.items()},
     **test_ops_library.ORACLES,
+    **test_ops_by_source.ORACLES,
     "brightness": _enhanced(ImageEnhance.Brightness),
     "contrast": _enhanced(ImageEnhance.Contrast),
 }

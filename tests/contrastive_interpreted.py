@@ -90,7 +90,12 @@ def sides(case: Case) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def run(
-    case: Case, truth_lse: Tensor, parts: int, block: int = 16, columns: int | None = None, capability: int = 80
+    case: Case,
+    truth_lse: Tensor,
+    parts: int,
+    block: int = 16,
+    columns: int | None = None,
+    precision: str = "auto",
 ) -> dict[str, Tensor]:
     """In the interpreter: lse, mean and gradient as ``dense`` has them; and the same lse without the weighted sum.
 
@@ -113,10 +118,11 @@ def run(
         mock.patch.object(contrastive_launch, "LAUNCHES", table),
         mock.patch.object(kernels, "parts_for", return_value=parts),
         guarded_outputs(),
+        bfloat16_arithmetic(),
     ):
-        row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True)
-        bare = kernels.lse_forward(*common, weighted=False)
-        gradient = kernels.key_gradient(*common, lse, both_roles=case.both_roles)
+        row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True, precision=precision)
+        bare = kernels.lse_forward(*common, weighted=False, precision=precision)
+        gradient = kernels.key_gradient(*common, lse, both_roles=case.both_roles, precision=precision)
     assert acc is not None
     assert bare[2] is None
     assert torch.isfinite(row_sum).all()
@@ -132,6 +138,36 @@ def run(
         assert tensor.dtype == torch.float32
         assert not tensor.isnan().any(), name
     return found
+
+
+@contextmanager
+def bfloat16_arithmetic() -> Iterator[None]:
+    """bfloat16 as the hardware has it: the interpreter multiplies its bit patterns as integers, and truncates."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    plain, plain_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self: Any, left: Any, right: Any, *rest: Any) -> Any:
+        return plain(self, widened(left), widened(right), *rest)
+
+    def cast(self: Any, source: Any, kind: Any) -> Any:
+        if (source.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
+            return plain_cast(self, source, kind)
+        rounded = torch.from_numpy(np.array(source.data, np.float32)).bfloat16()
+        return TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
+    with (
+        mock.patch.object(InterpreterBuilder, "create_dot", create_dot),
+        mock.patch.object(InterpreterBuilder, "cast_impl", cast),
+    ):
+        yield
 
 
 @contextmanager

@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+
+# What torch imports by itself once a group is up takes that group for the default of its arguments: gloo's threads then
+# outlive it, and abort the process now and then (see qpt.pretraining.process_group.join_process_group).
+import torch.distributed.nn.functional
 from torch import nn
 
 from benchmarks.harness import tensor_peak

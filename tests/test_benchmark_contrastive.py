@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import bench_contrastive, contrastive_baselines, memory, roofline, tables
+from benchmarks import bench_contrastive, contrastive_baselines, memory, roofline, roofline_loss, tables
 from benchmarks.contrastive_baselines import FLOOR, FORMS, Form, Setting, Unavailable, make_inputs
 from benchmarks.harness import Disagreement, Row
 from tests.test_benchmarks import check_schema
@@ -150,3 +150,39 @@ def test_partial_results_of_a_split_pool_are_counted():
     whole, split = (roofline.fused_contrastive(64, 4096, 128, 2, True, parts) for parts in (1, 5))
     assert split.peak_bytes == 5 * 64 * 130 * 4 == 5 * whole.peak_bytes
     assert split.bytes_moved - whole.bytes_moved == 2 * 4 * 64 * 130 * 4
+
+
+def test_the_loop_of_a_kernel_is_counted_without_tensor_cores_and_inner_turns():
+    def line(place: int, text: str) -> str:
+        return f"        /*{place:04x}*/                   {text} ;                /* 0x0 */"
+
+    body = ["LDS R1", "HMMA.16816.F32.BF16 R4", "@P0 FADD R2", "NOP", "@!UP1 IADD3 R3", "@P1 BRA 0x10"]
+    listing = [line(0, "MOV R1"), *(line(16 * place, text) for place, text in enumerate(body, 1)), line(160, "EXIT")]
+    assert roofline_loss.count_loop("\n".join(listing)) == 4
+    # LDS, FADD and the branch are a loop of their own here, of five turns.
+    nested = ["MOV R9", "LDS R1", "HMMA R4", "FADD R2", "@P0 BRA 0x20", "MUFU.EX2 R3", "@P1 BRA 0x10"]
+    listing = [line(16 * place, text) for place, text in enumerate(nested, 1)]
+    assert roofline_loss.count_loop("\n".join(listing), steps=5) == 6 + 4 * 3
+    with pytest.raises(ValueError, match="must hold a loop"):
+        roofline_loss.count_loop(line(0, "EXIT"))
+
+
+def test_the_prediction_of_the_loss_by_hand(monkeypatch):
+    loop = roofline_loss.Loop(instructions=1000, rows=64, stream=32, warps=4, blocks=2)
+    monkeypatch.setattr(roofline_loss, "compiled_loop", lambda *_: loop)
+    gpu = roofline.GPUS[0]
+    found = roofline_loss.predict(roofline_loss.FORMS[0], 512, 65536, gpu)
+    # 8 row blocks in 27 parts: two blocks on each of 108 multiprocessors; 2,428 keys a part, 76 turns. A scheduler has
+    # a warp of each block, which issues for 2,000 clocks a turn beside 1,536 of its tensor core.
+    milliseconds = 76 * 2 * 2000 / gpu.clock * 1e3
+    merge = 2 * 27 * 512 * 4 * 130 / (5120 * gpu.clock * 0.6) * 1e3
+    assert found["predicted_ms"] == pytest.approx(milliseconds + merge, abs=1e-4)
+    assert found["bound_by"] == "instructions"
+    assert found["roofline_ms"] == pytest.approx(3 * 4 * 512 * 65536 * 128 / 312e12 * 1e3, abs=1e-4)
+
+
+def test_the_recorded_loss_reaches_most_of_its_roofline():
+    content = tables.load("roofline_loss")
+    step = [entry for entry in content["predictions"] if entry["form"] == "float32" and "N=512 " in entry["shape"]]
+    assert len(step) == 2 * len(roofline.GPUS)
+    assert min(entry["share_of_roofline"] for entry in step) >= 0.6

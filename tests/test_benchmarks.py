@@ -17,7 +17,10 @@ from benchmarks import __main__ as command
 from benchmarks import bench_contrastive, bench_degrade, degrade_baselines, harness, resources, roofline_degrade
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from benchmarks.roofline import GPUS
+from qpt.degradations.op_table import LEVELS, NAMES
+from qpt.degradations.program import Program
 from qpt.errors import BackendError
+from qpt.ops.degrade import order
 
 
 def case(calls: list[str], agree=lambda answers: {"a": {"difference": 0.5}}, backends=("a", "b"), items=10) -> Case:
@@ -163,16 +166,26 @@ def test_degrade_ratios_are_of_the_fastest_baseline():
     assert (found["median_over_ops"], found["without_baseline"], found["chains"]) == (2.0, ["median_blur"], {"a": 7.0})
 
 
-def test_predictions_of_the_engine_are_the_busiest_multiprocessor_or_the_memory():
-    blocks = {gpu.name: 1 for gpu in GPUS}
-    pixels = roofline_degrade.SIDE**2
-    busy, idle = (roofline_degrade._predict("op", [work], 1, blocks) for work in (1000.0, 1.0))
-    for gpu, slow, fast in zip(GPUS, busy, idle, strict=True):
-        rows = -(-roofline_degrade.ROWS // gpu.multiprocessors)  # of the busiest
-        seconds = rows * 1000 * pixels / (128 * roofline_degrade.IPC * gpu.clock)
-        assert slow["predicted_ms"] == pytest.approx(1000 * seconds, abs=0.01)
-        moved = roofline_degrade.ROWS * pixels * roofline_degrade.BYTES / (0.6 * gpu.bandwidth)
-        assert fast["predicted_ms"] == pytest.approx(1000 * moved, abs=0.01)
+def test_predictions_of_the_engine_are_the_busiest_team_or_the_memory(monkeypatch):
+    model, rows = roofline_degrade, roofline_degrade.ROWS
+    program = Program.from_chains([[("hue", 3)]] * rows, seeds=range(rows))
+    pixels = model.SIDE**2
+    for gpu in GPUS:
+        for work, one_block in itertools.product((1000.0, 1.0), (True, False)):
+            costs = np.full((len(NAMES), LEVELS + 1), work)
+            monkeypatch.setattr(model, "_costs", lambda _, costs=costs: costs)
+            found = model.predict("hue", program, None, gpu, one_block=one_block)
+            blocks = found["blocks_of_a_row"]
+            assert blocks == 1 or not one_block
+            busiest = -(-rows // (gpu.multiprocessors // blocks))  # rows of a team
+            share = -(-model.SIDE // blocks) / model.SIDE
+            seconds = busiest * share * work * pixels / (128 * model.IPC * gpu.clock)
+            if blocks > 1:
+                barriers = order.gpu_barriers()[NAMES.index("hue"), 3] + 1
+                seconds += busiest * barriers * model.BARRIER
+            moved = rows * pixels * model.BYTES / (0.6 * gpu.bandwidth)
+            assert found["predicted_ms"] == pytest.approx(1000 * max(seconds, moved), abs=0.02)
+            assert found["bound_by"] == ("instructions" if seconds > moved else "memory")
 
 
 USAGE = """

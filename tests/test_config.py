@@ -102,3 +102,14 @@ def test_a_former_name_loads_with_a_warning(old: str, new: str, value: str) -> N
     fields = {"data": "a", "out": "b"}
     with pytest.warns(FutureWarning, match=f"config key {old} is now called {new}"):
         assert PretrainConfig.from_dict({**fields, old: value}) == PretrainConfig.from_dict({**fields, new: value})
+
+
+def test_loss_precisions_of_tensor_cores_are_refused_elsewhere():
+    for precision in ("auto", "ieee"):
+        PretrainConfig("photos", "run", loss_precision=precision).check_device("cpu")
+    config = PretrainConfig("photos", "run", loss_precision="bf16x3")
+    config.check_device("cuda")
+    with pytest.raises(InputError, match=r"^pretrain: loss_precision must be auto or ieee on cpu, got 'bf16x3'"):
+        config.check_device("cpu")
+    with pytest.raises(InputError, match=r"^pretrain: loss_precision must be one of auto, ieee, .*, got 'fp32'"):
+        PretrainConfig("photos", "run", loss_precision="fp32")

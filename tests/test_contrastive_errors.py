@@ -59,6 +59,18 @@ WRONG = {
     "weight nan": ({"same_image_weight": float("nan")}, "same_image_weight must be finite and >= 0, got nan"),
     "weight text": ({"same_image_weight": "1"}, "same_image_weight must be finite and >= 0, got '1'"),
     "self with other rows": ({"exclude_self": True}, "exclude_self needs .* got 4 queries and 5 keys"),
+    "precision unknown": (
+        {"precision": "fp32"},
+        "precision must be one of auto, ieee, tf32, tf32x3, bf16x3, got 'fp32'",
+    ),
+    "precision that C++ does not have": (
+        {"precision": "bf16x3"},
+        r"precision must be auto or ieee with backend='cpp' \(on cpu\), got 'bf16x3'",
+    ),
+    "precision that torch does not have": (
+        {"precision": "tf32", "backend": "torch"},
+        r"precision must be auto or ieee with backend='torch' \(on cpu\), got 'tf32'",
+    ),
     "backend unknown": ({"backend": "fortran"}, "backend must be one of auto, cpp, triton, torch, got 'fortran'"),
 }
 

@@ -39,6 +39,7 @@ def make_problem(dtype: torch.dtype, pool: bool, images: bool, need_gradient: bo
         options.get("exclude_self", False),
         options.get("in_batch_negatives", True),
         options.get("backend", "auto"),
+        "auto",
         check_finite=False,
     )
 

@@ -14,6 +14,8 @@ from tests import offline
 pytestmark = pytest.mark.rung("offline compile")
 
 CSRC = Path(__file__).parents[1] / "csrc"
+# Some ops by source keep their parameters through a blur, for which a thread has not registers enough.
+SPILLED_BYTES = 96
 REGISTERS = 65_536 // build.BLOCK_THREADS  # a multiprocessor's, shared by the threads of one block
 
 
@@ -24,7 +26,7 @@ def test_nvrtc_makes_a_kernel_that_can_be_launched(architecture: int) -> None:
     cubin = nvrtc.compile_cubin(build.device_source(), build.CUDA_FLAGS, architecture, "degrade")
     found = resources.read(cubin)
     assert list(found) == ["qpt_degrade"]
-    offline.check(found["qpt_degrade"], architecture, REGISTERS)
+    offline.check(found["qpt_degrade"], architecture, REGISTERS, spilled_bytes=SPILLED_BYTES)
     blocks = resources.blocks_per_multiprocessor(found["qpt_degrade"], build.BLOCK_THREADS, architecture)
     assert resources.occupancy(blocks, build.BLOCK_THREADS) >= 0.25
 
@@ -43,7 +45,8 @@ def test_fat_binary_of_nvcc_holds_every_architecture(tmp_path: Path) -> None:
         cubin = tmp_path / f"degrade.sm_{architecture}.cubin"
         targets = ["-cubin", f"-arch=sm_{architecture}"]
         resources.run_tool(build.nvcc_command(nvcc, CSRC / build.CUDA_SOURCES[0], cubin, targets))
-        offline.check(resources.read(cubin.read_bytes())["qpt_degrade"], architecture, REGISTERS)
+        found = resources.read(cubin.read_bytes())["qpt_degrade"]
+        offline.check(found, architecture, REGISTERS, spilled_bytes=SPILLED_BYTES)
 
 
 def test_limits_notice_a_spill() -> None:

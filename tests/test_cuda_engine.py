@@ -58,26 +58,56 @@ def test_each_device_has_a_limit_of_shared_memory_of_its_own() -> None:
     side = 200
     images = torch.zeros((1, side, side, 3), dtype=torch.uint8)
     needed = cuda.shared_bytes_used(program, side, side, None, 1 << 30)[0]
-    limits = (needed + STATIC_SHARED, needed + STATIC_SHARED - 1)
+    head = cuda.HEAD_BYTES
+    limits = (needed + head + STATIC_SHARED, needed + head + STATIC_SHARED - 1)
     with fake_gpu(FakeGpu(limits)) as gpu:
+        gpu.cooperative = False  # of a team of several blocks no image is in shared memory
         cuda.degrade(images, program, None)
         cuda.degrade(on_second(images), program, None)
         cuda.degrade(images, program, None)
-        assert [(device, shared) for device, _, shared, _ in gpu.launches] == [(0, needed), (1, 0), (0, needed)]
+        asked = [(device, shared - head) for device, _, shared, _ in gpu.launches]
+        assert asked == [(0, needed), (1, 0), (0, needed)]
         assert [cuda._kernel(device).shared_limit for device in (None, 1)] == [
-            limit - STATIC_SHARED for limit in limits
+            limit - head - STATIC_SHARED for limit in limits
         ]
 
 
 def test_large_images_have_fewer_rows_in_flight() -> None:
     images, program = smooth_images(6, HEIGHT, WIDTH), sample(6)
-    scratch = extension.load().scratch_bytes(HEIGHT, WIDTH, program.resizes(), False)
-    for rows, blocks in ((100, 12), (12, 12), (5.9, 5), (1, 1), (0.1, 1)):
+    scratch = extension.load().team_scratch_bytes(HEIGHT, WIDTH, program.resizes(), False, 1)
+    for rows, teams in ((100, 12), (12, 12), (5.9, 5), (1, 1), (0.1, 1)):
         gpu = FakeGpu()
+        gpu.cooperative = False
         gpu.total_memory = int(rows * scratch / cuda.SCRATCH_SHARE)
         with fake_gpu(gpu):
             assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
-        assert gpu.launches[0][1] == blocks
+        assert gpu.launches[0][1] == (1, teams)
+
+
+def test_a_launch_fills_the_multiprocessors() -> None:
+    """Few rows have many blocks each, many rows enough of them that no long row runs alone at the end."""
+    for rows in (1, 2, 16, 64, 256, 2048):
+        program = sample(rows, views=1)
+        config = cuda.LaunchConfig.of(program, 320, 320, None, multiprocessors=132, shared_limit=0)
+        busy = config.teams * config.blocks
+        assert config.teams <= rows and busy <= 132
+        assert busy > 110 or config.blocks == 320 // cuda.LEAST_ROWS or rows < 4
+    small = cuda.LaunchConfig.of(sample(4), 7, 300, None, multiprocessors=132, shared_limit=0)
+    assert (small.teams, small.blocks) == (8, 1)
+
+
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_blocks_wait_for_each_other_only_in_a_cooperative_launch(gpu: FakeGpu, cooperative: bool) -> None:
+    height = width = 160
+    images, program = (
+        smooth_images(1, height, width),
+        Program.from_chains([[("sinc_filter", 5), ("hue", 1)]], seeds=[1]),
+    )
+    gpu.cooperative = cooperative
+    assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
+    ((_, grid, _, scratch),) = gpu.launches
+    assert grid == (height // cuda.LEAST_ROWS if cooperative else 1, 1)
+    assert scratch == extension.load().team_scratch_bytes(height, width, program.resizes(), False, grid[0])
 
 
 def test_what_132_multiprocessors_take_of_12_megapixels() -> None:
@@ -85,19 +115,20 @@ def test_what_132_multiprocessors_take_of_12_megapixels() -> None:
     config = cuda.LaunchConfig.of(
         program, 3000, 4000, None, multiprocessors=132, shared_limit=0, scratch_limit=80 * 2**30 * cuda.SCRATCH_SHARE
     )
-    assert 40 < config.blocks < 132 and config.blocks * config.scratch_bytes <= 10 * 2**30
+    assert 120 < config.teams * config.blocks <= 132 and config.teams * config.scratch_bytes <= 10 * 2**30
 
 
 def test_a_full_device_takes_fewer_rows_and_says_what_one_needs(gpu: FakeGpu) -> None:
     images, program = smooth_images(6, HEIGHT, WIDTH), sample(6)
     expected = degrade(images, program, backend="cpu")
-    scratch = extension.load().scratch_bytes(HEIGHT, WIDTH, program.resizes(), False)
+    gpu.cooperative = False
+    scratch = extension.load().team_scratch_bytes(HEIGHT, WIDTH, program.resizes(), False, 1)
     out = len(program) * IMAGE
     assert out < scratch
     gpu.free_bytes = 4 * scratch
     result = cuda.degrade(on_second(images), program, None)
     assert torch.equal(result.as_subclass(torch.Tensor), expected)
-    assert gpu.launches[0][1] == 3  # 12, 6, 3
+    assert gpu.launches[0][1] == (1, 3)  # 12, 6, 3
     gpu.free_bytes = scratch - 1
     with pytest.raises(InputError, match=rf"must leave {scratch} bytes of cuda:1 free, .* 40 x 52 takes, got CUDA out"):
         cuda.degrade(on_second(images), program, None)
@@ -130,7 +161,7 @@ def test_without_patches_their_pointers_are_null() -> None:
     images, program = smooth_images(1, 8, 9), sample(1, views=1)
     inputs = cuda.KernelInputs.of(images, program, None)
     out, scratch = torch.empty_like(images), torch.empty(1, dtype=torch.uint8)
-    arguments = cuda.kernel_arguments(cuda.LaunchConfig(1, 1, 0), inputs, None, out, scratch)
+    arguments = cuda.kernel_arguments(cuda.LaunchConfig(1, 1, 1, 0), inputs, None, out, scratch, scratch)
     assert [int(pointer) for pointer in arguments[7:10]] == [0, 0, 0] and all(arguments[:7])
     assert all(isinstance(argument, np.generic) for argument in arguments)
 

@@ -9,11 +9,14 @@ from PIL import Image
 
 from qpt import InputError
 from qpt.commands.demo_run import CROP, MARKER, SCALES, _clear
+from qpt.commands.demo_scores import OPS, score_sections
 from qpt.data.crops import cut_crops
 from qpt.data.sample_images import sample_images
 from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.image_crops import load_image
 from qpt.evaluate.probe import probe
 from qpt.evaluate.probe_set import probe_set
+from qpt.evaluate.scorer import Scorer
 from qpt.models.encoder import untrained_encoder
 from qpt.report.page import Picture, Section, write_page
 from qpt.runs.log import read_log
@@ -76,3 +79,18 @@ def test_probe_finds_what_the_features_hold() -> None:
     assert result.op_accuracy > 0.8
     assert result.level_srcc_per_op["gaussian_noise"] > 0.9
     assert result.level_srcc == pytest.approx(np.mean(list(result.level_srcc_per_op.values())))
+
+
+def test_the_scores_of_the_page() -> None:
+    """Sections for whatever images there are: one small one, or more than are shown."""
+    photograph = load_image(sample_images()[1])
+    scorer = Scorer.load()
+    for images in ({"a/one.png": photograph[:60, :70]}, {f"{i}.png": photograph[i : i + 90, :100] for i in range(14)}):
+        sections = score_sections(images, scorer)
+        head, strips = sections[0], [section for section in sections[1:] if section.size == "small"]
+        assert len(head.pictures) == min(len(images), 12)
+        scores = [float(picture.caption.split(": ")[1]) for picture in head.pictures]
+        assert scores == sorted(scores, reverse=True) and "/" not in head.pictures[0].caption
+        assert len(strips) == len(OPS)
+        assert all(len(strip.pictures) == 6 for strip in strips)
+        assert strips[0].pictures[3].caption.startswith("level 3: ")

@@ -34,10 +34,10 @@ SHAPES = [(1, 1), (5, 3), (37, 23), (2, 300)]
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     library = Emulator(tmp_path_factory.mktemp("emulator"))
     for height, width in SHAPES:  # scratch is sized by the compiled module, which must be of the same source
-        for resizes, for_patches in itertools.product((False, True), repeat=2):
-            ours, theirs = extension.load().scratch_bytes, library.scratch_bytes
-            alignment = ours(height, width, resizes, for_patches) - theirs(height, width, resizes, for_patches)
-            assert 0 <= alignment <= 64, "qpt._C is older than csrc: run setup.py build_ext --inplace"
+        for resizes, for_patches, blocks in itertools.product((False, True), (False, True), (1, 3)):
+            sizes = (height, width, resizes, for_patches, blocks)
+            ours, theirs = extension.load().team_scratch_bytes(*sizes), library.scratch_bytes(*sizes)
+            assert ours == theirs, "qpt._C is older than csrc: run setup.py build_ext --inplace"
     return library
 
 
@@ -49,24 +49,35 @@ def images_of(count: int, height: int, width: int) -> torch.Tensor:
     return ((noise + ramp + torch.tensor([0, 60, 120])) % 256).to(torch.uint8)
 
 
+# How the blocks of a launch are ordered, and how many blocks a team has.
+GRIDS = [("forward", 1), ("reverse", 2), ("random", 3)]
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("order", ORDERS)
-def test_every_op_gives_the_engine_s_bytes(emulator: Emulator, name: str, order: str, long: bool) -> None:
+@pytest.mark.parametrize(("order", "blocks"), GRIDS)
+def test_every_op_gives_the_engine_s_bytes(emulator: Emulator, name: str, order: str, blocks: int, long: bool) -> None:
     levels = range(1, LEVELS + 1) if long else (1, LEVELS)
     program = Program.from_chains([[(name, level)] for level in levels], seeds=[7 * level for level in levels])
     for height, width in SHAPES:
         images = images_of(1, height, width)
-        emulated, _ = emulator.run(images, program, order)
+        emulated, _ = emulator.run(images, program, order, blocks=blocks)
         assert torch.equal(emulated, degrade(images, program)), (height, width)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_chains_and_a_grid_smaller_than_the_batch(emulator: Emulator, order: str, long: bool) -> None:
+@pytest.mark.parametrize(("order", "blocks"), GRIDS)
+def test_chains_and_fewer_teams_than_rows(emulator: Emulator, order: str, blocks: int, long: bool) -> None:
     images = images_of(3, 24, 31)
     space = DegradationSpace.preset("qpt")
     program = space.sample(3, views=9 if long else 3, generator=torch.Generator().manual_seed(3))
-    emulated, _ = emulator.run(images, program, order, multiprocessors=2)
+    emulated, _ = emulator.run(images, program, order, multiprocessors=2 * blocks, blocks=blocks)
     assert torch.equal(emulated, degrade(images, program))
+
+
+def test_a_block_that_does_not_come_is_reported(emulator: Emulator) -> None:
+    schedule = ctypes.byref(Schedule(ORDERS["forward"], 0, -1, 0))
+    emulator.check(emulator.library.emulate_absent_block(schedule, 3, 3))
+    with pytest.raises(EmulatorError, match="wait for each other for ever"):
+        emulator.check(emulator.library.emulate_absent_block(schedule, 3, 2))
 
 
 IMAGE = 24 * 31 * 3 + 8  # bytes of an image of 24 x 31 pixels, as memory is shared out
@@ -104,8 +115,11 @@ def test_shared_memory_a_row_takes() -> None:
     windows = torch.tensor([[0, 2, 3, 10, 11], [2, 0, 0, 24, 31]], dtype=torch.int32)
     small = 10 * 11 * 3 + 54
     assert shared_bytes_used(program, 24, 31, windows, 2 * small) == [2 * small, 0]
-    config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small)
-    assert config == LaunchConfig(2, extension.load().scratch_bytes(24, 31, True, True), 2 * small)
+    config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small, blocks=1)
+    scratch = extension.load().team_scratch_bytes
+    assert config == LaunchConfig(2, 1, scratch(24, 31, True, True, 1), 2 * small)
+    config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small, blocks=3)
+    assert config == LaunchConfig(2, 3, scratch(24, 31, True, True, 3), 0)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])
@@ -138,7 +152,8 @@ def assert_same_patches(
     boxes = torch.tensor([[height // 2, width // 2], [height // 2 - 2, width // 2 + 5]], dtype=torch.int32)
     boxes = boxes.expand(len(program), 2, 2)
     patches = Patches.of(program, boxes, size, height, width, dtype, memory_format)
-    emulated, _ = emulator.run(images, program, order, multiprocessors=2, patches=patches)
+    blocks = 2 if order == "random" else 1
+    emulated, _ = emulator.run(images, program, order, multiprocessors=2, blocks=blocks, patches=patches)
     expected = degrade_patches(images, program, boxes, size, dtype=dtype, memory_format=memory_format).flatten(0, 1)
     as_stored = expected.permute(0, 2, 3, 1) if memory_format == torch.channels_last else expected
     assert torch.equal(emulated.view(dtype), as_stored.flatten())

@@ -1,5 +1,6 @@
 """Experiments: records, verdicts of the study, and a study that is killed and continues."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,12 +16,13 @@ import torch
 import yaml
 
 from experiments import __main__ as command
-from experiments import study, study_tables, task
+from experiments import model, study, study_tables, task
 from experiments.recipe import RECIPE, choose, read_recipe
 from qpt import InputError, load_encoder
 from qpt.evaluate.features import FeatureProtocol, extract, images_key
 from qpt.evaluate.table import read_table
 from qpt.models.encoder import untrained_encoder
+from qpt.models.shipped import FILE
 from qpt.models.two_trunks import TwoTrunks
 from tests.labelled import write_set
 
@@ -53,6 +55,10 @@ def arguments(tmp_path: Path, labelled: Path) -> list[str]:
 @pytest.mark.parametrize("path", sorted(study.RESULTS.parent.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_records_say_how_they_were_made(path: Path) -> None:
     content = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(constant))
+    if path.stem == "model":
+        assert content["format"] == model.FORMAT and len(content["tables"]) == 3
+        assert content["sha256"] == hashlib.sha256(FILE.read_bytes()).hexdigest(), "the record is of another file"
+        return
     assert content["format"] == study.FORMAT and content["commands"]
     for row in content["rows"]:
         hashed = content["arms"][row["arm"]]["kind"] != "classical"

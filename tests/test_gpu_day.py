@@ -8,10 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu_day, gpu_steps, gpu_times, roofline, roofline_degrade
 from benchmarks.gpu_day import Step
+from qpt.degradations.op_table import LEVELS, NAMES
+from qpt.degradations.program import Program
+from qpt.ops.degrade import cuda, order
 
 
 def test_the_dry_run_goes_through_every_step(tmp_path: Path) -> None:
@@ -131,8 +135,10 @@ def test_it_starts_where_nothing_is_installed() -> None:
 @pytest.mark.parametrize("rows", [16, 256])
 def test_predictions_are_those_of_the_model(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Rows that are alike: the same as benchmarks/roofline_degrade.py gives for an H100, which has the same clock."""
-    gpu = roofline.GPUS[1]
-    monkeypatch.setattr(roofline_degrade, "ROWS", rows)
-    predicted = roofline_degrade._predict("op", [2000.0], 1, {each.name: 1 for each in roofline.GPUS})
-    (expected,) = [entry["predicted_ms"] for entry in predicted if entry["gpu"] == gpu.name]
+    gpu, program = roofline.GPUS[1], Program.from_chains([[("hue", 3)]] * rows, seeds=range(rows))
+    costs = np.full((len(NAMES), LEVELS + 1), 2000.0)
+    monkeypatch.setattr(order, "gpu_costs", lambda: costs)
+    monkeypatch.setattr(cuda, "gpu_costs", lambda: costs)
+    monkeypatch.setattr(order, "gpu_barriers", lambda: np.full_like(costs, 2.0))
+    expected = roofline_degrade.predict("hue", program, None, gpu)["predicted_ms"]
     assert gpu_times.predicted_ms(2000.0, rows, roofline_degrade.SIDE) == pytest.approx(expected, rel=0.01)

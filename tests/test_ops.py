@@ -37,10 +37,13 @@ WITHIN = {
     "zoom_blur": 0.5 + 0.02,  # a position near 131 has 2^-17 of a pixel, a slope up to 255 levels
     "chromatic_aberration": 0.5 + 0.02,  # likewise
     "spatial_jitter": 0.5 + 0.02,  # likewise
+    "repeated_jitter": 0.5 + 0.02,  # likewise
+    "colour_diffusion_lab": 0.5 + 0.02,  # as chroma
     "chroma": 0.5 + 0.02,  # f(X) - f(Y) has 2^-24, up to 16 times that after, and the slope near black is 3,295 levels
 }
-# Samples of an image that may differ: a uniform number within 1e-6 of a cumulative probability falls to either side.
-MISSES = {"poisson_noise": 1, "poisson_noise_grey": 3, "iso_noise": 6}
+# Samples of an image that may differ: a uniform number within 1e-6 of a cumulative probability falls to either side, as
+# does a value half way between two levels that is rounded before the op's last step.
+MISSES = {"poisson_noise": 1, "poisson_noise_grey": 3, "iso_noise": 6, "glass_shuffle": 8, "repeated_jitter": 16}
 # The float64 transform rounds some coefficients to the other side, a whole step away: only the mean is compared.
 MEAN_DIFFERENCE = {"jpeg": 0.5, "jpeg2000": 0.5}
 

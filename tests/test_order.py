@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from qpt.degradations.op_table import DEGRADATIONS, LEVELS, costs
+from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES, costs
 from qpt.degradations.program import Program
+from qpt.io import read_yaml, to_yaml
+from qpt.ops.degrade import order
 from qpt.ops.degrade.api import degrade, degrade_patches
-from qpt.ops.degrade.order import costly_first, row_costs
+from qpt.ops.degrade.order import costly_first, gpu_costs, row_costs
 from qpt.ops.degrade.patches import row_windows
 from tests.programs import sample, smooth_images
 
@@ -19,6 +21,14 @@ def cost(name: str, level: int) -> float:
 
 def test_every_op_has_a_cost_at_every_level():
     assert (costs() > 0).all()
+    assert (gpu_costs() > 0).all()
+    assert set(read_yaml(order.GPU_COSTS)["instructions"]) == set(NAMES)
+
+
+def test_an_op_that_was_not_counted_has_the_scaled_cost_of_a_cpu(tmp_path):
+    counted = {name: (3 * costs()[op, 1:]).tolist() for op, name in enumerate(NAMES) if name != "jpeg"}
+    tmp_path.joinpath("costs.yaml").write_text(to_yaml({"instructions": counted}))
+    np.testing.assert_allclose(order.read_costs(tmp_path / "costs.yaml"), 3 * costs())
 
 
 def test_the_cost_of_a_row_is_that_of_its_ops_on_their_areas():

@@ -103,6 +103,23 @@ def test_workspace_of_the_symmetric_loss_is_what_it_allocates(dim):
     assert backward - rows * 4 * dim == pytest.approx(predicted, rel=0.1)
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("pool", [0, 5000, 20_000])
+@pytest.mark.usefixtures("one_thread")
+def test_workspace_of_graded_positives_is_what_it_allocates(dim, pool):
+    """The C++ form of the loss without severities has its sums from malloc; with them they are tensors."""
+    rows = 3000
+    vectors = nn.functional.normalize(torch.randn(rows, dim), dim=1).requires_grad_()
+    ids, severities = torch.arange(rows), torch.rand(rows, 3)
+    options = {"query_groups": ids, "key_groups": ids, "query_severities": severities, "key_severities": severities}
+    if pool:
+        options |= {"pool": torch.randn(pool, dim), "pool_groups": torch.arange(pool) + rows}
+    allocated = tensor_peak(lambda: contrastive_loss(vectors, vectors.detach(), severity_width=0.3, **options))
+    outputs = rows * (4 * dim + 4 + 4)  # gradient, log-sum-exps, weights of positives
+    predicted = workspace.contrastive_forward_bytes(rows, pool, dim, native=True, graded=True)
+    assert predicted == pytest.approx(allocated - outputs, rel=0.1)
+
+
 def test_tracker_agrees_with_the_one_of_torch():
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5))
 

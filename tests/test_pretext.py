@@ -23,7 +23,7 @@ from qpt.pretraining import engine
 from qpt.pretraining import learner as learner_module
 from qpt.pretraining.learner import Learner
 from qpt.pretraining.optimisers import parameter_stages, set_rate
-from qpt.pretraining.targets import COLUMNS, KINDS, severities
+from qpt.pretraining.targets import COLUMNS, KINDS, OPS, severities
 from tests.labelled import image_regions, write_set
 from tests.programs import sample
 from tests.test_embed import CPU, OneGraph, batch, settings
@@ -295,7 +295,7 @@ def test_a_run_with_graded_positives_resumes_to_the_same_bytes(
 
 
 def test_severities_are_the_highest_levels_of_each_kind() -> None:
-    assert sorted(op for ops in KINDS.values() for op in ops) == sorted(op.name for op in DEGRADATIONS)
+    assert sorted(op for ops in KINDS.values() for op in ops) == sorted(OPS)
     names = [op.name for op in DEGRADATIONS]
     ops = [["gaussian_blur", "jpeg", "glass_blur"], ["hue", None, None], [None, None, None]]
     program = sample(3, seed=0)

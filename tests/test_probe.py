@@ -91,10 +91,10 @@ def test_images_are_chosen_evenly_and_small_or_damaged_ones_reported(tmp_path: P
     (tmp_path / "5.png").write_bytes(b"not a picture")
     files = sorted(tmp_path.glob("*.png"))
     found, left_out = read_images(files, 42, most=6, quiet=True)
-    assert [p[0, 0, 0] for p in found] == [2, 3, 4]
+    assert [p[0, 0, 0] for p in found.values()] == [2, 3, 4]
     assert set(left_out) == {"0.png", "1.png", "5.png"} and "got 40x50" in left_out["0.png"]
     found, _ = read_images(files, 1, most=3, quiet=True)
-    assert [p[0, 0, 0] for p in found] == [0, 2, 4]
+    assert [p[0, 0, 0] for p in found.values()] == [0, 2, 4]
 
 
 def test_both_encoders_get_the_same_images_and_results_repeat(run: Path, folder: Path) -> None:

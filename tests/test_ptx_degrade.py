@@ -7,6 +7,7 @@ buffer is a ptx.Fault. The launch configuration and the argument list are the la
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from benchmarks.resources import SHARED_LIMIT
 from qpt import DegradationSpace, Program, build, degrade, degrade_patches
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
-from qpt.ops.degrade.cuda import KernelInputs, LaunchConfig, kernel_arguments
+from qpt.ops.degrade.cuda import HEAD_BYTES, STATE_WORDS, KernelInputs, LaunchConfig, kernel_arguments
 from qpt.ops.degrade.patches import Patches
 from tests import ptx
 from tests.ptx import compilers, native
@@ -47,34 +48,45 @@ def run(
     *,
     compiler: str = MAIN,
     multiprocessors: int = 1,
+    blocks: int = 1,
     shared_limit: int = SHARED_LIMIT[80],
     schedule: ptx.Schedule | None = None,
     count: bool = False,
+    limit: int = 400_000_000,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Return the bytes of the images (r, H, W, 3) or of the patches, in one dimension, and the counts."""
     _, height, width, _ = images.shape
     windows = patches.windows if patches else None
     config = LaunchConfig.of(
-        program, height, width, windows, multiprocessors=multiprocessors, shared_limit=shared_limit
+        program,
+        height,
+        width,
+        windows,
+        multiprocessors=max(multiprocessors, blocks),
+        shared_limit=shared_limit,
+        blocks=blocks,
     )
     inputs = KernelInputs.of(images, program, patches)
     out = torch.zeros(len(program) * height * width * 3, dtype=torch.uint8)
     if patches is not None:  # of which the kernel gets an address and the size of an element
         out = torch.zeros(patches.empty(images.device).nbytes, dtype=torch.uint8).view(patches.lut.dtype)
-    scratch = torch.zeros(config.blocks * config.scratch_bytes, dtype=torch.uint8)
+    scratch = torch.zeros(config.teams * config.scratch_bytes, dtype=torch.uint8)
+    states = torch.zeros((1 + config.teams, STATE_WORDS), dtype=torch.int32)
     buffers = [
         ptx.Buffer(field, writable=False, name=name) for name, field in inputs._asdict().items() if field.numel()
     ]
     result = ptx.Buffer(out.view(torch.uint8), defined=False, name="out")
-    buffers += [result, ptx.Buffer(scratch, defined=False, name="scratch")]
+    buffers += [result, ptx.Buffer(scratch, defined=False, name="scratch"), ptx.Buffer(states, name="states")]
     by_address = {buffer.bytes.ctypes.data: buffer for buffer in buffers}
     given = [
         by_address.get(int(argument), 0) if isinstance(argument, np.uint64) else argument
-        for argument in kernel_arguments(config, inputs, patches, out, scratch)
+        for argument in kernel_arguments(config, inputs, patches, out, states, scratch)
     ]
     counts = kernel(compiler).launch(
-        config.blocks, build.BLOCK_THREADS, given, shared_bytes=config.shared_bytes,
-        schedule=schedule or ptx.Schedule(), count=count,
+        (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=HEAD_BYTES + config.shared_bytes,
+        schedule=replace(schedule or ptx.Schedule(), resident=max(blocks, (schedule or ptx.Schedule()).resident)),
+        count=count,
+        limit=limit,
     )  # fmt: skip
     found = result.read()
     return (found.view(len(program), height, width, 3) if patches is None else found), counts
@@ -89,7 +101,7 @@ def check_patches(program: Program, height: int, width: int, dtype: torch.dtype,
     boxes = torch.tensor([[height // 2, width // 2], [height // 2 - 2, width // 2 + 5]], dtype=torch.int32)
     boxes = boxes.expand(len(program), 2, 2)
     patches = Patches.of(program, boxes, size, height, width, dtype, layout)
-    found, _ = run(images, program, patches, multiprocessors=2, schedule=ptx.Schedule("random"))
+    found, _ = run(images, program, patches, multiprocessors=4, blocks=2, schedule=ptx.Schedule("random", resident=4))
     expected = degrade_patches(images, program, boxes, size, dtype=dtype, memory_format=layout).flatten(0, 1)
     stored = expected.permute(0, 2, 3, 1) if layout == torch.channels_last else expected
     assert torch.equal(found.view(dtype), stored.flatten())
@@ -100,7 +112,8 @@ def test_every_op_gives_the_engine_s_bytes(name: str, long: bool) -> None:
     levels = range(1, LEVELS + 1) if long else (1, LEVELS)
     program = Program.from_chains([[(name, level)] for level in levels], seeds=[7 * level for level in levels])
     for height, width in SHAPES if long else [(21, 29)]:
-        check(images_of(1, height, width), program, schedule=ptx.Schedule("random", seed=height))
+        for blocks in (1, 2, 5) if long else (1, 3):
+            check(images_of(1, height, width), program, blocks=blocks, schedule=ptx.Schedule("random", seed=height))
 
 
 @pytest.mark.parametrize("compiler", COMPILERS[1:])
@@ -116,6 +129,7 @@ def test_chains_and_a_grid_smaller_than_the_batch(order: str, long: bool) -> Non
         3, views=8 if long else 2, generator=torch.Generator().manual_seed(3)
     )
     check(images_of(3, 24, 31), program, multiprocessors=2, schedule=ptx.Schedule(order))
+    check(images_of(3, 24, 31), program, multiprocessors=4, blocks=2, schedule=ptx.Schedule(order, resident=4))
 
 
 def test_blocks_that_run_interleaved() -> None:
@@ -123,6 +137,7 @@ def test_blocks_that_run_interleaved() -> None:
         [[("gaussian_blur", 3), ("jpeg", 2)], [("hue", 4)], [("median_blur", 2)]], seeds=[1, 2, 3]
     )
     check(images_of(1, 13, 18), program, multiprocessors=3, schedule=ptx.Schedule("random", resident=3, quantum=37))
+    check(images_of(1, 13, 18), program, blocks=3, schedule=ptx.Schedule("random", quantum=37))
 
 
 def test_an_image_of_more_columns_than_threads() -> None:
@@ -198,6 +213,50 @@ def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
         line = program.instructions[place].line
         assert line is not None
         assert REDUNDANT in line.chain(), line.chain()
+
+
+def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
+    """Without the first fence, the wait or the count of arrivals: a race, other bytes or no end.
+
+    The executor takes a volatile read for an acquire, so of the fence after the wait it is only seen that it is there.
+    """
+    program = kernel(MAIN).program
+    nothing = native.find("prefetch")[0]  # type: ignore[index]
+    wait, arrival = line_of("while (static_cast<i32>"), line_of("atomicAdd(arrived")
+    images, rows = three_rows("gaussian_blur")
+    expected, counts = run(images, rows, blocks=3, count=True)
+    fences, arrivals, repeats = [], [], []
+    for place in np.flatnonzero(counts["runs"]).tolist():
+        instruction = program.instructions[place]
+        head, lines = (
+            instruction.opcode.split(".")[0],
+            instruction.line.chain().split(" < ") if instruction.line else [],
+        )
+        if head in ("membar", "fence"):
+            fences.append(place)
+        elif head == "atom" and arrival in lines:
+            arrivals.append(place)
+        elif head == "bra" and wait in lines and program.code[place]["target"] <= place:
+            repeats.append(place)
+    (before, after), (arrive,), (repeat,) = fences, arrivals, repeats
+    assert before < arrive < repeat < after
+    for place in (before, arrive, repeat):
+        instruction = program.code[place].copy()
+        program.code[place]["handler"] = nothing
+        try:
+            detected = not torch.equal(run(images, rows, blocks=3, limit=20_000_000)[0], expected)
+        except ptx.Fault as fault:
+            detected = fault.kind in ("race", "poison", "limit", "barrier")
+        finally:
+            program.code[place] = instruction
+        assert detected, program.instructions[place]
+
+
+def line_of(text: str) -> str:
+    """Return FILE:LINE of the line of degrade.cu that holds a text."""
+    path = build.PACKAGE / "csrc" / build.CUDA_SOURCES[0]
+    (number,) = (n for n, line in enumerate(path.read_text().splitlines(), 1) if text in line)
+    return f"{path.name}:{number}"
 
 
 def test_source_that_is_compiled_is_the_source_of_the_package() -> None:

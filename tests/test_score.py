@@ -117,7 +117,7 @@ def test_good_images_are_scored_beside_bad_ones(fitted, tmp_path, capsys):
     assert "2 photograph(s) cannot be used" in captured.err and "none.jpg: no such file" in captured.err
 
 
-@pytest.mark.parametrize("given", [[], ["--run"], ["--csv"], ["--scorer", "--run"], ["--scorer", "--run", "--csv"]])
+@pytest.mark.parametrize("given", [["--run"], ["--csv"], ["--scorer", "--run"], ["--scorer", "--run", "--csv"]])
 def test_without_one_clear_scale_the_error_says_how_to_fit(fitted, capsys, given):
     _, csv, run, out = fitted
     values = {"--run": run, "--csv": csv, "--scorer": out}

@@ -390,6 +390,25 @@ def test_fingerprint_follows_the_meaning_of_the_table(monkeypatch):
     int(base, 16)
 
 
+def test_earlier_tables_are_beginnings_of_this_one(monkeypatch):
+    """The rows of version 0.1.0 with the bounds that they had: what it saved has the same meaning."""
+
+    def as_it_was(row):
+        if row.name != "motion_blur":
+            return row
+        length, angle = row.parameters
+        assert length.low <= 1.0
+        return replace(row, parameters=(replace(length, low=1.0), angle))
+
+    op_table.fingerprint.cache_clear()
+    monkeypatch.setattr(op_table, "DEGRADATIONS", tuple(map(as_it_was, DEGRADATIONS[:53])))
+    assert op_table.fingerprint() == op_table.EARLIER[0] == "17c6eb63c4ad1b55"
+    monkeypatch.undo()
+    op_table.fingerprint.cache_clear()
+    assert op_table.accepts(op_table.EARLIER[0]) and op_table.accepts(op_table.fingerprint())
+    assert not op_table.accepts("0" * 16) and op_table.fingerprint() not in op_table.EARLIER
+
+
 def test_halo_grows_with_the_parameters():
     by_name = {row.name: row for row in DEGRADATIONS}
     assert by_name["gaussian_blur"].halo_px([1.1]) == 4

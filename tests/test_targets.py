@@ -8,8 +8,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from qpt.degradations.op_table import DEGRADATIONS, op_id
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
+from qpt.evaluate.measures import MEASURES, measure
 from qpt.ops.degrade.api import degrade_patches
-from qpt.pretraining.targets import COLUMNS, MEASURES, RunningMoments, cut_patches, measure, op_levels
+from qpt.pretraining.targets import COLUMNS, KINDS, OPS, RunningMoments, cut_patches, op_levels
 
 SCORE = {name: place for place, name in enumerate(MEASURES)}
 
@@ -77,12 +78,21 @@ def test_flat_patches_have_finite_measures(value: int) -> None:
 def test_levels_are_the_highest_of_each_op() -> None:
     program = DegradationSpace.named("qpt").sample(40, generator=torch.Generator().manual_seed(0))
     levels = op_levels(program)
-    assert levels.shape == (40, len(DEGRADATIONS)) and len(MEASURES) + len(DEGRADATIONS) == COLUMNS
+    assert levels.shape == (40, len(OPS)) and len(MEASURES) + len(OPS) == COLUMNS
     for row, chain in zip(levels, program, strict=True):
         expected: dict[int, int] = {}
         for step in chain.steps:
             expected[op_id(step.name)] = max(step.level, expected.get(op_id(step.name), 0))
         assert {op: round(float(row[op]) * 5) for op in row.nonzero().flatten().tolist()} == expected
+
+
+def test_a_variant_counts_as_the_op_that_it_is_a_variant_of() -> None:
+    rows = [[("colour_shift_edges", 4)], [("colour_shift", 2), ("colour_shift_edges", 5)], [("hue", 1)]]
+    levels = op_levels(Program.from_chains(rows, seeds=[0, 1, 2])) * 5
+    assert levels[:, OPS.index("colour_shift")].tolist() == [4, 5, 0]
+    assert levels.count_nonzero().item() == 3
+    assert all(op.variant_of in {"", *OPS} for op in DEGRADATIONS)
+    assert set(OPS) == {op for kind in KINDS.values() for op in kind}
 
 
 def test_undegraded_patches_are_those_of_a_program_without_ops() -> None:

@@ -1,5 +1,6 @@
-"""Teams of 1, 2, 7, 32 and 256 threads give the bytes of a team of one, for every op, without a data race; and no
-sync() of the sources can be left out without one of the two failing.
+"""Teams of 1, 2, 7, 32 and 256 threads and of several blocks of threads give the bytes of a team of one, for every op,
+without a data race; and no sync() of the sources can be left out, and no sync_team() replaced by it, without one of the
+two failing.
 
 tests/cpp/teams.cpp is compiled with the package's own flags, once as it is and once with -fsanitize=thread. The cases
 come from qpt.degradations.op_table, so a new op is covered without a change. A team of one never waits and has vector
@@ -8,6 +9,7 @@ bytes than the generic form.
 """
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -23,7 +25,8 @@ from qpt.ops.degrade.patches import row_windows
 from tests.native import CPP, compile_program
 from tests.test_ops import random_program, settings_of
 
-TEAM_SIZES = (1, 2, 7, 32, 256)
+TEAM_SIZES = ("1", "2", "7", "32", "256", "2x3", "5x4", "16x2")  # threads, or blocks x threads
+RACING = "2x4"  # the team in which a missing barrier must show: not of 3, the samples of a pixel
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
     sizes = [(1, 1), (3, 4), (13, 37), (40, 66)] + ([(96, 131), (70, 9)] if long else [])
     levels = range(1, LEVELS + 1) if long else (2, 5)
     cases = write_cases(tmp_path / "cases", make_cases(sizes, levels, chains=20 if long else 4))
-    result = subprocess.run([program, cases, str(size)], capture_output=True, text=True)
+    result = subprocess.run([program, cases, size], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.split()[0]) >= len(sizes) * len(levels) * len(NAMES)
 
@@ -108,31 +111,33 @@ def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
 def test_no_data_race(sanitized, tmp_path, long):
     sizes = [(11, 37), (21, 18)] if long else [(11, 37)]
     cases = make_cases(sizes, (2, 5) if long else (3,), chains=8 if long else 2)
-    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "2", "7", *(["32"] if long else []))
+    result = run_sanitized(
+        sanitized, write_cases(tmp_path / "cases", cases), "7", "3x2", *(["2", "32"] if long else [])
+    )
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
     assert f"{len(cases)} cases compared" in result.stdout
 
 
 def barriers() -> list[str]:
-    """Return every sync() of the ops and of the chain, as FILE:LINE."""
+    """Return every sync() and sync_team() of the ops and of the chain, as FILE:LINE."""
     csrc = CPP.parents[1] / "csrc"
     return [
         f"{path.relative_to(csrc.parent)}:{number}"
         for path in (*sorted(csrc.glob("ops/*.h")), csrc / "chain.h")
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if ".sync()" in line.partition("//")[0]
+        if re.search(r"\.sync(_team)?\(\)", line.partition("//")[0])
     ]
 
 
 @pytest.fixture(scope="module")
 def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
-    """Return the cases that reach each sync(), none of which has a race.
+    """Return the cases that reach each barrier, none of which has a race.
 
-    The image is large enough for a second iteration of every loop between barriers.
+    The image is large enough for a second iteration of every loop between barriers, in each of the team's blocks.
     """
-    cases = make_cases([(37, 41)], (3,), chains=2)
+    cases = make_cases([(53, 70)], (3,), chains=2)
     path = write_cases(tmp_path_factory.mktemp("barriers") / "cases", cases)
-    result = run_sanitized(sanitized, path, "7", "--sites")
+    result = run_sanitized(sanitized, path, RACING, "--sites")
     assert result.returncode == 0, result.stdout + result.stderr[:4000]
     reached: dict[str, list[bytes]] = {barrier: [] for barrier in barriers()}
     for line in result.stdout.splitlines():
@@ -145,9 +150,9 @@ def cases_of_barrier(sanitized, tmp_path_factory) -> dict[str, list[bytes]]:
 @pytest.mark.rung("ThreadSanitizer")
 @pytest.mark.parametrize("barrier", barriers())
 def test_no_barrier_can_be_left_out(sanitized, cases_of_barrier, tmp_path, barrier):
-    """A sync() that is left out must end in a race, other bytes or a crash; otherwise it is not needed, or the cases
-    lack the one that needs it."""
+    """A sync() that is left out, or a sync_team() that is a sync(), must end in a race, other bytes or a crash;
+    otherwise it is not needed, or the cases lack the one that needs it."""
     cases = cases_of_barrier[barrier]
-    assert cases, "no case reaches this sync()"
-    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), "7", "--without", barrier)
-    assert result.returncode != 0, f"{len(cases)} cases do not need this sync(): remove it, or add a case that does"
+    assert cases, "no case reaches this barrier"
+    result = run_sanitized(sanitized, write_cases(tmp_path / "cases", cases), RACING, "--without", barrier)
+    assert result.returncode != 0, f"{len(cases)} cases do not need this barrier: remove it, or add a case that does"

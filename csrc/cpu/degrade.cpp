@@ -11,7 +11,7 @@
 namespace qpt {
 
 i64 scratch_bytes_per_thread(i32 h, i32 w, bool resizes, bool for_patches) {
-  return scratch_bytes(h, w, resizes, for_patches) + 64;
+  return scratch_bytes(h, w, resizes, for_patches, kSoloBlocks) + 64;
 }
 
 void degrade(const Batch& batch, u8* scratch, i64 scratch_bytes, i32 threads) {

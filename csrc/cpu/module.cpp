@@ -337,6 +337,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("for_patches"),
         "Return the bytes of scratch that each thread of degrade needs. resizes: a row holds resize_to; for_patches: "
         "the output is patches.");
+  m.def("team_scratch_bytes", &qpt::scratch_bytes, py::arg("height"), py::arg("width"), py::arg("resizes"),
+        py::arg("for_patches"), py::arg("blocks"),
+        "Return the bytes of scratch that a team of so many thread blocks of a GPU needs.");
   m.def("shared_bytes_used", &qpt::shared_bytes_used, py::arg("height"), py::arg("width"), py::arg("resizes"),
         py::arg("for_patches"), py::arg("shared_bytes"),
         "Return the bytes of a GPU's shared memory, of shared_bytes, that a row uses for images of this size.");

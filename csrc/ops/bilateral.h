@@ -38,14 +38,14 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
   const i64 plane = static_cast<i64>(a.h) * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* padded = scratch.take<u8>(3 * plane);  // three planes
-  each(team, a.h, stride, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), stride, [&](i32 y, i32 x) {
     const u8* from = a.src + (static_cast<i64>(y) * a.w + reflect101(x - radius, a.w)) * 3;
     u8* to = padded + static_cast<i64>(y) * stride + x;
     to[0] = from[0];
     to[plane] = from[1];
     to[2 * plane] = from[2];
   });
-  team.sync();  // planes, written by all, are read by all
+  team.sync_team();  // planes, written by all, are read by all
   // Returns the red sample of column 0 in row y.
   const auto row_of = [&](i32 y) { return padded + static_cast<i64>(reflect101(y, a.h)) * stride + radius; };
   const auto across = [&](i32 dy) {  // half of the width of the disk in row dy
@@ -85,7 +85,7 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
       }
     }
   } else {
-    each(team, a.h, a.w, [&](i32 y, i32 x) {
+    each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
       const u8* const centre = row_of(y) + x;
       float weight = 0.0f, red = 0.0f, green = 0.0f, blue = 0.0f;
       for (i32 dy = -radius; dy <= radius; ++dy) {
@@ -124,19 +124,20 @@ QPT_FN void denoise(Team& team, OpArgs a) {
   OpArgs first = a, second = a;
   first.dst = noisy;
   second.src = noisy;
-  first.scratch = second.scratch = scratch.next;
-  // Not synced: gaussian_noise ends with a barrier after the noisy pixels, written by all.
+  first.scratch = scratch.next;
+  second.scratch = scratch.next + noise_bytes(a.h, a.w, team.blocks());
   gaussian_noise(team, first);
+  team.sync();  // noisy pixels, written by all, are read by all; bilateral_filter first reads the block's own rows
   bilateral_filter(team, second, parameter(a.params[1], 1.0f, 765.0f), parameter(a.params[2], 0.1f, 8.0f));
 }
 
-QPT_FN i64 bilateral_bytes(i32 h, i32 w) {
+QPT_FN i64 bilateral_bytes(i32 h, i32 w, i32) {
   return taken_bytes<u8>(3 * static_cast<i64>(h) * (w + 2 * kMaxBilateral)) + taken_bytes<float>(w) +
          taken_bytes<float>(static_cast<i64>(3) * w);
 }
 
-QPT_FN i64 denoise_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + maximum(noise_bytes(h, w), bilateral_bytes(h, w));
+QPT_FN i64 denoise_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + noise_bytes(h, w, blocks) + bilateral_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

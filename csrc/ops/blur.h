@@ -11,18 +11,21 @@ namespace qpt {
 template <class Team, class Weight>
 QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
   const i32 taps = 2 * radius + 1;
-  float* weights = scratch.take<float>(taps * taps);
-  float* row_sum = scratch.take<float>(kMaxTaps);
-  i32* first = scratch.take<i32>(kMaxTaps);
-  i32* last = scratch.take<i32>(kMaxTaps);
+  constexpr i32 kZeros = kZeroRows<Team>;
+  const i32 stride = Team::kSolo ? taps : kMaxTaps;
+  float* weights = scratch.take_own<float>(team, (taps + 2 * kZeros) * stride) + kZeros * stride;
+  float* row_sum = scratch.take_own<float>(team, kMaxTaps);
+  i32* first = scratch.take_own<i32>(team, kMaxTaps);
+  i32* last = scratch.take_own<i32>(team, kMaxTaps);
+  each(team, kZeros * stride, [&](i32 i) { weights[i - kZeros * stride] = weights[taps * stride + i] = 0.0f; });
   each(team, taps, taps,
-       [&](i32 row, i32 column) { weights[row * taps + column] = weight(row - radius, column - radius); });
+       [&](i32 row, i32 column) { weights[row * stride + column] = weight(row - radius, column - radius); });
   team.sync();  // weights, written by all, are read row by row
   each(team, taps, [&](i32 row) {
     float sum = 0.0f;
     i32 from = taps, to = -1;
     for (i32 column = 0; column < taps; ++column) {
-      const float w = weights[row * taps + column];
+      const float w = weights[row * stride + column];
       sum += w;
       if (w != 0.0f) {
         from = minimum(from, column);
@@ -37,20 +40,36 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   float total = 0.0f;
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
   // Not synced: the first barrier of correlate_2d comes before any member reads the kernel.
-  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * taps + column] /= total; });
+  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * stride + column] /= total; });
+  if constexpr (kZeros > 0) {
+    i32* tile_first = scratch.take_own<i32>(team, kMaxTaps + kZeros);
+    i32* tile_last = scratch.take_own<i32>(team, kMaxTaps + kZeros);
+    each(team, taps + kZeros, [&](i32 row) {
+      i32 from = taps, to = -1;
+      for (i32 above = maximum(row - kZeros, 0); above <= minimum(row, taps - 1); ++above) {
+        from = minimum(from, first[above]);
+        to = maximum(to, last[above]);
+      }
+      tile_first[row] = from;
+      tile_last[row] = to;
+    });
+    return {weights, tile_first, tile_last, taps, taps, 3};
+  }
   return {weights, first, last, taps, taps, 3};
 }
 
 // Blurs along rows and columns with a kernel of 2 radius + 1 taps: tap(t) for t in [-radius, radius], divided by their
-// sum. from, out, band_step and finish are those of correlate_separable.
+// sum. from, out, whole and finish are those of correlate_separable.
 template <class Team, class From, class Tap, class Out, class Finish>
 QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Tap tap, Scratch scratch, Out* out,
-                           i64 band_step, Finish finish) {
+                           bool whole, Finish finish) {
+  constexpr i32 kZeros = kZeroRows<Team>;
   const i32 taps = 2 * radius + 1;
-  float* raw = scratch.take<float>(kMaxTaps);
-  float* weight = scratch.take<float>(kMaxTaps);
-  i32* zeros = scratch.take<i32>(kMaxTaps);
-  i32* last = scratch.take<i32>(1);
+  float* raw = scratch.take_own<float>(team, kMaxLineTaps);
+  float* weight = scratch.take_own<float>(team, kMaxLineTaps + 2 * kZeros) + kZeros;
+  i32* zeros = scratch.take_own<i32>(team, kMaxLineTaps);
+  i32* last = scratch.take_own<i32>(team, 1);
+  each(team, kZeros, [&](i32 i) { weight[i - kZeros] = weight[taps + i] = 0.0f; });
   each(team, taps, [&](i32 t) {
     raw[t] = tap(t - radius);
     zeros[t] = 0;
@@ -61,14 +80,14 @@ QPT_FN void separable_blur(const Team& team, OpArgs a, From from, i32 radius, Ta
   for (i32 t = 0; t < taps; ++t) total += raw[t];
   // Not synced: the first barrier of correlate_separable comes before any member reads weight.
   each(team, taps, [&](i32 t) { weight[t] = raw[t] / total; });
-  correlate_separable(team, a, from, weight, zeros, last, radius, scratch, out, band_step, finish);
+  correlate_separable(team, a, from, weight, zeros, last, radius, scratch, out, whole, finish);
 }
 
 // Does the same from src to dst, rounded.
 template <class Team, class Tap>
 QPT_FN void separable_blur(const Team& team, OpArgs a, i32 radius, Tap tap) {
-  separable_blur(team, a, Samples<3>(a), radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst,
-                 static_cast<i64>(3) * a.w * kBand, [](i32, i32) {});
+  separable_blur(team, a, Samples<3>(a), radius, tap, Scratch{static_cast<u8*>(a.scratch)}, a.dst, true,
+                 [](i32, i32) {});
 }
 
 struct GaussianTap {
@@ -144,12 +163,17 @@ QPT_FN void defocus_blur(Team& team, OpArgs a) {
   correlate_2d(team, a, kernel, radius, scratch);
 }
 
-// Scratch for the largest kernel: weights and spans, the list of rows, the ring buffer, the rows that enter it.
-QPT_FN i64 blur_bytes(i32 h, i32 w) {
+// Scratch for the largest kernel: weights and spans; of a team of one the list of rows, the ring buffer, the rows that
+// enter it, else all rows and those that enter them.
+QPT_FN i64 blur_bytes(i32 h, i32 w, i32 blocks) {
   const i64 padded = 3 * (static_cast<i64>(w) + 2 * kMaxRadius);
+  if (blocks != kSoloBlocks)
+    return own_bytes<float>((kMaxTaps + 2 * kTileRows) * kMaxTaps, blocks) +
+           5 * own_bytes<float>(kMaxTaps + 2 * kTileRows, blocks) + taken_bytes<float>(h * padded + kSlack) +
+           own_bytes<float>(kStrip * padded + kSlack, blocks);
   const i64 ring = ring_rows(h, kMaxRadius) * padded;
   return taken_bytes<float>(kMaxTaps * kMaxTaps) + 3 * taken_bytes<float>(kMaxTaps) +
-         taken_bytes<i32>(kBand * kMaxTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +
+         taken_bytes<i32>(kBand * kMaxLineTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +
          taken_bytes<float>(kBand * padded);
 }
 

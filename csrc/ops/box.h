@@ -40,15 +40,18 @@ QPT_FN void sum_columns(const Team& team, const i32* column, i32 rows, i32 sampl
 // The mean over a window of 2 radius + 1 pixels a side. p0 = radius_px, an integer in [0, 24].
 template <class Team>
 QPT_FN void box_blur(Team& team, OpArgs a) {
+  constexpr i32 kRows = Team::kSolo ? kBand : kStrip;  // between barriers
   const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxRadius)) + 0.5f);
   const i32 samples = 3 * a.w, stride = samples + 6 * radius;
+  const Span own = rows_of(team, a);
   const float inverse = 1.0f / static_cast<float>((2 * radius + 1) * (2 * radius + 1));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* zeros = scratch.take<u8>(samples);
-  i32* border = scratch.take<i32>(6 * kMaxRadius);  // the sample of the row that each sample beyond its ends mirrors
-  i32* running = scratch.take<i32>(stride);         // sum over the window's rows, for every padded column
-  i32* column = scratch.take<i32>(static_cast<i64>(kBand) * stride);
-  i32* sum = scratch.take<i32>(static_cast<i64>(kBand) * samples);
+  u8* zeros = scratch.take_own<u8>(team, samples);
+  i32* border =
+      scratch.take_own<i32>(team, 6 * kMaxRadius);     // the sample of the row that each sample beyond its ends mirrors
+  i32* running = scratch.take_own<i32>(team, stride);  // sum over the window's rows, for every padded column
+  i32* column = scratch.take_own<i32>(team, static_cast<i64>(kRows) * stride);
+  i32* sum = scratch.take_own<i32>(team, static_cast<i64>(kRows) * samples);
   const auto row_of = [&](i32 y) { return a.src + static_cast<i64>(reflect101(y, a.h)) * samples; };
   // Stores the running sums in `to`, then adds one row to them and subtracts another. A member has the same elements in
   // every call, so calls need no barrier between them.
@@ -71,9 +74,9 @@ QPT_FN void box_blur(Team& team, OpArgs a) {
   each(team, samples, [=](i32 i) { zeros[i] = 0; });
   each(team, stride, [=](i32 i) { running[i] = 0; });
   team.sync();  // border and zeros, written by all, are read by all
-  for (i32 y = -radius; y <= radius; ++y) advance(column, row_of(y), zeros);
-  for (i32 y = 0; y < a.h; y += kBand) {
-    const i32 rows = minimum(kBand, a.h - y);
+  for (i32 y = own.first - radius; y <= own.first + radius; ++y) advance(column, row_of(y), zeros);
+  for (i32 y = own.first; y < own.last; y += kRows) {
+    const i32 rows = minimum(kRows, own.last - y);
     for (i32 r = 0; r < rows; ++r)
       advance(column + static_cast<i64>(r) * stride, row_of(y + r + radius + 1), row_of(y + r - radius));
     team.sync();  // column sums, written by all, are read by all
@@ -86,10 +89,11 @@ QPT_FN void box_blur(Team& team, OpArgs a) {
   }
 }
 
-QPT_FN i64 box_bytes(i32, i32 w) {
+QPT_FN i64 box_bytes(i32, i32 w, i32 blocks) {
   const i64 samples = static_cast<i64>(3) * w, stride = samples + 6 * kMaxRadius;
-  return taken_bytes<u8>(samples) + taken_bytes<i32>(6 * kMaxRadius) + taken_bytes<i32>(stride) +
-         taken_bytes<i32>(kBand * stride) + taken_bytes<i32>(kBand * samples);
+  const i32 rows = blocks == kSoloBlocks ? kBand : kStrip;
+  return own_bytes<u8>(samples, blocks) + own_bytes<i32>(6 * kMaxRadius, blocks) + own_bytes<i32>(stride, blocks) +
+         own_bytes<i32>(rows * stride, blocks) + own_bytes<i32>(rows * samples, blocks);
 }
 
 }  // namespace qpt

@@ -3,7 +3,7 @@
 // and value are those of hexcone HSV (Smith, SIGGRAPH 1978; colorsys, skimage.color) in float32. Each op is one pass
 // over the image, after a sum over it for contrast. Listed in table.h.
 #pragma once
-#include "op.h"
+#include "team_sum.h"
 
 namespace qpt {
 
@@ -16,7 +16,7 @@ QPT_INLINE u8 blend(i32 from, i32 to, float factor) {
 template <class Team>
 QPT_FN void brightness(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
-  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(0, a.src[i], factor); });
+  each(team, rows_of(team, a).times(3 * a.w), [&](i32 i) { a.dst[i] = blend(0, a.src[i], factor); });
 }
 
 // Returns the ITU-R 601 luma as an integer, as Pillow rounds it.
@@ -28,21 +28,18 @@ QPT_INLINE i32 rounded_luma(const u8* pixel) {
 template <class Team>
 QPT_FN void contrast(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
-  u64* partial = Scratch{static_cast<u8*>(a.scratch)}.take<u64>(kMaxMembers);
+  const Span rows = rows_of(team, a);
   u64 sum = 0;
-  for (i32 y = 0; y < a.h; ++y) {
+  for (i32 y = rows.first; y < rows.last; ++y) {
     const u8* row = a.src + static_cast<i64>(y) * a.w * 3;
     u32 row_sum = 0;  // <= 255 w
     for (i32 x = team.rank(); x < a.w; x += team.size()) row_sum += static_cast<u32>(rounded_luma(row + 3 * x));
     sum += row_sum;
   }
-  partial[team.rank()] = sum;
-  team.sync();  // partial sums, one per member, are read by all; integers, so order does not matter
-  u64 total = 0;
-  for (i32 member = 0; member < team.size(); ++member) total += partial[member];
+  const u64 total = TeamSum(team, Scratch{static_cast<u8*>(a.scratch)}).of(sum);
   const u64 pixels = static_cast<u64>(a.h) * static_cast<u64>(a.w);
   const i32 mean = static_cast<i32>((2 * total + pixels) / (2 * pixels));
-  each(team, a.h * a.w * 3, [&](i32 i) { a.dst[i] = blend(mean, a.src[i], factor); });
+  each(team, rows_of(team, a).times(3 * a.w), [&](i32 i) { a.dst[i] = blend(mean, a.src[i], factor); });
 }
 
 // Multiplies the HSV saturation by p0 = factor, clipped to 1. No conversion is needed: with V = max, S = (max - min) /
@@ -50,7 +47,7 @@ QPT_FN void contrast(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void saturation(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 255.0f);
-  each(team, a.h * a.w, [&](i32 p) {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
     const float ratio =
@@ -58,6 +55,24 @@ QPT_FN void saturation(Team& team, OpArgs a) {
     a.dst[3 * p] = to_u8(value - (value - r) * ratio);
     a.dst[3 * p + 1] = to_u8(value - (value - g) * ratio);
     a.dst[3 * p + 2] = to_u8(value - (value - b) * ratio);
+  });
+}
+
+// Maps the HSV saturation S to min(p0 S + p1, 1), which may be negative: channels then lie beyond the value. The hue of
+// grey is red's. p0 = factor, p1 = offset.
+template <class Team>
+QPT_FN void saturation_affine(Team& team, OpArgs a) {
+  const float factor = parameter(a.params[0], -4.0f, 32.0f), offset = parameter(a.params[1], -1.0f, 1.0f);
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) {
+    const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
+    const float value = maximum(maximum(r, g), b), chroma = value - minimum(minimum(r, g), b);
+    const float inverse = value / maximum(chroma, 0.5f);              // 1 / S; 0.5 avoids 0 / 0
+    const float ratio = minimum(factor + offset * inverse, inverse);  // of the new saturation to S
+    const float tinted = value * (1.0f - minimum(offset, 1.0f));      // green and blue of what was grey
+    const bool grey = chroma == 0.0f;
+    a.dst[3 * p] = to_u8(value - (value - r) * ratio);
+    a.dst[3 * p + 1] = to_u8(grey ? tinted : value - (value - g) * ratio);
+    a.dst[3 * p + 2] = to_u8(grey ? tinted : value - (value - b) * ratio);
   });
 }
 
@@ -90,7 +105,7 @@ QPT_INLINE void write_hexcone(u8* dst, float turned, float low, float chroma) {
 template <class Team>
 QPT_FN void hue(Team& team, OpArgs a) {
   const float shift = forward_sixths(parameter(a.params[0], -36000.0f, 36000.0f) / 60.0f);
-  each(team, a.h * a.w, [&](i32 p) {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), low = minimum(minimum(r, g), b), chroma = value - low;
     write_hexcone(a.dst + 3 * p, hue_times_chroma(r, g, b, value, chroma) + shift * chroma, low, chroma);
@@ -102,7 +117,7 @@ QPT_FN void hue(Team& team, OpArgs a) {
 template <class Team>
 QPT_FN void value_shift(Team& team, OpArgs a) {
   const float shift = 255.0f * parameter(a.params[0], -1.0f, 1.0f);
-  each(team, a.h * a.w, [&](i32 p) {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) {
     const float r = a.src[3 * p], g = a.src[3 * p + 1], b = a.src[3 * p + 2];
     const float value = maximum(maximum(r, g), b), moved = clamp(value + shift, 0.0f, 255.0f);
     const float ratio = moved / maximum(value, 1.0f);
@@ -112,8 +127,8 @@ QPT_FN void value_shift(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 colour_bytes(i32, i32) {
-  return taken_bytes<u64>(kMaxMembers);
+QPT_FN i64 colour_bytes(i32, i32, i32 blocks) {
+  return team_sum_bytes(blocks);
 }
 
 }  // namespace qpt

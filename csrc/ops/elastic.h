@@ -29,11 +29,12 @@ QPT_FN void elastic(Team& team, OpArgs a) {
   const float affine = parameter(a.params[2], 0.0f, 64.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* noise = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 2);
-  float* moves = scratch.take<float>(8);  // of the three points, (down, right); the last two are not used
-  each(team, noise_blocks(a.h * a.w), kNoiseLanes, [&](i32 block, i32 lane) {
+  float* moves = scratch.take_own<float>(team, 8);  // of the three points, (down, right); the last two are not used
+  const Span own = rows_of(team, a).times(a.w);
+  each(team, Span{own.first / kNoiseElements, noise_blocks(own.last)}, kNoiseLanes, [&](i32 block, i32 lane) {
     const Philox4 words = noise_words(a, kTagElastic, block, lane);
     const auto pixel = [&](i32 p, u32 word) {
-      if (p >= a.h * a.w) return;
+      if (p < own.first || p >= own.last) return;
       noise[2 * p] = static_cast<u8>(word);
       noise[2 * p + 1] = static_cast<u8>(word >> 8);
     };
@@ -50,7 +51,8 @@ QPT_FN void elastic(Team& team, OpArgs a) {
     moves[4 * i + 2] = affine * (2.0f * to_unit(words.z) - 1.0f);
     moves[4 * i + 3] = affine * (2.0f * to_unit(words.w) - 1.0f);
   });
-  // Not synced: the blur's first barrier comes before any member reads the noise or the moves.
+  // Not synced: the blur's first barrier comes before any member reads the noise, of the block's own rows, or the
+  // moves.
   const float centre_y = 0.5f * static_cast<float>(a.h - 1), centre_x = 0.5f * static_cast<float>(a.w - 1);
   const float per_side = 1.0f / maximum(static_cast<float>(minimum(a.h, a.w)) / 3.0f, 1.0f);
   OpArgs field = a;
@@ -85,8 +87,8 @@ QPT_FN void elastic(Team& team, OpArgs a) {
       });
 }
 
-QPT_FN i64 elastic_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 2) + taken_bytes<float>(8) + sharpen_bytes(h, w);
+QPT_FN i64 elastic_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 2) + own_bytes<float>(8, blocks) + sharpen_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

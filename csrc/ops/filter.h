@@ -1,8 +1,11 @@
 // Correlation of an image with a small kernel, on which all blurs are built. Borders are reflect-101
-// (cv2.BORDER_REFLECT_101). The output is computed in bands of kBand rows from a ring buffer of float rows: every row
-// enters the ring once, in order, and row y is in slot y mod the number of slots. Sums run over the kernel in raster
-// order with one fma per tap, whichever member computes them. On x86 a team of one uses the rows of cpu/simd.h, which
-// give the same bytes. Used by blur.h; box.h and bilateral.h use reflect101.
+// (cv2.BORDER_REFLECT_101). Sums run over the kernel in raster order with one fma per tap, whoever computes them.
+//
+// A team of one computes the output in bands of kBand rows from a ring buffer of float rows, which stays in its cache:
+// every row enters the ring once, in order, and row y is in slot y mod the number of slots. On x86 it uses the rows of
+// cpu/simd.h, which give the same bytes. A team of threads keeps all rows, so that its blocks share them and no thread
+// waits within a pass; a thread computes a tile of the output from sums in registers (correlate_tile). Used by blur.h;
+// box.h and bilateral.h use reflect101.
 #pragma once
 #include "op.h"
 
@@ -10,7 +13,22 @@ namespace qpt {
 
 constexpr i32 kMaxRadius = 24;  // of any kernel; sigma <= 8 px
 constexpr i32 kMaxTaps = 2 * kMaxRadius + 1;
-constexpr i32 kBand = 4;  // output rows between barriers
+constexpr i32 kMaxLineRadius = 40;  // of a kernel along rows, then along columns; sigma <= 20 px, cut off at 2 sigma
+constexpr i32 kMaxLineTaps = 2 * kMaxLineRadius + 1;
+constexpr i32 kBand = 4;    // output rows of a band of a team of one
+constexpr i32 kStrip = 16;  // rows that a block of threads computes between barriers
+
+// The outputs that one thread computes at once: rows and columns of a tile, and columns of a part of a row.
+constexpr i32 kTileRows = 4, kTileColumns = 4, kLineColumns = 8;
+// The samples from one column of a tile to the next. 32 threads next to each other read samples next to each other, and
+// what a thread reads is at constant distances.
+constexpr i32 kApart = 32;
+constexpr i32 kSlack = kApart * kLineColumns;  // samples after an array that may be read and do not count
+
+// Rows of zeros before and after the weights of a kernel that tiles are computed with, so that every row of the image
+// adds to all rows of a tile. Adding a product with zero changes no sum.
+template <class Team>
+constexpr i32 kZeroRows = Team::kSolo ? 0 : kTileRows - 1;
 
 // Maps position i to [0, n) by mirroring about the centres of the first and last element, as often as needed.
 QPT_INLINE i32 reflect101(i32 i, i32 n) {
@@ -28,10 +46,11 @@ QPT_INLINE i32 reflect101(i32 i, i32 n, i32 origin, i32 full) {
 
 struct Kernel {
   const float* weight;  // [rows, columns]
-  const i32* first;     // [rows] first and last column with a weight other than 0; first > last if there is none
-  const i32* last;      // [rows]
+  const i32* first;     // [rows] first and last column with a weight other than 0; first > last if there is none.
+  const i32* last;      // [rows] For tiles [rows + kTileRows - 1]: of this row and the kTileRows - 1 before it.
   i32 rows, columns;
-  i32 step;  // samples from one column to the next: the channels of a pixel
+  i32 step;  // samples from one column to the next: the channels of a pixel. Rows of a kernel for tiles are kMaxTaps
+             // weights apart, those of others `columns`.
 };
 
 QPT_INLINE void store(float* out, float value) {
@@ -71,6 +90,100 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
 #endif
   each(team, rows, samples, [&](i32 r, i32 i) {
     store(out + r * out_stride + i, correlate_sample(kernel, base, row_at + r * kernel.rows, i));
+  });
+}
+
+// Returns the number of tasks in a row of samples, each of kColumns outputs, and the first sample of a task.
+template <i32 kColumns>
+QPT_INLINE i32 tasks_of(i32 samples) {
+  return (samples + kApart * kColumns - 1) / (kApart * kColumns) * kApart;
+}
+template <i32 kColumns>
+QPT_INLINE i32 first_sample(i32 task) {
+  return task / kApart * (kApart * kColumns) + task % kApart;
+}
+
+// Computes kRows x kColumns outputs, whose columns are kApart samples from each other, with a kernel whose columns are
+// kStep samples from each other. row_of(j) is the row of the source that meets row j of the kernel for the first row of
+// the tile, from the tile's first sample on; span_of(j) are the columns of the kernel's rows j - kRows + 1 to j that
+// have weights. put(r, k, sum) takes a sum. Samples beyond the end of a row may be read.
+template <i32 kRows, i32 kColumns, i32 kStep, class RowOf, class SpanOf, class Put>
+QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_of, Put put) {
+  float sum[kRows][kColumns];
+  for (i32 r = 0; r < kRows; ++r)
+    for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
+  QPT_UNROLL(1)
+  for (i32 j = 0; j < kernel.rows + kRows - 1; ++j) {
+    const Span span = span_of(j);
+    const float* sample = row_of(j) + kStep * span.first;
+    const float* weight = kernel.weight + j * kMaxTaps + span.first;
+    QPT_UNROLL(4)
+    for (i32 left = span.last - span.first; left > 0; --left, sample += kStep, ++weight) {
+      float x[kColumns];
+      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k * kApart];
+      for (i32 r = 0; r < kRows; ++r) {
+        const float w = weight[-r * kMaxTaps];
+        for (i32 k = 0; k < kColumns; ++k) sum[r][k] = fma(w, x[k], sum[r][k]);
+      }
+    }
+  }
+  for (i32 r = 0; r < kRows; ++r)
+    for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
+}
+
+// Does the same with `taps` weights along y. The weights that meet a row slide through registers. Here row_of(j) may be
+// any row if the rows 0 to taps + kRows - 2 are `stride` apart from `inside` on; else inside is null.
+template <i32 kRows, i32 kColumns, class RowOf, class Put>
+QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float* inside, i32 stride, RowOf row_of,
+                                      Put put) {
+  float sum[kRows][kColumns], w[kRows];
+  for (i32 r = 0; r < kRows; ++r) {
+    w[r] = 0.0f;
+    for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
+  }
+  const float* row = inside;
+  QPT_UNROLL(4)
+  for (i32 j = 0; j < taps + kRows - 1; ++j) {
+    if (inside == nullptr) row = row_of(j);
+    for (i32 r = kRows - 1; r > 0; --r) w[r] = w[r - 1];
+    w[0] = weight[j];
+    for (i32 k = 0; k < kColumns; ++k) {
+      const float x = row[k * kApart];
+      for (i32 r = 0; r < kRows; ++r) sum[r][k] = fma(w[r], x, sum[r][k]);
+    }
+    if (inside != nullptr) row += stride;
+  }
+  for (i32 r = 0; r < kRows; ++r)
+    for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
+}
+
+// Correlates rows [y, y + rows) by tiles; the samples of row y + r go to out + r * samples. The source has all h rows,
+// `stride` apart and kSlack samples after the last; of them row y + j - radius meets row j of the kernel. A kernel of
+// one column takes zeros before and after its weights, and no spans.
+template <bool kOneColumn, class Team, class Out>
+QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, i32 radius, const float* source,
+                            i32 stride, i32 y, i32 rows, i32 samples, Out* out) {
+  each(team, (rows + kTileRows - 1) / kTileRows, tasks_of<kTileColumns>(samples), [&](i32 group, i32 task) {
+    const i32 top = kTileRows * group, first = y + top - radius, i = first_sample<kTileColumns>(task);
+    const auto row_of = [&](i32 j) {
+      // The last tile may have rows below the image, which are computed in vain.
+      const i32 row = minimum(first + j, a.h - 1 + radius);
+      const bool inside = row >= 0 && row < a.h;
+      return source + static_cast<i64>(inside ? row : reflect101(row, a.h, a.top, a.full_h)) * stride + i;
+    };
+    const auto put = [&](i32 r, i32 k, float sum) {
+      const i32 at = i + k * kApart;
+      if (top + r < rows && at < samples) store(out + static_cast<i64>(top + r) * samples + at, sum);
+    };
+    if constexpr (kOneColumn) {
+      const bool inside = first >= 0 && first + kernel.rows + kTileRows - 1 <= a.h;
+      correlate_column_tile<kTileRows, kTileColumns>(kernel.weight, kernel.rows,
+                                                     inside ? source + static_cast<i64>(first) * stride + i : nullptr,
+                                                     stride, row_of, put);
+    } else {
+      correlate_tile<kTileRows, kTileColumns, 3>(
+          kernel, row_of, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, put);
+    }
   });
 }
 
@@ -120,61 +233,107 @@ QPT_INLINE i32 ring_rows(i32 h, i32 radius) {
 template <class Team>
 QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, Scratch scratch) {
   const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
-  i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
-  float* ring = scratch.take<float>(static_cast<i64>(slots) * stride);
-  i32 loaded = 0;
-  for (i32 y = 0; y < a.h; y += kBand) {
-    const i32 rows = minimum(kBand, a.h - y);
-    const i32 needed = minimum(y + kBand + radius, a.h);
-    load_padded(team, a, Samples<3>(a), loaded, needed - loaded, radius, slots, ring);
-    loaded = needed;
-    list_rows(team, a, y, rows, radius, slots, stride, row_at);
-    team.sync();  // ring rows and row_at, written by all, are read by all
-    correlate_rows(team, kernel, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
-                   static_cast<i64>(samples));
-    team.sync();  // all have read this band's ring rows and row_at, which the next band overwrites
+  if constexpr (!Team::kSolo) {
+    const Span own = rows_of(team, a);
+    float* padded = scratch.take<float>(static_cast<i64>(a.h) * stride + kSlack);
+    load_padded(team, a, Samples<3>(a), own.first, own.last - own.first, radius, a.h, padded);
+    team.sync_team();  // padded rows, written by all, are read by all
+    correlate_tiles<false>(team, a, kernel, radius, padded, stride, own.first, own.last - own.first, samples,
+                           a.dst + static_cast<i64>(own.first) * samples);
+  } else {
+    i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
+    float* ring = scratch.take<float>(static_cast<i64>(slots) * stride);
+    i32 loaded = 0;
+    for (i32 y = 0; y < a.h; y += kBand) {
+      const i32 rows = minimum(kBand, a.h - y);
+      const i32 needed = minimum(y + kBand + radius, a.h);
+      load_padded(team, a, Samples<3>(a), loaded, needed - loaded, radius, slots, ring);
+      loaded = needed;
+      list_rows(team, a, y, rows, radius, slots, stride, row_at);
+      correlate_rows(team, kernel, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
+                     static_cast<i64>(samples));
+    }
   }
 }
 
+// The rows whose results finish() of correlate_separable is given at once.
+template <class Team>
+constexpr i32 kFinishedRows = Team::kSolo ? kBand : kStrip;
+
+// Correlates rows [y, y + rows) of `from` along x and writes them to the same rows of out, [h, samples]. padded:
+// scratch of `rows` padded rows.
+template <class Team, class From>
+QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const Kernel& along_row, i32 radius, i32 y, i32 rows,
+                            float* padded, float* out) {
+  const i32 samples = From::channels * a.w, stride = samples + 2 * From::channels * radius;
+  load_padded(team, a, from, y, rows, radius, kStrip, padded);
+  team.sync();  // padded rows, written by all, are read by all
+  each(team, rows, tasks_of<kLineColumns>(samples), [&](i32 r, i32 task) {
+    const i32 i = first_sample<kLineColumns>(task);
+    const float* row = padded + static_cast<i64>((y + r) % kStrip) * stride + i;
+    correlate_tile<1, kLineColumns, From::channels>(
+        along_row, [=](i32) { return row; }, [&](i32) { return Span{0, along_row.columns}; },
+        [&](i32, i32 k, float sum) {
+          const i32 at = i + k * kApart;
+          if (at < samples) out[static_cast<i64>(y + r) * samples + at] = sum;
+        });
+  });
+}
+
 // Correlates `from`, which load_padded reads, with one kernel of 2 radius + 1 taps along rows, then along columns, with
-// floats between. Row y of the result goes to out + (y / kBand) * band_step + (y % kBand) * samples, as float or u8: a
-// band_step of samples kBand stores the whole image, 0 a single band. finish(y, rows) is called after every band, whose
-// samples all members may then read. taps: 2 radius + 1 weights. zeros: as many i32 zeros, the spans of a one-column
-// kernel. last: the number 2 radius, the span of a one-row kernel.
+// floats between. finish(y, rows) is called for at most kFinishedRows rows at a time, whose results, as float or u8,
+// all members may then read: at out + y * samples if `whole`, else at out. taps: 2 radius + 1 weights, kZeroRows zeros
+// before and after them. zeros: as many i32 zeros, the spans of a one-column kernel. last: the number 2 radius, the
+// span of a one-row kernel.
 template <class Team, class From, class Out, class Finish>
 QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const float* taps, const i32* zeros,
-                                const i32* last, i32 radius, Scratch scratch, Out* out, i64 band_step, Finish finish) {
+                                const i32* last, i32 radius, Scratch scratch, Out* out, bool whole, Finish finish) {
   constexpr i32 channels = From::channels;
   const i32 samples = channels * a.w, stride = samples + 2 * channels * radius, slots = ring_rows(a.h, radius);
   const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
   const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
-  i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
-  i32* padded_at = scratch.take<i32>(kBand);
-  float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
-  float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);
-  each(team, kBand, [&](i32 r) { padded_at[r] = r * stride; });
-  i32 loaded = 0;
-  for (i32 y = 0; y < a.h; y += kBand) {
-    const i32 rows = minimum(kBand, a.h - y);
-    const i32 needed = minimum(y + kBand + radius, a.h);
-    list_rows(team, a, y, rows, radius, slots, samples, row_at);
-    while (loaded < needed) {
-      const i32 count = minimum(kBand, needed - loaded);
-      load_padded(team, a, from, loaded, count, radius, kBand, padded);
-      team.sync();  // padded rows, written by all, are read by all
-      // 1. Along rows, into the ring. `loaded` is a multiple of kBand except on the last, shorter band.
-      for (i32 r = 0; r < count; ++r)
-        correlate_rows(team, along_row, padded, padded_at + (loaded + r) % kBand, 1, samples,
-                       ring + static_cast<i64>((loaded + r) % slots) * samples, static_cast<i64>(0));
-      loaded += count;
-      if (loaded < needed) team.sync();  // all have read padded, which the next rows overwrite
+  if constexpr (!Team::kSolo) {
+    const Span own = rows_of(team, a);
+    float* lines = scratch.take<float>(static_cast<i64>(a.h) * samples + kSlack);
+    float* padded = scratch.take_own<float>(team, static_cast<i64>(kStrip) * stride + kSlack);
+    for (i32 y = own.first; y < own.last; y += kStrip) {
+      if (y > own.first) team.sync();  // all have read the padded rows that are overwritten
+      correlate_lines(team, a, from, along_row, radius, y, minimum(kStrip, own.last - y), padded, lines);
     }
-    team.sync();  // ring rows and row_at, written by all, are read by all; all have finished the previous band
-    // 2. Along columns, to the output.
-    correlate_rows(team, along_column, ring, row_at, rows, samples, out + (y / kBand) * band_step,
-                   static_cast<i64>(samples));
-    team.sync();  // finish reads what all wrote; the next band overwrites ring rows and row_at, which all have read
-    finish(y, rows);
+    team.sync_team();  // lines, written by all, are read by all
+    for (i32 y = own.first; y < own.last; y += kStrip) {
+      const i32 rows = minimum(kStrip, own.last - y);
+      if (y > own.first && !whole) team.sync();  // all have read the results that are overwritten
+      correlate_tiles<true>(team, a, along_column, radius, lines, samples, y, rows, samples,
+                            whole ? out + static_cast<i64>(y) * samples : out);
+      if (!whole) team.sync();  // results, written by all, are read by all
+      finish(y, rows);
+    }
+  } else {
+    i32* row_at = scratch.take<i32>(kBand * kMaxLineTaps);
+    i32* padded_at = scratch.take<i32>(kBand);
+    float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);
+    float* padded = scratch.take<float>(static_cast<i64>(kBand) * stride);
+    each(team, kBand, [&](i32 r) { padded_at[r] = r * stride; });
+    i32 loaded = 0;
+    for (i32 y = 0; y < a.h; y += kBand) {
+      const i32 rows = minimum(kBand, a.h - y);
+      const i32 needed = minimum(y + kBand + radius, a.h);
+      list_rows(team, a, y, rows, radius, slots, samples, row_at);
+      while (loaded < needed) {
+        const i32 count = minimum(kBand, needed - loaded);
+        load_padded(team, a, from, loaded, count, radius, kBand, padded);
+        // 1. Along rows, into the ring. `loaded` is a multiple of kBand except on the last, shorter band.
+        for (i32 r = 0; r < count; ++r)
+          correlate_rows(team, along_row, padded, padded_at + (loaded + r) % kBand, 1, samples,
+                         ring + static_cast<i64>((loaded + r) % slots) * samples, static_cast<i64>(0));
+        loaded += count;
+      }
+      // 2. Along columns, to the output.
+      correlate_rows(team, along_column, ring, row_at, rows, samples, whole ? out + static_cast<i64>(y) * samples : out,
+                     static_cast<i64>(samples));
+      finish(y, rows);
+    }
   }
 }
 

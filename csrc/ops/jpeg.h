@@ -31,10 +31,12 @@ QPT_INLINE i32 round_up16(i32 x) {
   return (x + 15) / 16 * 16;
 }
 
-// Converts RGB to YCbCr in 16-bit fixed point, replicates luma into the padding and halves the chroma.
+// Converts RGB to YCbCr in 16-bit fixed point, replicates luma into the padding and halves the chroma. Whole units are
+// the block's own, so that it reads no other's planes.
 template <class Team>
 QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  const Span own = share(team, planes.high, 16), rows{minimum(own.first, a.h), minimum(own.last, a.h)};
+  each(team, rows, a.w, [&](i32 y, i32 x) {
     const u8* p = a.src + (static_cast<i64>(y) * a.w + x) * 3;
     const i32 r = p[0], g = p[1], b = p[2];
     const i64 at = static_cast<i64>(y) * planes.wide + x;
@@ -43,12 +45,12 @@ QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
     planes.cr[at] = static_cast<u8>((32768 * r - 27439 * g - 5329 * b + (128 << 16) + 32767) >> 16);
   });
   team.sync();  // the planes' image part, written by all, is read below for padding and averages
-  each(team, a.h, planes.wide - a.w, [&](i32 y, i32 x) {
+  each(team, rows, planes.wide - a.w, [&](i32 y, i32 x) {
     u8* row = planes.luma + static_cast<i64>(y) * planes.wide;
     row[a.w + x] = row[a.w - 1];
   });
-  each(team, planes.high - a.h, planes.wide, [&](i32 y, i32 x) {
-    planes.luma[static_cast<i64>(a.h + y) * planes.wide + x] =
+  each(team, Span{maximum(own.first, a.h), own.last}, planes.wide, [&](i32 y, i32 x) {
+    planes.luma[static_cast<i64>(y) * planes.wide + x] =
         planes.luma[static_cast<i64>(a.h - 1) * planes.wide + minimum(x, a.w - 1)];
   });
   // Sums of 2 x 2 with bias 1, 2, 1, 2... along a row, as libjpeg's h2v2_downsample has them. An odd last row counts
@@ -65,8 +67,9 @@ QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
     planes.half_cr[at] = static_cast<u8>(
         (planes.cr[row0 + x0] + planes.cr[row0 + x1] + planes.cr[row1 + x0] + planes.cr[row1 + x1] + bias) >> 2);
   };
-  each(team, planes.high / 2, whole, [&](i32 y, i32 x) { halve(y, x, 2 * x, 2 * x + 1); });
-  each(team, planes.high / 2, planes.wide / 2 - whole,
+  const Span half{own.first / 2, own.last / 2};
+  each(team, half, whole, [&](i32 y, i32 x) { halve(y, x, 2 * x, 2 * x + 1); });
+  each(team, half, planes.wide / 2 - whole,
        [&](i32 y, i32 x) { halve(y, whole + x, minimum(2 * (whole + x), a.w - 1), a.w - 1); });
 }
 
@@ -145,7 +148,7 @@ template <class Team>
 QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
   const i32 half_h = (a.h + 1) / 2, half_w = (a.w + 1) / 2, stride = planes.wide / 2;
   if (half_w <= 2) {
-    each(team, a.h, a.w, [&](i32 y, i32 x) {
+    each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
       const i64 to = static_cast<i64>(y) * planes.wide + x, from = static_cast<i64>(y / 2) * stride + x / 2;
       planes.cb[to] = planes.half_cb[from];
       planes.cr[to] = planes.half_cr[from];
@@ -161,11 +164,11 @@ QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
     out[0] = static_cast<u8>((3 * sum + 3 * near[left] + far[left] + 8) >> 4);
     out[1] = static_cast<u8>((3 * sum + 3 * near[right] + far[right] + 7) >> 4);
   };
-  each(team, a.h, half_w - 2, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), half_w - 2, [&](i32 y, i32 x) {
     widen(planes.half_cb, planes.cb, y, x + 1, x, x + 2);
     widen(planes.half_cr, planes.cr, y, x + 1, x, x + 2);
   });
-  each(team, a.h, 2, [&](i32 y, i32 side) {
+  each(team, rows_of(team, a), 2, [&](i32 y, i32 side) {
     const i32 x = side ? half_w - 1 : 0, left = side ? x - 1 : 0, right = side ? x : 1;
     widen(planes.half_cb, planes.cb, y, x, left, right);
     widen(planes.half_cr, planes.cr, y, x, left, right);
@@ -182,9 +185,9 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
   planes.wide = round_up16(a.w);
   planes.high = round_up16(a.h);
   const i64 area = static_cast<i64>(planes.wide) * planes.high;
-  i32* quant = scratch.take<i32>(128);
-  i32* by_row = scratch.take<i32>(8 * kTileLanes);
-  i32* by_column = scratch.take<i32>(8 * kTileLanes);
+  i32* quant = scratch.take_own<i32>(team, 128);
+  i32* by_row = scratch.take_own<i32>(team, 8 * kTileLanes);
+  i32* by_column = scratch.take_own<i32>(team, 8 * kTileLanes);
   planes.luma = scratch.take<u8>(area);
   planes.cb = scratch.take<u8>(area);
   planes.cr = scratch.take<u8>(area);
@@ -194,13 +197,14 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
   each(team, 128, [&](i32 i) { quant[i] = clamp((kQuantTables[i] * percent + 50) / 100, 1, 255); });
   to_planes(team, a, planes);
   team.sync();  // quant and the padded planes, written by all, are read by blocks
-  for (i32 my = 0; my < planes.high / 16; ++my)
+  const Span units = share(team, planes.high / 16);
+  for (i32 my = units.first; my < units.last; ++my)
     for (i32 mx = 0; mx < planes.wide / 16; mx += kTileMcus)
       transform_tile(team, planes, my, mx, minimum(kTileMcus, planes.wide / 16 - mx), quant, by_row, by_column);
-  team.sync();  // restored planes, written block by block, are read across blocks
+  team.sync_team();  // restored planes, written unit by unit, are read across units
   upsample(team, a, planes);
   team.sync();  // full-size chroma, written by all, is read per pixel
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const i64 at = static_cast<i64>(y) * planes.wide + x;
     const i32 luma = planes.luma[at], cb = planes.cb[at] - 128, cr = planes.cr[at] - 128;
     u8* p = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
@@ -210,9 +214,9 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 jpeg_bytes(i32 h, i32 w) {
+QPT_FN i64 jpeg_bytes(i32 h, i32 w, i32 blocks) {
   const i64 area = static_cast<i64>(round_up16(w)) * round_up16(h);
-  return taken_bytes<i32>(128) + 2 * taken_bytes<i32>(8 * kTileLanes) + 3 * taken_bytes<u8>(area) +
+  return own_bytes<i32>(128, blocks) + 2 * own_bytes<i32>(8 * kTileLanes, blocks) + 3 * taken_bytes<u8>(area) +
          2 * taken_bytes<u8>(area / 4);
 }
 

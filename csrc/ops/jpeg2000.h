@@ -5,6 +5,7 @@
 // can code (He and Mitra's rho domain, IEEE TCSVT 2002). benchmarks/fit_jpeg2000.py fits the bits per coefficient to
 // OpenJPEG. Listed in table.h.
 #pragma once
+#include "team_sum.h"
 #include "wavelet.h"
 
 namespace qpt {
@@ -37,28 +38,36 @@ QPT_INLINE i32 coefficients_coded(i32 h, i32 w, float ratio) {
 }
 
 // Returns the smallest step of at least 1 that leaves at most `most` coefficients of a size in [step, inf), to seven
-// bits after the leading one. partial: [kMaxMembers] for the members' counts.
+// bits after the leading one. scratch: team_sum_bytes.
 template <class Team>
-QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i32 most, u32* partial) {
+QPT_FN float find_step(const Team& team, const float* coefficients, i32 count, i32 most, Scratch scratch) {
+  TeamSum sum(team, scratch);
+  const Span own = share(team, count);
   constexpr i32 kShift = 16;
   i32 low = 0x3F80 /* 1.0 */, high = 0x4680 /* 16384.0 */;  // the highest 16 bits of the step
   QPT_UNROLL(1)
   while (low < high) {
     const i32 middle = (low + high) / 2;
     const u32 threshold = static_cast<u32>(middle) << kShift;
-    u32 own = 0;
-    each(team, count, [&](i32 i) { own += (float_bits(coefficients[i]) & 0x7FFFFFFFu) >= threshold ? 1u : 0u; });
-    partial[team.rank()] = own;
-    team.sync();  // counts, one per member, are read by all; integers, so order does not matter
-    u32 total = 0;
-    for (i32 member = 0; member < team.size(); ++member) total += partial[member];
-    team.sync();  // all have read the counts that the next round overwrites
-    if (total <= static_cast<u32>(most))
+    u32 larger = 0;
+    each(team, own, [&](i32 i) { larger += (float_bits(coefficients[i]) & 0x7FFFFFFFu) >= threshold ? 1u : 0u; });
+    if (sum.of(larger) <= static_cast<u64>(most))
       high = middle;
     else
       low = middle + 1;
   }
   return bits_float(static_cast<u32>(low) << kShift);
+}
+
+// Transforms the planes Y, Cb and Cr, or back if `inverse`: a team of one plane by plane, for its cache; blocks share
+// the strips of all planes at once.
+template <class Team>
+QPT_FN void transform_all(const Team& team, float* planes, i32 area, i32 h, i32 w, i32 stride, bool inverse,
+                          float* strip) {
+  constexpr i32 kTogether = Team::kSolo ? 1 : 3;
+  QPT_UNROLL(1)
+  for (i32 c = 0; c < 3; c += kTogether)
+    transform_planes(team, planes + static_cast<i64>(c) * area, kTogether, h, w, stride, inverse, strip);
 }
 
 // The JPEG 2000 round trip. p0 = ratio of the image's bytes to the file's, at least 1.
@@ -68,10 +77,10 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   const i32 stride = spread_stride(a.w), area = a.h * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* planes = scratch.take<float>(static_cast<i64>(3) * area);  // Y, Cb, Cr times their norms; 0 beyond a row's end
-  float* strip = scratch.take<float>(static_cast<i64>(maximum(a.h, a.w)) * kStripLines);
-  u32* partial = scratch.take<u32>(kMaxMembers);
+  float* strip = scratch.take_own<float>(team, static_cast<i64>(maximum(a.h, a.w)) * kStripLines);
+  const Span own = rows_of(team, a), coefficients = share(team, 3 * area);
   float *const luma = planes, *const blue = planes + area, *const red = planes + 2 * static_cast<i64>(area);
-  each(team, a.h, a.w, [&](i32 row, i32 x) {
+  each(team, own, a.w, [&](i32 row, i32 x) {
     const u8* from = a.src + static_cast<i64>(3) * (row * a.w + x);
     const i32 p = row * stride + x;
     const float r = from[0], g = from[1], b = from[2];
@@ -80,25 +89,22 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
     blue[p] = (b - y) * (kBlueNorm / 1.772f);
     red[p] = (r - y) * (kRedNorm / 1.402f);
   });
-  each(team, 3 * a.h, stride - a.w, [=](i32 row, i32 x) { planes[row * stride + a.w + x] = 0.0f; });
-  team.sync();  // planes, written by all, are read by all
-  QPT_UNROLL(1)
-  for (i32 c = 0; c < 3; ++c)
-    transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, stride, false, strip);
-  const float step = find_step(team, planes, 3 * area, coefficients_coded(a.h, a.w, ratio), partial);
+  each(team, share(team, 3 * a.h), stride - a.w, [=](i32 row, i32 x) { planes[row * stride + a.w + x] = 0.0f; });
+  team.sync_team();  // planes, written by all, are read by all
+  transform_all(team, planes, area, a.h, a.w, stride, false, strip);
+  const float step = find_step(team, planes, 3 * area, coefficients_coded(a.h, a.w, ratio), scratch);
   const float per_step = 1.0f / step;
   // Each coefficient is truncated to an integer number of steps and restored to the middle of its interval, or to 0
   // below one step. The sign and the choice are made with bit operations, so that the loop has no branch.
-  each(team, 3 * area, [=](i32 i) {
+  each(team, coefficients, [=](i32 i) {
     const u32 bits = float_bits(planes[i]), sign = bits & 0x80000000u;
     const float size = bits_float(bits & 0x7FFFFFFFu);
     const float middle = (static_cast<float>(static_cast<i32>(size * per_step)) + 0.5f) * step;
     planes[i] = bits_float((float_bits(middle) | sign) & (size < step ? 0u : 0xFFFFFFFFu));
   });
-  team.sync();  // quantised coefficients, written by all, are read by all
-  QPT_UNROLL(1)
-  for (i32 c = 0; c < 3; ++c) transform_plane(team, planes + static_cast<i64>(c) * area, a.h, a.w, stride, true, strip);
-  each(team, a.h, a.w, [&](i32 row, i32 x) {
+  team.sync_team();  // quantised coefficients, written by all, are read by all
+  transform_all(team, planes, area, a.h, a.w, stride, true, strip);
+  each(team, own, a.w, [&](i32 row, i32 x) {
     u8* to = a.dst + static_cast<i64>(3) * (row * a.w + x);
     const i32 p = row * stride + x;
     const float y = luma[p] * (1.0f / kLumaNorm) + 128.0f;
@@ -109,9 +115,9 @@ QPT_FN void jpeg2000(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 jpeg2000_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(3) * h * spread_stride(w)) + strip_bytes(h, w) +
-         taken_bytes<u32>(kMaxMembers);
+QPT_FN i64 jpeg2000_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<float>(static_cast<i64>(3) * h * spread_stride(w)) + strip_bytes(h, w, blocks) +
+         team_sum_bytes(blocks);
 }
 
 }  // namespace qpt

@@ -3,6 +3,7 @@
 // never computes L, a or b. Both branches of a curve are computed before one is selected, so that loops vectorise.
 // Listed in table.h; parameters in qpt/degradations/rows/colour.py.
 #pragma once
+#include "sharpen.h"
 #include "tone.h"
 
 namespace qpt {
@@ -69,16 +70,72 @@ QPT_FN void fill_light_lut(const Team& team, float* light) {
 template <class Team>
 QPT_FN void chroma(Team& team, OpArgs a) {
   const float factor = parameter(a.params[0], 0.0f, 16.0f);
-  float* light = Scratch{static_cast<u8*>(a.scratch)}.take<float>(256);
+  float* light = Scratch{static_cast<u8*>(a.scratch)}.take_own<float>(team, 256);
   fill_light_lut(team, light);
   team.sync();  // the lookup table, written by all, is read by all
-  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) QPT_BODY {
     const LabResponses f = lab_responses(light[a.src[3 * p]], light[a.src[3 * p + 1]], light[a.src[3 * p + 2]]);
     const Rgb out = rgb_of({f.y + factor * (f.x - f.y), f.y, f.y + factor * (f.z - f.y)});
     a.dst[3 * p] = to_u8(out.red);
     a.dst[3 * p + 1] = to_u8(out.green);
     a.dst[3 * p + 2] = to_u8(out.blue);
   });
+}
+
+// Reads the two differences of responses that are a / 500 and -b / 200, for load_padded. red: the channel taken as red,
+// 0 or 2; blue is the other.
+struct LabDifferences {
+  static constexpr i32 channels = 2;
+  const u8* src;       // [h, w, 3]
+  const float* light;  // [256]
+  i32 w, red;
+  QPT_INLINE LabResponses responses(const u8* pixel) const {
+    return lab_responses(light[pixel[red]], light[pixel[1]], light[pixel[2 - red]]);
+  }
+  QPT_INLINE float operator()(i32 y, i32 i) const {
+    const LabResponses f = responses(src + (static_cast<i64>(y) * w + i / 2) * 3);
+    return (i % 2 == 0 ? f.x : f.z) - f.y;
+  }
+};
+
+// Blurs a and b of CIELAB by p0 = sigma_px, cut off at 2 sigma, and multiplies them by p1 = gain; a sigma of 0 does not
+// blur. p2 = 1: as ARNIQA has it, which takes red for blue and blue for red, and rounds down.
+template <class Team>
+QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
+  const float sigma = parameter(a.params[0], 0.0f, 0.5f * kMaxLineRadius), gain = parameter(a.params[1], 0.0f, 16.0f);
+  const bool swapped = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
+  const i32 red = swapped ? 2 : 0;
+  const float cut = swapped ? 0.5f : 0.0f;
+  Scratch scratch{static_cast<u8*>(a.scratch)};
+  float* light = scratch.take_own<float>(team, 256);
+  float* band = scratch.take_own<float>(team, static_cast<i64>(kFinishedRows<Team>) * 2 * a.w);
+  fill_light_lut(team, light);
+  // Not synced: the first barrier of separable_blur comes before any member reads the lookup table.
+  const LabDifferences from{a.src, light, a.w, red};
+  separable_blur(team, a, from, ceil_to_int(2.0f * sigma), GaussianTap{maximum(sigma, 0.05f)}, scratch, band, false,
+                 [&](i32 y, i32 rows) {
+                   each(team, rows * a.w, [&](i32 i) QPT_BODY {
+                     const i64 at = 3 * (static_cast<i64>(y) * a.w + i);
+                     const float lightness = from.responses(a.src + at).y;
+                     const Rgb out =
+                         rgb_of({lightness + gain * band[2 * i], lightness, lightness + gain * band[2 * i + 1]});
+                     a.dst[at + red] = to_u8(out.red - cut);
+                     a.dst[at + 1] = to_u8(out.green - cut);
+                     a.dst[at + 2 - red] = to_u8(out.blue - cut);
+                   });
+                 });
+}
+
+QPT_FN i64 lab_diffusion_bytes(i32 h, i32 w, i32 blocks) {
+  const i64 row = 2 * static_cast<i64>(w), padded = row + 4 * kMaxLineRadius;
+  if (blocks != kSoloBlocks)
+    return own_bytes<float>(256, blocks) + own_bytes<float>(kStrip * row, blocks) +
+           3 * own_bytes<float>(kMaxLineTaps + 2 * kTileRows, blocks) + own_bytes<i32>(1, blocks) +
+           taken_bytes<float>(h * row + kSlack) + own_bytes<float>(kStrip * padded + kSlack, blocks);
+  return taken_bytes<float>(256) + taken_bytes<float>(kBand * row) + 2 * taken_bytes<float>(kMaxLineTaps) +
+         taken_bytes<i32>(kMaxLineTaps) + taken_bytes<i32>(1) + taken_bytes<i32>(kBand * kMaxLineTaps) +
+         taken_bytes<i32>(kBand) + taken_bytes<float>(ring_rows(h, kMaxLineRadius) * row) +
+         taken_bytes<float>(kBand * padded);
 }
 
 // Returns the parabola through (0, 0), (1/2, 1/2 + amount / 2) and (1, 1) at `share`, clipped to [0, 1].
@@ -96,12 +153,12 @@ QPT_FN void brightness_curve(Team& team, OpArgs a) {
     return;
   }
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* light = scratch.take<float>(256);
-  float* curved = scratch.take<float>(256);
+  float* light = scratch.take_own<float>(team, 256);
+  float* curved = scratch.take_own<float>(team, 256);
   fill_light_lut(team, light);
   each(team, 256, [&](i32 value) { curved[value] = 510.0f * parabola(static_cast<float>(value) / 255.0f, amount); });
   team.sync();  // both lookup tables, written by all, are read by all
-  each(team, a.h * a.w, [&](i32 p) QPT_BODY {
+  each(team, rows_of(team, a).times(a.w), [&](i32 p) QPT_BODY {
     const i32 red = a.src[3 * p], green = a.src[3 * p + 1], blue = a.src[3 * p + 2];
     const LabResponses f = lab_responses(light[red], light[green], light[blue]);
     const float lightness = 1.16f * f.y - 0.16f;
@@ -113,8 +170,8 @@ QPT_FN void brightness_curve(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 lab_bytes(i32, i32) {
-  return 2 * taken_bytes<float>(256);
+QPT_FN i64 lab_bytes(i32, i32, i32 blocks) {
+  return 2 * own_bytes<float>(256, blocks);
 }
 
 }  // namespace qpt

@@ -1,6 +1,6 @@
 // The median filter (texture family): each channel's median over a square window, borders replicated, as in
-// cv2.medianBlur. The median is found bit by bit, from the number of smaller values in the window; cpu/simd.h has
-// faster forms for x86. Listed in table.h.
+// cv2.medianBlur. The median is found bit by bit from the highest, from the number of smaller values in the window. A
+// team of threads counts for 32 samples at once, on bit planes; cpu/simd.h has fast forms for x86. Listed in table.h.
 #pragma once
 #include "op.h"
 
@@ -8,39 +8,183 @@ namespace qpt {
 
 constexpr i32 kMaxMedianRadius = 7;
 
+// An image as eight planes of bits. Bit j of word k of row y of plane b is bit b of sample 32 k + j of the row, whose
+// borders are padded by `radius` replicated pixels.
+struct BitPlanes {
+  u32* words;  // [8, h, stride]
+  i32 h, stride;
+  QPT_INLINE u32* row(i32 plane, i32 y) const { return words + (static_cast<i64>(plane) * h + y) * stride; }
+};
+
+// Words of a padded row; two more can be read.
+QPT_INLINE i32 plane_stride(i32 samples, i32 radius) {
+  return (samples + 6 * radius + 31) / 32 + 2;
+}
+
+// Writes a span of rows of the planes.
+template <class Team>
+QPT_FN void fill_planes(const Team& team, const u8* src, i32 samples, i32 radius, Span rows, BitPlanes planes) {
+  each(team, rows, planes.stride, [&](i32 y, i32 k) {
+    const u8* row = src + static_cast<i64>(y) * samples;
+    u32 plane[8] = {};
+    QPT_UNROLL(1)
+    for (i32 j = 0; j < 32; j += 4) {
+      u32 four = 0;
+      for (i32 i = 3; i >= 0; --i) {
+        const i32 at = 32 * k + j + i - 3 * radius, beyond = at - samples;  // a negative remainder is not wanted
+        const i32 inside = at < 0 ? (at + 3 * kMaxMedianRadius) % 3 : beyond >= 0 ? samples - 3 + beyond % 3 : at;
+        four = four << 8 | row[inside];
+      }
+      // The product brings bit 8 i to bit 24 + i; no two of its terms meet.
+      for (i32 b = 0; b < 8; ++b) plane[b] |= ((four >> b & 0x01010101u) * 0x01020408u >> 24 & 15u) << j;
+    }
+    for (i32 b = 0; b < 8; ++b) planes.row(b, y)[k] = plane[b];
+  });
+}
+
+// Returns, for each bit, the bit of `table` that the bits of a, b and c number: a's is worth 4. One instruction of a
+// GPU.
+template <u32 table>
+QPT_INLINE u32 logic(u32 a, u32 b, u32 c) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  u32 result;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(c), "n"(table));
+  return result;
+#else
+  u32 result = 0;
+  for (u32 number = 0; number < 8; ++number)
+    if (table >> number & 1) result |= (number & 4 ? a : ~a) & (number & 2 ? b : ~b) & (number & 1 ? c : ~c);
+  return result;
+#endif
+}
+
+// Returns 32 bits of a number of 64, from bit `shift` < 32 on.
+QPT_INLINE u32 bits_from(u32 low, u32 high, i32 shift) {
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  return __funnelshift_r(low, high, shift);
+#else
+  return static_cast<u32>((static_cast<u64>(high) << 32 | low) >> shift);
+#endif
+}
+
+// Returns (a < b) of two numbers' bits and of what is below them, for 32 pairs of numbers at once.
+QPT_INLINE u32 less_bits(u32 a, u32 b, u32 below) {
+  return logic<0x8E>(a, b, below);  // not a and b, or a == b and below
+}
+
+// Adds two masks to one bit of 32 counters and returns the carries.
+QPT_INLINE u32 add_bits(u32& sum, u32 a, u32 b) {
+  const u32 carry = logic<0xE8>(sum, a, b);  // two of three
+  sum = logic<0x96>(sum, a, b);              // the exclusive or
+  return carry;
+}
+
+// Finds bit `kBit` of the medians of 32 samples, whose higher bits are known; see median_words.
+template <i32 kBit, class RowOf>
+QPT_INLINE void median_bit(BitPlanes planes, RowOf row_of, i32 radius, i32 k, u32 (&median)[8]) {
+  const i32 taps = 2 * radius + 1, half = taps * taps / 2;
+  const i64 step = static_cast<i64>(planes.h) * planes.stride;
+  u32 count[8] = {};  // bit b of the number of smaller values in the windows
+  QPT_UNROLL(1)
+  for (i32 dy = 0; dy < taps; ++dy) {
+    // The windows' samples of one column start 3 dx bits after word k: in this word for dx up to 10, then in the next.
+    const u32* word = planes.row(0, row_of(dy)) + k;
+    QPT_UNROLL(1)
+    for (i32 dx = 0; dx < taps; ++word) {
+      u32 low[8], high[8];
+      for (i32 b = kBit; b < 8; ++b) {
+        low[b] = word[b * step];
+        high[b] = word[b * step + 1];
+      }
+      const i32 before = dx == 0 ? 0 : 32, end = dx == 0 ? minimum(taps, 11) : taps;
+      const auto smaller = [&](i32 x) {  // values of column x of the windows, below the median so far and a one
+        if (x >= end) return 0u;
+        const i32 shift = 3 * x - before;
+        u32 less = 0;
+        for (i32 b = kBit; b < 8; ++b) {
+          less = less_bits(bits_from(low[b], high[b], shift), b == kBit ? ~0u : median[b], less);
+        }
+        return less;
+      };
+      QPT_UNROLL(1)
+      for (; dx < end; dx += 4) {
+        const u32 first = add_bits(count[0], smaller(dx), smaller(dx + 1));
+        const u32 second = add_bits(count[0], smaller(dx + 2), smaller(dx + 3));
+        u32 carry = add_bits(count[1], first, second);
+        for (i32 b = 2; b < 8; ++b) carry = add_bits(count[b], carry, 0u);
+      }
+      dx = end;
+    }
+  }
+  u32 above_half = 0;
+  for (i32 b = 0; b < 8; ++b) above_half = less_bits((half >> b & 1) ? ~0u : 0u, count[b], above_half);
+  median[kBit] = ~above_half;
+}
+
+// Computes the medians of a span of rows of the planes; row_of(y, dy) is row dy of the window of row y.
+template <class Team, class RowOf>
+QPT_FN void median_words(const Team& team, BitPlanes planes, RowOf row_of, i32 radius, Span rows, i32 samples,
+                         u8* dst) {
+  each(team, rows, (samples + 31) / 32, [&](i32 y, i32 k) {
+    const auto row = [&](i32 dy) { return row_of(y, dy); };
+    u32 median[8];
+    median_bit<7>(planes, row, radius, k, median);
+    median_bit<6>(planes, row, radius, k, median);
+    median_bit<5>(planes, row, radius, k, median);
+    median_bit<4>(planes, row, radius, k, median);
+    median_bit<3>(planes, row, radius, k, median);
+    median_bit<2>(planes, row, radius, k, median);
+    median_bit<1>(planes, row, radius, k, median);
+    median_bit<0>(planes, row, radius, k, median);
+    u8* out = dst + static_cast<i64>(y) * samples + 32 * k;
+    const i32 count = minimum(samples - 32 * k, 32);
+    QPT_UNROLL(1)
+    for (i32 j = 0; j < count; j += 4) {
+      u32 four = 0;  // the product brings bit i to bit 8 i
+      for (i32 b = 0; b < 8; ++b) four |= ((median[b] >> j & 15u) * 0x00204081u & 0x01010101u) << b;
+      for (i32 i = 0; i < 4 && j + i < count; ++i) out[j + i] = static_cast<u8>(four >> 8 * i);
+    }
+  });
+}
+
 // The median over a window of 2 radius + 1 pixels a side. p0 = radius_px, an integer in [0, 7].
 template <class Team>
 QPT_FN void median_blur(Team& team, OpArgs a) {
   const i32 radius = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxMedianRadius)) + 0.5f);
   const i32 taps = 2 * radius + 1, half = taps * taps / 2, samples = 3 * a.w, stride = samples + 6 * radius;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
+  const auto row_of = [&](i32 y, i32 dy) { return clamp(y + dy - radius, 0, a.h - 1); };
+  if constexpr (!Team::kSolo) {
+    const Span own = rows_of(team, a);
+    const i32 words = plane_stride(samples, radius);
+    const BitPlanes planes{scratch.take<u32>(static_cast<i64>(8) * a.h * words), a.h, words};
+    fill_planes(team, a.src, samples, radius, own, planes);
+    team.sync_team();  // planes, written by all, are read by all
+    median_words(team, planes, row_of, radius, own, samples, a.dst);
+  } else {
+    u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
 #if QPT_SIMD_ROWS
-  constexpr u8 bias = Team::kSolo ? simd::kMedianBias : 0;  // of the padded copy: AVX2 compares signed bytes
+    constexpr u8 bias = simd::kMedianBias;  // of the padded copy: AVX2 compares signed bytes
 #else
-  constexpr u8 bias = 0;
+    constexpr u8 bias = 0;
 #endif
-  each(team, a.h, samples, [&](i32 y, i32 i) {
-    padded[static_cast<i64>(y) * stride + 3 * radius + i] =
-        static_cast<u8>(a.src[static_cast<i64>(y) * samples + i] ^ bias);
-  });
-  each(team, a.h, 6 * radius, [&](i32 y, i32 i) {
-    const bool left = i < 3 * radius;
-    const u8* end = a.src + static_cast<i64>(y) * samples + (left ? 0 : samples - 3);
-    padded[static_cast<i64>(y) * stride + (left ? i : samples + i)] = static_cast<u8>(end[i % 3] ^ bias);
-  });
-  team.sync();  // padded rows, written by all, are read by all
-  const auto row_of = [&](i32 y, i32 dy) {
-    return padded + static_cast<i64>(clamp(y + dy - radius, 0, a.h - 1)) * stride;
-  };
-  // The median is the largest value with at most `half` samples below it.
-  if constexpr (Team::kSolo) {  // row by row, so that every loop runs over contiguous samples
+    each(team, a.h, samples, [&](i32 y, i32 i) {
+      padded[static_cast<i64>(y) * stride + 3 * radius + i] =
+          static_cast<u8>(a.src[static_cast<i64>(y) * samples + i] ^ bias);
+    });
+    each(team, a.h, 6 * radius, [&](i32 y, i32 i) {
+      const bool left = i < 3 * radius;
+      const u8* end = a.src + static_cast<i64>(y) * samples + (left ? 0 : samples - 3);
+      padded[static_cast<i64>(y) * stride + (left ? i : samples + i)] = static_cast<u8>(end[i % 3] ^ bias);
+    });
+    // Row by row, so that every loop runs over contiguous samples. The median is the largest value with at most `half`
+    // samples below it.
     u8* low = scratch.take<u8>(samples);
     u8* below = scratch.take<u8>(samples);
     for (i32 y = 0; y < a.h; ++y) {
-#if QPT_SIMD_ROWS
       const u8* rows[2 * kMaxMedianRadius + 1];
-      for (i32 dy = 0; dy < taps; ++dy) rows[dy] = row_of(y, dy);
+      for (i32 dy = 0; dy < taps; ++dy) rows[dy] = padded + static_cast<i64>(row_of(y, dy)) * stride;
+#if QPT_SIMD_ROWS
       if (simd::median_row(rows, radius, samples, a.dst + static_cast<i64>(y) * samples)) continue;
 #endif
       for (i32 i = 0; i < samples; ++i) low[i] = 0;
@@ -48,7 +192,7 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
         for (i32 i = 0; i < samples; ++i) below[i] = 0;
         for (i32 dy = 0; dy < taps; ++dy)
           for (i32 dx = 0; dx < taps; ++dx) {
-            const u8* p = row_of(y, dy) + 3 * dx;
+            const u8* p = rows[dy] + 3 * dx;
             QPT_INDEPENDENT
             for (i32 i = 0; i < samples; ++i)
               below[i] =
@@ -58,25 +202,13 @@ QPT_FN void median_blur(Team& team, OpArgs a) {
       }
       for (i32 i = 0; i < samples; ++i) a.dst[static_cast<i64>(y) * samples + i] = low[i];
     }
-  } else {
-    each(team, a.h, samples, [&](i32 y, i32 i) {
-      i32 low = 0;
-      for (i32 bit = 128; bit > 0; bit >>= 1) {
-        i32 below = 0;
-        for (i32 dy = 0; dy < taps; ++dy) {
-          const u8* p = row_of(y, dy) + i;
-          for (i32 dx = 0; dx < taps; ++dx) below += p[3 * dx] < (low | bit) ? 1 : 0;
-        }
-        low |= below <= half ? bit : 0;
-      }
-      a.dst[static_cast<i64>(y) * samples + i] = static_cast<u8>(low);
-    });
   }
 }
 
-// The padded image and two rows.
-QPT_FN i64 median_bytes(i32 h, i32 w) {
+// The padded image and two rows of a team of one, else the planes.
+QPT_FN i64 median_bytes(i32 h, i32 w, i32 blocks) {
   const i64 row = static_cast<i64>(3) * w;
+  if (blocks != kSoloBlocks) return taken_bytes<u32>(static_cast<i64>(8) * h * plane_stride(3 * w, kMaxMedianRadius));
   return taken_bytes<u8>(h * (row + 6 * kMaxMedianRadius)) + 2 * taken_bytes<u8>(row);
 }
 

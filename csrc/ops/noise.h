@@ -24,6 +24,9 @@ constexpr u32 kTagCopiedSquare = 15;
 constexpr u32 kTagBlock = 16;
 constexpr u32 kTagHue = 17;
 constexpr u32 kTagLuminance = 18;
+constexpr u32 kTagShuffledSquare = 19;
+constexpr u32 kTagJitterRounds = 48;  // and the 7 after it, one for each round
+constexpr u32 kTagGlassRounds = 56;   // likewise
 
 constexpr i32 kNoiseLanes = 64;                  // Philox counters of a block
 constexpr i32 kNoiseElements = 4 * kNoiseLanes;  // elements of a block
@@ -85,24 +88,31 @@ QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i
   });
 }
 
-// Calls body(first, count, number) for parts of the window, `channels` elements per pixel, that fit in scratch:
-// number[i] is the random number of element first + i of the window. Parts end at multiples of kNoiseElements *
-// kNoiseBlocks elements of the image; this is a multiple of 6, so a part never ends within a pixel.
+// Calls body(first, count, number) for parts of the block's rows of the window, `channels` elements per pixel, that fit
+// in scratch: number[i] is the random number of element first + i of the window. Parts end at multiples of
+// kNoiseElements * kNoiseBlocks elements of the image; this is a multiple of 6, so a part never ends within a pixel.
 template <i32 channels, class Team, class Draw, class Body>
 QPT_FN void with_numbers(const Team& team, OpArgs a, u32 tag, Draw draw, Body body) {
   constexpr i32 kPart = kNoiseElements * kNoiseBlocks;
   static_assert(kPart % 6 == 0);
+  float* number = Scratch{static_cast<u8*>(a.scratch)}.take_own<float>(team, kPart);
+  const Span rows = rows_of(team, a);
+  if (rows.first >= rows.last) return;
+  a.top += rows.first;
+  a.h = rows.last - rows.first;
   const Runs runs = runs_of(a, channels);
-  float* number = Scratch{static_cast<u8*>(a.scratch)}.take<float>(kPart);
+  const i32 before = rows.first * a.w * channels;  // elements of the window in the rows of other blocks
+  bool again = false;
   for (i32 run = 0; run < runs.count; ++run) {
     const i32 first = runs.first + run * runs.step;
     for (i32 done = 0; done < runs.length;) {
       const i32 element = first + done, block = element / kNoiseElements, offset = element % kNoiseElements;
       const i32 count = minimum(runs.length - done, kPart - element % kPart);
+      if (again) team.sync();  // all have read the numbers that are overwritten
+      again = true;
       fill_numbers(team, a, tag, block, noise_blocks(offset + count), draw, number);
       team.sync();  // numbers, written by all, are read by all
-      body(run * runs.length + done, count, static_cast<const float*>(number + offset));
-      team.sync();  // all have read the numbers that the next ones overwrite
+      body(before + run * runs.length + done, count, static_cast<const float*>(number + offset));
       done += count;
     }
   }
@@ -229,8 +239,8 @@ QPT_FN void gaussian_noise_cov(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 noise_bytes(i32, i32) {
-  return taken_bytes<float>(kNoiseElements * kNoiseBlocks);
+QPT_FN i64 noise_bytes(i32, i32, i32 blocks) {
+  return own_bytes<float>(kNoiseElements * kNoiseBlocks, blocks);
 }
 
 }  // namespace qpt

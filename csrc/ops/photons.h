@@ -90,7 +90,7 @@ QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value 
   Scratch scratch{static_cast<u8*>(a.scratch)};
   const i32 room = poisson_arena(a.h, a.w);
   u8* arena = scratch.take<u8>(room);
-  i32* place = scratch.take<i32>(256);  // where a value's distribution starts in the arena; 0 starts a range
+  i32* place = scratch.take_own<i32>(team, 256);  // where a value's distribution starts in the arena; 0 starts a range
   a.scratch = scratch.next;
   const auto mean = [&](i32 x) { return peak * static_cast<float>(x) / 255.0f; };
   team.once([&] {
@@ -105,10 +105,10 @@ QPT_FN void with_photons(const Team& team, OpArgs a, u32 tag, float peak, Value 
   team.sync();  // places, written by one member, are read by all
   for (i32 low = 0, high = 0; low < 256; low = high) {
     for (high = low + 1; high < 256 && place[high] != 0;) ++high;
-    each(team, high - low,
+    if (low > 0) team.sync_team();  // all have read the distributions and the numbers that are overwritten
+    each(team, share(team, high - low),
          [&](i32 i) { fill_poisson(reinterpret_cast<PoissonTable*>(arena + place[low + i]), mean(low + i)); });
-    // Not synced: with_uniforms has a barrier after the distributions, written by all, and one after all have read
-    // them.
+    team.sync_team();  // distributions, written by all, are read by all
     with_uniforms<channels>(team, a, tag, [&](i32 first, i32 count, const float* uniform) {
       each(team, count, [&](i32 i) {
         const i32 x = value(first + i);
@@ -145,16 +145,17 @@ QPT_FN void poisson_noise_grey(Team& team, OpArgs a) {
       });
 }
 
-QPT_FN i64 photon_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(poisson_arena(h, w)) + taken_bytes<i32>(256) + noise_bytes(h, w);
+QPT_FN i64 photon_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(poisson_arena(h, w)) + own_bytes<i32>(256, blocks) + noise_bytes(h, w, blocks);
 }
 
 // Returns the standard deviation over the image of the HLS lightness (max + min) / 2, in grey levels, from integer sums
 // of max + min and of its square.
 template <class Team>
-QPT_FN float lightness_std(const Team& team, OpArgs a, u64* partial) {
+QPT_FN float lightness_std(const Team& team, OpArgs a, Scratch scratch) {
+  const Span rows = rows_of(team, a);
   u64 sum = 0, squares = 0;
-  for (i32 y = 0; y < a.h; ++y) {
+  for (i32 y = rows.first; y < rows.last; ++y) {
     const u8* row = a.src + static_cast<i64>(y) * a.w * 3;
     u32 row_sum = 0;  // <= 510 w
     u64 row_squares = 0;
@@ -167,14 +168,9 @@ QPT_FN float lightness_std(const Team& team, OpArgs a, u64* partial) {
     sum += row_sum;
     squares += row_squares;
   }
-  partial[2 * team.rank()] = sum;
-  partial[2 * team.rank() + 1] = squares;
-  team.sync();  // partial sums, two per member, are read by all; integers, so order does not matter
-  sum = squares = 0;
-  for (i32 member = 0; member < team.size(); ++member) {
-    sum += partial[2 * member];
-    squares += partial[2 * member + 1];
-  }
+  TeamSum total(team, scratch);
+  sum = total.of(sum);
+  squares = total.of(squares);
   // First the variance about the integer part of the mean, in integers that fit 64 bits; then the mean's fraction.
   const u64 pixels = static_cast<u64>(a.h) * static_cast<u64>(a.w), whole = sum / pixels;
   const float count = static_cast<float>(static_cast<i64>(pixels));
@@ -206,15 +202,17 @@ QPT_FN void iso_noise(Team& team, OpArgs a) {
   const float intensity = parameter(a.params[1], 0.0f, 1.0f);
   const float std = 6.0f * parameter(a.params[0], 0.0f, 1.0f) * intensity;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  PoissonTable* poisson = reinterpret_cast<PoissonTable*>(scratch.take<u8>(kIsoTableBytes));
-  float* share = scratch.take<float>(kNoiseElements * kNoiseBlocks);
-  const float spread = lightness_std(team, a, scratch.take<u64>(2 * kMaxMembers));
+  PoissonTable* poisson = reinterpret_cast<PoissonTable*>(scratch.take_own<u8>(team, kIsoTableBytes));
+  float* uniform = scratch.take_own<float>(team, kNoiseElements * kNoiseBlocks);
+  const float spread = lightness_std(team, a, Scratch{scratch.take<u8>(team_sum_bytes(team.blocks()))});
   a.scratch = scratch.next;
   team.once([&] { fill_poisson(poisson, minimum(intensity * spread, kMaxIsoMean)); });
   with_normals<1>(team, a, kTagHue, [&](i32 first, i32 count, const float* normal) {
+    const i32 offset = first % kNoiseElements;
     fill_numbers(
-        team, a, kTagLuminance, first / kNoiseElements, noise_blocks(count),
-        [](Philox4 words) { return four_uniforms(words); }, share);
+        team, a, kTagLuminance, first / kNoiseElements, noise_blocks(offset + count),
+        [](Philox4 words) { return four_uniforms(words); }, uniform);
+    float* const share = uniform + offset;
     team.sync();  // uniform numbers, written by all, and the distribution, written by one, are read by all
     each(team, count, [&](i32 p) { share[p] = static_cast<float>(count_photons(poisson, share[p])) / 255.0f; });
     // Not synced: a member has the same pixels in this loop and reads only the shares that it wrote itself.
@@ -224,9 +222,9 @@ QPT_FN void iso_noise(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 iso_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(kIsoTableBytes) + taken_bytes<float>(kNoiseElements * kNoiseBlocks) +
-         taken_bytes<u64>(2 * kMaxMembers) + noise_bytes(h, w);
+QPT_FN i64 iso_bytes(i32 h, i32 w, i32 blocks) {
+  return own_bytes<u8>(kIsoTableBytes, blocks) + own_bytes<float>(kNoiseElements * kNoiseBlocks, blocks) +
+         team_sum_bytes(blocks) + noise_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

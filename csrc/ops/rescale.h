@@ -63,19 +63,19 @@ QPT_INLINE i32 resampling_taps(i32 filter, i32 in, i32 out) {
   return (filter == kBox || filter == kArea ? 1 : 2 * filter) * scale + 2;
 }
 
-// Computes the weights of a resize of one side. The caller must sync() before they are read.
+// Computes the weights of a resize of one side, for the block's own use. The caller must sync() before they are read.
 template <class Team>
 QPT_FN Resampling build_resampling(const Team& team, i32 filter, i32 in, i32 out, Scratch scratch) {
   const i32 taps = resampling_taps(filter, in, out);
-  const Resampling resampling{scratch.take<i32>(out), scratch.take<i32>(out),
-                              scratch.take<i32>(static_cast<i64>(out) * taps), taps};
+  const Resampling resampling{scratch.take_own<i32>(team, out), scratch.take_own<i32>(team, out),
+                              scratch.take_own<i32>(team, static_cast<i64>(out) * taps), taps};
   const double scale = static_cast<double>(in) / out;
   const double filter_scale = scale < 1.0 ? 1.0 : scale;
   const double reach = filter == kBox    ? 0.5 * filter_scale
                        : filter == kArea ? 0.5 * filter_scale + 0.5
                                          : filter * filter_scale;
   const double inverse = 1.0 / filter_scale;
-  double* raw = scratch.take<double>(static_cast<i64>(out) * taps);
+  double* raw = scratch.take_own<double>(team, static_cast<i64>(out) * taps);
   each(team, out, [&](i32 i) {
     const double centre = (i + 0.5) * scale;
     const i32 first = maximum(static_cast<i32>(centre - reach + 0.5), 0);
@@ -142,7 +142,7 @@ QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w,
     return;
   }
 #endif
-  each(team, h, out_w, pixel);
+  each(team, share(team, h), out_w, pixel);
 }
 
 // Resizes along y: in [., samples] -> out [out_h, samples].
@@ -166,7 +166,7 @@ QPT_FN void resample_y(const Team& team, const u8* in, u8* out, i32 out_h, i32 s
     return;
   }
 #endif
-  each(team, out_h, samples, sample);
+  each(team, share(team, out_h), samples, sample);
 }
 
 // Returns round(size / factor), halves to even as Python's round() has them, and at least 1.
@@ -206,7 +206,8 @@ QPT_FN void rescale(Team& team, OpArgs a, i32 down, i32 up) {
       resample_y(team, in, out, to_h, 3 * w, resampling);
       h = to_h;
     }
-    team.sync();  // out, written by all, is read by all in the next pass, which overwrites the weights
+    // Out, written by all, is read by all in the next pass, which overwrites the weights.
+    if (pass < 3) team.sync_team();
     in = out;
   }
 }
@@ -252,8 +253,8 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
   const double factor = parameter(a.params[0], 1.0f, static_cast<float>(kMaxFactor));
   const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  i32 *down_y = scratch.take<i32>(a.h), *up_y = scratch.take<i32>(a.h);
-  i32 *down_x = scratch.take<i32>(a.w), *up_x = scratch.take<i32>(a.w);
+  i32 *down_y = scratch.take_own<i32>(team, a.h), *up_y = scratch.take_own<i32>(team, a.h);
+  i32 *down_x = scratch.take_own<i32>(team, a.w), *up_x = scratch.take_own<i32>(team, a.w);
   team.once([&] {
     nearest_pixels(a.h, small_h, down_y);
     nearest_pixels(small_h, a.h, up_y);
@@ -261,8 +262,29 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
     nearest_pixels(small_w, a.w, up_x);
   });
   team.sync();  // the four lists of pixels, written by one member, are read by all
-  each(team, a.h, a.w, [&](i32 y, i32 x) {
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     const u8* from = a.src + (static_cast<i64>(down_y[up_y[y]]) * a.w + down_x[up_x[x]]) * 3;
+    u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+  });
+}
+
+// Down and up again by PyTorch's nearest filter, in which pixel i of `out` is pixel floor(i in / out) of `in`, in
+// single precision: the picture also moves by up to half a reduced pixel. p0 = scale in [1/16, 1].
+template <class Team>
+QPT_FN void rescale_nearest_floor(Team& team, OpArgs a) {
+  const double scale = parameter(a.params[0], 0.0625f, 1.0f);
+  const i32 small_h = maximum(static_cast<i32>(scale * a.h), 1), small_w = maximum(static_cast<i32>(scale * a.w), 1);
+  const auto floored = [](i32 in, i32 out, i32 i) {
+    return minimum(static_cast<i32>(static_cast<float>(i) * (static_cast<float>(in) / static_cast<float>(out))),
+                   in - 1);
+  };
+  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
+    const i32 from_y = floored(a.h, small_h, floored(small_h, a.h, y));
+    const i32 from_x = floored(a.w, small_w, floored(small_w, a.w, x));
+    const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
     u8* to = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
     to[0] = from[0];
     to[1] = from[1];
@@ -273,8 +295,8 @@ QPT_FN void rescale_nearest(Team& team, OpArgs a) {
 // Returns the bytes that build_resampling needs for factors in [1, 16] if the longer side is `side`. When shrinking,
 // out <= in and in <= out * ceil(in / out), so out * taps <= 6 (in + out) + 2 out <= 14 in; when enlarging, taps is at
 // most 8.
-QPT_FN i64 resampling_bytes(i64 side) {
-  return 2 * taken_bytes<i32>(side) + taken_bytes<i32>(14 * side) + taken_bytes<double>(14 * side);
+QPT_FN i64 resampling_bytes(i64 side, i32 blocks) {
+  return 2 * own_bytes<i32>(side, blocks) + own_bytes<i32>(14 * side, blocks) + own_bytes<double>(14 * side, blocks);
 }
 
 // Rounds a sum with two weights per term; halves go up or, if `even`, to the even number.
@@ -331,7 +353,7 @@ QPT_FN void resample_both(const Team& team, const u8* in, u8* out, i32 in_w, i32
 #endif
     }
   } else {
-    each(team, out_h, out_w, [&](i32 y, i32 x) { pixel(y, x, [&](i32 i) { return column(y, i); }); });
+    each(team, share(team, out_h), out_w, [&](i32 y, i32 x) { pixel(y, x, [&](i32 i) { return column(y, i); }); });
   }
 }
 
@@ -343,8 +365,8 @@ QPT_FN void rescale_area(Team& team, OpArgs a) {
   const i32 small_h = reduced_size(a.h, factor), small_w = reduced_size(a.w, factor);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* small = scratch.take<u8>(static_cast<i64>(small_h) * small_w * 3);
-  i32* line = scratch.take<i32>(3 * a.w + 1);
-  const Scratch of_y{scratch.take<u8>(resampling_bytes(a.h))};
+  i32* line = scratch.take_own<i32>(team, 3 * a.w + 1);
+  const Scratch of_y{scratch.take<u8>(resampling_bytes(a.h, team.blocks()))};
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 2; ++pass) {
     const bool down = pass == 0;
@@ -354,19 +376,20 @@ QPT_FN void rescale_area(Team& team, OpArgs a) {
     const Resampling along_x = build_resampling(team, filter, w, to_w, scratch);
     team.sync();  // the weights, written by all, are read by all
     resample_both(team, down ? a.src : small, down ? small : a.dst, w, to_h, to_w, along_y, along_x, down, line);
-    team.sync();  // the small image, written by all, is read by all in the next pass, which overwrites the weights
+    // The small image, written by all, is read by all in the next pass, which overwrites the weights.
+    if (down) team.sync_team();
   }
 }
 
 // The small image, a row of sums and the weights along both axes.
-QPT_FN i64 area_bytes(i32 h, i32 w) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + taken_bytes<i32>(static_cast<i64>(3) * w + 1) +
-         resampling_bytes(h) + resampling_bytes(w);
+QPT_FN i64 area_bytes(i32 h, i32 w, i32 blocks) {
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + own_bytes<i32>(static_cast<i64>(3) * w + 1, blocks) +
+         resampling_bytes(h, blocks) + resampling_bytes(w, blocks);
 }
 
 // Two images of at most h x w and the weights of the longer side, which is more than rescale_nearest needs.
-QPT_FN i64 rescale_bytes(i32 h, i32 w) {
-  return 2 * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + resampling_bytes(maximum(h, w));
+QPT_FN i64 rescale_bytes(i32 h, i32 w, i32 blocks) {
+  return 2 * taken_bytes<u8>(static_cast<i64>(h) * w * 3) + resampling_bytes(maximum(h, w), blocks);
 }
 
 }  // namespace qpt

@@ -51,14 +51,14 @@ QPT_INLINE double interpolation_weight(i32 filter, double scale, i32 in, i32 i, 
   return weight;
 }
 
-// Computes the weights of a resize of one side. The caller must sync() before they are read.
+// Computes the weights of a resize of one side, for the block's own use. The caller must sync() before they are read.
 template <class Team>
 QPT_FN Resampling build_interpolation(const Team& team, i32 filter, i32 in, i32 out, Scratch scratch) {
   const double scale = static_cast<double>(in) / out;
   // A footprint of `scale` pixels touches up to one pixel more than its length rounded up.
   const i32 taps = filter == kAreaMean ? (in + out - 1) / out + 1 : 2 * filter;
-  const Resampling resampling{scratch.take<i32>(out), scratch.take<i32>(out),
-                              scratch.take<i32>(static_cast<i64>(out) * taps), taps};
+  const Resampling resampling{scratch.take_own<i32>(team, out), scratch.take_own<i32>(team, out),
+                              scratch.take_own<i32>(team, static_cast<i64>(out) * taps), taps};
   each(team, out, [&](i32 i) {
     const i32 start = static_cast<i32>(filter == kAreaMean ? i * scale : (i + 0.5) * scale + 0.5) - filter;
     const i32 first = clamp(start, 0, in - 1), count = minimum(start + taps, in) - first;
@@ -89,15 +89,17 @@ QPT_FN void resize_to(Team& team, OpArgs a) {
       resample_x(team, a.src, wide, a.h, a.w, a.to_w, resampling);
     else
       resample_y(team, wide, a.dst, a.to_h, 3 * a.to_w, resampling);
-    team.sync();  // `wide`, written by all, is read by all in the next pass, which overwrites the weights
+    // `wide`, written by all, is read by all in the next pass, which overwrites the weights.
+    if (along_x) team.sync_team();
   }
 }
 
 // An image and the weights of the longer side, for extents of at most h x w before and after. When shrinking,
 // out * taps <= in + 3 out; otherwise taps is at most 4.
-QPT_FN i64 resize_bytes(i32 h, i32 w) {
+QPT_FN i64 resize_bytes(i32 h, i32 w, i32 blocks) {
   const i64 side = maximum(h, w);
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + 2 * taken_bytes<i32>(side) + taken_bytes<i32>(4 * side);
+  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + 2 * own_bytes<i32>(side, blocks) +
+         own_bytes<i32>(4 * side, blocks);
 }
 
 }  // namespace qpt

@@ -11,8 +11,8 @@ namespace qpt {
 template <class Team, class From, class Finish>
 QPT_FN void with_gaussian_blur(const Team& team, OpArgs a, From from, i32 radius, float sigma, Finish finish) {
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  float* band = scratch.take<float>(static_cast<i64>(kBand) * From::channels * a.w);
-  separable_blur(team, a, from, radius, GaussianTap{sigma}, scratch, band, static_cast<i64>(0),
+  float* band = scratch.take_own<float>(team, static_cast<i64>(kFinishedRows<Team>) * From::channels * a.w);
+  separable_blur(team, a, from, radius, GaussianTap{sigma}, scratch, band, false,
                  [&](i32 y, i32 rows) { finish(y * a.w, rows * a.w, static_cast<const float*>(band)); });
 }
 
@@ -85,8 +85,9 @@ QPT_FN void colour_diffusion(Team& team, OpArgs a) {
 }
 
 // Scratch of with_gaussian_blur.
-QPT_FN i64 sharpen_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(kBand) * 3 * w) + blur_bytes(h, w);
+QPT_FN i64 sharpen_bytes(i32 h, i32 w, i32 blocks) {
+  const i32 rows = blocks == kSoloBlocks ? kBand : kStrip;
+  return own_bytes<float>(static_cast<i64>(rows) * 3 * w, blocks) + blur_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

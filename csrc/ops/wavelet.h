@@ -29,17 +29,20 @@ QPT_FN void lift(const Team& team, float* strip, i32 n, i32 lines, bool to_high,
   team.sync();  // this half, written by all, is read by all in the next step
 }
 
-// Transforms lines of n samples by one level; sample p of line l is at plane[l line_step + p sample_step].
+// Transforms the lines, of n samples, of `count` planes by one level; sample p of line l of a plane is at plane[l
+// line_step + p sample_step].
 template <class Team>
-QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_step, i32 n, i32 sample_step,
-                            bool inverse, float* strip) {
+QPT_FN void transform_lines(const Team& team, float* planes, i32 count_of_planes, i32 plane_step, i32 lines,
+                            i32 line_step, i32 n, i32 sample_step, bool inverse, float* strip) {
   if (n == 1) return;
   const i32 lows = (n + 1) / 2;
   const float low_gain = inverse ? 1.0f / kLowGain : kLowGain, high_gain = inverse ? kLowGain : 1.0f / kLowGain;
+  const i32 strips = (lines + kStripLines - 1) / kStripLines;
   QPT_UNROLL(1)
-  for (i32 first = 0; first < lines; first += kStripLines) {
+  for (i32 task = team.block(); task < count_of_planes * strips; task += team.blocks()) {
+    const i32 plane = task / strips, first = (task - plane * strips) * kStripLines;
     const i32 count = minimum(kStripLines, lines - first);
-    float* const from = plane + static_cast<i64>(first) * line_step;
+    float* const from = planes + static_cast<i64>(plane) * plane_step + static_cast<i64>(first) * line_step;
     // Place p of the strip holds sample p of the transform, which is sample 2 p or 2 (p - lows) + 1 of the signal.
     each(team, n, count, [=](i32 p, i32 line) {
       const i32 sample = inverse ? p : p < lows ? 2 * p : 2 * (p - lows) + 1;
@@ -58,8 +61,10 @@ QPT_FN void transform_lines(const Team& team, float* plane, i32 lines, i32 line_
       const float gain = inverse ? 1.0f : p < lows ? low_gain : high_gain;
       from[sample * sample_step + line * line_step] = strip[p * kStripLines + line] * gain;
     });
-    team.sync();  // the plane, written by all, is read by all; the strip, which all have read, is overwritten
+    // The strip, which all have read, is overwritten.
+    if (task + team.blocks() < count_of_planes * strips) team.sync();
   }
+  team.sync_team();  // the planes, written by all, are read by all
 }
 
 // Returns the size of the low part of a side after `level` levels.
@@ -67,21 +72,23 @@ QPT_INLINE i32 low_size(i32 size, i32 level) {
   return (size - 1) / (1 << level) + 1;
 }
 
-// Transforms one plane [h, w], whose rows are `stride` apart, by all levels from the finest on, or back if `inverse`.
+// Transforms `count` planes [h, w], whose rows are `stride` apart, by all levels from the finest on, or back if
+// `inverse`. Strips of lines are divided among the blocks.
 template <class Team>
-QPT_FN void transform_plane(const Team& team, float* plane, i32 h, i32 w, i32 stride, bool inverse, float* strip) {
+QPT_FN void transform_planes(const Team& team, float* planes, i32 count, i32 h, i32 w, i32 stride, bool inverse,
+                             float* strip) {
   QPT_UNROLL(1)
   for (i32 i = 0; i < 2 * kWaveletLevels; ++i) {  // per level along y, then along x; in reverse order if inverse
     const i32 pass = inverse ? 2 * kWaveletLevels - 1 - i : i, level = pass / 2;
     const i32 rows = low_size(h, level), columns = low_size(w, level);
     const bool along_x = pass & 1;
-    transform_lines(team, plane, along_x ? rows : columns, along_x ? stride : 1, along_x ? columns : rows,
-                    along_x ? 1 : stride, inverse, strip);
+    transform_lines(team, planes, count, h * stride, along_x ? rows : columns, along_x ? stride : 1,
+                    along_x ? columns : rows, along_x ? 1 : stride, inverse, strip);
   }
 }
 
-QPT_FN i64 strip_bytes(i32 h, i32 w) {
-  return taken_bytes<float>(static_cast<i64>(maximum(h, w)) * kStripLines);
+QPT_FN i64 strip_bytes(i32 h, i32 w, i32 blocks) {
+  return own_bytes<float>(static_cast<i64>(maximum(h, w)) * kStripLines, blocks);
 }
 
 }  // namespace qpt

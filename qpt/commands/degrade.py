@@ -129,6 +129,7 @@ def _presets() -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "revision": space.revision,
             "rule": space.describe(),
             "types": len(space.types),
             **_sizes(space),
@@ -152,7 +153,7 @@ def _print_presets(presets: list[dict[str, Any]]) -> None:
     for preset in presets:
         print(f"{preset['name']}: {preset['rule']}; {preset['types']} types at 5 levels")
         print(f"    {preset['size']:,} compositions by type, {preset['size_with_levels']:,} by type and level")
-        print(f"    source: {preset['source']}")
+        print(f"    revision {preset['revision']}; source: {preset['source']}")
         for difference in preset["differs"]:
             print(f"    differs: {difference}")
         print(f"    file: {preset['file']}")

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "pre-train a small encoder on the images of two wheels, compare it with an untrained one, and write a page"
+HELP = (
+    "score the images of two wheels, pre-train a small encoder on them, compare it with an untrained one, write a page"
+)
 EXAMPLE = """\
   qpt demo --out runs/demo
   qpt demo --out runs/demo --data photos"""

@@ -1,7 +1,8 @@
-"""The demonstration behind ``qpt demo`` and ``make demo``: images in, a quality-sensitive encoder and one page out.
+"""The demonstration behind ``qpt demo`` and ``make demo``: images in, scores, an encoder and one page out.
 
-``run_demo`` cuts crops at several scales, pre-trains a small encoder on two thirds of the images, and measures it on
-the others with linear probes beside the same encoder untrained. It writes into one folder, which it clears first.
+``run_demo`` scores images (``demo_scores``), cuts crops at several scales, pre-trains a small encoder on two thirds of
+the images, and measures it on the others with linear probes beside the same encoder untrained. It writes into one
+folder, which it clears first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from qpt.commands.demo_scores import score_sections
 from qpt.data.crops import cut_crops
 from qpt.data.listing import list_images
 from qpt.data.sample_images import sample_images
@@ -30,6 +32,7 @@ from qpt.evaluate.image_crops import read_images
 from qpt.evaluate.probe import ProbeResult, probe
 from qpt.evaluate.probe_set import ProbeSet, probe_set
 from qpt.evaluate.progress import progress
+from qpt.evaluate.scorer import Scorer
 from qpt.models import load_encoder
 from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.config import PretrainConfig
@@ -82,7 +85,8 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         if place.is_relative_to(source) or source.is_relative_to(place):
             raise InputError(f"demo: out is cleared and filled, so it must lie apart from data, got {out} and {data}")
     files = sample_images() if data is None else list_images(data)
-    images, left_out = read_images(files, 1, most=MAX_IMAGES)
+    named, left_out = read_images(files, 1, most=MAX_IMAGES)
+    images = list(named.values())
     for name, reason in left_out.items():
         console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
     held_out, kept = images[::3], [image for i, image in enumerate(images) if i % 3]
@@ -90,6 +94,8 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(images)}")
     _clear(out)
     crops = _write_crops(out, kept)
+    sections = score_sections(named, Scorer.load())
+    console.print(f"{len(named)} photographs scored, and five of them under degradation", highlight=False)
     console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
 
     space = DegradationSpace.preset("qpt")
@@ -106,7 +112,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         patch_size=96,
         region_size=CROP,
         batch_images=32,
-        steps=600,
+        steps=300,
         optimizer="adamw",
         lr=1e-3,
         warmup_steps=20,
@@ -140,7 +146,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(Path(config.out) / "checkpoint.pt", out / "checkpoint.pt")
-    _write_page(out, config, results, space, seconds, grid)
+    _write_page(out, sections, config, results, space, seconds, grid)
     for name, value in results.items():
         console.print(
             f"{name:>9}: predicts the op of {value.op_accuracy:.1%} of held-out images "
@@ -171,6 +177,7 @@ def _probe_crops(images: Sequence[NDArray[np.uint8]], part: str, space: Degradat
 
 def _write_page(
     out: Path,
+    scores: Sequence[Section],
     config: PretrainConfig,
     results: dict[str, ProbeResult],
     space: DegradationSpace,
@@ -195,28 +202,37 @@ def _write_page(
     log = {"": read_log(Path(config.out))}
     caption = f"{config.steps} steps of {config.batch_images} photographs × {config.compositions} compositions"
     sections = [
+        *scores,
         Section(
-            "Held-out photographs",
-            "Photographs the encoder never saw, each under every op at every level; linear probes on statistics of its "
+            "Pre-training an encoder",
+            f"A small encoder, pre-trained for {config.steps} steps from random weights, and the same one untrained, "
+            "on photographs that it never saw, each under every op at every level; linear probes on statistics of its "
             "stages (mean and standard deviation over positions). "
             f"Chance is {1 / len(space.names):.1%} for the op and 0 for the level.",
             columns,
             summary,
         ),
         Section(
-            "Pre-training",
+            "Its training",
             "The loss falls while patches of one composition move together and the same photograph under another "
             "composition stays apart.",
             pictures=[Picture(draw(log), caption) for draw in (training_loss, training_similarity)],
             size="medium",
+            part=True,
         ),
-        Section("Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op),
+        Section(
+            "Level by op", "SRCC between predicted and true level, held-out photographs.", columns, per_op, part=True
+        ),
         Section(
             "What it learned from",
             f"{len(space.names)} degradations at five levels; {space.size():,} compositions by type.",
             pictures=[Picture(grid.read_bytes(), "every degradation at every level, and random compositions")],
+            part=True,
         ),
-        Section("Settings", code=(Path(config.out) / "config.yaml").read_text(encoding="utf-8")),
+        Section("Settings", part=True, code=(Path(config.out) / "config.yaml").read_text(encoding="utf-8")),
     ]
-    lead = f"An encoder pre-trained for {config.steps} steps without any label, in {seconds:.0f} s altogether."
-    write_page(out / "index.html", "Quality-aware pre-training: a demonstration", lead, sections)
+    lead = (
+        "Photographs scored by the scorer that comes with qpt, and an encoder pre-trained on this machine. No label "
+        f"was used. It took {seconds:.0f} s altogether."
+    )
+    write_page(out / "index.html", "Blind image quality, without opinions: a demonstration", lead, sections)

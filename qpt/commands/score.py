@@ -7,7 +7,7 @@ errors of single files to standard error; the exit status is 1 if any image coul
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,11 +16,13 @@ from qpt.commands.options import add_table_arguments, read_table_arguments, refu
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from threading import Lock
 
     from qpt.evaluate.scorer import Scorer
 
 HELP = "score photographs: one number each, higher is better"
 EXAMPLE = (
+    "  qpt score holiday.jpg\n"
     "  qpt score holiday.jpg --scorer scorer.pt\n"
     "  qpt score photos 'more/**/*.png' --scorer scorer.pt --format csv > scores.csv\n"
     "  find . -name '*.jpg' | qpt score - --scorer scorer.pt --heatmap maps\n"
@@ -38,7 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="photographs of any size, folders (everything below them), patterns, or - for a list on standard input",
     )
     parser.add_argument("--from-file", type=str, default=None, metavar="FILE", help="a text file with one PATH a line")
-    parser.add_argument("--scorer", type=str, metavar="FILE", default=None, help="a file made by `qpt fit`")
+    parser.add_argument(
+        "--scorer",
+        type=str,
+        metavar="FILE",
+        default=None,
+        help="a file made by `qpt fit` (default: the scorer that comes with qpt, which was learnt without opinions)",
+    )
     parser.add_argument("--run", type=str, default=None, help="instead of --scorer, with --csv: fit one for this call")
     parser.add_argument(
         "--reference",
@@ -46,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="REF",
         help="print the distance to this photograph in place of a score: to one file, to that of the same name in a "
-        "folder, or to that in the column ref_image of a CSV; needs --scorer or --run alone, for the encoder",
+        "folder, or to that in the column ref_image of a CSV; --scorer or --run alone choose the encoder",
     )
     add_table_arguments(parser, required=False)
     parser.add_argument(
@@ -107,9 +115,12 @@ def run(args: argparse.Namespace) -> int:
         scorer = _scorer(args)
         maps = _map_files(args, images) if args.heatmap is not None else {}
         errors = Console(stderr=True)
-        results = (
-            _score(image, scorer, maps.get(image), args.tile_px)
-            for image in track(images, description="scoring", console=errors, disable=quiet)
+        results = track(
+            _results(images, scorer, maps, args.tile_px),
+            description="scoring",
+            total=len(images),
+            console=errors,
+            disable=quiet,
         )
         scored = _print(style, scorer, results, [_Scored(name, fault=fault) for name, fault in faults.items()])
         failed = {result.image: result.fault for result in scored if result.fault is not None}
@@ -167,16 +178,17 @@ def _scorer(args: argparse.Namespace) -> Scorer:
     if args.tile_px is not None:
         check_int("score", "--tile-px", args.tile_px, 32)
     labelled = args.csv is not None or args.dataset is not None
-    if args.scorer is not None and args.run is None and not labelled:
+    if args.run is None and not labelled:
         return Scorer.load(args.scorer, dtype=args.dtype, max_pixels=args.max_pixels)
     if args.scorer is None and args.run is not None and labelled:
         scorer = Scorer.fit(load_encoder(args.run), read_table_arguments(args), cache=feature_cache(args.run))
         scorer.max_pixels = args.max_pixels
         return scorer if args.dtype == "float32" else scorer.in_dtype(args.dtype)
     raise InputError(
-        "score: give either --scorer FILE or both --run RUN and --csv scores.csv (or --dataset NAME); "
-        "an encoder alone has no scale. "
-        "Make a scorer once with `qpt fit RUN --csv scores.csv --out scorer.pt`"
+        "score: give --scorer FILE, or both --run RUN and --csv scores.csv (or --dataset NAME), or none of them for "
+        "the scorer that comes with qpt; an encoder alone has no scale. "
+        "Make a scorer once with `qpt fit RUN --csv scores.csv --out scorer.pt`, or without scores with "
+        "`qpt fit RUN --unlabelled photos --out scorer.pt`"
     )
 
 
@@ -211,7 +223,21 @@ def _map_files(args: argparse.Namespace, images: list[str]) -> dict[str, Path]:
     return files
 
 
-def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | None) -> _Scored:
+def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: int | None) -> Iterator[_Scored]:
+    """Yield the result of each image in order, several images at a time."""
+    from threading import Lock
+
+    from qpt.evaluate.features import image_threads
+    from qpt.evaluate.image_crops import map_in_threads
+
+    drawing = Lock()  # matplotlib is not made for threads
+    with image_threads() as (workers, start):
+        yield from map_in_threads(
+            lambda image: _score(image, scorer, maps.get(image), tile_px, drawing), images, workers=workers, start=start
+        )
+
+
+def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | None, drawing: Lock) -> _Scored:
     from pathlib import Path
 
     from qpt.errors import InputError
@@ -231,7 +257,8 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     if map_file is not None:
         found = quality_map(scorer, pixels, tile_px=tile_px)
         title = f"{shown(Path(image).name)}: {score:.{_decimals(scorer)}f}" + f" ({note})" * bool(note)
-        draw_quality_map(found, pixels, scorer, map_file, title=title)
+        with drawing:
+            draw_quality_map(found, pixels, scorer, map_file, title=title)
     return _Scored(image, score, None if map_file is None else str(map_file), note=note)
 
 
@@ -274,7 +301,7 @@ def _json(scorer: Scorer, scored: list[_Scored]) -> str:
         "min": scorer.mos_min,
         "max": scorer.mos_max,
         "higher_is_better": True,
-        "labels": scorer.fitted_on["name"],
+        "labels": scorer.fitted_on["name"] if scorer.opinions else None,
     }
     found = [
         {
@@ -314,13 +341,18 @@ def _print_table(good: list[_Scored], scorer: Scorer) -> None:
     low, high, name = scorer.mos_min, scorer.mos_max, scorer.fitted_on["name"]
     # As many digits as tell the ends apart: {:g} has 6, too few for labels from 50.0000001 to 50.0000009.
     low_text, high_text = (f"{end:.{max(6, digits + 3)}g}" for end in (low, high))
-    print(f"scale: labels of {name} go from {low_text} (worst) to {high_text} (best); higher is better")
+    if scorer.opinions:
+        print(f"scale: labels of {name} go from {low_text} (worst) to {high_text} (best); higher is better")
+    else:
+        print(
+            f"scale: {low_text} (worst) to {high_text} (best); higher is better; learnt from {name}, not from opinions"
+        )
     for word, why in _NOTES.items():
         if count := sum(word in (result.note or "") for result in good):
             print(f"{word}: {count} of {len(good)} score(s) {why}")
 
 
 _NOTES = {
-    "extrapolated": "lie far outside the labels, so the photograph is unlike all that the scorer was fitted on",
+    "extrapolated": "lie outside what the scorer was fitted on, so the photograph is unlike all that it has seen",
     "one colour": "are of pictures without any detail to judge",
 }

@@ -62,10 +62,9 @@ def _model(args: argparse.Namespace) -> Encoder | Scorer:
     for option, value in (("--csv", args.csv), ("--dataset", args.dataset), ("--heatmap", args.heatmap)):
         if value is not None:
             raise InputError(f"score: {option} must be left out with --reference, which fits and maps no score")
-    if (args.scorer is None) == (args.run is None):
-        got = "neither" if args.scorer is None else "both"
-        raise InputError(f"score: --reference needs one of --scorer FILE and --run RUN for its encoder, got {got}")
-    if args.scorer is not None:
+    if args.scorer is not None and args.run is not None:
+        raise InputError("score: --reference takes one of --scorer FILE and --run RUN for its encoder, got both")
+    if args.run is None:
         return Scorer.load(args.scorer, dtype=args.dtype, max_pixels=args.max_pixels)
     return load_encoder(args.run).to(DTYPES[args.dtype])
 

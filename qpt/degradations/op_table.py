@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qpt.degradations.row import LEVELS, MAX_PARAMS, Degradation, LevelValue, Parameter, Params, UniformRange
+from qpt.degradations.rows.by_source import BY_SOURCE
 from qpt.degradations.rows.colour import COLOUR
 from qpt.degradations.rows.geometry import GEOMETRY
 from qpt.degradations.rows.texture import TEXTURE
@@ -31,6 +32,7 @@ __all__ = [
     "ParameterBounds",
     "Params",
     "UniformRange",
+    "accepts",
     "costs",
     "describe_levels",
     "fingerprint",
@@ -38,7 +40,7 @@ __all__ = [
     "parameter_bounds",
 ]
 
-DEGRADATIONS: tuple[Degradation, ...] = (*TEXTURE, *GEOMETRY, *COLOUR)
+DEGRADATIONS: tuple[Degradation, ...] = (*TEXTURE, *GEOMETRY, *COLOUR, *BY_SOURCE)
 NAMES: tuple[str, ...] = tuple(row.name for row in DEGRADATIONS)
 _IDS = {name: index for index, name in enumerate(NAMES)}
 
@@ -49,6 +51,16 @@ def op_id(name: str, caller: str = "op_id") -> int:
         near = hint(name, NAMES, most=3, cutoff=0.4)
         raise InputError(f"{caller}: op must be a name of the op table, got {name!r}; {near}")
     return _IDS[name]
+
+
+#: Fingerprints of tables that this one continues. Their rows are its first ones, with the same levels and revisions and
+#: with bounds that are as wide or narrower, so that what was made with them has the same meaning here.
+EARLIER = ("17c6eb63c4ad1b55",)  # version 0.1.0: 53 rows, motion_blur of at least 1 px
+
+
+def accepts(table: str) -> bool:
+    """Return True if programs made with the op table of this fingerprint mean the same with this one."""
+    return table == fingerprint() or table in EARLIER
 
 
 @functools.cache

@@ -223,7 +223,7 @@ class Program:
 
     def check(self, caller: str) -> None:
         """Raise InputError, naming the field, unless the kernels can run this program."""
-        if self.table != op_table.fingerprint():
+        if not op_table.accepts(self.table):
             raise InputError(
                 f"{caller}: program must be made with op table {op_table.fingerprint()}, got {self.table}; "
                 "sample it again with this version, or run it with the version that made it"

@@ -69,6 +69,7 @@ class Degradation:
     cost: estimated nanoseconds per pixel on one CPU core, one number or one for each level. Rows of high cost are
     started first; nothing else depends on it.
     revision: increased when the op's bytes are changed on purpose.
+    variant_of: the op that this one does in the way of one source; the two are one kind of degradation.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Degradation:
     grid_px: int | None = None
     cost: float | Sequence[float] = 10.0
     revision: int = 1
+    variant_of: str = ""
 
     def __post_init__(self) -> None:
         if self.halo == "whole" and self.grid_px is not None:

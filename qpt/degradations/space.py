@@ -39,7 +39,7 @@ class DegradationSpace(Rule):
 
     then: further passes, each a ``Rule``, drawn after the first (a second order).  pristine: probability that an image
     is left unchanged, whatever the rules say.  source: where the rules and their values come from.  differs: what
-    differs from the source.
+    differs from the source.  revision: of a preset, increased when its rules or values change.
     Raises InputError for an unknown or repeated name, no ops, or a number of ops that the rule cannot reach.
     """
 
@@ -47,6 +47,7 @@ class DegradationSpace(Rule):
     pristine: float = 0.0
     source: str = field(default="", compare=False)
     differs: tuple[str, ...] = field(default=(), compare=False)
+    revision: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,12 +62,17 @@ class DegradationSpace(Rule):
         if not is_number(self.pristine) or not 0 <= self.pristine <= 1:
             raise InputError(f"DegradationSpace: pristine must be a probability in 0..1, got {self.pristine!r}")
         object.__setattr__(self, "pristine", float(self.pristine))
+        object.__setattr__(self, "revision", check_int("DegradationSpace", "revision", self.revision, 1))
 
     @staticmethod
     def preset(name: str) -> DegradationSpace:
-        """Return a named space of ``qpt.degradations.presets``. Raises InputError for an unknown name."""
-        if name not in presets.NAMES:
-            raise InputError(f"DegradationSpace.preset: name must be one of {', '.join(presets.NAMES)}, got {name!r}")
+        """Return a named space of ``qpt.degradations.presets``; ``kadid@1`` is the first revision of ``kadid``.
+
+        Raises InputError for an unknown name.
+        """
+        if not presets.is_preset(name):
+            known = ", ".join((*presets.NAMES, *presets.earlier()))
+            raise InputError(f"DegradationSpace.preset: name must be one of {known}, got {name!r}")
         return DegradationSpace.from_yaml(presets.path(name))
 
     @staticmethod
@@ -85,7 +91,7 @@ class DegradationSpace(Rule):
     def named(name: str | os.PathLike[str]) -> DegradationSpace:
         """Return the preset of that name or the space in a YAML file. Raises InputError if ``name`` is neither."""
         name = os.fspath(name)
-        if name in presets.NAMES:
+        if presets.is_preset(name):
             return DegradationSpace.preset(name)
         if not name.endswith((".yaml", ".yml")) and not os.path.exists(name):
             raise InputError(
@@ -117,10 +123,14 @@ class DegradationSpace(Rule):
         """Return the exact number of distinct compositions: by type, or by (type, level) with ``levels=True``."""
         return counting.count_compositions(self.passes, levels=levels, pristine=self.pristine > 0)
 
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that change whenever the rules, their values or the op table change."""
-        meaning = {key: value for key, value in space_yaml.plain(self).items() if key not in ("source", "differs")}
-        canonical = json.dumps([op_table.fingerprint(), meaning], sort_keys=True)
+    def fingerprint(self, table: str = "") -> str:
+        """Return 16 hex digits that change whenever the rules, their values or the op table change.
+
+        table: the fingerprint of the op table; this version's by default.
+        """
+        about = ("source", "differs", "revision")
+        meaning = {key: value for key, value in space_yaml.plain(self).items() if key not in about}
+        canonical = json.dumps([table or op_table.fingerprint(), meaning], sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def describe(self) -> str:

@@ -10,7 +10,8 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -230,16 +231,22 @@ def compute_rows(
     quiet: bool,
 ) -> None:
     """Fill ``rows[i]`` with ``compute`` of the pixels of file i, several images at a time; see ``map_images``."""
+    with image_threads() as (workers, start):
+        found = map_images(compute, paths, workers=workers, label=label, quiet=quiet, start=start)
+        for index, row in enumerate(found):
+            rows[index] = row
+
+
+@contextmanager
+def image_threads() -> Iterator[tuple[int, Callable[[], None]]]:
+    """Give the number of threads that take an image each, and what each of them must call first."""
     # An image in each thread, and not all threads on one image: an encoder is a hundred short steps, after each of
     # which its threads would wait for the slowest. Their number may change the last digits of features.
     threads = torch.get_num_threads()
     workers = min(threads, _IMAGES_AT_ONCE)
-    start = partial(torch.set_num_threads, threads // workers)
     try:
         with keep_freed_memory():
-            found = map_images(compute, paths, workers=workers, label=label, quiet=quiet, start=start)
-            for index, row in enumerate(found):
-                rows[index] = row
+            yield workers, partial(torch.set_num_threads, threads // workers)
     finally:
         torch.set_num_threads(threads)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
 from qpt.io import shown
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 MIN_SIDE = 32  # px; half of it still leaves one position in the last stage of an encoder of stride 32
@@ -58,6 +59,23 @@ def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, padded: bool =
     raise InputError(f"photograph: {path}: {fault}")
 
 
+def map_in_threads(
+    work: Callable[[S], T], items: Iterable[S], *, workers: int, start: Callable[[], object] | None = None
+) -> Iterator[T]:
+    """Yield ``work(item)`` of each item in order; ``workers`` threads take an item each, and call ``start`` first."""
+    following = iter(items)
+    with ThreadPoolExecutor(workers, initializer=start) as pool:
+        # Results wait for those before them, pixels do not: a thread has one image at a time.
+        ahead = deque(pool.submit(work, item) for item in islice(following, 4 * workers))
+        try:
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(pool.submit(work, item) for item in islice(following, 1))
+        finally:
+            for future in ahead:  # after Ctrl-C nothing more is begun
+                future.cancel()
+
+
 def map_images(
     compute: Callable[[NDArray[np.uint8]], T],
     paths: Sequence[Path],
@@ -81,44 +99,40 @@ def map_images(
             return str(error).removeprefix("photograph: "), None
         return "", None if faults else compute(pixels)
 
-    following = iter(paths)
-    with ThreadPoolExecutor(workers, initializer=start) as pool:
-        # Results wait for those before them, pixels do not: a thread has one image at a time.
-        ahead = deque(pool.submit(work, path) for path in islice(following, 4 * workers))
-        for _ in progress(paths, label, quiet):
-            fault, value = ahead.popleft().result()
-            ahead.extend(pool.submit(work, path) for path in islice(following, 1))
-            if fault:
-                faults.append(fault)
-            elif not faults:
-                yield cast("T", value)
+    found = map_in_threads(work, paths, workers=workers, start=start)
+    for _, (fault, value) in zip(progress(paths, label, quiet), found, strict=True):
+        if fault:
+            faults.append(fault)
+        elif not faults:
+            yield cast("T", value)
     if faults:
         raise InputError(f"photographs: {len(faults)} cannot be used:\n  " + "\n  ".join(faults))
 
 
 def read_images(
     files: Sequence[Path], min_side: int, *, most: int, quiet: bool = False
-) -> tuple[list[NDArray[np.uint8]], dict[str, str]]:
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, str]]:
     """Decode at most ``most`` files, evenly spaced in ``files``, and leave out those that cannot be used.
 
-    min_side: pixels that both sides must have at least; nothing is padded. Returns the images, (H, W, 3) uint8 each in
-    the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
+    min_side: pixels that both sides must have at least; nothing is padded. Returns name -> image, (H, W, 3) uint8 each
+    in the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
     """
     chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
     folder = os.path.commonpath([path.parent for path in files]) if files else "."
-    images, left_out = [], {}
+    images, left_out = {}, {}
     for path in progress(chosen, "reading photographs", quiet):
+        name = shown(os.path.relpath(path, folder))
         try:
             pixels = load_rgb(path)
         except UnreadableError as error:
-            left_out[shown(os.path.relpath(path, folder))] = str(error)
+            left_out[name] = str(error)
             continue
         height, width = pixels.shape[:2]
         if min(height, width) < min_side:
             reason = f"both sides must be at least {min_side} px, got {width}x{height}"
-            left_out[shown(os.path.relpath(path, folder))] = reason
+            left_out[name] = reason
             continue
-        images.append(pixels)
+        images[name] = pixels
     return images, left_out
 
 

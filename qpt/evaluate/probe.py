@@ -124,7 +124,8 @@ def probe_run(
     checkpoint, encoder = {} if is_named(run) else read_checkpoint(run), load_encoder(run)
     degradations = DegradationSpace.named(space)
     files = list_images(data)
-    images, left_out = read_images(files, size, most=most, quiet=quiet)
+    found, left_out = read_images(files, size, most=most, quiet=quiet)
+    images = list(found.values())
     if len(images) < 3:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in list(left_out.items())[:10])
         raise InputError(

@@ -1,8 +1,9 @@
-"""A scorer: an encoder, the read-out chosen for it, and a ridge fitted on a score table; image in, score out.
+"""A scorer: an encoder, the read-out chosen for it, and a ridge on its features; image in, score out.
 
-Made by ``qpt fit``, used by ``qpt score`` and as ``qpt.Scorer``; it reads images and writes scorer files, which hold
-tensors and plain data only. Features are computed one image and one crop at a time, as in evaluation, so that the score
-of an image does not depend on what else is scored.
+The ridge is fitted on a score table, or without opinions on the damage of known degradations. Made by ``qpt fit``, used
+by ``qpt score`` and as ``qpt.Scorer``; it reads images and writes scorer files, which hold tensors and plain data only.
+Features are computed one image and one crop at a time, as in evaluation, so that the score of an image does not depend
+on what else is scored.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import logit
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -45,6 +47,7 @@ from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder, build_encoder
 from qpt.models.checkpoint_file import load_plain
+from qpt.models.shipped import read_shipped
 from qpt.models.two_trunks import TwoTrunks
 
 SCORER_FORMAT = "qpt-scorer-2"
@@ -65,7 +68,8 @@ class Scorer:
     the ridge, on raw features.  mos_min, mos_max: the range of the labels; a score is not clipped to it, so an unusual
     image may fall outside (``extrapolates``).  fitted_on: name, sha256 and size of the table, and the choice made on
     it.  calibration: applied to the ridge's output, or None.  pretraining: the record of the encoder's run
-    (``run_record``), if known.  max_pixels: larger images are refused, with a side counted as at least 32 px; not kept
+    (``run_record``), if known.  seen: lowest and highest score of the images learnt from, if no opinions were.
+    max_pixels: larger images are refused, with a side counted as at least 32 px; not kept
     in the file.
 
     An image of up to protocol.crops x protocol.crop_px^2 pixels is seen whole, a larger one through that many crops, at
@@ -84,6 +88,7 @@ class Scorer:
     fitted_on: dict[str, Any]
     calibration: LogisticCalibration | None = None
     pretraining: dict[str, Any] | None = None
+    seen: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
 
     @outside_graphs
@@ -107,8 +112,14 @@ class Scorer:
     def extrapolates(self, score: float) -> bool:
         """Return whether a score lies further outside the labels than ``EXTRAPOLATED`` times their range.
 
-        The ridge is linear, so an image unlike all those of the fit can get any number; such a score means nothing.
+        The ridge is linear, so an image unlike all those of the fit can get any number; such a score means nothing. A
+        scorer that has seen no opinions compares with the images learnt from (``seen``) instead, before calibration.
         """
+        if self.seen is not None and self.calibration is not None:
+            low, high = self.calibration.low, self.calibration.high
+            place, least, most = logit((np.array([score, *self.seen]) - low) / (high - low))
+            margin = EXTRAPOLATED * (most - least)
+            return not least - margin <= place <= most + margin
         middle, spread = (self.mos_min + self.mos_max) / 2, self.mos_max - self.mos_min
         return bool(abs(score - middle) > (0.5 + EXTRAPOLATED) * spread)
 
@@ -187,37 +198,94 @@ class Scorer:
             pretraining=pretraining,
         )
 
+    @classmethod
+    def fit_unlabelled(
+        cls,
+        encoder: Encoder,
+        folder: str | Path,
+        *,
+        images: int = 500,
+        seed: int = 0,
+        protocol: FeatureProtocol | None = None,
+        pretraining: dict[str, Any] | None = None,
+        cache: str | Path | None = None,
+        quiet: bool = False,
+    ) -> Scorer:
+        """Learn a score of 0 to 100 without opinions, from the images of a folder and what degradations do to them.
+
+        folder: clean images, 10 or more; of more than ``images`` so many are taken, evenly spaced, and files that
+        cannot be decoded are left out and counted in ``fitted_on``.  seed: of the degradations, which depend on it and
+        on an image's pixels alone.  cache: folder for features, so that an interrupted fit goes on; None keeps none.
+        The definition is in ``qpt.evaluate.unlabelled``. Takes about a second an image on one core. Raises InputError
+        for fewer images, or an encoder that does not tell clean images from degraded ones.
+        """
+        from qpt.evaluate import unlabelled  # it brings the degradations, which nobody who only scores needs
+
+        protocol, kept = protocol or FeatureProtocol(), None if cache is None else Path(cache)
+        learnt = unlabelled.learn(encoder, folder, protocol=protocol, images=images, seed=seed, cache=kept, quiet=quiet)
+        return cls(
+            encoder=prepare(encoder),
+            read_out=unlabelled.READ_OUT,
+            protocol=protocol,
+            weights=learnt.weights,
+            intercept=learnt.intercept,
+            mos_min=learnt.calibration.low,
+            mos_max=learnt.calibration.high,
+            fitted_on=learnt.record,
+            calibration=learnt.calibration,
+            pretraining=pretraining,
+            seen=learnt.seen,
+        )
+
+    @property
+    def opinions(self) -> bool:
+        """Whether the scorer was fitted on opinions, and not on the damage of known degradations."""
+        return bool(self.fitted_on.get("opinions", True))
+
     def save(self, path: str | Path) -> None:
         """Write one file, whole or not at all. Raises InputError for a scorer in half precision."""
         if self.dtype != "float32":
             raise InputError(f"scorer: only a float32 scorer is saved, got {self.dtype}; choose the dtype when loading")
-        trunks = {"two_trunks": True} if isinstance(self.encoder, TwoTrunks) else {}
         state = {
+            **self.plain_state(),
+            "encoder": {name: value.contiguous() for name, value in self.encoder.state_dict().items()},
+            "weights": torch.from_numpy(self.weights),
+        }
+        write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
+
+    def plain_state(self) -> dict[str, Any]:
+        """Return all that a file keeps but the tensors: plain data."""
+        return {
             "format": SCORER_FORMAT,
             "features": DEFINITION,
             "arch": self.encoder.arch,
             "width": self.encoder.width,
-            **trunks,
-            "encoder": {name: value.contiguous() for name, value in self.encoder.state_dict().items()},
+            **({"two_trunks": True} if isinstance(self.encoder, TwoTrunks) else {}),
             "read_out": asdict(self.read_out),
             "protocol": asdict(self.protocol),
-            "weights": torch.from_numpy(self.weights),
             "intercept": self.intercept,
             "mos_min": self.mos_min,
             "mos_max": self.mos_max,
             "fitted_on": self.fitted_on,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "pretraining": self.pretraining,
+            **({} if self.seen is None else {"seen": list(self.seen)}),
         }
-        write_whole(Path(path), lambda unfinished: torch.save(state, unfinished))
 
     @classmethod
-    def load(cls, path: str | Path, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
+    def load(cls, path: str | Path | None = None, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
         """Read a file written by ``save`` onto the CPU; only tensors and plain data are unpickled.
 
-        dtype: see ``in_dtype``.  max_pixels: of an image, >= 1. Raises InputError if the file is missing, damaged,
-        carries code, or was not written by this version's ``save``.
+        path: None for the scorer that comes with the package, which has seen no opinions.  dtype: see ``in_dtype``.
+        max_pixels: of an image, >= 1. Raises InputError if the file is missing, damaged, carries code, or was not
+        written by this version's ``save``.
         """
+        max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
+        if path is None:
+            tensors, plain = read_shipped()
+            weights = tensors.pop("scorer.weights")
+            scorer = replace(cls._from_state({**plain, "encoder": tensors, "weights": weights}), max_pixels=max_pixels)
+            return scorer if dtype == "float32" else scorer.in_dtype(dtype)
         if not Path(path).is_file():
             raise InputError(
                 f"scorer: path must be a scorer file, got {path}; "
@@ -227,7 +295,6 @@ class Scorer:
         made_by = (state.get("format"), state.get("features")) if isinstance(state, dict) else None
         if made_by not in [(SCORER_FORMAT, definition) for definition in (DEFINITION, *FORMER_DEFINITIONS)]:
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
-        max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
         try:
             scorer = replace(cls._from_state(state), max_pixels=max_pixels)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -254,6 +321,7 @@ class Scorer:
             fitted_on=state["fitted_on"],
             calibration=None if calibration is None else LogisticCalibration(**calibration),
             pretraining=state["pretraining"],
+            seen=None if state.get("seen") is None else tuple(state["seen"]),
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qpt.errors import BackendError, InputError, check_int
 from qpt.models.base import Encoder
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
-from qpt.models.names import NAMED, check_arch, is_named
+from qpt.models.names import NAMED, SHIPPED, check_arch, is_named
 from qpt.models.resnet import ARCHITECTURES, ResNet
 from qpt.models.two_trunks import TwoTrunks
 
@@ -47,11 +47,21 @@ def untrained_encoder(arch: str, width: int, seed: int) -> Encoder:
 def load_encoder(path: str | Path) -> Encoder:
     """Return a pre-trained encoder, in eval mode on the CPU.
 
-    path: ``checkpoint.pt`` of a run or its directory; or the name of an encoder with the weights of its package:
-    ``efficientnet_lite0-imagenet``, ``timm:NAME`` or ``torchvision:NAME``. Features: ``encoder(x)`` -> (N,
+    path: ``checkpoint.pt`` of a run or its directory; or the name of an encoder: ``efficientnet_lite0-qpt``, which
+    comes with this package, or with the weights of its own ``efficientnet_lite0-imagenet``, ``timm:NAME`` or
+    ``torchvision:NAME``. Features: ``encoder(x)`` -> (N,
     feature_dim), or ``encoder.stages(x)``, for x (N, 3, H, W) float normalised with ImageNet mean and standard
     deviation. Raises InputError for another file or name, BackendError for a package that is missing.
     """
+    if str(path) == SHIPPED:
+        from qpt.models.shipped import read_shipped
+
+        tensors, plain = read_shipped()
+        with torch.random.fork_rng(devices=[]):
+            encoder = build_encoder(plain["arch"], plain["width"], two_trunks=plain.get("two_trunks", False))
+        own = encoder.state_dict()
+        encoder.load_state_dict({name: value for name, value in tensors.items() if name in own})
+        return encoder.eval()
     if is_named(path):
         from qpt.models.backbones import build_backbone  # its packages are extras
 
@@ -68,11 +78,16 @@ def load_weights(encoder: Encoder, source: str | Path) -> None:
     """Copy pre-trained weights into an encoder of the same architecture.
 
     source: as for ``load_encoder``, or a file of a state dict (``torch.save``, or safetensors by its ending) with the
-    names of QPT, torchvision, timm or efficientnet-lite-pytorch; entries of the classifier are left out. Raises
+    names of QPT, torchvision, timm or efficientnet-lite-pytorch; entries of the classifier are left out. Of an encoder
+    of two trunks a single one takes the tuned trunk. Raises
     InputError if names or shapes are of another architecture.
     """
     if is_named(source) or Path(source).is_dir():
-        found: Any = load_encoder(source).state_dict()
+        loaded = load_encoder(source)
+        # Pre-training goes on with the trunk that was pre-trained.
+        if isinstance(loaded, TwoTrunks) and not isinstance(encoder, TwoTrunks):
+            loaded = loaded.tuned
+        found: Any = loaded.state_dict()
     else:
         found = _read_state_dict(Path(source))
     own = encoder.state_dict()

@@ -10,8 +10,10 @@ from qpt.errors import InputError
 #: Networks whose ``width`` is a setting.
 OURS = ("resnet18", "resnet34", "resnet50")
 LITE0 = "efficientnet_lite0"
+#: The encoder that comes with the package.
+SHIPPED = f"{LITE0}-qpt"
 #: Encoders with weights that ``load_encoder`` takes in place of a run, besides ``timm:NAME`` and ``torchvision:NAME``.
-NAMED = (f"{LITE0}-imagenet",)
+NAMED = (f"{LITE0}-imagenet", SHIPPED)
 _FORM = re.compile(rf"{'|'.join(OURS)}|{LITE0}|(timm|torchvision):\w[\w.-]*")
 CHOICES = f"{', '.join(OURS)}, {LITE0}, timm:NAME, torchvision:NAME"
 

@@ -21,6 +21,9 @@ class TwoTrunks(Encoder):
     arch and width are those of each trunk; stage_dims and feature_dim are twice theirs.
     """
 
+    frozen: Encoder
+    tuned: Encoder
+
     def __init__(self, frozen: Encoder, tuned: Encoder) -> None:
         super().__init__(tuned.arch, tuned.width)
         self.frozen = frozen

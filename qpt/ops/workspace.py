@@ -26,14 +26,22 @@ def degrade_bytes(rows: int, slots: int, patches: int, side: int, *, resizes: bo
     return int(scratch) + rows * (ops + params + ids + windows + boxes)
 
 
-def contrastive_forward_bytes(queries: int, pool: int, dim: int, *, native: bool) -> int:
+def contrastive_forward_bytes(queries: int, pool: int, dim: int, *, native: bool, graded: bool = False) -> int:
     """Return the workspace of the loss of ``queries`` rows of length ``dim`` against as many keys and ``pool`` more.
 
-    native: the C++ form on the CPU; else Triton on a GPU. The backward takes nothing beyond its output.
+    native: the C++ form on the CPU; else Triton on a GPU. graded: with severities. The backward takes nothing beyond
+    its output.
     """
-    if native:
-        return 0  # the C++ form has its partial sums (at most 4 MiB) from malloc
     row = queries * dim * _FLOAT
+    if native and not graded:
+        return 0  # the C++ form has its partial sums (at most 4 MiB) from malloc
+    if native:
+        # Sums of positives, then softmax means of the batch and of the pool, each with the parts that it is made of.
+        # The output's gradient is made from them at the end, and looked at for what is not finite: a copy and flags.
+        peak = max(2 * row + _native_parts(queries, queries, dim), 4 * row + 3 * queries * dim)
+        if pool:
+            peak = max(peak, 3 * row + _native_parts(queries, pool, dim))
+        return peak - row + queries * 3 * _ID
     sums = (2 if pool else 1) * row + row  # of positives, softmax means of the batch and of the pool
     ids = queries * 8 * _ID
     return sums + ids + max(row, _PARTIAL) + min(max(pool, queries), LOOKUP_ROWS_ACCELERATOR) * _MATCH
@@ -57,6 +65,12 @@ def contrastive_self_backward_bytes(rows: int, dim: int, *, native: bool) -> int
         pulls = row + min(rows, LOOKUP_ROWS) * dim * _FLOAT
         return max(_packed(rows, dim) + padded, pulls) + 4 * rows * _ID
     return 2 * row + max(row, _PARTIAL) + min(rows, LOOKUP_ROWS_ACCELERATOR) * (_MATCH + 2 * dim * _FLOAT)
+
+
+def _native_parts(rows: int, stream: int, dim: int) -> int:
+    """Return what ``backend_cpp._pass`` allocates for the parts of its stream."""
+    parts = extension.load().contrastive_division(rows, stream, dim)[1]
+    return int(parts) * rows * (dim + 2) * _FLOAT if parts > 1 else 0
 
 
 def _packed(rows: int, dim: int) -> int:

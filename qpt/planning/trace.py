@@ -154,7 +154,8 @@ class StepTrace:
         if op == "contrastive_forward":
             pool = arguments[6]
             keys = 0 if pool is None else len(pool)
-            size = workspace.contrastive_forward_bytes(*_sizes(queries, keys), native=native)
+            graded = config.graded_positives > 0
+            size = workspace.contrastive_forward_bytes(*_sizes(queries, keys), native=native, graded=graded)
         elif op == "contrastive_self_forward":
             size = workspace.contrastive_self_forward_bytes(*queries.shape, native=native)
         elif op == "contrastive_self_backward":
@@ -167,7 +168,8 @@ class StepTrace:
         pool = 0 if self._learner.pool is None else len(self._learner.pool)
         output = rows * (dim * 4 + 12)  # gradient of the queries, log-sum-exps, numbers of positives
         if self.config.mode != "in_batch":
-            return output + workspace.contrastive_forward_bytes(rows, pool, dim, native=native)
+            graded = self.config.graded_positives > 0
+            return output + workspace.contrastive_forward_bytes(rows, pool, dim, native=native, graded=graded)
         forward = workspace.contrastive_self_forward_bytes(rows, dim, native=native)
         return output + max(forward, workspace.contrastive_self_backward_bytes(rows, dim, native=native))
 

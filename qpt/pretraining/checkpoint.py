@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from qpt.degradations import op_table
+from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.io import flush_to_disk, write_whole
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint
@@ -114,7 +116,7 @@ def make_resumable(run: Path, config: PretrainConfig) -> None:
 
 
 def load_for_resume(
-    run: Path, config: PretrainConfig, data_fingerprint: str, op_table_fingerprint: str, space_fingerprint: str
+    run: Path, config: PretrainConfig, data_fingerprint: str, space: DegradationSpace
 ) -> dict[str, Any]:
     """Return the last checkpoint of ``run``, after checking that it continues the same computation.
 
@@ -125,10 +127,10 @@ def load_for_resume(
     changed = PretrainConfig.from_dict(state["config"]).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
         changed.append("data: the folder's file list is not the one the run was started on")
-    if state["table"] != op_table_fingerprint:
+    if not op_table.accepts(state["table"]):
         changed.append("degradations: the op table is not the one the run was started with")
     # Older checkpoints have presets only, which the op table's fingerprint covers.
-    elif state.get("space", space_fingerprint) != space_fingerprint:
+    elif state.get("space") not in (None, space.fingerprint(state["table"])):
         changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
     _refuse(changed)
     return state

@@ -92,6 +92,9 @@ class PretrainConfig:
         activation_checkpointing: keep only the input of each residual block, and compute the rest a second time.
         compile: compile the encoder with torch.compile.
         precision: arithmetic of the encoder; the loss is always float32. float16 scales the gradient.
+        loss_precision: products of the loss's float32 embeddings. auto: float32 on the CPU, bf16x3 on a GPU, on whose
+            tensor cores a number is the sum of two of bfloat16. ieee: float32. On a GPU also tf32x3 (more bits at half
+            the rate) and tf32 (fewer).
         batch_norm: rows that encoders normalise over when chunks or processes share a batch. sync: a chunk of all
             processes; shuffled: a chunk of one process, and keys are assigned to the processes anew (moco mode); in
             both, keys are assigned to chunks anew, so that none shares one with its query. local: a chunk of one
@@ -159,6 +162,7 @@ class PretrainConfig:
     activation_checkpointing: bool = False
     compile: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    loss_precision: Literal["auto", "ieee", "tf32", "tf32x3", "bf16x3"] = "auto"
     batch_norm: Literal["sync", "shuffled", "local"] = "sync"
     key_exchange: Literal["gather", "ring"] = "gather"
     pool_layout: Literal["replicated", "sharded"] = "replicated"
@@ -214,7 +218,7 @@ class PretrainConfig:
         self._require("half_scale", "in [0, 1]", 0 <= self.half_scale <= 1)
         room = self.region >= 2 * self.patch_size
         self._require("half_scale", "0 in regions smaller than two patches", room or not self.half_scale)
-        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.pretraining.targets
+        large = not self.regression or self.patch_size >= 8  # SMALLEST_PATCH_PX of qpt.evaluate.measures
         self._require("regression", "0 with patches of less than 8 pixels", large)
         usable = self.graded_positives == 0 or self.graded_positives >= 1e-6  # LEAST_WIDTH of the loss
         self._require("graded_positives", "0 or at least 1e-06", usable)
@@ -234,6 +238,11 @@ class PretrainConfig:
         if self.mode == "in_batch" and size > 1:  # a key has a gradient in this mode, and stays in its process
             rule = f"sync or local in in_batch mode with {size} processes"
             self._require("batch_norm", rule, self.batch_norm != "shuffled")
+
+    def check_device(self, kind: str) -> None:
+        """Raise InputError unless a device of this kind ("cpu", "cuda") has what is asked of it."""
+        everywhere = self.loss_precision in ("auto", "ieee")
+        self._require("loss_precision", f"auto or ieee on {kind}", kind == "cuda" or everywhere)
 
     def _require(self, name: str, rule: str, holds: bool) -> None:
         if not holds:

@@ -83,6 +83,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> PretrainResult:
         )
     with join_process_group(config.device) as (processes, device), use_threads(config.threads, processes.local_size):
         config.check_processes(processes.size)
+        config.check_device(device.type)
         if config.compile:
             check_compiler(device)
         config, space = as_started(config) if resume else (config, DegradationSpace.named(config.space))
@@ -121,7 +122,7 @@ def _pretrain(
     learner = Learner(replace(config, init="") if resume else config, device, processes)
     state: dict[str, Any] = {}
     if resume:
-        state = load_for_resume(run, config, *fingerprints)
+        state = load_for_resume(run, config, fingerprints[0], space)
         learner.load_state_dict(state["learner"])
     if processes.main:
         if resume:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from qpt.degradations.program import Program
 from qpt.errors import InputError
+from qpt.evaluate.measures import measure
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.half_scale import ROWS_AT_ONCE, halve, wide_boxes
 from qpt.pretraining.learner import Learner
-from qpt.pretraining.targets import cut_patches, measure, op_levels, severities
+from qpt.pretraining.targets import cut_patches, op_levels, severities
 
 
 @dataclass(frozen=True)

@@ -341,6 +341,7 @@ class Learner:
             keys,
             temperature=config.temperature,
             same_image_weight=config.same_image_weight,
+            precision=config.loss_precision,
             **options,
         )
 

@@ -38,16 +38,17 @@ _held: set[int] = set()  # descriptors of locks
 def as_started(config: PretrainConfig) -> tuple[PretrainConfig, DegradationSpace]:
     """Return the settings for resuming the run in ``config.out``, and its degradation space.
 
-    The run has a copy of its space. It serves where the file that the run was started with is gone; and a space equal
-    to it, from whatever file, has the name that it was started with.
+    The run has a copy of its space. It serves where the file that the run was started with is gone, and where the name
+    is that of a preset, which may have had another revision then; and a space equal to it, from whatever file, has the
+    name that it was started with.
     """
     run = Path(config.out)
     if not ((run / SPACE).is_file() and (run / CONFIG).is_file()):
         return config, DegradationSpace.named(config.space)
     name = PretrainConfig.load(run / CONFIG, data=config.data, out=config.out).space
     own = DegradationSpace.from_yaml(run / SPACE)
-    gone = config.space == name and name not in presets.NAMES and not os.path.exists(name)
-    space = own if gone else DegradationSpace.named(config.space)
+    kept = config.space == name and (presets.is_preset(name) or not os.path.exists(name))
+    space = own if kept else DegradationSpace.named(config.space)
     return replace(config, space=name) if space.fingerprint() == own.fingerprint() else config, space
 
 

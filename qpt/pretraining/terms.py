@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qpt.evaluate.measures import MEASURES
 from qpt.models.base import Encoder
 from qpt.models.heads import projection_head, stage_means
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.process_group import ProcessGroup
-from qpt.pretraining.targets import COLUMNS, MEASURES, RunningMoments
+from qpt.pretraining.targets import COLUMNS, RunningMoments
 
 
 class Regression(nn.Module):

@@ -102,7 +102,8 @@ def pick_images(
         except (InputError, KeyError):
             return "Not shown: it needs photographs (--photographs); those the run learned from are not there as files."
     files, origin = given
-    pixels, _ = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)
+    found, _ = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)
+    pixels = list(found.values())
     if len(pixels) < 2:
         return "Not shown: it needs two readable photographs."
     return pixels, f"{len(pixels)} {origin}"

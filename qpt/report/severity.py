@@ -67,7 +67,8 @@ def degrade_images(folder: str | Path | None, table: ScoreTable | None, *, seed:
     if given is None:
         return "Not shown: it needs photographs to degrade; none were given (--photographs or --csv)."
     files, origin = given
-    pixels, left_out = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)
+    found, left_out = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)
+    pixels = list(found.values())
     if not pixels:
         raise InputError(f"report: photographs must hold a usable photograph, got none: {left_out}")
     size = min(CROP_PX, *(min(p.shape[:2]) for p in pixels))

@@ -1,7 +1,7 @@
 // Runs ops and chains under AddressSanitizer and UBSan: images, output and scratch lie between poisoned guard bytes,
 // and scratch is exactly as large as csrc/ops/table.h says. Built and run by tests/test_memory.py.
 //   memory TABLE ops                        every op at every setting of TABLE, on awkward sizes, each with the scratch
-//                                           of its own entry, by teams of 1, 2 and 7
+//                                           of its own entry, by teams of 1, 2 and 7, and of 3 x 2
 //   memory TABLE ops-short                  the same with half the scratch; must end in a report
 //   memory TABLE random SEED FIRST COUNT    random programs on random images, numbers FIRST to FIRST + COUNT - 1
 //   memory TABLE scratch H W                prints "name bytes" of every op for an H x W image
@@ -34,7 +34,7 @@ using qpt::i64;
 using qpt::u64;
 using qpt::u8;
 
-constexpr i64 (*kOpBytes[])(i32, i32) = {
+constexpr i64 (*kOpBytes[])(i32, i32, i32) = {
 #define QPT_BYTES(name, bytes) qpt::bytes,
     QPT_OPS(QPT_BYTES)
 #undef QPT_BYTES
@@ -112,21 +112,28 @@ class Guarded {
   u8 *store_, *bytes_, *end_;
 };
 
-// Returns the bytes that run(team, out, scratch) leaves in out, for a team of `members`, which is qpt::Solo for 1.
+// The teams that run an op: blocks, kSoloBlocks for qpt::Solo, and threads of a block.
+struct Members {
+  int blocks, size;
+};
+constexpr Members kTeams[] = {{qpt::kSoloBlocks, 1}, {1, 2}, {1, 7}, {3, 2}};
+
+// Returns the bytes that run(team, out, scratch) leaves in out.
 template <class Run>
-std::vector<u8> result_of(int members, i64 out_bytes, i64 scratch_bytes, const Run& run) {
-  const int pattern = 0x5A + members;  // differs between teams, so that a byte nobody wrote differs too
-  const Guarded out(out_bytes, pattern, members), scratch(scratch_bytes, ~pattern & 0xFF);
-  if (members == 1) {
+std::vector<u8> result_of(Members members, i64 out_bytes, i64 scratch_bytes, const Run& run) {
+  const int threads_count = std::max(members.blocks, 1) * members.size;
+  const int pattern = 0x5A + threads_count;  // differs between teams, so that a byte nobody wrote differs too
+  const Guarded out(out_bytes, pattern, static_cast<size_t>(threads_count)), scratch(scratch_bytes, ~pattern & 0xFF);
+  if (members.blocks == qpt::kSoloBlocks) {
     qpt::Solo solo;
     run(solo, out.bytes(), scratch.bytes());
     return out.copy();
   }
-  Barrier barrier(members);
+  Barriers barriers(members.blocks, members.size);
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < members; ++rank)
-    threads.emplace_back([&, rank] {
-      ThreadTeam team(rank, members, &barrier);
+  for (int thread = 0; thread < threads_count; ++thread)
+    threads.emplace_back([&, thread] {
+      ThreadTeam team(thread, &barriers);
       run(team, out.bytes(), scratch.bytes());
     });
   for (std::thread& thread : threads) thread.join();
@@ -165,7 +172,6 @@ void run_ops(const std::vector<Op>& table, bool short_of_scratch) {
         const bool resizing = id == qpt::k_resize_to;
         const i32 most_h = resizing ? qpt::largest_working_size(h) : h;
         const i32 most_w = resizing ? qpt::largest_working_size(w) : w;
-        const i64 scratch_bytes = kOpBytes[id](most_h, most_w) / (short_of_scratch ? 2 : 1);
         qpt::OpArgs args{};
         args.src = image.bytes();
         args.h = args.full_h = h;
@@ -182,11 +188,13 @@ void run_ops(const std::vector<Op>& table, bool short_of_scratch) {
           qpt::run_op(team, static_cast<i16>(id), own);
         };
         std::vector<u8> expected;
-        for (int members : {1, 2, 7}) {
-          std::snprintf(running, sizeof running, "%s(%g, %g, %g, %g) on %d x %d with a team of %d", qpt::kOpNames[id],
-                        values[0], values[1], values[2], values[3], h, w, members);
+        for (const Members members : kTeams) {
+          const i64 scratch_bytes = kOpBytes[id](most_h, most_w, members.blocks) / (short_of_scratch ? 2 : 1);
+          std::snprintf(running, sizeof running, "%s(%g, %g, %g, %g) on %d x %d with %d blocks of %d",
+                        qpt::kOpNames[id], values[0], values[1], values[2], values[3], h, w, members.blocks,
+                        members.size);
           const std::vector<u8> bytes = result_of(members, i64{args.to_h} * args.to_w * 3, scratch_bytes, run);
-          if (members == 1) expected = bytes;
+          if (members.blocks == qpt::kSoloBlocks) expected = bytes;
           if (bytes != expected) fail("other bytes than a team of one, or bytes that nobody wrote");
           ++runs;
         }
@@ -250,20 +258,32 @@ void run_random(const std::vector<Op>& table, u64 seed, u64 number) {
   const qpt::i64 signed_seed = static_cast<qpt::i64>(row_seed);
   const i32 first = 0;
   const bool resizes = std::find(ops.begin(), ops.end(), qpt::k_resize_to) != ops.end();
-  const i64 scratch_bytes = qpt::scratch_bytes(h, w, resizes, false);
-  const auto result_with = [&](i64 shared_bytes, int members) {
-    const Guarded shared(shared_bytes, 0x77 + members);
-    return result_of(members, samples, scratch_bytes, [&](auto& team, u8* out, void* scratch) {
-      qpt::run_row(
-          team,
-          {image.bytes(), out, h, w, 1, slots, ops.data(), params.data(), &signed_seed, &first, &first, nullptr, {}}, 0,
-          {scratch, shared.bytes(), shared_bytes});
-    });
+  const auto result_with = [&](i64 shared_bytes, Members members) {
+    const Guarded shared(shared_bytes, 0x77 + members.size);
+    return result_of(members, samples, qpt::scratch_bytes(h, w, resizes, false, members.blocks),
+                     [&](auto& team, u8* out, void* scratch) {
+                       qpt::run_row(team,
+                                    {image.bytes(),
+                                     out,
+                                     h,
+                                     w,
+                                     1,
+                                     slots,
+                                     ops.data(),
+                                     params.data(),
+                                     &signed_seed,
+                                     &first,
+                                     &first,
+                                     nullptr,
+                                     {}},
+                                    0, {scratch, shared.bytes(), shared_bytes});
+                     });
   };
-  const std::vector<u8> expected = result_with(0, 1);
+  const std::vector<u8> expected = result_with(0, {qpt::kSoloBlocks, 1});
   if (random.below(4)) return;
-  const int members = random.between(2, 9);
-  if (result_with(random.below(3) * qpt::image_bytes(h, w, resizes), members) != expected)
+  const int blocks = random.between(1, 3);
+  const i64 shared_bytes = blocks > 1 ? 0 : random.below(3) * qpt::image_bytes(h, w, resizes);
+  if (result_with(shared_bytes, {blocks, random.between(2, 4)}) != expected)
     fail("other bytes than a team of one, or bytes that nobody wrote");
 }
 
@@ -285,7 +305,7 @@ int main(int argc, char** argv) {
   } else if (is("scratch", 4)) {
     for (int id = 0; id < qpt::kOpCount; ++id)
       std::printf("%s %lld\n", qpt::kOpNames[id],
-                  kOpBytes[id](static_cast<i32>(number(2)), static_cast<i32>(number(3))));
+                  kOpBytes[id](static_cast<i32>(number(2)), static_cast<i32>(number(3)), qpt::kSoloBlocks));
   } else {
     std::fprintf(stderr, "usage: memory TABLE ops | ops-short | random SEED FIRST COUNT | scratch H W\n");
     return 2;

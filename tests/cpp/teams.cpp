@@ -1,10 +1,11 @@
 // Runs chains with teams of std::threads and compares every byte with a team of one. Built and run by
 // tests/test_teams.py, also with -fsanitize=thread. The cases (image, ops, parameters) come from a file and the ops
 // from csrc/ops/table.h, so that a new op needs no change here.
-//   teams CASES SIZE...                       exits with 0 if the bytes are the same at every team size
-//   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every sync() that a case reaches
-//   teams CASES SIZE... --without FILE:LINE   that sync() does nothing; must end in other bytes or in a report of the
-//                                             sanitizer
+//   teams CASES SIZE...                       exits with 0 if the bytes are the same at every team size; SIZE is a
+//                                             number of threads, or as 3x4 that of blocks and of their threads
+//   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every barrier that a case reaches
+//   teams CASES SIZE... --without FILE:LINE   that sync() does nothing, or that sync_team() is a sync(); must end in
+//                                             other bytes or in a report of the sanitizer
 // The file holds i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32
 // params[slots][4]; u8 image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the result is the
 // image.
@@ -99,17 +100,19 @@ void run(Team& team, const Case& c, qpt::u8* out, const qpt::Memory& memory) {
   qpt::run_batch_row(team, batch, 0, memory);
 }
 
-size_t scratch_size(const Case& c) {
-  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w, true, c.patches > 0));
+size_t scratch_size(const Case& c, qpt::i32 blocks) {
+  return static_cast<size_t>(qpt::scratch_bytes(c.h, c.w, true, c.patches > 0, blocks));
 }
 
 size_t image_size(const Case& c) {
   return static_cast<size_t>(qpt::image_bytes(c.h, c.w, true));
 }
 
-// Returns the memory of case n at the start of an area: its scratch, then shared memory for none, one or both images.
-qpt::Memory memory_in(void* area, const Case& c, size_t n) {
-  return {area, static_cast<qpt::u8*>(area) + scratch_size(c), static_cast<qpt::i64>(n % 3 * image_size(c))};
+// Returns the memory of case n at the start of an area: its scratch, then shared memory for none, one or both images;
+// for none if the team has several blocks.
+qpt::Memory memory_in(void* area, const Case& c, size_t n, qpt::i32 blocks) {
+  return {area, static_cast<qpt::u8*>(area) + scratch_size(c, blocks),
+          static_cast<qpt::i64>(blocks > 1 ? 0 : n % 3 * image_size(c))};
 }
 
 }  // namespace
@@ -121,38 +124,39 @@ int main(int argc, char** argv) {
   const int last_size = argc - 1 - (without ? 2 : list_sites ? 1 : 0);
   const std::vector<Case> cases = read_cases(argv[1]);
 
-  size_t largest_area = 0;
-  for (const Case& c : cases) largest_area = std::max(largest_area, scratch_size(c) + 2 * image_size(c));
-
   std::vector<Sites> reached(cases.size());
   // The teams run before the team of one, so that a race that ends the program does so at once.
   std::vector<std::vector<std::vector<qpt::u8>>> results;  // [size][case]
   for (int i = 2; i <= last_size; ++i) {
-    const int size = std::atoi(argv[i]);
-    Barrier ops(size), between(size);  // threads always wait for each other between cases, whatever is left out
+    int blocks = 1, size = 0;
+    if (std::sscanf(argv[i], "%dx%d", &blocks, &size) != 2) blocks = 1, size = std::atoi(argv[i]);
+    Barriers ops(blocks, size);
+    Barrier between(blocks * size);  // threads always wait for each other between cases, whatever is left out
+    size_t largest_area = 0;
+    for (const Case& c : cases) largest_area = std::max(largest_area, scratch_size(c, blocks) + 2 * image_size(c));
     Buffer buffer(largest_area);
     std::vector<std::vector<qpt::u8>>& out = results.emplace_back();
     for (const Case& c : cases) out.emplace_back(c.result_bytes(), 0xDD);
     void* area = nullptr;
-    const auto work = [&](int rank) {
+    const auto work = [&](int thread) {
       int phase = 0;
       for (size_t n = 0; n < cases.size(); ++n) {
-        if (rank == 0) area = buffer.poison(0xA5);
+        if (thread == 0) area = buffer.poison(0xA5);
         between.wait(phase);
-        ThreadTeam team(rank, size, &ops, without, list_sites ? &reached[n] : nullptr);
-        run(team, cases[n], out[n].data(), memory_in(area, cases[n], n));
+        ThreadTeam team(thread, &ops, without, list_sites ? &reached[n] : nullptr);
+        run(team, cases[n], out[n].data(), memory_in(area, cases[n], n, blocks));
         between.wait(phase);
       }
     };
     std::vector<std::thread> threads;
-    for (int rank = 0; rank < size; ++rank) threads.emplace_back(work, rank);
+    for (int thread = 0; thread < blocks * size; ++thread) threads.emplace_back(work, thread);
     for (std::thread& thread : threads) thread.join();
   }
 
   int different = 0;
   for (size_t n = 0; n < cases.size(); ++n) {
     qpt::Solo solo;
-    Buffer scratch(scratch_size(cases[n]));
+    Buffer scratch(scratch_size(cases[n], qpt::kSoloBlocks));
     std::vector<qpt::u8> expected(cases[n].result_bytes(), 0xEE);
     run(solo, cases[n], expected.data(), {scratch.poison(0x11)});
     for (size_t i = 0; i < results.size(); ++i) {

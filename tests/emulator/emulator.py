@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.resources import SHARED_LIMIT
 from qpt import Program, build
-from qpt.ops.degrade.cuda import KernelInputs, LaunchConfig, kernel_arguments
+from qpt.ops.degrade.cuda import STATE_WORDS, KernelInputs, LaunchConfig, kernel_arguments
 from qpt.ops.degrade.patches import Patches
 
 SOURCE = Path(__file__).with_name("degrade.cpp")
@@ -25,8 +25,8 @@ CTYPES = {"uint64": ctypes.c_void_p, "int64": ctypes.c_int64, "int32": ctypes.c_
 class Schedule(ctypes.Structure):
     """block_emulator::Schedule.
 
-    order, seed: the order of threads between barriers.  skipped_barrier: the barrier to leave out, -1 for none.
-    fill: the initial byte of shared memory.
+    order, seed: the order of blocks and of threads between barriers.  skipped_barrier: the barrier to leave out, -1
+    for none.  fill: the initial byte of shared memory.
     """
 
     _fields_ = (
@@ -70,14 +70,13 @@ class Emulator:
         flags = [*build.CXX_FLAGS, *build.DEVICE_DEFINES, "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
         subprocess.run(["g++", *flags, "-march=native", str(SOURCE), "-o", str(library)], check=True)
         self.library = ctypes.CDLL(str(library))
-        for name in ("emulate_degrade", "emulate_mirror", "emulate_divergent_barrier"):
+        for name in ("emulate_degrade", "emulate_mirror", "emulate_divergent_barrier", "emulate_absent_block"):
             getattr(self.library, name).restype = ctypes.c_char_p
-
         self.library.emulate_scratch_bytes.restype = ctypes.c_int64
 
-    def scratch_bytes(self, height: int, width: int, resizes: bool, for_patches: bool) -> int:
-        """Return the scratch of one block, from the source that was built here."""
-        return self.library.emulate_scratch_bytes(height, width, resizes, for_patches)
+    def scratch_bytes(self, height: int, width: int, resizes: bool, for_patches: bool, blocks: int) -> int:
+        """Return the scratch of a team, from the source that was built here."""
+        return self.library.emulate_scratch_bytes(height, width, resizes, for_patches, blocks)
 
     def check(self, error: bytes | None) -> None:
         if error is not None:
@@ -90,16 +89,23 @@ class Emulator:
         order: str,
         skipped_barrier: int = -1,
         multiprocessors: int = 1,
+        blocks: int = 1,
         patches: Patches | None = None,
         shared_limit: int = SHARED_LIMIT[80],
     ) -> tuple[torch.Tensor, int]:
         """Execute twice with different poison; return the bytes, equal in both, and the number of barriers reached.
 
+        blocks: of a team, of which there are as many as the multiprocessors are enough for.
         The bytes are those of the images (r, H, W, 3) or, as one dimension, of the patches.
         """
         windows = patches.windows if patches else None
         config = LaunchConfig.of(
-            program, *images.shape[1:3], windows, multiprocessors=multiprocessors, shared_limit=shared_limit
+            program,
+            *images.shape[1:3],
+            windows,
+            multiprocessors=max(multiprocessors, blocks),
+            shared_limit=shared_limit,
+            blocks=blocks,
         )
         first, barriers = self._once(
             images, program, config, patches, Schedule(ORDERS[order], 1, skipped_barrier, 0xCD)
@@ -123,17 +129,21 @@ class Emulator:
         inputs = [Buffer.of(field, tuple(field.shape), field.dtype, fill) for field in given]
         shape = (len(program), height, width, 3) if patches is None else (patches.empty(images.device).nbytes,)
         out = Buffer.of(None, shape, torch.uint8, fill)
-        scratch = Buffer.of(None, (config.blocks * config.scratch_bytes,), torch.uint8, fill)
+        scratch = Buffer.of(None, (config.teams * config.scratch_bytes,), torch.uint8, fill)
+        zeros = torch.zeros((1 + config.teams, STATE_WORDS), dtype=torch.int32)
+        states = Buffer.of(zeros, tuple(zeros.shape), torch.int32, fill)
         # The kernel gets an address and an element's size; the buffer holds bytes.
         typed = out.tensor if patches is None else out.tensor.view(patches.lut.dtype)
         guarded = KernelInputs(*(field.tensor for field in inputs))
-        arguments = kernel_arguments(config, guarded, patches, typed, scratch.tensor)
+        arguments = kernel_arguments(config, guarded, patches, typed, states.tensor, scratch.tensor)
         barriers = ctypes.c_int()
         converted = [CTYPES[argument.dtype.name](int(argument)) for argument in arguments]
         self.check(
-            self.library.emulate_degrade(ctypes.byref(schedule), config.blocks, ctypes.byref(barriers), *converted)
+            self.library.emulate_degrade(
+                ctypes.byref(schedule), config.blocks, config.teams, ctypes.byref(barriers), *converted
+            )
         )
-        for buffer in (*inputs, out, scratch):
+        for buffer in (*inputs, out, states, scratch):
             if not buffer.guards_intact():
                 raise EmulatorError("a byte outside a buffer was written")
         return out.tensor.clone(), barriers.value

@@ -6,7 +6,7 @@ half a grey level, plus its own arithmetic error. Used by tests/test_ops.py. The
 file of its family, one of those imported here.
 """
 
-from tests.reference import blurs, colour, geometry, jpeg2000, noise, shapes
+from tests.reference import blurs, by_source, colour, geometry, jpeg2000, noise, shapes
 from tests.reference.definition import REFERENCE
 
-__all__ = ["REFERENCE", "blurs", "colour", "geometry", "jpeg2000", "noise", "shapes"]
+__all__ = ["REFERENCE", "blurs", "by_source", "colour", "geometry", "jpeg2000", "noise", "shapes"]

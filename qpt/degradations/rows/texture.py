@@ -48,7 +48,7 @@ TEXTURE: tuple[Degradation, ...] = (
     Degradation(
         "motion_blur",
         "texture",
-        (Parameter("length_px", "px", 1.0, 48.0, levels=(3.0, 6.0, 10.0, 15.0, 21.0)), _ANGLE),
+        (Parameter("length_px", "px", 0.0, 48.0, levels=(3.0, 6.0, 10.0, 15.0, 21.0)), _ANGLE),
         source=KADID + ", motion blur",
         oracle="cv2.filter2D(x, -1, kernel, borderType=BORDER_REFLECT_101), kernel = segment with tent weights, sum 1",
         halo=lambda p: math.ceil(p[0] / 2) + 1,

@@ -44,6 +44,7 @@ def contrastive_loss(
     exclude_self: bool = False,
     in_batch_negatives: bool = True,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
 ) -> Tensor:
     """Return the contrastive loss of N queries against M in-batch keys and K pool keys, a 0-d tensor.
@@ -60,7 +61,8 @@ def contrastive_loss(
 
     queries [N, D], keys [M, D]: float16, bfloat16, float32 or float64, used as given (normalise them before);
         N, M >= 0, any strides. Gradients flow to both. Sums are taken in float32, or in float64 if any of queries,
-        keys or pool is float64; the loss has that dtype. Autocast changes nothing: no product in lower precision.
+        keys or pool is float64; the loss has that dtype. Autocast, and torch's settings of float32 products such as
+        TF32, change nothing.
     query_groups [N], key_groups [M]: int64 ids of (image, composition). -1: a query left out, a key ignored. Keys of
         the pool with a query's id are its positives: take new ids in every step, ``pool.new_groups(n)``.
     query_images [N], key_images [M]: int64 image ids, or None: no same-image pairs. A negative id matches nothing.
@@ -76,6 +78,10 @@ def contrastive_loss(
     in_batch_negatives: False (MoCo): of the in-batch keys only those of the query's own group are eligible.
     backend: "auto", "cpp" (CPU), "triton" (CUDA) or "torch" (tiled torch, any device). "auto" takes C++ on the CPU,
         Triton on CUDA, and torch for float64.
+    precision: products of the Triton form; the others take "auto" and "ieee", which are the same there. "auto":
+        embeddings of one half-precision dtype are multiplied in it, others as "bf16x3". "ieee": float32. "bf16x3":
+        on tensor cores, each number that is not a bfloat16 as the sum of two, which keeps 16 bits of it. "tf32x3": the
+        same with TF32 and 21 bits, at half the rate. "tf32": one TF32 product, 11 bits. All sums are float32.
     check_finite: on CUDA, also look for nan and infinity in the embeddings (waits for the device); the CPU always does.
 
     Raises InputError for a wrong shape, dtype, device or value. Gradients are exact; a second derivative raises
@@ -87,7 +93,7 @@ def contrastive_loss(
         "contrastive_loss", queries, keys, query_groups, key_groups, query_images, key_images,
         pool, pool_groups, pool_images, temperature, same_image_weight,
         exclude_self, in_batch_negatives, backend, check_finite,
-        query_severities, key_severities, severity_width,
+        query_severities, key_severities, severity_width, precision,
     )  # fmt: skip
     return contrastive(problem, need_similarity=False)[0]
 
@@ -111,6 +117,7 @@ def contrastive_loss_with_stats(
     exclude_self: bool = False,
     in_batch_negatives: bool = True,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
 ) -> ContrastiveResult:
     """Return ``contrastive_loss`` (same arguments, same errors) with the numbers of a training log.
@@ -121,7 +128,7 @@ def contrastive_loss_with_stats(
         "contrastive_loss_with_stats", queries, keys, query_groups, key_groups, query_images, key_images,
         pool, pool_groups, pool_images, temperature, same_image_weight,
         exclude_self, in_batch_negatives, backend, check_finite,
-        query_severities, key_severities, severity_width,
+        query_severities, key_severities, severity_width, precision,
     )  # fmt: skip
     loss, valid_rows, _, _, _, similarity = contrastive(problem, need_similarity=True)
     return ContrastiveResult(loss, valid_rows, similarity[0], similarity[1])
@@ -150,6 +157,7 @@ class QualityContrastiveLoss(nn.Module):
         exclude_self: bool = False,
         in_batch_negatives: bool = True,
         backend: str = "auto",
+        precision: str = "auto",
         check_finite: bool = False,
     ):
         super().__init__()
@@ -174,6 +182,7 @@ class QualityContrastiveLoss(nn.Module):
             "exclude_self": exclude_self,
             "in_batch_negatives": in_batch_negatives,
             "backend": backend,
+            "precision": precision,
             "check_finite": check_finite,
         }
 
@@ -211,13 +220,14 @@ def info_nce(
     *,
     temperature: float | Tensor = 0.2,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
 ) -> Tensor:
     """Return MoCo's loss, 0-d: the positive of queries[i] is keys[i], its negatives are all keys of the pool.
 
     queries, keys [N, D]: floating point, usually of unit length (not normalised here). pool: a NegativePool, or a
     tensor [K, D] without gradient; its group and image ids do not matter here, except that a negative group id hides a
-    row. temperature, backend, check_finite: as for ``contrastive_loss``.
+    row. temperature, backend, precision, check_finite: as for ``contrastive_loss``.
     Raises InputError as ``contrastive_loss`` does. Source: He et al., CVPR 2020, equation 1 and Algorithm 1 (which has
     temperature 0.07; 0.2 is that of MoCo v2).
     """
@@ -241,6 +251,7 @@ def info_nce(
         temperature=temperature,
         in_batch_negatives=False,
         backend=backend,
+        precision=precision,
         check_finite=check_finite,
     )
 
@@ -251,17 +262,18 @@ def nt_xent(
     *,
     temperature: float | Tensor = 0.5,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
 ) -> Tensor:
     """Return SimCLR's loss, 0-d: first[i] and second[i] are two views of a sample, all other rows are negatives.
 
     first, second [N, D]: floating point, usually of unit length (not normalised here). The mean is over the 2N
-    rows. temperature, backend, check_finite: as for ``contrastive_loss``.
+    rows. temperature, backend, precision, check_finite: as for ``contrastive_loss``.
     Raises InputError as ``contrastive_loss`` does. Source: Chen et al., ICML 2020, equation 1 and Algorithm 1.
     """
     _check_pairs("nt_xent", {"first": first, "second": second})
     ids = torch.arange(first.shape[0], dtype=torch.int64, device=first.device).repeat(2)
-    return _same_rows_loss(torch.cat((first, second)), ids, temperature, backend, check_finite)
+    return _same_rows_loss(torch.cat((first, second)), ids, temperature, backend, precision, check_finite)
 
 
 def supcon(
@@ -270,14 +282,15 @@ def supcon(
     *,
     temperature: float | Tensor = 0.1,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
 ) -> Tensor:
     """Return the supervised contrastive loss (L_out), 0-d: rows of one label are positives, all others negatives.
 
     features [N, D], or [N, V, D] for V views of each sample: floating point, usually of unit length (not normalised
     here). labels [N]: int64 >= 0; -1 leaves a sample out. The mean is over rows that have a positive (the
-    released code divides by all rows, and multiplies by temperature / 0.07). temperature, backend, check_finite: as
-    for ``contrastive_loss``.
+    released code divides by all rows, and multiplies by temperature / 0.07). temperature, backend, precision,
+    check_finite: as for ``contrastive_loss``.
     Raises InputError as ``contrastive_loss`` does. Source: Khosla et al., NeurIPS 2020, equation 2.
     """
     if not isinstance(features, Tensor) or features.ndim not in (2, 3) or features.shape[-1] == 0:
@@ -290,13 +303,17 @@ def supcon(
     if features.ndim == 3:
         labels = labels.repeat_interleave(features.shape[1])
         features = features.flatten(0, 1)
-    return _same_rows_loss(features, labels, temperature, backend, check_finite)
+    return _same_rows_loss(features, labels, temperature, backend, precision, check_finite)
 
 
-def _same_rows_loss(rows: Tensor, ids: Tensor, temperature: float | Tensor, backend: str, finite: bool) -> Tensor:
+def _same_rows_loss(
+    rows: Tensor, ids: Tensor, temperature: float | Tensor, backend: str, precision: str, check_finite: bool
+) -> Tensor:
     # The very same tensors as queries and keys: the symmetry of their similarities is then used.
-    options: dict[str, Any] = {"temperature": temperature, "backend": backend, "check_finite": finite}
-    return contrastive_loss(rows, rows, query_groups=ids, key_groups=ids, exclude_self=True, **options)
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "check_finite": check_finite}
+    return contrastive_loss(
+        rows, rows, query_groups=ids, key_groups=ids, exclude_self=True, temperature=temperature, **options
+    )
 
 
 def _check_pairs(function: str, pair: dict[str, Tensor]) -> None:

@@ -59,6 +59,14 @@ class TorchBackend:
 
     name = "torch"
 
+    def precisions_on(self, device: torch.device) -> tuple[str, ...]:
+        """Return the precisions of ``contrastive_loss`` that it has on a device; "auto" and "ieee" everywhere."""
+        return ("auto", "ieee")
+
+    def with_precision(self, precision: str) -> "TorchBackend":
+        """Return the backend that multiplies in one of its precisions."""
+        return self
+
     def lse_forward(
         self, queries: Queries, keys: KeySet, temperature: Tensor, log_weight: float, *, weighted: bool
     ) -> SoftmaxSums:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qpt.errors import BackendError, InputError, as_number
 from qpt.ops.contrastive import loss
+from qpt.ops.contrastive.arithmetic import own_arithmetic
 from qpt.ops.contrastive.backend_torch import SoftmaxSums
 from qpt.ops.contrastive.loss import RunningSums, choose
 from qpt.ops.contrastive.pool import NegativePool
@@ -48,6 +49,7 @@ def distributed_contrastive_loss(
     exclude_self: bool = False,
     in_batch_negatives: bool = True,
     backend: str = "auto",
+    precision: str = "auto",
     check_finite: bool = False,
     process_group: dist.ProcessGroup | None = None,
     key_exchange: str = "gather",
@@ -90,7 +92,7 @@ def distributed_contrastive_loss(
         problem = make_problem(
             _NAME, queries, keys, query_groups, key_groups, query_images, key_images,
             pool, pool_groups, pool_images, temperature, same_image_weight,
-            exclude_self, in_batch_negatives, backend, check_finite,
+            exclude_self, in_batch_negatives, backend, check_finite, precision=precision,
         )  # fmt: skip
         check_values(problem, "queries", "keys", "pool")
         problem = problem._replace(backend=choose(problem).name)
@@ -102,6 +104,7 @@ def distributed_contrastive_loss(
         "exclude_self": exclude_self,
         "in_batch_negatives": in_batch_negatives,
         "same_image_weight": same_image_weight,
+        "precision": precision,
         "temperature": None if isinstance(temperature, Tensor) else as_number(temperature),
     }
     if problem is not None:
@@ -220,7 +223,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         problem, processes = Problem(*arguments[:-1]), arguments[-1]
-        with torch.autocast(problem.queries.device.type, enabled=False):
+        with own_arithmetic(problem.queries.device):
             temperature, queries = problem.temperature, problem.query_rows()
             sums = RunningSums(queries, problem, choose(problem), processes.need_query_gradient)
             _add_batch(sums, queries, problem.batch_keys(), processes)
@@ -270,7 +273,7 @@ class _Gradient(torch.autograd.Function):
         queries, temperature = problem.queries, problem.temperature
         upstream = upstream * processes.size
         for_queries = for_keys = for_temperature = None
-        with torch.autocast(queries.device.type, enabled=False):
+        with own_arithmetic(queries.device):
             if needs[0]:
                 for_queries = (gradient * upstream).to(queries.dtype)
             if needs[2]:

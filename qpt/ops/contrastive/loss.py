@@ -37,9 +37,23 @@ def choose(problem: Problem) -> TorchBackend:
     """Return the backend that ``problem.backend`` names.
 
     "auto": C++ on the CPU, Triton on CUDA; plain torch for float64, on other devices, and with one warning where the
-    native code cannot be used. Raises InputError for a device or dtype that does not fit, BackendError for what is
-    missing.
+    native code cannot be used. Raises InputError for a device, a dtype or a precision that does not fit, BackendError
+    for what is missing.
     """
+    backend = _choose_form(problem)
+    if problem.precision not in ("auto", "ieee"):
+        device = problem.temperature.device
+        known = backend.precisions_on(device)
+        if problem.precision not in known:
+            raise InputError(
+                f"contrastive_loss: precision must be {' or '.join(known)} with backend={backend.name!r} "
+                f"(on {device}), got {problem.precision!r}"
+            )
+    return backend.with_precision(problem.precision)
+
+
+def _choose_form(problem: Problem) -> TorchBackend:
+    """Return the backend, whatever the precision."""
     name, device = problem.backend, problem.temperature.device
     double = problem.temperature.dtype == torch.float64
     if name == "auto":

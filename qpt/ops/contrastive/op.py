@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qpt.ops.contrastive import loss
+from qpt.ops.contrastive.arithmetic import own_arithmetic
 from qpt.ops.contrastive.backend_torch import LossTerms
 from qpt.ops.contrastive.problem import Problem
 from qpt.ops.dispatch import needs_dispatcher
@@ -90,8 +91,7 @@ class _LossOps:
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         problem, (need_gradient, need_similarity) = self.restore(arguments[: self.count]), arguments[self.count :]
-        # Autocast would take any product that is not in place in half precision.
-        with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
+        with own_arithmetic(problem.queries.device):
             return tuple(self.loss_forward(problem, need_gradient=need_gradient, need_similarity=need_similarity))
 
     def _forward_fake(self, *arguments: Any) -> tuple[Tensor, ...]:
@@ -105,7 +105,7 @@ class _LossOps:
     def _backward(self, *arguments: Any) -> tuple[Tensor, ...]:
         problem, saved = self.restore(arguments[: self.count]), arguments[self.count :]
         lse = saved[2]
-        with torch.no_grad(), torch.autocast(problem.queries.device.type, enabled=False):
+        with own_arithmetic(problem.queries.device):
             gradients = self.loss_backward(problem, *saved)
             # Outputs of an op must not share memory: an empty tensor each.
             return tuple(lse.new_empty(0) if gradient is None else gradient for gradient in gradients)

@@ -14,6 +14,7 @@ from qpt.errors import InputError, as_number, describe_tensor
 from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
 
 BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
+PRECISIONS = ("auto", "ieee", "tf32", "tf32x3", "bf16x3")
 MAX_SEVERITIES = 8  # numbers of a severity vector, in every backend
 # Smallest width of graded positives. 1 / (2 width^2) stays far inside float32, and distinct levels in 0..1 are further
 # apart than this.
@@ -108,6 +109,7 @@ class Problem(NamedTuple):
     exclude_self: bool
     in_batch_negatives: bool
     backend: str
+    precision: str
     check_finite: bool
 
     @property
@@ -183,6 +185,7 @@ def make_problem(
     query_severities: Tensor | None = None,
     key_severities: Tensor | None = None,
     severity_width: float | None = None,
+    precision: str = "auto",
 ) -> Problem:
     """Check everything that can be checked without reading data, in the name of the public ``function``."""
     _check_embeddings(function, "queries", queries, "(N, D)")
@@ -216,6 +219,8 @@ def make_problem(
         raise InputError(f"{function}: in_batch_negatives must be True with severities, got {in_batch_negatives!r}")
     if backend not in BACKEND_NAMES:
         raise InputError(f"{function}: backend must be one of {', '.join(BACKEND_NAMES)}, got {backend!r}")
+    if precision not in PRECISIONS:
+        raise InputError(f"{function}: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     double = torch.float64 in (queries.dtype, keys.dtype, queries.dtype if pool is None else pool.dtype)
     dtype = torch.float64 if double else torch.float32
     return Problem(
@@ -236,6 +241,7 @@ def make_problem(
         bool(exclude_self),
         bool(in_batch_negatives),
         backend,
+        precision,
         bool(check_finite),
     )
 

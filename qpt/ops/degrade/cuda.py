@@ -8,7 +8,7 @@ tests/test_emulator.py runs the same source on the CPU with this module's launch
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,24 +21,40 @@ from qpt.degradations.program import Program
 from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.degrade import nvrtc
-from qpt.ops.degrade.order import costly_first
+from qpt.ops.degrade.order import falling, gpu_costs, row_costs
 from qpt.ops.degrade.patches import Patches
 
-BLOCKS_PER_MULTIPROCESSOR = 1  # as many as the registers allow
+# A multiprocessor's registers are enough for one block of build.BLOCK_THREADS threads.
+MAX_BLOCKS = 64  # of a team: kMaxBlocks of csrc/ops/op.h
+# A block has at least so many rows of the image, if a team has several: barriers cost more than fewer rows save.
+LEAST_ROWS = 8
+# The blocks of a team wait for each other about ten times in a row of a program, 2 microseconds each; in this time a
+# multiprocessor executes so many instructions (four warps of 32 lanes, every second clock).
+BARRIERS = 10 * 2e-6 * 64 * 1.4e9
+# The images and temporaries of the rows in flight, so many bytes a pixel, stay in the L2 cache if they fit (40 MB on an
+# A100); else traffic to memory makes a launch slower, by about so much.
+ROW_BYTES, CACHE_BYTES, BEYOND_CACHE = 20, 32 << 20, 1.3
+HEAD_BYTES = 64  # of shared memory, before the images: BlockHead of degrade.cu
+STATE_WORDS = 32  # of 4 bytes, of TeamState of degrade.cu
 # Of a device's memory, at most this share is scratch. It bounds the rows in flight of large images: a row of 12
-# megapixels takes 0.2 GiB, so 132 multiprocessors would take 27 GiB.
+# megapixels takes 0.3 GiB.
 SCRATCH_SHARE = 1 / 8
-_SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's name of the device attribute
+_SHARED_LIMIT = "MaxSharedMemoryPerBlockOptin"  # CuPy's names of device attributes
+_COOPERATIVE = "CooperativeLaunch"
 _ALIGNMENT = 256  # bytes, of each tensor that is sent to the device
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Grid and memory of one launch; a block has build.BLOCK_THREADS threads."""
+    """Grid and memory of one launch. A team, of one or several blocks, has a row at a time.
 
-    blocks: int
-    scratch_bytes: int  # of one block, in global memory
-    shared_bytes: int  # of one block
+    A block has build.BLOCK_THREADS threads and a multiprocessor of its own.
+    """
+
+    teams: int
+    blocks: int  # of a team
+    scratch_bytes: int  # of a team, in global memory
+    shared_bytes: int  # of a block, for images between ops; HEAD_BYTES come before them
 
     @staticmethod
     def of(
@@ -50,18 +66,63 @@ class LaunchConfig:
         multiprocessors: int,
         shared_limit: int,
         scratch_limit: float = float("inf"),
+        blocks: int | None = None,
     ) -> LaunchConfig:
-        """Choose one block per row, at most BLOCKS_PER_MULTIPROCESSOR on each of the multiprocessors.
+        """Choose the division of the multiprocessors among teams that should take the least time.
 
         windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
-        scratch_limit: bytes that all blocks may have together; they are so many fewer, but one.
+        scratch_limit: bytes that all teams may have together; they are so many fewer, but one.
+        blocks: of a team, if they are not to be chosen.
         """
-        scratch = extension.load().scratch_bytes(height, width, program.resizes(), windows is not None)
-        most = min(len(program), BLOCKS_PER_MULTIPROCESSOR * multiprocessors)
-        blocks = int(max(1, min(most, scratch_limit // scratch)))
+        costs = gpu_row_costs(program, windows, height, width) * (height * width)
+        scratch_of = functools.partial(_team_scratch, program, height, width, windows)
+        teams, blocks = division(
+            costs, height, width, multiprocessors, scratch_of, scratch_limit=scratch_limit, blocks=blocks
+        )
+        scratch = _team_scratch(program, height, width, windows, blocks)
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
-        return LaunchConfig(blocks, scratch, shared)
+        return LaunchConfig(teams, blocks, scratch, shared if blocks == 1 else 0)
+
+
+def division(
+    costs: np.ndarray,
+    height: int,
+    width: int,
+    multiprocessors: int,
+    scratch_of: Callable[[int], int] = lambda _: 1,
+    *,
+    scratch_limit: float = float("inf"),
+    blocks: int | None = None,
+) -> tuple[int, int]:
+    """Return the number of teams and of blocks of each, which should take the least time.
+
+    costs: (r,) instructions of the rows, images of height x width.  scratch_of: bytes of a team of so many blocks.
+    blocks: of a team, if they are not to be chosen.
+    """
+    rows, total, largest = len(costs), float(costs.sum()), float(costs.max())
+    most = max(1, min(multiprocessors, MAX_BLOCKS, height // LEAST_ROWS))
+
+    def choice(blocks: int) -> tuple[float, int, int]:
+        teams = int(max(1, min(rows, multiprocessors // blocks, scratch_limit // scratch_of(blocks))))
+        busiest = -(-height // blocks) * blocks / height  # what one block executes, against an even share
+        barriers = BARRIERS if blocks > 1 else 0.0
+        # A team has its share of all rows, and one team has the longest row.
+        time = max((total * busiest / blocks + rows * barriers) / teams, largest * busiest / blocks + barriers)
+        time *= 1.0 if teams * height * width * ROW_BYTES <= CACHE_BYTES else BEYOND_CACHE
+        return time, teams, blocks
+
+    _, teams, chosen = min(map(choice, range(1, most + 1) if blocks is None else [blocks]))
+    return teams, chosen
+
+
+def _team_scratch(program: Program, height: int, width: int, windows: Tensor | None, blocks: int) -> int:
+    return extension.load().team_scratch_bytes(height, width, program.resizes(), windows is not None, blocks)
+
+
+def gpu_row_costs(program: Program, windows: Tensor | None, height: int, width: int) -> np.ndarray:
+    """Return (r,) float64, the estimated instructions per pixel of the image; arguments as of ``row_costs``."""
+    return row_costs(program, windows, height, width, gpu_costs())
 
 
 def shared_bytes_used(
@@ -100,7 +161,8 @@ class KernelInputs(NamedTuple):
         none = torch.empty(0, dtype=torch.int32, device="cpu")
         fields = (program.ops, program.params, program.seeds, program.source)
         cut = (patches.windows, patches.boxes, patches.lut) if patches else (none, none, none)
-        order = costly_first(program, patches.windows if patches else None, images.shape[1], images.shape[2])
+        windows = patches.windows if patches else None
+        order = falling(gpu_row_costs(program, windows, images.shape[1], images.shape[2]))
         return KernelInputs(images, *_sent((*fields, order, *cut), images.device))
 
 
@@ -121,16 +183,16 @@ def _sent(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def kernel_arguments(
-    config: LaunchConfig, inputs: KernelInputs, patches: Patches | None, out: Tensor, scratch: Tensor
+    config: LaunchConfig, inputs: KernelInputs, patches: Patches | None, out: Tensor, states: Tensor, scratch: Tensor
 ) -> tuple:
     """Return the arguments of qpt_degrade in order, as NumPy scalars, which fix their C types.
 
-    out: images (r, H, W, 3) uint8, or the tensor of ``patches.empty``.
+    out: images (r, H, W, 3) uint8, or the tensor of ``patches.empty``.  states: zeros, (1 + teams, STATE_WORDS) int32.
     """
     _, height, width, _ = inputs.images.shape
     rows, slots = inputs.ops.shape
     images, *fields = inputs
-    pointers = [np.uint64(x.data_ptr() if x.numel() else 0) for x in (images, out, *fields, scratch)]
+    pointers = [np.uint64(x.data_ptr() if x.numel() else 0) for x in (images, out, *fields, states, scratch)]
     cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
     extents = (config.shared_bytes, rows, slots, height, width, *cut)
     return (*pointers, np.int64(config.scratch_bytes), *map(np.int32, extents))
@@ -160,34 +222,37 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         multiprocessors=kernel.multiprocessors,
         shared_limit=kernel.shared_limit,
         scratch_limit=kernel.memory_bytes * SCRATCH_SHARE,
+        blocks=None if kernel.cooperative else 1,
     )
     config, scratch = _allocate(config, images)
+    states = torch.empty((1 + config.teams, STATE_WORDS), dtype=torch.int32, device=images.device).zero_()
     inputs = KernelInputs.of(images, program, patches)
-    arguments = kernel_arguments(config, inputs, patches, out, scratch)
+    arguments = kernel_arguments(config, inputs, patches, out, states, scratch)
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
     with cupy.cuda.Device(index), compat.cupy_stream(cupy, torch.cuda.current_stream(index)):
-        kernel.function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=config.shared_bytes)
+        grid, shared = (config.blocks, config.teams), HEAD_BYTES + config.shared_bytes
+        kernel.function(grid, (build.BLOCK_THREADS,), arguments, shared_mem=shared)
     return out
 
 
 def _allocate(config: LaunchConfig, images: Tensor) -> tuple[LaunchConfig, Tensor]:
-    """Allocate the scratch of a launch, of half as many blocks as long as the device has not got so much.
+    """Allocate the scratch of a launch, of half as many teams as long as the device has not got so much.
 
     Raises InputError, with the bytes, if there is none for one row.
     """
     while True:
         try:
-            size = config.blocks * config.scratch_bytes
+            size = config.teams * config.scratch_bytes
             return config, torch.empty(size, dtype=torch.uint8, device=images.device)
         except torch.OutOfMemoryError as error:
-            if config.blocks == 1:
+            if config.teams == 1:
                 height, width = images.shape[1:3]
                 raise InputError(
                     f"degrade: images must leave {size} bytes of {images.device} free, which one row of {height} x "
                     f"{width} takes, got {str(error).partition(chr(10))[0]}"
                 ) from error
-            config = replace(config, blocks=config.blocks // 2)
+            config = replace(config, teams=config.teams // 2)
 
 
 @functools.cache
@@ -227,11 +292,13 @@ class Kernel:
     """qpt_degrade as it is loaded on one device.
 
     function: CuPy's RawKernel; call it under a guard for the device, as all of its attributes are of the current one.
-    shared_limit: bytes of shared memory that a launch may ask for, per block.
+    shared_limit: bytes of shared memory that images may have, per block.  cooperative: whether blocks may wait for
+    each other.
     """
 
     function: Any
     shared_limit: int
+    cooperative: bool
     multiprocessors: int
     memory_bytes: int
 
@@ -248,11 +315,13 @@ def _kernel(device: int) -> Kernel:
     for origin, load in (("fat binary", _load_fat_binary), ("NVRTC", _load_from_nvrtc)):
         try:
             with cupy.cuda.Device(device) as own:
-                function = load(cupy, device)
+                cooperative = bool(own.attributes[_COOPERATIVE])
+                function = load(cupy, device, cooperative)
                 # What a block may have holds the kernel's own static arrays too.
                 shared = own.attributes[_SHARED_LIMIT] - function.shared_size_bytes
                 function.max_dynamic_shared_size_bytes = shared
-                return Kernel(function, shared, properties.multi_processor_count, properties.total_memory)
+                multiprocessors, memory = properties.multi_processor_count, properties.total_memory
+                return Kernel(function, shared - HEAD_BYTES, cooperative, multiprocessors, memory)
         except (BackendError, OSError, cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             causes.append(f"{origin}: {error}")
     raise BackendError(
@@ -261,17 +330,18 @@ def _kernel(device: int) -> Kernel:
     )
 
 
-def _load_fat_binary(cupy: Any, device: int) -> Any:
+# Of a cooperative kernel every launch is one: it begins only when all of its blocks can be resident.
+def _load_fat_binary(cupy: Any, device: int, cooperative: bool) -> Any:
     path = build.PACKAGE / build.FATBIN_FILE
     if not path.exists():
         facts = build.build_facts()
         raise BackendError(facts["cuda"]["reason"] if facts else f"there is no {path}")
-    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+    return cupy.RawModule(path=str(path), enable_cooperative_groups=cooperative).get_function("qpt_degrade")
 
 
-def _load_from_nvrtc(cupy: Any, device: int) -> Any:
+def _load_from_nvrtc(cupy: Any, device: int, cooperative: bool) -> Any:
     path = nvrtc.cubin_file(build.device_source(), build.CUDA_FLAGS, _architecture(device), "degrade")
-    return cupy.RawModule(path=str(path)).get_function("qpt_degrade")
+    return cupy.RawModule(path=str(path), enable_cooperative_groups=cooperative).get_function("qpt_degrade")
 
 
 def _architecture(device: int) -> int:

@@ -1,0 +1,98 @@
+"""The arithmetic of the loss's torch operations: TF32 and bfloat16 products that an encoder may use do not reach it."""
+
+import threading
+
+import pytest
+import torch
+
+from qpt.ops.contrastive import backend_torch, loss
+from qpt.ops.contrastive.api import contrastive_loss
+from qpt.ops.contrastive.arithmetic import float32_products
+
+SETTINGS = {
+    "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "matmul precision high": lambda: torch.set_float32_matmul_precision("high"),
+    "matmul precision medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "CUDA's own": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "the CPU's own": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "all backends": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+}
+
+
+def state() -> list[str]:
+    return [products.fp32_precision for products in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+
+
+@pytest.fixture(autouse=True)
+def _restored():
+    yield
+    for settings in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        settings.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_products_are_float32_and_the_setting_comes_back(setting):
+    SETTINGS[setting]()
+    before = state()
+    assert before != ["ieee", "ieee"]
+    with float32_products():
+        assert state() == ["ieee", "ieee"]
+        with float32_products():
+            assert state() == ["ieee", "ieee"]
+        assert state() == ["ieee", "ieee"]
+    assert state() == before
+
+
+def test_the_setting_comes_back_after_an_error_and_with_threads_that_overlap():
+    torch.set_float32_matmul_precision("high")
+    before = state()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with float32_products():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+
+    def interrupted() -> None:
+        with float32_products():
+            thread.start()
+            inside.wait()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert state() == ["ieee", "ieee"], "the other thread is still inside"
+    leave.set()
+    thread.join()
+    assert state() == before
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.parametrize("same_rows", [False, True])
+@pytest.mark.parametrize("setting", ["allow_tf32", "CUDA's own"])
+def test_every_product_of_the_loss_is_float32(setting, same_rows, monkeypatch):
+    SETTINGS[setting]()
+    seen = []
+
+    def watched(name, plain):
+        def call(*given, **options):
+            seen.append((name, tuple(state())))
+            return plain(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(loss, "row_products", watched("row_products", loss.row_products))
+    for name in ("lse_forward", "key_gradient", "add_graded"):
+        plain = getattr(backend_torch.TorchBackend, name)
+        monkeypatch.setattr(backend_torch.TorchBackend, name, watched(name, plain))
+    queries, keys = (torch.randn(6, 8, requires_grad=True) for _ in range(2))
+    ids, severities = torch.arange(6) // 2, torch.rand(6, 2)
+    keys = queries if same_rows else keys
+    contrastive_loss(
+        queries, keys, query_groups=ids, key_groups=ids, query_severities=severities, key_severities=severities,
+        severity_width=0.3, temperature=torch.tensor(0.2, requires_grad=True), backend="torch", exclude_self=same_rows,
+    ).backward()  # fmt: skip
+    assert {name for name, _ in seen} == {"row_products", "lse_forward", "key_gradient", "add_graded"}
+    assert {found for _, found in seen} == {("ieee", "ieee")}
