@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Report, Settings
-from qpt import build
+from qpt import build, compat
 from qpt.errors import BackendError
 
 HELP = "registers, stack, shared memory and spills of every GPU kernel, compiled for sm_80 and sm_90"
@@ -190,10 +190,9 @@ def triton_compile(
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    attributes = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(signature) if name in divisible}
-    source = ASTSource(kernel, signature, constants, attributes)
+    places = [place for place, name in enumerate(signature) if name in divisible]
+    source = compat.triton_source(kernel, signature, constants, places)
     options: dict[str, object] = {"num_warps": warps, "enable_fp_fusion": fp_fusion}
     options |= {} if stages is None else {"num_stages": stages}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)

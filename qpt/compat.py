@@ -34,6 +34,20 @@ def default_device() -> torch.device:
         return torch.device("cpu")
 
 
+_process_groups: list[object] = []
+
+
+def destroy_process_group() -> None:
+    """Leave the default process group of ``torch.distributed``."""
+    import torch.distributed as dist
+
+    if torch_version() < (2, 8):
+        # Gloo's destructor waits for its threads, and before 2.8 holds the interpreter's lock meanwhile, for which such
+        # a thread waits if it has a tensor to free. At the end of the process no thread has one any more.
+        _process_groups.append(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
 def write_onnx(
     graph: nn.Module,
     example: Mapping[str, Tensor],
@@ -89,3 +103,19 @@ def cupy_stream(cupy: Any, stream: Any) -> Any:
     if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
         return cupy.cuda.Stream.from_external(stream)
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+
+
+def triton_source(kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], divisible: list[int]) -> Any:
+    """Return a Triton kernel and its argument types as ``triton.compile`` takes them.
+
+    signature: type of every argument, ``"constexpr"`` for those in ``constants``.  divisible: places of arguments that
+    are multiples of 16.
+    """
+    from triton.backends import compiler
+    from triton.compiler import ASTSource
+
+    if hasattr(compiler, "AttrsDescriptor"):  # until Triton 3.2, that of torch 2.6
+        attributes: Any = compiler.AttrsDescriptor.from_hints(dict.fromkeys(divisible, 16))
+    else:
+        attributes = {(place,): [["tt.divisibility", 16]] for place in divisible}
+    return ASTSource(kernel, dict(signature), dict(constants), attributes)

@@ -13,6 +13,7 @@ import torch.distributed.nn.functional
 from torch import nn
 
 from benchmarks.harness import tensor_peak
+from qpt import compat
 from qpt.errors import InputError
 from qpt.models.norm import synchronise, unrecorded_statistics
 from qpt.ops.contrastive.api import contrastive_loss
@@ -33,7 +34,7 @@ def start(rank: int, size: int, path: str, work: str, *arguments: Any) -> None:
     try:
         globals()[work](rank, size, *arguments)
     finally:
-        dist.destroy_process_group()
+        compat.destroy_process_group()
 
 
 def own(x: torch.Tensor, counts: list[int], rank: int) -> torch.Tensor:

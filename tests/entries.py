@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import qpt
+from qpt import compat
 from qpt.data.images import load_rgb
 from qpt.evaluate.features import FeatureProtocol
 from qpt.evaluate.finetune import FineTuning
@@ -191,7 +192,7 @@ def _distributed(given: Given, queries: torch.Tensor, keys: torch.Tensor) -> tor
             queries, keys, query_groups=ids, key_groups=ids, temperature=temperature
         )
     finally:
-        dist.destroy_process_group()
+        compat.destroy_process_group()
 
 
 def _info_nce(given: Given, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from qpt import compat
 
@@ -63,3 +64,17 @@ def test_a_stream_of_torch_is_one_of_cupy() -> None:
     able = SimpleNamespace(cuda_stream=7, device_index=1, __cuda_stream__=lambda: (0, 7))
     assert compat.cupy_stream(new, able) == ("protocol", able)
     assert compat.cupy_stream(new, bare) == compat.cupy_stream(old, able) == (7, 1)
+
+
+@pytest.mark.parametrize("version", [(2, 6), None])
+def test_a_process_group_is_left(
+    version: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if version is not None:
+        monkeypatch.setattr(compat, "torch_version", lambda: version)
+    for number in range(3):
+        store = dist.FileStore(str(tmp_path / str(number)), 1)
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        dist.all_reduce(torch.ones(1000, requires_grad=True).detach())
+        compat.destroy_process_group()
+        assert not dist.is_initialized()

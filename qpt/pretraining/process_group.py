@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from qpt import compat
 from qpt.errors import BackendError, InputError
 from qpt.ops.contrastive.distributed import gather_rows
 from qpt.process import is_forked, usable_threads
@@ -128,7 +129,7 @@ def join_process_group(device: str) -> Iterator[tuple[ProcessGroup, torch.device
         yield group, own
     finally:
         if not initialised_before:
-            dist.destroy_process_group()
+            compat.destroy_process_group()
 
 
 def _group_from_environment() -> ProcessGroup:
