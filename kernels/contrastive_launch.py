@@ -59,6 +59,7 @@ LAUNCHES: dict[tuple[int, str, int], Launch] = {
     (90, TERMS_OF_PAIRS, 128): Launch(64, 32, 128, 128, 4, 2),
     (90, TERMS_OF_PAIRS, 1024): Launch(64, 32, 64, 128, 4, 2),
     (90, FLOAT32, 64): Launch(64, 32, 64, 64, 8, 2),
+    (90, FLOAT32, 128): Launch(64, 32, 64, 128, 8, 2),
     (90, FLOAT32, 1024): Launch(32, 32, 64, 128, 8, 2),
 }
 
