@@ -2,7 +2,7 @@
 
 ``python -m experiments model PHOTOS --out DIR`` pre-trains by the recipe ``imagenet-laptop``, rounds the weights as the
 shipped file keeps them, learns the score without opinions, and writes ``qpt/models/shipped``. It may be killed at any
-moment: the same command continues it. With ``--table`` it measures the shipped file instead, beside NIQE and the
+moment: the same command continues it. With ``--table`` it measures the file instead, beside NIQE and the
 package ``brisque``, and writes the record that docs/model-card.md reads.
 """
 
@@ -32,7 +32,7 @@ from qpt.evaluate.probe_set import probe_set
 from qpt.evaluate.protocol import evaluate_splits
 from qpt.evaluate.regimes import EvaluationConfig, make_regimes
 from qpt.evaluate.scorer import Scorer
-from qpt.evaluate.table import read_table
+from qpt.evaluate.table import ScoreTable, read_table
 from qpt.models import load_encoder
 from qpt.models.checkpoint_file import run_record
 from qpt.models.shipped import FILE, rounded, write_shipped
@@ -67,26 +67,48 @@ def make(photos: Path, out: Path, file: Path, seed: int) -> None:
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB, SRCC with held-out damage {scorer.fitted_on['srcc']:.3f}")
 
 
-def measure(tables: Sequence[Path], clean: Path, cache: Path, results: Path) -> None:
-    """Compare the shipped score and its peers with each table of scores, and write the record."""
-    scorer = Scorer.load()
+def measure(tables: Sequence[Path], clean: Path, cache: Path, file: Path, again: Sequence[Path], results: Path) -> None:
+    """Compare a file's score and its peers with each table of scores, and write the record.
+
+    again: files made by the same command from other seeds, for how much chance moves the figures.
+    """
+    scorer = Scorer.load(file)
     record: dict[str, Any] = {
         "format": FORMAT,
-        "sha256": hashlib.sha256(FILE.read_bytes()).hexdigest(),
-        "megabytes": round(FILE.stat().st_size / 1e6, 2),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "megabytes": round(file.stat().st_size / 1e6, 2),
         "tables": [_on_table(scorer, path, list_images(clean), cache) for path in tables],
         "severity": _falls_with_level(scorer),
+        "again": [_without_labels(Scorer.load(other), tables, cache) for other in again],
     }
     write_record(record, results)
+
+
+def _table_features(scorer: Scorer, table: ScoreTable, cache: Path) -> np.ndarray:
+    return extract(
+        scorer.encoder,
+        table.paths,
+        protocol=FeatureProtocol(),
+        label=table.name,
+        cache=cache,
+        images_key=images_key(table),
+    )
+
+
+def _without_labels(scorer: Scorer, tables: Sequence[Path], cache: Path) -> dict[str, Any]:
+    """Return the seed of a scorer and its SRCC over each whole table."""
+    srcc = {}
+    for table in map(read_table, tables):
+        scores = [scorer.head(row) for row in _table_features(scorer, table, cache)]
+        srcc[table.name] = float(spearmanr(scores, table.mos)[0])
+    return {"seed": scorer.fitted_on["seed"], "without_labels": srcc}
 
 
 def _on_table(scorer: Scorer, path: Path, clean: list[Path], cache: Path) -> dict[str, Any]:
     """Return SRCC over the whole table without labels, and over the splits with them."""
     table = read_table(path)
     key = images_key(table)
-    features = extract(
-        scorer.encoder, table.paths, protocol=FeatureProtocol(), label=table.name, cache=cache, images_key=key
-    )
+    features = _table_features(scorer, table, cache)
     found = {"qpt": np.array([scorer.head(row) for row in features])}
     found |= peer_scores(table.paths, clean, cache=cache, images_key=key)
     found["contrast"] = np.array([contrast(luminance(load_image(image))) for image in table.paths])
@@ -122,13 +144,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments model", description=HELP)
     parser.add_argument("photos", type=Path, metavar="PHOTOS", help="a folder of clean photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run and of features")
-    parser.add_argument("--file", type=Path, default=FILE, help="the file to write (default: the package's)")
+    parser.add_argument("--file", type=Path, default=FILE, help="the file to write or measure (default: the package's)")
     parser.add_argument("--seed", type=int, default=0, help="of pre-training and of the degradations (default 0)")
-    parser.add_argument("--table", type=Path, action="append", default=[], help="measure the package's file instead")
+    parser.add_argument("--table", type=Path, action="append", default=[], help="measure the file instead")
+    parser.add_argument(
+        "--again", type=Path, action="append", default=[], help="with --table: a file of another seed, to measure too"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the record to write with --table")
     options = parser.parse_args(arguments)
     if options.table:
-        measure(options.table, options.photos, options.out / "features", options.results)
+        measure(options.table, options.photos, options.out / "features", options.file, options.again, options.results)
     else:
         make(options.photos, options.out, options.file, options.seed)
     return 0

@@ -19,6 +19,14 @@ def without_labels(record: Mapping[str, Any]) -> str:
     lines.append("| --- |" + " ---: |" * len(tables))
     for name, words in ROWS.items():
         lines.append(f"| {words} | " + " | ".join(f"{table['without_labels'][name]:.3f}" for table in tables) + " |")
+    again = record.get("again", [])
+    if again:
+        seeds = ", ".join(str(one["seed"]) for one in again)
+        cells = []
+        for table in tables:
+            found = [one["without_labels"][table["name"]] for one in again]
+            cells.append(f"{min(found):.3f} to {max(found):.3f}")
+        lines.append(f"| the same, made again from seeds {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -112,6 +112,7 @@ def settings(**options: Any) -> PretrainConfig:
         "patch_size": 24,
         "batch_images": 8,
         "pool_size": 32,
+        "precision": "float32",
     }
     return PretrainConfig("data", "out", **{**defaults, **options})  # type: ignore[arg-type]
 

@@ -55,6 +55,7 @@ def tiny(image_folder: Path, out: Path, **options: object) -> PretrainConfig:
         "tensorboard": False,
         "observe_every": 5,
         "page": False,
+        "precision": "float32",
         **options,
     }
     return PretrainConfig(str(image_folder), str(out), **settings)  # type: ignore[arg-type]

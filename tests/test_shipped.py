@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from experiments import model_tables
 from qpt.cli import main
 from qpt.data.sample_images import sample_images
 from qpt.degradations.program import Program
@@ -118,6 +119,25 @@ def test_a_damaged_file_is_refused(fault, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "FILE", copy)
     with pytest.raises(InputError, match="install qpt again"):
         Scorer.load()
+
+
+def test_another_file_of_the_same_kind_is_read(tmp_path) -> None:
+    copy = tmp_path / "mine.safetensors"
+    tensors, plain = module.read_shipped()
+    tensors["scorer.weights"] = -tensors["scorer.weights"]
+    module.write_shipped(copy, tensors, plain)
+    own, other = Scorer.load(), Scorer.load(copy)
+    np.testing.assert_array_equal(other.weights, -own.weights)
+    copy.with_suffix(".sha256").write_text("0\n")
+    with pytest.raises(InputError, match=r"mine\.safetensors must have sha256 0"):
+        Scorer.load(copy)
+
+
+def test_the_table_of_the_model_names_the_spread_of_seeds() -> None:
+    tables = [{"name": "a", "without_labels": dict.fromkeys(model_tables.ROWS, 0.5)}]
+    again = [{"seed": seed, "without_labels": {"a": 0.6 - 0.1 * seed}} for seed in (1, 2)]
+    last = model_tables.without_labels({"tables": tables, "again": again}).splitlines()[-1]
+    assert last == "| the same, made again from seeds 1, 2 | 0.400 to 0.500 |"
 
 
 def test_weights_are_rounded_as_stated() -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from qpt.data.listing import list_images
 from qpt.data.sample_images import sample_images
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.evaluate.features import prepare
 from qpt.evaluate.image_crops import read_images
 from qpt.evaluate.probe import ProbeResult, probe
 from qpt.evaluate.probe_set import ProbeSet, probe_set
@@ -50,23 +48,6 @@ PROBE_CROPS = {"fit": 36, "measure": 18}
 MAX_IMAGES = 400  # taken from a folder, evenly spaced
 SEED = 0
 MARKER = ".qpt-demo"  # in every folder this module made: only such a folder is ever cleared
-
-
-def fast_precision(arch: str, width: int, patch_size: int) -> Literal["float32", "bfloat16"]:
-    """Return the arithmetic in which this processor trains such an encoder faster."""
-    seconds: dict[Literal["float32", "bfloat16"], float] = {}
-    encoder = prepare(untrained_encoder(arch, width, 0)).train()
-    patches = torch.zeros((32, 3, patch_size, patch_size), dtype=torch.float32, device="cpu").contiguous(
-        memory_format=torch.channels_last
-    )
-    for name in ("float32", "bfloat16"):
-        for _ in range(3):  # the last one counts
-            started = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "bfloat16"):
-                features = encoder(patches)
-            features.float().sum().backward()
-            seconds[name] = time.perf_counter() - started
-    return min(seconds, key=lambda name: seconds[name])
 
 
 def _clear(out: Path) -> None:
@@ -116,7 +97,6 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
         optimizer="adamw",
         lr=1e-3,
         warmup_steps=20,
-        precision=fast_precision("resnet18", 32, 96),
         log_every=5,
         checkpoint_every=100,
     )

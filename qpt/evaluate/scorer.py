@@ -276,13 +276,14 @@ class Scorer:
     def load(cls, path: str | Path | None = None, *, dtype: str = "float32", max_pixels: int = MAX_PIXELS) -> Scorer:
         """Read a file written by ``save`` onto the CPU; only tensors and plain data are unpickled.
 
-        path: None for the scorer that comes with the package, which has seen no opinions.  dtype: see ``in_dtype``.
+        path: None for the scorer that comes with the package, which has seen no opinions; a name that ends in
+        .safetensors is a file of the same kind, made by ``python -m experiments model``.  dtype: see ``in_dtype``.
         max_pixels: of an image, >= 1. Raises InputError if the file is missing, damaged, carries code, or was not
         written by this version's ``save``.
         """
         max_pixels = check_int("scorer", "max_pixels", max_pixels, 1)
-        if path is None:
-            tensors, plain = read_shipped()
+        if path is None or Path(path).suffix == ".safetensors":
+            tensors, plain = read_shipped(None if path is None else Path(path))
             weights = tensors.pop("scorer.weights")
             scorer = replace(cls._from_state({**plain, "encoder": tensors, "weights": weights}), max_pixels=max_pixels)
             return scorer if dtype == "float32" else scorer.in_dtype(dtype)

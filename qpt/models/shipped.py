@@ -28,19 +28,20 @@ _SCALE = ".scale"  # of a tensor of 8 bits
 _LARGE = 4096
 
 
-def read_shipped() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_shipped(path: Path | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the encoder's state dict with ``scorer.weights`` beside it, in float32 or better, and the plain data.
 
-    Raises InputError if the file is missing, cut short or altered.
+    path: None for the file that comes with the package. Raises InputError if the file is missing, cut short or altered.
     """
-    remedy = "install qpt again"
+    remedy = "install qpt again" if path is None else "write it again with `python -m experiments model`"
+    path = FILE if path is None else path
     try:
-        content, expected = FILE.read_bytes(), FILE.with_suffix(".sha256").read_text(encoding="utf-8").split()[0]
+        content, expected = path.read_bytes(), path.with_suffix(".sha256").read_text(encoding="utf-8").split()[0]
     except (OSError, IndexError) as error:
-        raise InputError(f"shipped: {FILE} must be the file that comes with qpt, got {error}; {remedy}") from None
+        raise InputError(f"shipped: {path} must be a scorer, with its .sha256, got {error}; {remedy}") from None
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise InputError(f"shipped: {FILE} must have sha256 {expected}, got {found} of {len(content)} bytes; {remedy}")
+        raise InputError(f"shipped: {path} must have sha256 {expected}, got {found} of {len(content)} bytes; {remedy}")
     return unpack(content)
 
 

@@ -136,10 +136,11 @@ class Curve:
 
 class _Search:
     def __init__(self, config: PretrainConfig, gpu: Gpu) -> None:
-        self.config, self.gpu = config, gpu
+        self.gpu = gpu
         self.allowance = Allowance(CONTEXT_BYTES, LIBRARY_BYTES, round(FRAGMENTATION * gpu.memory_bytes))
         self.available = gpu.memory_bytes - self.allowance.total
         self.trace = StepTrace(config, Target(gpu=True, teams=gpu.multiprocessors, batches=DEVICE_BATCHES))
+        self.config = config = self.trace.config  # its precision is no longer auto
         self.parts = config.accumulate
         first = 2 * self.parts  # batch norm needs at least two samples
         self.plain = Curve(lambda images: self.trace.peaks(images, 0), first, 32 * self.parts)
@@ -200,6 +201,7 @@ def plan(config: PretrainConfig, gpu: Gpu) -> Plan:
     Raises InputError if not even two images fit, which says what would.
     """
     search = _Search(config, gpu)
+    config = search.config
     chunk = search.chunk()
     asked = search.need(config.batch_images, config.chunk_images)
     chunked = search.need(config.batch_images, chunk)

@@ -63,6 +63,8 @@ class StepTrace:
     """
 
     def __init__(self, config: PretrainConfig, target: Target) -> None:
+        if config.precision == "auto":  # bfloat16 on most GPUs; the larger of the two is planned for
+            config = dataclasses.replace(config, precision="float32")
         self.config, self.target = config, target
         space = DegradationSpace.named(config.space)
         self._resizes = "resize_to" in space.names

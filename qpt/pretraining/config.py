@@ -91,7 +91,9 @@ class PretrainConfig:
             several processes each divides its own share.
         activation_checkpointing: keep only the input of each residual block, and compute the rest a second time.
         compile: compile the encoder with torch.compile.
-        precision: arithmetic of the encoder; the loss is always float32. float16 scales the gradient.
+        precision: arithmetic of the encoder; the loss is always float32. auto: bfloat16 on a GPU that has it, and on a
+            CPU that has it if a trial at the start is a quarter faster than in float32; else float32 (config.yaml of
+            the run says which). float16 scales the gradient.
         loss_precision: products of the loss's float32 embeddings. auto: float32 on the CPU, bf16x3 on a GPU, on whose
             tensor cores a number is the sum of two of bfloat16. ieee: float32. On a GPU also tf32x3 (more bits at half
             the rate) and tf32 (fewer).
@@ -161,7 +163,7 @@ class PretrainConfig:
     accumulate: int = 1
     activation_checkpointing: bool = False
     compile: bool = False
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     loss_precision: Literal["auto", "ieee", "tf32", "tf32x3", "bf16x3"] = "auto"
     batch_norm: Literal["sync", "shuffled", "local"] = "sync"
     key_exchange: Literal["gather", "ring"] = "gather"

@@ -120,6 +120,7 @@ def _pretrain(
     resume = processes.gather(resume and has_checkpoint(run))[0]
     # The checkpoint replaces the weights that config.init names, which may be gone.
     learner = Learner(replace(config, init="") if resume else config, device, processes)
+    config = replace(config, precision=learner.config.precision)
     state: dict[str, Any] = {}
     if resume:
         state = load_for_resume(run, config, fingerprints[0], space)

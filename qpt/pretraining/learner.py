@@ -27,6 +27,7 @@ from qpt.models.two_trunks import joined_state
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.distributed import distributed_contrastive_loss
 from qpt.ops.contrastive.pool import NegativePool
+from qpt.pretraining.arithmetic import with_precision
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.embed import Embeddings, assign_chunks, embed_no_grad, restore_order, send
 from qpt.pretraining.optimisers import build_optimizer, set_rate
@@ -64,9 +65,9 @@ class Learner:
     generator. processes: those that share the batch; every one holds the same weights."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, processes: ProcessGroup | None = None) -> None:
-        self.config = config
         self.device = device
         self.processes = ProcessGroup() if processes is None else processes
+        self.config = config = with_precision(config, device, self.processes)
         self.updates = 0
         self._dtype = getattr(torch, config.precision)
         self._reads_stages = bool(config.head_input == "stages" or config.regression or config.distillation)

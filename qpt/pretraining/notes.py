@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from qpt.pretraining.arithmetic import FLOAT16_UNITS, cpu_has
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.process_group import ProcessGroup
 
@@ -47,11 +47,7 @@ def imitated(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0)
     if precision != "float16":  # bfloat16 is widened to float32 at little cost
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        flags = []
-    return not {"avx512_fp16", "amx_fp16", "asimdhp"}.intersection(flags)
+    return not cpu_has(FLOAT16_UNITS)
 
 
 def note_nothing_left(config: PretrainConfig, steps: int) -> None:

@@ -45,7 +45,10 @@ def as_started(config: PretrainConfig) -> tuple[PretrainConfig, DegradationSpace
     run = Path(config.out)
     if not ((run / SPACE).is_file() and (run / CONFIG).is_file()):
         return config, DegradationSpace.named(config.space)
-    name = PretrainConfig.load(run / CONFIG, data=config.data, out=config.out).space
+    started = PretrainConfig.load(run / CONFIG, data=config.data, out=config.out)
+    if config.precision == "auto":
+        config = replace(config, precision=started.precision)
+    name = started.space
     own = DegradationSpace.from_yaml(run / SPACE)
     kept = config.space == name and (presets.is_preset(name) or not os.path.exists(name))
     space = own if kept else DegradationSpace.named(config.space)
