@@ -26,7 +26,8 @@ LINE_LIMIT = 320  # characters
 RESULTS = Path(__file__).parent / "results"
 # Packages whose versions a record names, if they are installed.
 _PACKAGES = (
-    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "brisque"),
+    *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "scipy"),
+    "brisque",
     *("cupy-cuda12x", "cupy-cuda13x", "qpt"),
 )
 

@@ -9,6 +9,7 @@ figure for a GPU was measured by this project.
 import io
 import json
 import math
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import RESULTS, Report, Row, Settings
+from qpt.data import jpeg_regions
 from qpt.data.images import DecodedImage, load_rgb, open_image
+from qpt.data.regions import place_region
 from qpt.data.sample_images import sample_images
 from qpt.models import build_encoder, projection_head
 
@@ -31,6 +34,7 @@ IMAGES = 256  # a step and GPU, in one chunk
 COMPOSITIONS, PATCH, REGION, POOL, DIM = 2, 160, 320, 65536, 128
 SIZES = ((500, 375), (1280, 960), (4000, 3000))  # of photographs: about ImageNet's mean, a web photograph, a camera's
 QUALITY = 90
+REGION_OR_ALL = (f"a region of {REGION} px", "all")
 SETS = {"ImageNet-1k": 1_281_167, "100 M photographs": 100_000_000}
 
 
@@ -71,12 +75,16 @@ NOT_MEASURED = (
 def run(settings: Settings) -> Report:
     """Time decoding, then predict."""
     sizes = SIZES[:1] if settings.quick else SIZES
-    rows = [_decoding(width, height, settings.rounds) for width, height in sizes]
-    return Report("scaling", rows, predictions=_predictions(rows), remarks=list(NOT_MEASURED))
+    whole = [_decoding(width, height, settings.rounds, REGION_OR_ALL[1]) for width, height in sizes]
+    regions = [_decoding(width, height, settings.rounds, REGION_OR_ALL[0]) for width, height in sizes]
+    return Report("scaling", [*whole, *regions], predictions=_predictions(regions), remarks=list(NOT_MEASURED))
 
 
-def _decoding(width: int, height: int, rounds: int) -> Row:
-    """Measure decoding an image of that size as the loader does, from a JPEG in memory, in processor time."""
+def _decoding(width: int, height: int, rounds: int, part: str) -> Row:
+    """Measure decoding an image of that size from a JPEG in memory, in processor time.
+
+    part: all of it, or as the loader does, a region at a random place.
+    """
     # An image repeated in mirror images has the detail of a photograph at any size, and a busy machine does not change
     # the processor time.
     tile = load_rgb(sample_images()[0])
@@ -87,18 +95,33 @@ def _decoding(width: int, height: int, rounds: int) -> Row:
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=QUALITY)
     spent = []
+    places = random.Random(0)
     for _ in range(rounds + 1):
+        place = place_region(height, width, REGION, places)
         start = time.process_time()
         with open_image(io.BytesIO(encoded.getvalue())) as opened:
-            DecodedImage(opened)
+            decoded = DecodedImage(opened)
+            if part == REGION_OR_ALL[0]:
+                decoded.window(*place)
+            else:
+                decoded.rgb()
         spent.append((time.process_time() - start) * 1e3)
     first, median, third = np.percentile(spent[1:], (25, 50, 75))
     size = len(encoded.getvalue()) / 2**10
     note = f"processor time of one thread; {size:.0f} KiB, quality {QUALITY}"
+    if part == REGION_OR_ALL[0] and not jpeg_regions.available():
+        note += "; without nvImageCodec"
     numbers = {"median_ms": median, "iqr_ms": third - first, "min_ms": min(spent[1:]), "items_per_s": 1e3 / median}
     times_of = {name: float(value) for name, value in numbers.items()}
     return Row(
-        "decode", "qpt", f"{width}x{height}", peak_mib=None, rounds=rounds, differences={}, note=note, **times_of
+        f"decode {part}",
+        "qpt",
+        f"{width}x{height}",
+        peak_mib=None,
+        rounds=rounds,
+        differences={},
+        note=note,
+        **times_of,
     )
 
 
@@ -192,7 +215,7 @@ def _predictions(rows: list[Row]) -> list[dict[str, Any]]:
                     "cores_per_gpu_needed": math.ceil(device * row.median_ms / 1e3),
                     **{f"{name}_ms": round(stages[name], 2) for name in STAGES},
                     "encode_with_caching_ms": round(step_ms(gpus, caching=True)["encode"], 2),
-                    **{f"hours_per_epoch, {name}": round(n / (gpus * rate) / 3600, 2) for name, n in SETS.items()},
+                    **{f"hours_per_epoch, {name}": round(n / (gpus * rate) / 3600, 4) for name, n in SETS.items()},
                 }
             )
     return found

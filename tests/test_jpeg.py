@@ -46,15 +46,15 @@ CLEAN: dict[str, Callable[[], bytes]] = {
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
     """Return the arrays that simplejpeg decoded."""
-    plain, found = images._plain_jpeg, []
+    plain, found = images.DecodedImage._decode_jpeg, []
 
-    def note(opened: Image.Image) -> NDArray[np.uint8] | None:
-        stored = plain(opened)
-        if stored is not None:
-            found.append(stored)
-        return stored
+    def note(self: images.DecodedImage, opened: Image.Image) -> Image.Image:
+        opened = plain(self, opened)
+        if self._stored is not None:
+            found.append(self._stored)
+        return opened
 
-    monkeypatch.setattr(images, "_plain_jpeg", note)
+    monkeypatch.setattr(images.DecodedImage, "_decode_jpeg", note)
     return found
 
 

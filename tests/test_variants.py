@@ -20,7 +20,14 @@ CPU = torch.device("cpu")
 
 
 def settings(**options: Any) -> PretrainConfig:
-    defaults = {"arch": "resnet18", "width": 4, "projection_dim": 8, "patch_size": 24, "batch_images": 4, "precision": "float32"}
+    defaults = {
+        "arch": "resnet18",
+        "width": 4,
+        "projection_dim": 8,
+        "patch_size": 24,
+        "batch_images": 4,
+        "precision": "float32",
+    }
     return PretrainConfig("data", "out", **{**defaults, "pool_size": 64, "lr": 0.1, **options})  # type: ignore[arg-type]
 
 

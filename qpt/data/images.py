@@ -1,14 +1,14 @@
 """Decode image files. Called by pre-training (regions) and by everything else that opens an image file.
 
 Every room gets the same pixels of a file: any of the formats in ``qpt.data.formats``, upright (EXIF orientation), 8-bit
-sRGB. Relies on Pillow and, where it is installed, on simplejpeg.
+sRGB. Relies on Pillow and, where they are installed, on simplejpeg and nvImageCodec.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
+from qpt.data import jpeg_regions
 from qpt.data.colour import ToRGB
 from qpt.data.faults import UnreadableError, explained, is_machine_fault, read_with_retries
 from qpt.data.formats import load_pixels, open_format
@@ -75,12 +76,16 @@ class DecodedImage:
 
     An animation gives its first frame. height, width: pixels of the upright image; transposed: whether the file stores
     its rows as columns. Raises UnreadableError for a file that is not complete, and ReadError as ``open_image`` does.
+    The pixels of a JPEG may be decoded later, as they are asked for: the file must then be open still.
     """
 
     @explained()
     def __init__(self, opened: Image.Image) -> None:
-        self._stored = _plain_jpeg(opened)
-        if self._stored is None and isinstance(opened, ImageFile.ImageFile):
+        self._stored: NDArray[np.uint8] | None = None
+        self._jpeg = _content_of_jpeg(opened)
+        if self._jpeg and not (jpeg_regions.available() and jpeg_regions.is_whole(self._jpeg)):
+            opened = self._decode_jpeg(opened)
+        elif not self._jpeg and isinstance(opened, ImageFile.ImageFile):
             # Before getexif: a PNG may have its EXIF behind the pixels, and a TIFF turns itself upright here.
             opened = load_pixels(opened)
         self._image = opened
@@ -94,6 +99,7 @@ class DecodedImage:
     @explained()
     def rgb(self) -> NDArray[np.uint8]:
         """Return the whole image as (height, width, 3) uint8; what simplejpeg decoded upright is not copied."""
+        self._decode_late()
         if self._stored is not None:
             return np.ascontiguousarray(_upright(self._to_rgb.stored(self._stored), self._orientation))
         upright = np.empty((self.height, self.width, 3), np.uint8)
@@ -117,10 +123,36 @@ class DecodedImage:
 
     def _cut(self, box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
         """Return the (left, top, right, bottom) box of the stored pixels as (h, w, 3) uint8."""
+        if self._jpeg:
+            pixels = jpeg_regions.decode_region(self._jpeg, self._image.size, box)
+            if pixels is not None:
+                return self._to_rgb.stored(pixels)
+        self._decode_late()
         if self._stored is None:
             return self._to_rgb.pixels(self._image, box)
         left, top, right, bottom = box
         return self._to_rgb.stored(self._stored[top:bottom, left:right])
+
+    def _decode_late(self) -> None:
+        """Decode a JPEG of which nothing was decoded so far."""
+        if self._jpeg:
+            self._image = self._decode_jpeg(self._image)
+            self._to_rgb = ToRGB(self._image)
+
+    def _decode_jpeg(self, opened: Image.Image) -> Image.Image:
+        """Decode a whole JPEG, with simplejpeg if it is undamaged, or else with Pillow; return the image to go on with.
+
+        simplejpeg and Pillow's wheels have the same decoder, libjpeg-turbo: the pixels are the same.
+        """
+        content, self._jpeg = self._jpeg, b""
+        if simplejpeg is not None:
+            # ValueError for anything but a clean stream: Pillow decides whether it is readable, and words the error.
+            with suppress(ValueError):
+                stored = np.asarray(simplejpeg.decode_jpeg(content, "RGB"))
+                if stored.shape[1::-1] == opened.size:
+                    self._stored = stored
+                    return opened
+        return load_pixels(opened)
 
 
 def load_rgb(file: str | Path | BinaryIO, *, max_pixels: int | None = None, shorter_side: int = 0) -> NDArray[np.uint8]:
@@ -155,20 +187,14 @@ def decode_rgb(
             return np.array(Image.fromarray(decoded.rgb()).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _plain_jpeg(opened: Image.Image) -> NDArray[np.uint8] | None:
-    """Decode an undamaged colour JPEG at its full size to its stored (h, w, 3) uint8 pixels; None for any other image.
-
-    simplejpeg and Pillow's wheels have the same decoder, libjpeg-turbo: the pixels are those that Pillow would give.
-    """
-    if simplejpeg is None or not isinstance(opened, JpegImageFile) or opened.mode != "RGB" or opened.decoderconfig:
-        return None
+def _content_of_jpeg(opened: Image.Image) -> bytes:
+    """Return the content of a colour JPEG that is decoded at its full size; nothing for any other image."""
+    if not isinstance(opened, JpegImageFile) or opened.mode != "RGB" or opened.decoderconfig:
+        return b""
     assert opened.fp is not None  # nothing was loaded yet
     opened.fp.seek(0)
-    try:
-        stored = np.asarray(simplejpeg.decode_jpeg(opened.fp.read(), "RGB"))
-    except ValueError:  # anything but a clean stream: Pillow decides whether it is readable, and words the error
-        return None
-    return stored if stored.shape[1::-1] == opened.size else None
+    content: bytes = opened.fp.read()
+    return content
 
 
 def _orientation(image: Image.Image) -> int:
