@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qpt.cli import build_parser
+from qpt.degradations.op_table import NAMES
 from qpt.ops.contrastive.pool import NegativePool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,10 @@ def test_links_lead_to_files(document: str) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)[^):]*\)|src=\"([^\":]+)\"", prose)
     missing = [link for pair in links for link in pair if link and not (ROOT / document).parent.joinpath(link).exists()]
     assert not missing
+
+
+def test_the_readme_counts_the_ops() -> None:
+    assert f"random chains drawn from {len(NAMES)} ops" in (ROOT / "README.md").read_text()
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
