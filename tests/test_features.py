@@ -57,7 +57,9 @@ def test_stages_are_as_many_as_the_encoder_has(encoder):
     three.stages, three.stage_dims = lambda x: encoder.stages(x)[:3], encoder.stage_dims[:3]
     pixels = image_regions()["cat"]
     found = image_features(three, pixels)
-    np.testing.assert_array_equal(found, image_features(encoder, pixels)[:, :, : sum(three.stage_dims)])
+    # One of them is folded (qpt.models.folded), which rounds otherwise.
+    of_all = image_features(encoder, pixels)[:, :, : sum(three.stage_dims)]
+    np.testing.assert_allclose(found, of_all, rtol=1e-4, atol=1e-5)
     last = ReadOut("last", "std").select(found[None], three.stage_dims)
     np.testing.assert_array_equal(last[0], found[:2, 1, -three.stage_dims[-1] :].reshape(-1))
 

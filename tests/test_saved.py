@@ -16,7 +16,6 @@ import torch
 
 from qpt import Program, Scorer, degrade
 from qpt.cli import main
-from qpt.compat import torch_version
 from tests.labelled import image_regions, one_thread, write_set
 
 __all__ = ["one_thread"]  # a fixture
@@ -42,8 +41,8 @@ def test_a_run_resumes_and_evaluates_to_the_same_numbers(tmp_path: Path) -> None
     for regime, expected in EXPECTED["evaluation"].items():
         first = result["methods"][0]["regimes"][regime]["splits"][0]
         assert first["chosen_read_out"] == expected["chosen_read_out"]
-        # Another torch rounds so too, which a prediction near 0, a sum of large terms, shows more.
-        near = 0.0 if torch_version() >= (2, 13) else 1e-4 * max(expected["predictions"])
+        # Another torch or a folded encoder rounds so too, which a prediction near 0, a sum of large terms, shows more.
+        near = 1e-4 * max(expected["predictions"])
         assert first["predictions"] == pytest.approx(expected["predictions"], rel=1e-3, abs=near)
         assert first["srcc"] == pytest.approx(expected["srcc"], abs=0.05)
 

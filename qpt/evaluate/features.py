@@ -28,6 +28,7 @@ from qpt.evaluate.image_crops import check_pixels, crop_grid, map_images, scaled
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder
+from qpt.models.folded import folded
 from qpt.models.names import is_named
 from qpt.process import keep_freed_memory
 
@@ -177,6 +178,7 @@ def image_features(
     """
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
+    encoder = folded(encoder)
     rows = []
     for scaled in scaled_images(pixels, scales, encoder.min_side):
         crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
