@@ -117,11 +117,14 @@ class TritonDevice:
         arithmetic: Arithmetic | None = None,
         count: bool = False,
         strict: bool = False,
+        races: bool = True,
         patch: Callable[[str], str] = lambda text: text,
     ) -> None:
-        self.architecture, self.patch, self.count, self.strict = architecture, patch, count, strict
+        self.architecture, self.patch = architecture, patch
+        self.count, self.strict, self.races = count, strict, races
         self.schedule, self.arithmetic = schedule or Schedule(), arithmetic or Arithmetic()
         self.launches: list[tuple[Kernel, np.ndarray]] = []
+        self.compiled: list[Any] = []  # what Triton made, of every launch
         self.buffers: dict[int, tuple[Buffer, Any]] = {}  # by address of a tensor's storage; which is kept alive
 
     @contextlib.contextmanager
@@ -206,8 +209,10 @@ class TritonDevice:
         counts = kernel.launch(
             (x, y, z), block, given, shared_bytes=compiled.metadata.shared, more_buffers=buffers,
             schedule=self.schedule, arithmetic=self.arithmetic, count=self.count, strict=self.strict,
+            races=self.races,
         )  # fmt: skip
         self.launches.append((kernel, counts))
+        self.compiled.append(compiled)
 
 
 _loaded = functools.lru_cache(maxsize=64)(load)
