@@ -209,7 +209,7 @@ def _source(name: str) -> list[str]:
 _MACHINE = (
     (r"[HIDBQ]G?MMA|WARPGROUP", "tensor"),
     (r"MUFU", "special"),
-    (r"I2F|F2I|FRND|F2F|I2I", "convert"),
+    (r"I2F|F2I|FRND|F2F(?!P)|I2I", "convert"),
     (r"DADD|DMUL|DFMA|DSETP|DMNMX", "double"),
     (r"HADD|HMUL|HFMA|HMNMX|HSET", "half"),
     (r"FADD|FMUL|FFMA", "FMA"),

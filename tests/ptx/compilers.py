@@ -100,6 +100,7 @@ class TritonDevice:
     """A device on which Triton's own launch path ends here: ``kernel[grid](...)`` on CPU tensors, while it is active.
 
     Memory that is allocated meanwhile with ``torch.empty`` or ``new_empty`` is poison until a kernel writes it.
+    For sm_90 and newer Triton is told not to use wgmma, which this machine does not have: products are those of sm_80.
     `patch`: applied to the PTX before it is loaded. Launches are listed in `launches` as (kernel, counts).
     """
 
@@ -149,10 +150,12 @@ class TritonDevice:
             return device._poison(plain_new(tensor, *args, **options))
 
         before = vars(triton.runtime.driver).copy()
+        plainly = {"DISABLE_MMA_V3": "1"} if self.architecture >= 90 else {}
         TritonDevice._current = self
         triton.runtime.driver.set_active(_Driver(self.architecture))
         try:
             with (
+                mock.patch.dict(os.environ, plainly),
                 mock.patch.object(CompiledKernel, "_init_handles", handles),
                 mock.patch.object(CompiledKernel, "__del__", lambda _: None, create=True),  # noqa: PT008 (a method)
                 mock.patch.object(torch, "empty", empty),
