@@ -153,6 +153,7 @@ def section(kernel: ptx.Kernel, counts: np.ndarray, units: int) -> dict[str, Any
             "lanes": round(total.lanes, 4),
             "requests": total.requests,
             "bytes": total.bytes,
+            "sector_bytes": 32 * total.sectors,
             "sectors_per_request": round(total.sectors_per_request, 2),
             "sector_use": round(total.sector_use, 3),
             "bank_conflicts": total.bank_conflicts,
@@ -173,14 +174,17 @@ def section(kernel: ptx.Kernel, counts: np.ndarray, units: int) -> dict[str, Any
 
 
 def _place_of(instruction: ptx.parse.Instruction, _: str = "") -> str | None:
-    """Name a source line and, where it is in a function that was inlined, the first caller in another file."""
-    line = instruction.line
-    if line is None:
+    """Name a source line and, where its function was inlined into one of another file, the line there.
+
+    A loop that the file's own function calls with a body of its own is passed over: it says nothing.
+    """
+    line = outermost = instruction.line
+    if line is None or outermost is None:
         return None
-    caller = line.inlined_at
-    while caller and caller.file == line.file:
-        caller = caller.inlined_at
-    place = f"{line.file}:{line.number}"
+    frame = line.inlined_at
+    while frame:
+        outermost, frame = (frame if frame.file == line.file else outermost), frame.inlined_at
+    place, caller = f"{line.file}:{line.number}", outermost.inlined_at
     return f"{place} < {caller.file}:{caller.number}" if caller else place
 
 
@@ -207,6 +211,7 @@ def _source(name: str) -> list[str]:
 
 # Unit of a machine instruction by how its name begins, in the words of counters.pipe; the rest is ALU.
 _MACHINE = (
+    (r"U?MOV|S2U?R|CS2R|R2UR|IMAD\.MOV|IMAD\.U32", "move"),  # the last by the FMA unit
     (r"[HIDBQ]G?MMA|WARPGROUP", "tensor"),
     (r"MUFU", "special"),
     (r"I2F|F2I|FRND|F2F(?!P)|I2I", "convert"),

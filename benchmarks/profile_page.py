@@ -26,12 +26,14 @@ COLUMNS = {
 ACCESSES = ("load", "store", "atomic", "copy")
 NOTES = """\
 Counted: PTX instructions of warps, times 32, per {unit}, as executed on the CPU. ptxas makes machine instructions of
-them; the ratio of the two below is static, of the whole text of a kernel, not of what a {unit} executes.
-IMAD runs on the FMA unit; convert and special run on the quarter-rate unit; control includes barriers. Active: mean
-share of the 32 lanes. Sector use: bytes that lanes asked for over bytes of the 32-byte sectors they touched (1 is
-best without sharing; above 1, lanes read the same bytes). Conflicts: passes to the banks of shared memory beyond the
-fewest possible, as a share of all passes. An access by a generic address is counted where it led. A line of a function that was inlined is
-listed once for each caller in another file."""
+them; the ratio of the two below is static, of the whole text of a kernel, not of what a {unit} executes. What PTX keeps
+in local memory ptxas may move to registers: the machine code's accesses to local memory are what is left.
+IMAD runs on the FMA unit; convert (between integers and floats) and special run at a quarter of the rate; control
+includes barriers. Active: mean share of the 32 lanes. Moved: 32-byte sectors touched, which L1 may serve. Sector use:
+bytes that lanes asked for over the bytes moved (1 is best without sharing; above 1, lanes read the same bytes).
+Conflicts: passes to the banks of shared memory beyond the fewest possible, as a share of all passes. An access by a
+generic address is counted where it led. A line of an inlined function is listed once for each caller elsewhere."""
+LEAST_BYTES = 0.5  # per unit: accesses of fewer bytes are not listed
 CONSTANTS = ("const", "param")  # spaces served by the constant cache: not in the table of memory
 
 
@@ -40,7 +42,12 @@ def text(content: dict[str, Any], lines: int) -> str:
     sections, unit = content["sections"], content["unit"]
     parts = [f"# {content['title']}", NOTES.format(unit=unit), f"## Instructions per {unit}, by unit"]
     parts.append(_units(sections, unit))
-    parts += ["## Memory", _memory(sections, unit), "## PTX and machine code, static", _machine(content["machine_code"])]
+    parts += [
+        "## Memory",
+        _memory(sections, unit),
+        "## PTX and machine code, static",
+        _machine(content["machine_code"]),
+    ]
     parts.append("## Where the instructions go")
     for section in sections:
         parts.append(f"### {section['name']}: {section['per_unit']:,.1f} per {unit}")
@@ -70,15 +77,15 @@ def _sum(section: dict[str, Any], column: str) -> float:
 
 
 def _memory(sections: Sequence[dict[str, Any]], unit: str) -> str:
-    header = ["", "access", f"instructions per {unit}", f"bytes per {unit}", "active", "sectors a request"]
+    header = ["", "access", f"instructions per {unit}", f"bytes per {unit}", "moved", "active", "sectors a request"]
     header += ["sector use", "conflicts"]
     rows = []
     for section in sections:
         for name, entry in section["pipes"].items():
             access, _, space = name.partition(" ")
-            if access not in ACCESSES or space in CONSTANTS or not entry["requests"]:
-                continue
             units = 32 * section["instructions"] / section["per_unit"]
+            if access not in ACCESSES or space in CONSTANTS or entry["bytes"] < LEAST_BYTES * units:
+                continue
             shared, passes = space == "shared", section["shared_passes"]
             rows.append(
                 [
@@ -86,6 +93,7 @@ def _memory(sections: Sequence[dict[str, Any]], unit: str) -> str:
                     name,
                     f"{entry['per_unit']:,.2f}",
                     f"{entry['bytes'] / units:,.2f}",
+                    "" if shared else f"{entry['sector_bytes'] / units:,.2f}",
                     f"{entry['lanes']:.0%}",
                     "" if shared else f"{entry['sectors_per_request']:.1f}",
                     "" if shared else f"{entry['sector_use']:.2f}",
@@ -103,8 +111,8 @@ def _machine(code: Sequence[dict[str, Any]]) -> str:
             continue
         parts.append(
             f"{entry['name']}: {entry['machine']:,} machine instructions of {entry['ptx']:,} of PTX "
-            f"(ratio {entry['ratio']:.2f}), {entry['registers']} registers, {entry['local_accesses']} accesses to local "
-            f"memory, {entry['shared_bytes']:,} bytes of static shared memory."
+            f"(ratio {entry['ratio']:.2f}), {entry['registers']} registers, {entry['local_accesses']} accesses to "
+            f"local memory, {entry['shared_bytes']:,} bytes of static shared memory."
         )
         names = list(dict.fromkeys([*entry["ptx_pipes"], *entry["machine_pipes"]]))
         rows = [

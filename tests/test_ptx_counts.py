@@ -73,7 +73,7 @@ def test_a_generic_address_is_counted_where_it_leads() -> None:
     counts = kernel.launch(1, 64, [x, out], count=True)
     places = range(len(counts))
     (place,) = [p for p in places if kernel.program.instructions[p].opcode == "ld.s32" and counts["runs"][p]]
-    found = {space: row for space, row in counters.by_space_reached(kernel, counts, place)}
+    found = dict(counters.by_space_reached(kernel, counts, place))
     # Of each of two warps: 8 lanes to global memory, one in four words of 128 bytes; 8 to local, 16 to shared memory.
     assert {space: int(row["runs"]) for space, row in found.items()} == {"global": 2, "shared": 2, "local": 2}
     assert {space: int(row["lanes"]) for space, row in found.items()} == {"global": 16, "shared": 32, "local": 16}
@@ -88,7 +88,8 @@ def test_local_memory_of_a_warp_is_coalesced() -> None:
     """Words of 32 lanes at one local address lie side by side: 128 bytes, four sectors."""
     text = (
         ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry k() {\n.reg .b32 %r;\n"
-        ".local .align 8 .b8 stack[16];\nmov.u32 %r, 1; st.local.u32 [stack + 4], %r; ld.local.u32 %r, [stack + 4]; ret;\n}\n"
+        ".local .align 8 .b8 stack[16];\nmov.u32 %r, 1; st.local.u32 [stack + 4], %r;\n"
+        "ld.local.u32 %r, [stack + 4]; ret;\n}\n"
     )
     kernel = ptx.load(text)["k"]
     counts = kernel.launch(1, 32, [], count=True)

@@ -1,4 +1,4 @@
-"""qpt_degrade as nvcc and NVRTC compile it for sm_80 and sm_90, executed on the CPU: the C++ engine's bytes, and no fault.
+"""qpt_degrade as nvcc and NVRTC compile it for sm_80 and sm_90, executed on the CPU: the C++ engine's bytes, no fault.
 
 Scratch, shared memory and output are poison at the start; a byte that nobody wrote, a race or an access outside of a
 buffer is a ptx.Fault. The launch configuration and the argument list are the launcher's own.
@@ -38,7 +38,7 @@ def compiled(compiler: str, architecture: int) -> str:
 
 
 @functools.cache
-def kernel(compiler: str, architecture: int = 80) -> ptx.Kernel:
+def kernel(compiler: str, architecture: int) -> ptx.Kernel:
     return ptx.load(compiled(compiler, architecture))["qpt_degrade"]
 
 
@@ -191,7 +191,7 @@ REDUNDANT = "noise.h"
 
 def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
     """A race, poison or other bytes: for each bar.sync of the compiled kernel that an op, or the patches, reach."""
-    program = kernel(MAIN).program
+    program = kernel(MAIN, 80).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     seen: set[int] = set()
     missed: set[int] = set()
@@ -226,7 +226,7 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
 
     The executor takes a volatile read for an acquire, so of the fence after the wait it is only seen that it is there.
     """
-    program = kernel(MAIN).program
+    program = kernel(MAIN, 80).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     wait, arrival = line_of("while (static_cast<i32>"), line_of("atomicAdd(arrived")
     images, rows = three_rows("gaussian_blur")

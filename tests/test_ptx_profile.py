@@ -44,17 +44,18 @@ def test_section_of_a_small_kernel(tmp_path) -> None:
         },
         lines=50,
     )
-    assert "| shift | load global | 1.00 | 4.00 | 100% | 8.0 | 0.50 |  |" in page
+    assert "| shift | load global | 1.00 | 4.00 | 8.00 | 100% | 8.0 | 0.50 |  |" in page
     assert "source.cu:3" in page
     assert "no machine code to compare with" in page
 
 
 def test_machine_pipes() -> None:
     expected = {
-        "FFMA": "FMA", "IMAD.WIDE.U32": "IMAD", "HMMA.16816.F32.BF16": "tensor", "MUFU.EX2": "special", "LOP3.LUT": "ALU",
+        "FFMA": "FMA", "IMAD.WIDE.U32": "IMAD", "HMMA.16816.F32.BF16": "tensor", "MUFU.EX2": "special",
+        "LOP3.LUT": "ALU",
         "F2FP.BF16.PACK_AB": "ALU", "I2F.S16": "convert", "LDGSTS.E.BYPASS.128": "copy global", "LDG.E": "load global",
         "LDS.128": "load shared", "LDSM.16.M88.4": "load shared", "LD.E": "load generic", "BAR.SYNC": "control",
-        "SHFL.BFLY": "lanes", "DFMA": "double", "HFMA2.MMA": "half",
+        "SHFL.BFLY": "lanes", "IMAD.MOV.U32": "move", "MOV": "move", "DFMA": "double", "HFMA2.MMA": "half",
     }  # fmt: skip
     assert {opcode: profile.machine_pipe(opcode) for opcode in expected} == expected
 

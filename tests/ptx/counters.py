@@ -78,6 +78,7 @@ class Total:
     lanes: float
     requests: int
     bytes: int
+    sectors: int
     sectors_per_request: float
     sector_use: float
     bank_conflicts: int
@@ -131,6 +132,7 @@ def _total(name: str, rows: np.ndarray) -> Total:
         float(rows["lanes"].sum()) / (32 * runs),
         int(rows["requests"].sum()),
         int(rows["bytes"].sum()),
+        sectors,
         sectors / max(1, int(rows["requests"][:, wide].sum())),
         asked / max(1, 32 * sectors),
         int(rows["conflicts"].sum()),
