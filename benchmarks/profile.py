@@ -128,7 +128,8 @@ def _contrastive(options: argparse.Namespace) -> dict[str, Any]:
         code.append(machine_code(name, kernel, compiled.asm.get("cubin")))
     return {
         "title": f"The contrastive loss, sm_{options.architecture}: N={options.queries} {options.dtype}, "
-        f"K={options.keys} {options.key_dtype or options.dtype}, D={options.dim}, precision {options.precision}",
+        f"K={options.keys} {options.key_dtype or options.dtype}, D={options.dim}, precision {options.precision}"
+        + (", compiled without wgmma" if options.architecture >= 90 else ""),
         "unit": "logit",
         "sections": sections,
         "machine_code": code,
