@@ -2,7 +2,7 @@
 
 A benchmark is a module of this folder with ``HELP`` and ``run(settings) -> Report``; the names are listed here. One
 that has options of its own adds them in ``add_arguments(parser)``, and its ``run`` takes the parsed ones as well. Those
-of ``ON_DEVICES`` compute on ``settings.device``.
+of ``ON_DEVICES`` compute on ``settings.device``. ``profile`` has a command line of its own (profile.py).
 """
 
 import argparse
@@ -32,11 +32,16 @@ ON_DEVICES = ("degrade", "contrastive", "score", "loader", "step")
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line; return the exit status: 2 for an error of the user's, 1 if contenders disagree."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["profile"]:
+        from benchmarks import profile
+
+        return profile.main(arguments[1:])
     modules = {name: importlib.import_module(module) for name, module in NAMES.items()}
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:16} {module.HELP}" for name, module in modules.items()),
+        epilog="\n".join(f"  {name:16} {module.HELP}" for name, module in modules.items())
+        + "\n  profile          where the compiled kernels' instructions go: profile degrade|contrastive --help",
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help="one of: " + ", ".join(NAMES))
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")

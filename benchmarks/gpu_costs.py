@@ -36,13 +36,13 @@ class Count(NamedTuple):
     barriers: int
 
 
-def compile_kernel() -> ptx.Kernel:
-    """Return qpt_degrade as nvcc, or else NVRTC, compiles it for sm_80."""
+def compile_kernel(architecture: int = 80) -> ptx.Kernel:
+    """Return qpt_degrade as nvcc, or else NVRTC, compiles it for sm_80 or another architecture."""
     if compilers.find_nvcc():
         source = build.PACKAGE.resolve() / "csrc" / build.CUDA_SOURCES[0]
-        text = compilers.nvcc(source, (*build.CUDA_FLAGS, "-O3"))
+        text = compilers.nvcc(source, (*build.CUDA_FLAGS, "-O3"), architecture)
     else:
-        text = compilers.nvrtc(build.device_source(), build.CUDA_FLAGS)
+        text = compilers.nvrtc(build.device_source(), build.CUDA_FLAGS, architecture)
     return ptx.load(text)["qpt_degrade"]
 
 
@@ -55,6 +55,19 @@ def test_image(height: int, width: int) -> torch.Tensor:
 
 def count(kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: int, blocks: int) -> Count:
     """Count a row of a program on an image of height x width, run by one team of so many blocks."""
+    counts, waiting = execute(kernel, chain, height, width, blocks)
+    arrivals = _places(kernel, counts, _ARRIVE)
+    barriers = max((int(counts["runs"][place]) for place in arrivals), default=0) // blocks
+    # The loop that waits runs as often as the executor's schedule has it; it is not work.
+    work = int(counts["runs"].sum()) - int(counts["runs"][waiting].sum())
+    return Count(32 * work / (height * width), barriers)
+
+
+def execute(
+    kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: int, blocks: int
+) -> tuple[np.ndarray, list[int]]:
+    """Return the counts of all instructions (ptx.native.COUNTS) for one row, as ``count`` has it, and the places of
+    those that wait for other blocks."""
     program = Program.from_chains([chain], seeds=[1])
     images = test_image(height, width)
     config = LaunchConfig.of(program, height, width, None, multiprocessors=blocks, shared_limit=0, blocks=blocks)
@@ -73,11 +86,7 @@ def count(kernel: ptx.Kernel, chain: list[tuple[str, int]], height: int, width: 
         (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=64, schedule=schedule, races=False,
         count=True, limit=10**10,
     )  # fmt: skip
-    waiting, arrivals = (_places(kernel, counts, text) for text in (_WAIT, _ARRIVE))
-    barriers = max((int(counts["runs"][place]) for place in arrivals), default=0) // blocks
-    # The loop that waits runs as often as the executor's schedule has it; it is not work.
-    work = int(counts["runs"].sum()) - int(counts["runs"][waiting].sum())
-    return Count(32 * work / (height * width), barriers)
+    return counts, _places(kernel, counts, _WAIT)
 
 
 _ARRIVE, _WAIT = "atomicAdd(arrived", "while (static_cast<i32>"  # of sync_team in csrc/cuda/degrade.cu

@@ -1,4 +1,4 @@
-"""The loss's Triton kernels as compiled for sm_80, executed on the CPU, against float64.
+"""The loss's Triton kernels as compiled for sm_80, and for sm_90 without wgmma, executed on the CPU, against float64.
 
 Launched through Triton's own path by the package's launchers: products on tensor cores, pipelines of asynchronous
 copies, roundings to half precision. Approximate instructions err by a hash within the ISA's bounds, and tensor cores
@@ -36,7 +36,12 @@ def run(
     common = (*sides(given), torch.tensor(given.temperature), given.log_weight)
     left_out = (given.query_groups < 0) | (truth_lse == -torch.inf)
     lse = truth_lse.masked_fill(left_out, torch.inf).float()
-    with TritonDevice(**device).active() as found, mock.patch.object(kernels, "parts_for", return_value=parts):  # type: ignore[arg-type]
+    found = TritonDevice(**device)  # type: ignore[arg-type]
+    with (
+        found.active(),
+        mock.patch.object(kernels, "parts_for", return_value=parts),
+        mock.patch.object(kernels, "_device", return_value=(found.architecture, 2)),
+    ):
         row_max, row_sum, acc = kernels.lse_forward(*common, weighted=True, precision=precision)
         bare = kernels.lse_forward(*common, weighted=False, precision=precision)
         gradient = kernels.key_gradient(*common, lse, both_roles=given.both_roles, precision=precision)
@@ -44,6 +49,7 @@ def run(
         # A gradient is divided by the temperature in torch, in place: its bytes stay as defined as they were.
         for tensor in (row_max, row_sum, acc, bare[0], bare[1], gradient):
             found.check(tensor)
+    assert all(f".target sm_{found.architecture}" in compiled.asm["ptx"] for compiled in found.compiled)
     assert torch.equal(row_max == -torch.inf, row_sum == 0)
     return {
         "lse": row_max + row_sum.log(),
@@ -104,6 +110,22 @@ def test_ragged_shapes_agree_with_float64(variant: tuple) -> None:
     dtype, precision, dim, n, m, parts = variant
     given = converted(case(n, m, dim, log_weight=math.log(0.5), self_offset=1), dtype)
     check(given, parts, precision)
+
+
+# Of the launch table for sm_90 and of Triton's passes for it; on the device, products of 64 rows are those of wgmma.
+VARIANTS_90 = [
+    (FLOAT32, "auto", 64, 33, 130, 2),
+    (FLOAT32, "tf32x3", 128, 21, 75, 2),
+    (FLOAT16, "auto", 128, 70, 150, 1),
+    (BFLOAT16, "auto", 256, 21, 70, 2),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS_90 + (LONG_VARIANTS[::3] if LONG else []), ids=name_of)
+def test_ragged_shapes_for_sm_90_agree_with_float64(variant: tuple) -> None:
+    dtype, precision, dim, n, m, parts = variant
+    given = converted(case(n, m, dim, log_weight=math.log(0.5), self_offset=1), dtype)
+    check(given, parts, precision, architecture=90)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16])

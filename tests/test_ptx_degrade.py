@@ -1,4 +1,4 @@
-"""qpt_degrade as nvcc and NVRTC compile it for sm_80, executed on the CPU: the C++ engine's bytes, and no fault.
+"""qpt_degrade as nvcc and NVRTC compile it for sm_80 and sm_90, executed on the CPU: the C++ engine's bytes, no fault.
 
 Scratch, shared memory and output are poison at the start; a byte that nobody wrote, a race or an access outside of a
 buffer is a ptx.Fault. The launch configuration and the argument list are the launcher's own.
@@ -30,15 +30,16 @@ MAIN = COMPILERS[0]
 
 
 @functools.cache
-def compiled(compiler: str) -> str:
+def compiled(compiler: str, architecture: int) -> str:
     if compiler == "nvcc":
-        return compilers.nvcc(build.PACKAGE.resolve() / "csrc" / build.CUDA_SOURCES[0], (*build.CUDA_FLAGS, "-O3"))
-    return compilers.nvrtc(build.device_source(), build.CUDA_FLAGS)
+        source = build.PACKAGE.resolve() / "csrc" / build.CUDA_SOURCES[0]
+        return compilers.nvcc(source, (*build.CUDA_FLAGS, "-O3"), architecture)
+    return compilers.nvrtc(build.device_source(), build.CUDA_FLAGS, architecture)
 
 
 @functools.cache
-def kernel(compiler: str) -> ptx.Kernel:
-    return ptx.load(compiled(compiler))["qpt_degrade"]
+def kernel(compiler: str, architecture: int) -> ptx.Kernel:
+    return ptx.load(compiled(compiler, architecture))["qpt_degrade"]
 
 
 def run(
@@ -47,9 +48,10 @@ def run(
     patches: Patches | None = None,
     *,
     compiler: str = MAIN,
+    architecture: int = 80,
     multiprocessors: int = 1,
     blocks: int = 1,
-    shared_limit: int = SHARED_LIMIT[80],
+    shared_limit: int | None = None,
     schedule: ptx.Schedule | None = None,
     count: bool = False,
     limit: int = 400_000_000,
@@ -63,7 +65,7 @@ def run(
         width,
         windows,
         multiprocessors=max(multiprocessors, blocks),
-        shared_limit=shared_limit,
+        shared_limit=SHARED_LIMIT[architecture] if shared_limit is None else shared_limit,
         blocks=blocks,
     )
     inputs = KernelInputs.of(images, program, patches)
@@ -82,7 +84,7 @@ def run(
         by_address.get(int(argument), 0) if isinstance(argument, np.uint64) else argument
         for argument in kernel_arguments(config, inputs, patches, out, states, scratch)
     ]
-    counts = kernel(compiler).launch(
+    counts = kernel(compiler, architecture).launch(
         (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=HEAD_BYTES + config.shared_bytes,
         schedule=replace(schedule or ptx.Schedule(), resident=max(blocks, (schedule or ptx.Schedule()).resident)),
         count=count,
@@ -116,11 +118,15 @@ def test_every_op_gives_the_engine_s_bytes(name: str, long: bool) -> None:
             check(images_of(1, height, width), program, blocks=blocks, schedule=ptx.Schedule("random", seed=height))
 
 
-@pytest.mark.parametrize("compiler", COMPILERS[1:])
-def test_the_other_compiler_s_kernel_gives_the_same_bytes(compiler: str, long: bool) -> None:
+@pytest.mark.parametrize(("compiler", "architecture"), [*((other, 80) for other in COMPILERS[1:]), (MAIN, 90)])
+def test_the_other_compiler_s_kernel_and_that_for_sm_90_give_the_same_bytes(
+    compiler: str, architecture: int, long: bool
+) -> None:
     for name in NAMES if long else NAMES[::6]:
-        program = Program.from_chains([[(name, 2)], [(name, 4)]], seeds=[3, 4])
-        check(images_of(1, 17, 26), program, compiler=compiler)
+        levels = range(1, LEVELS + 1) if long else (2, 4)
+        program = Program.from_chains([[(name, level)] for level in levels], seeds=[1 + level for level in levels])
+        for blocks in (1, 2) if long else (1,):
+            check(images_of(1, 17, 26), program, compiler=compiler, architecture=architecture, blocks=blocks)
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "random"])
@@ -185,7 +191,7 @@ REDUNDANT = "noise.h"
 
 def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
     """A race, poison or other bytes: for each bar.sync of the compiled kernel that an op, or the patches, reach."""
-    program = kernel(MAIN).program
+    program = kernel(MAIN, 80).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     seen: set[int] = set()
     missed: set[int] = set()
@@ -220,7 +226,7 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
 
     The executor takes a volatile read for an acquire, so of the fence after the wait it is only seen that it is there.
     """
-    program = kernel(MAIN).program
+    program = kernel(MAIN, 80).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     wait, arrival = line_of("while (static_cast<i32>"), line_of("atomicAdd(arrived")
     images, rows = three_rows("gaussian_blur")

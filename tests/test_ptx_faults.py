@@ -235,6 +235,32 @@ def test_warps_at_different_barriers() -> None:
         ptx.load(waits)["k"].launch(1, 64, [])
 
 
+READERS = """
+extern "C" __global__ void readers(int* out) {
+  __shared__ int cell;
+  const int t = threadIdx.x;
+  if (t == 0) cell = 5;
+  __syncthreads();
+  int v = 0;
+  if (t < 2 || t == 32 || t == 64) v = cell;
+  __syncwarp();
+  if (t == 0) cell = 7;  // ordered after what its own warp has read, not after the other warps' reads
+  out[t] = v;
+}
+"""
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "random"])
+def test_a_read_is_not_forgotten_for_later_reads(order: str) -> None:
+    """Two threads of the writer's own warp read the word after another warp has: the race is with the earlier read."""
+    kernel = ptx.load(compiled(READERS))["readers"]
+    with pytest.raises(ptx.Fault) as caught:
+        kernel.launch(1, 96, [ptx.Buffer.empty(96, np.int32)], schedule=ptx.Schedule(order))
+    assert caught.value.kind == "race"
+    ordered = compiled(READERS.replace("__syncwarp", "__syncthreads"))
+    ptx.load(ordered)["readers"].launch(1, 96, [ptx.Buffer.empty(96, np.int32)], schedule=ptx.Schedule(order))
+
+
 def test_output_that_is_not_written_is_reported() -> None:
     out = ptx.Buffer.empty(100, np.float32)
     x = ptx.Buffer(np.ones(100, np.float32))

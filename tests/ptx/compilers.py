@@ -100,6 +100,7 @@ class TritonDevice:
     """A device on which Triton's own launch path ends here: ``kernel[grid](...)`` on CPU tensors, while it is active.
 
     Memory that is allocated meanwhile with ``torch.empty`` or ``new_empty`` is poison until a kernel writes it.
+    For sm_90 and newer Triton is told not to use wgmma, which this machine does not have: products are those of sm_80.
     `patch`: applied to the PTX before it is loaded. Launches are listed in `launches` as (kernel, counts).
     """
 
@@ -117,11 +118,14 @@ class TritonDevice:
         arithmetic: Arithmetic | None = None,
         count: bool = False,
         strict: bool = False,
+        races: bool = True,
         patch: Callable[[str], str] = lambda text: text,
     ) -> None:
-        self.architecture, self.patch, self.count, self.strict = architecture, patch, count, strict
+        self.architecture, self.patch = architecture, patch
+        self.count, self.strict, self.races = count, strict, races
         self.schedule, self.arithmetic = schedule or Schedule(), arithmetic or Arithmetic()
         self.launches: list[tuple[Kernel, np.ndarray]] = []
+        self.compiled: list[Any] = []  # what Triton made, of every launch
         self.buffers: dict[int, tuple[Buffer, Any]] = {}  # by address of a tensor's storage; which is kept alive
 
     @contextlib.contextmanager
@@ -146,10 +150,12 @@ class TritonDevice:
             return device._poison(plain_new(tensor, *args, **options))
 
         before = vars(triton.runtime.driver).copy()
+        plainly = {"DISABLE_MMA_V3": "1"} if self.architecture >= 90 else {}
         TritonDevice._current = self
         triton.runtime.driver.set_active(_Driver(self.architecture))
         try:
             with (
+                mock.patch.dict(os.environ, plainly),
                 mock.patch.object(CompiledKernel, "_init_handles", handles),
                 mock.patch.object(CompiledKernel, "__del__", lambda _: None, create=True),  # noqa: PT008 (a method)
                 mock.patch.object(torch, "empty", empty),
@@ -206,8 +212,10 @@ class TritonDevice:
         counts = kernel.launch(
             (x, y, z), block, given, shared_bytes=compiled.metadata.shared, more_buffers=buffers,
             schedule=self.schedule, arithmetic=self.arithmetic, count=self.count, strict=self.strict,
+            races=self.races,
         )  # fmt: skip
         self.launches.append((kernel, counts))
+        self.compiled.append(compiled)
 
 
 _loaded = functools.lru_cache(maxsize=64)(load)

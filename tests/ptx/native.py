@@ -71,7 +71,14 @@ class Launch(ctypes.Structure):
     )  # fmt: skip
 
 
-COUNTS = np.dtype([(name, "u8") for name in ("runs", "lanes", "bytes", "requests", "sectors", "wavefronts")])
+SPACES = ("global", "shared", "local")  # of what is counted by space
+COUNTS = np.dtype(
+    [
+        *((name, "u8") for name in ("runs", "lanes")),
+        *((name, "u8", len(SPACES)) for name in ("requests", "bytes", "sectors")),
+        *((name, "u8") for name in ("passes", "conflicts")),
+    ]
+)
 
 
 @functools.cache
@@ -81,11 +88,12 @@ def library() -> ctypes.CDLL:
     folder.mkdir(parents=True, exist_ok=True)
     # -march=native: code of one processor may not run on another that shares the folder.
     macros = subprocess.run(["g++", "-march=native", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
+    sources = sorted(SOURCES.glob("*.cpp"), key=lambda path: -path.stat().st_size)  # what takes longest comes first
     common = repr(FLAGS).encode() + macros + b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.h")))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one test run build it once
         with ThreadPoolExecutor(os.cpu_count()) as workers:
-            objects = list(workers.map(lambda source: _object(source, common, folder), sorted(SOURCES.glob("*.cpp"))))
+            objects = list(workers.map(lambda source: _object(source, common, folder), sources))
         key = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()
         target = folder / f"machine-{key[:16]}.so"
         if not target.exists():

@@ -191,7 +191,7 @@ void start(Machine& m, Block& b, u32 index) {
   std::copy(m.static_valid.begin(), m.static_valid.end(), b.shared_valid.begin());
   b.shared.base = 0, b.shared.size = m.shared_bytes, b.shared.writable = true, b.shared.name = "shared memory";
   b.shared.data = b.shared_data.data(), b.shared.valid = b.shared_valid.data();
-  b.shared.cells.assign(m.options.races ? m.shared_bytes : 0, Cell{});
+  b.shared.cells.resize(m.options.races ? m.shared_bytes : 0);
   const u32 warps = (b.threads + kLanes - 1) / kLanes;
   b.warps.resize(warps);
   for (u32 k = 0; k < warps; ++k) {

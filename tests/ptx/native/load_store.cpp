@@ -10,11 +10,12 @@ void addresses_of(Warp& w, const Instr& i, const Operand& base, Mask m, u64* add
   each_lane(m, [&](int l) { addresses[l] = address_of(w, base, i.imm, l); });
 }
 void count_spans(Warp& w, const Span* spans, Mask m, u32 bytes) {
-  // Generic requests may mix spaces; they are counted by the first lane's.
-  if (m == 0) return;
+  if (!w.machine->options.count) return;
   u64 addresses[kLanes];
-  each_lane(m, [&](int l) { addresses[l] = spans[l].address; });
-  count_request(w, spans[__builtin_ctz(m)].space, addresses, m, bytes);
+  Mask of[4] = {};  // a generic request may lead to several spaces
+  each_lane(m, [&](int l) { addresses[l] = spans[l].address, of[spans[l].space] |= Mask(1) << l; });
+  for (const Space space : {kGlobal, kShared, kLocal})
+    if (of[space]) count_request(w, space, addresses, of[space], bytes);
 }
 
 void loaded(Warp& w, const Operand& to, Mask m, Mask bad, const u64* addresses) {
@@ -195,6 +196,7 @@ void copy_async(Warp& w, const Instr& i, Mask m) {
     w.open[l].push_back(copy);
   });
   count_spans(w, spans, reading, size);
+  if (m) count_request(w, kShared, to, m, size);
 }
 void commit_group(Warp& w, const Instr&, Mask m) {
   each_lane(m, [&](int l) { w.groups[l].push_back(std::move(w.open[l])), w.open[l].clear(); });

@@ -65,7 +65,9 @@ struct Instr {
 static_assert(sizeof(Operand) == 12 && sizeof(Instr) == 40 + 8 + 12 * kOperands);
 
 struct Counts {
-  u64 runs, lanes, bytes, requests, sectors, wavefronts;
+  u64 runs, lanes;
+  u64 requests[3], bytes[3], sectors[3];  // to global, shared and local memory; sectors: of 32 bytes
+  u64 passes, conflicts;                  // of shared memory's banks; conflicts: passes beyond the fewest possible
 };
 
 struct Warp;
@@ -94,8 +96,9 @@ void add_control();
 // One access, as race detection remembers it: block (16 bits), thread (10), clock (17), strong (1), pc (20). 0: none.
 using Access = u64;
 struct Cell {
-  Access write, strong_write;  // the last of each kind; strong: atomic, volatile, relaxed, acquire, release
-  Access read, other_read;     // of the last two readers that are different threads
+  Access write = 0, strong_write = 0;  // the last of each kind; strong: atomic, volatile, relaxed, acquire, release
+  Access read = 0, other_read = 0;     // of two threads of the warp that read last, at one time of its clock
+  std::unique_ptr<std::vector<Access>> readers;  // of other warps or times, unless ordered before a later read
 };
 using Clock = std::vector<u32>;                 // of each warp of a block
 using Clocks = std::unordered_map<u32, Clock>;  // of each block

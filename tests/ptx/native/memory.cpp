@@ -6,7 +6,8 @@ namespace ptx {
 namespace {
 
 constexpr int kPcBits = 20, kClockShift = 21, kThreadShift = 38, kBlockShift = 48;
-constexpr Access kStrongBit = Access(1) << kPcBits;
+constexpr Access kStrongBit = Access(1) << kPcBits, kLaneBits = Access(kLanes - 1) << kThreadShift;
+constexpr size_t kMostReaders = 64;  // of a byte, as many as 32 warps of one block can be; the oldest are forgotten
 
 std::string hexadecimal(u64 x) {
   char text[32];
@@ -26,6 +27,43 @@ bool conflicts(Warp& w, Access mine, Access other) {
   if (other == 0 || (mine ^ other) >> kThreadShift == 0) return false;
   if (mine & other & kStrongBit) return false;
   return !ordered(w, other);
+}
+// Do both belong to one warp at one time of its clock? Then two threads stand for all: of two, another thread is one.
+bool same_time(Access a, Access b) {
+  return ((a ^ b) & ~(kLaneBits | (kStrongBit - 1))) == 0;
+}
+// Which later write races with `other`, but not with the read `mine` before which it is ordered? None of a plain read.
+bool covered(Warp& w, Access mine, Access other) {
+  return (other & kStrongBit || !(mine & kStrongBit)) && ordered(w, other);
+}
+void add_reader(Warp& w, Cell& c, Access mine) {
+  if (c.read && same_time(mine, c.read)) {
+    if (!c.other_read && (mine ^ c.read) >> kThreadShift) c.other_read = mine;
+    return;
+  }
+  const Access before[2] = {c.read, c.other_read};
+  c.read = c.other_read = 0;
+  const auto restore = [&](Access other) { (c.read ? c.other_read : c.read) = other; };
+  if (c.readers) {
+    auto& all = *c.readers;
+    size_t left = 0;
+    for (const Access other : all)
+      if (same_time(mine, other))
+        restore(other);
+      else if (!covered(w, mine, other))
+        all[left++] = other;
+    all.resize(left);
+  }
+  for (const Access other : before)
+    if (other && !covered(w, mine, other)) {
+      if (!c.readers) c.readers.reset(new std::vector<Access>);
+      if (c.readers->size() == kMostReaders) c.readers->erase(c.readers->begin());
+      c.readers->push_back(other);
+    }
+  if (!c.read)
+    c.read = mine;
+  else if (!c.other_read && (mine ^ c.read) >> kThreadShift)
+    c.other_read = mine;
 }
 void report(Warp& w, int lane, const Span& at, u32 byte, const char* what, Access other) {
   w.fault("race", lane, std::string(what) + " at " + hexadecimal(at.address + byte), other);
@@ -102,8 +140,7 @@ void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool t
     if (conflicts(w, mine, c.strong_write))
       report(w, lane, at, b, "read of what another thread writes", c.strong_write);
     if (then_written) continue;  // an atomic: its write says it all
-    if ((mine ^ c.read) >> kThreadShift) c.other_read = c.read;
-    c.read = mine;
+    add_reader(w, c, mine);
   }
 }
 void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const u8* values) {
@@ -119,6 +156,13 @@ void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const
       if (conflicts(w, mine, c.read)) report(w, lane, at, b, "write over what another thread reads", c.read);
       if (conflicts(w, mine, c.other_read))
         report(w, lane, at, b, "write over what another thread reads", c.other_read);
+      if (c.readers)
+        for (const Access other : *c.readers)
+          if (conflicts(w, mine, other)) report(w, lane, at, b, "write over what another thread reads", other);
+      if (!strong) {  // all are ordered before this write: who is not ordered after them is not ordered after it
+        c.read = c.other_read = 0;
+        if (c.readers) c.readers->clear();
+      }
     }
     (strong ? c.strong_write : c.write) = mine;
   }
@@ -127,37 +171,42 @@ void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const
 void count_request(Warp& w, Space space, const u64* addresses, Mask mask, u32 bytes) {
   if (!w.machine->options.count) return;
   Counts& counts = w.machine->counts[w.pc];
-  counts.requests += 1;
-  counts.bytes += u64(bytes) * __builtin_popcount(mask);
+  const int place = space - kGlobal;
+  counts.requests[place] += 1;
+  counts.bytes[place] += u64(bytes) * __builtin_popcount(mask);
   if (space == kShared) {
     // A pass serves each of 32 banks one word of 4 bytes; 8 and 16 bytes a lane go by halves and quarters of the warp.
     const int lanes = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8;
     for (int first = 0; first < kLanes; first += lanes) {
       u64 words[32][32];
-      int used[32] = {}, most = 0;
+      int used[32] = {}, most = 0, all = 0;
       each_lane(mask & (lanes == 32 ? kAll : ((Mask(1) << lanes) - 1) << first), [&](int l) {
         for (u64 word = addresses[l] / 4; word <= (addresses[l] + bytes - 1) / 4; ++word) {
           const int bank = word & 31;
           bool known = false;
           for (int k = 0; k < used[bank]; ++k) known |= words[bank][k] == word;
-          if (!known) words[bank][used[bank]++] = word;
+          if (!known) words[bank][used[bank]++] = word, ++all;
           most = std::max(most, used[bank]);
         }
       });
-      counts.wavefronts += most;
+      counts.passes += most;
+      counts.conflicts += most - (all + 31) / 32;
     }
     return;
   }
-  u64 sectors[kLanes * 2];
+  // Local memory is interleaved: a word of 32 lanes is 128 bytes side by side.
+  u64 sectors[kLanes * 16];
   int known = 0;
+  const u64 unit = space == kLocal ? 4 : 32;
   each_lane(mask, [&](int l) {
-    for (u64 sector = addresses[l] / 32; sector <= (addresses[l] + bytes - 1) / 32; ++sector) {
+    for (u64 at = addresses[l] / unit; at <= (addresses[l] + bytes - 1) / unit; ++at) {
+      const u64 sector = space == kLocal ? at * 4 + l / 8 : at;
       bool found = false;
       for (int k = known; k-- > 0 && !found;) found = sectors[k] == sector;
       if (!found) sectors[known++] = sector;
     }
   });
-  counts.sectors += known;
+  counts.sectors[place] += known;
 }
 
 namespace {

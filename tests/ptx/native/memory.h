@@ -29,7 +29,7 @@ Access access_of(const Warp& w, int lane, bool strong);
 // writes what is there already does no harm.
 void note_read(Warp& w, int lane, const Span& at, u32 bytes, bool strong, bool then_written = false);
 void note_write(Warp& w, int lane, const Span& at, u32 bytes, bool strong, const u8* values);
-// Sectors of 32 bytes of one request to global memory, or passes of one to the banks of shared memory.
+// Counts one request to a space: its sectors of 32 bytes, or its passes to the banks of shared memory.
 void count_request(Warp& w, Space space, const u64* addresses, Mask mask, u32 bytes);
 // What release and acquire pass on, at the address of a strong access.
 void publish(Warp& w, const Span& at, bool release);
