@@ -1,0 +1,184 @@
+"""The images that pre-training reads behind URLs: of folders and of tar shards, in the order that they have on disk.
+
+Called by ``qpt.data.sources``. It reads through ``qpt.data.remote`` and keeps indexes in the cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+import re
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from qpt.data.listing import PassedOver, expand_braces, name_line, walk_urls
+from qpt.data.remote import AT_ONCE, RangedFile, describe_file, has_ranges, match_urls, read_file, read_ranges
+from qpt.data.remote_copies import copy_large, kept_index
+from qpt.data.shards import MAX_MEMBER_BYTES, ShardSource, check_member, read_members, warn_damaged
+from qpt.data.urls import url_path
+from qpt.errors import InputError
+
+
+def open_remote(data: str) -> RemoteFolderSource | RemoteShardSource:
+    """Open the images behind a URL, as ``qpt.data.sources.open_source`` does."""
+    if url_path(data).endswith(".tar") or re.search(r"[*\[{]", data):
+        named = [match_urls(name) if re.search(r"[*\[]", name) else [name] for name in expand_braces(data)]
+        urls = [url for found in named for url in found]
+        if not urls:
+            raise InputError(f"pretrain: data must be an existing folder, shard or pattern of shards, got {data}")
+        return RemoteShardSource(urls)
+    folder = data.rstrip("/")
+    index, kept = kept_index(folder + "/", "", lambda: _folder_index(folder))
+    if kept is not None:
+        warnings.warn(f"{folder} is taken as it was on {index['made']}; to list it again, delete {kept}", stacklevel=4)
+    if not index["names"]:
+        if not index["shards"]:
+            raise InputError(f"pretrain: data must be a folder with an image or a shard, got none below {data}")
+        return RemoteShardSource(index["shards"])
+    if index["passed_over"]:
+        warnings.warn(f"{folder}: files that are passed over: {index['passed_over']}", stacklevel=4)
+    return RemoteFolderSource(folder, index)
+
+
+class _Fetched:
+    """The content of the images that a source has read ahead, of which each is taken once."""
+
+    def __init__(self) -> None:
+        self._contents: dict[int, bytes | FileNotFoundError] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_contents": {}}
+
+    def read(self, indices: Sequence[int], urls: Sequence[str], starts: Sequence[int], sizes: Sequence[int]) -> None:
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        self._contents = dict(zip(indices, read_ranges(urls, starts, ends), strict=True))
+
+    def take(self, index: int) -> io.BytesIO | None:
+        content = self._contents.pop(index, None)
+        if isinstance(content, Exception):
+            raise content
+        return None if content is None else io.BytesIO(content)
+
+
+class RemoteFolderSource:
+    """The images below the URL of a folder, in the order of ``list_images``: that of the same folder on disk.
+
+    Names and sizes are kept as an index in the cache folder: a folder that has changed is listed again only when that
+    file is deleted, of which a warning reminds.
+    """
+
+    def __init__(self, url: str, index: dict[str, Any]) -> None:
+        self.url, self._names, self._urls, self._sizes = url, index["names"], index["urls"], index["sizes"]
+        self._fetched = _Fetched()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return str(self._names[index])
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        known = [index for index in indices if 0 <= self._sizes[index] <= MAX_MEMBER_BYTES]
+        sizes = [self._sizes[index] for index in known]
+        self._fetched.read(known, [self._urls[index] for index in known], [0] * len(known), sizes)
+
+    def open(self, index: int) -> io.BytesIO:
+        check_member(self._sizes[index])
+        content = self._fetched.take(index)
+        return content if content is not None else io.BytesIO(read_file(self._urls[index]))
+
+    def fingerprint(self) -> str:
+        listing = b"\n".join(map(name_line, self._names, self._sizes))
+        return hashlib.sha256(listing).hexdigest()
+
+
+class RemoteShardSource(ShardSource):
+    """A ``ShardSource`` of tar files behind URLs, of which each image is a ranged read.
+
+    The places of members are kept as an index in the cache folder, and built anew for a shard that the server says has
+    changed. A shard of a server without ranged reads is copied into the cache folder, with a warning.
+    """
+
+    def __init__(self, urls: list[str]) -> None:
+        paths = [url_path(url) for url in urls]
+        root = posixpath.commonpath(["/" + posixpath.dirname(path) for path in paths])
+        with ThreadPoolExecutor(AT_ONCE, "qpt remote") as pool:
+            indexes = list(pool.map(_shard_index, urls))
+        passed_over = PassedOver()
+        self.urls = urls
+        self.shards = [Path(index["copy"]) for index in indexes]  # "." of one that is read in ranges
+        self._fetched = _Fetched()
+        for url, index in zip(urls, indexes, strict=True):
+            if index["copy"]:
+                reason = "its server gives no parts of a file"
+                warnings.warn(f"shard {url} is copied to {index['copy']}: {reason}", stacklevel=3)
+            if not index["whole"]:
+                warn_damaged(url, len(index["members"]))
+            passed_over.kinds.update(index["kinds"])
+            passed_over.hidden += index["hidden"]
+        names = [posixpath.relpath("/" + path, root) for path in paths]
+        self._number_members(names, (index["members"] for index in indexes), passed_over)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        ranged = [index for index in indices if self._is_ranged(index)]
+        ranged = [index for index in ranged if self._sizes[index] <= MAX_MEMBER_BYTES]
+        urls = [self.urls[self._shard(index)] for index in ranged]
+        self._fetched.read(ranged, urls, self._offsets[ranged].tolist(), self._sizes[ranged].tolist())
+
+    def open(self, index: int) -> io.BytesIO:
+        if not self._is_ranged(index):
+            return super().open(index)
+        check_member(int(self._sizes[index]))
+        content = self._fetched.take(index)
+        if content is None:
+            self.prefetch([index])
+            content = self._fetched.take(index)
+        assert content is not None
+        return content
+
+    def _is_ranged(self, index: int) -> bool:
+        return self.shards[self._shard(index)] == Path()
+
+
+def _folder_index(folder: str) -> dict[str, Any]:
+    """List the images below a folder with their sizes, or the shards if there is no image."""
+    passed_over = PassedOver()
+    found = walk_urls(folder, passed_over)
+    shards = [] if found else [url for _, url, _ in walk_urls(folder, PassedOver(), extension=".tar")]
+    with ThreadPoolExecutor(AT_ONCE, "qpt remote") as pool:
+        sizes = list(pool.map(lambda entry: entry[2] if entry[2] >= 0 else _remote_size(entry[1]), found))
+    names, urls = [name for name, _, _ in found], [url for _, url, _ in found]
+    return {"names": names, "urls": urls, "sizes": sizes, "shards": shards, "passed_over": str(passed_over)}
+
+
+def _remote_size(url: str) -> int:
+    try:
+        return describe_file(url)[0]
+    except FileNotFoundError:
+        return -1  # as of a link to nothing
+
+
+def _shard_index(url: str) -> dict[str, Any]:
+    """Return the index of a shard: its members, and its copy if the server has no ranged reads."""
+    try:
+        size, tag = describe_file(url)
+    except FileNotFoundError:
+        raise InputError(f"pretrain: data must be existing shards, got {url}: no such file") from None
+
+    def build() -> dict[str, Any]:
+        passed_over = PassedOver()
+        ranged = size > 0 and has_ranges(url)
+        copy = "" if ranged else str(copy_large(url, size))
+        with RangedFile.buffered(url, size) if ranged else open(copy, "rb") as file:
+            members, whole = read_members(url, file, passed_over)
+        counts = {"kinds": passed_over.kinds, "hidden": passed_over.hidden}
+        return {"copy": copy, "members": members, "whole": whole, **counts}
+
+    index, _ = kept_index(url, f"{size} {tag}", build)
+    if index["copy"]:
+        copy_large(url, size)  # it may have been deleted
+    return index
