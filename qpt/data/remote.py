@@ -101,7 +101,10 @@ def list_folder(url: str) -> list[tuple[str, str, int]]:
 
     A size of -1 is unknown, as those of HTTP are. Raises FileNotFoundError and RemoteError.
     """
-    entries = retried(url, lambda system, path: system.ls(path, detail=True))
+    web = is_http(url)
+    # With the slash, without which a server of files answers that the folder is elsewhere.
+    listed = url.rstrip("/") + "/" if web and "?" not in url else url
+    entries = retried(listed, lambda system, path: system.ls(path, detail=True))
     scheme = url.partition("://")[0]
     top = plain(url, _filesystem(url)._strip_protocol(url).rstrip("/"))
     found = []
@@ -109,7 +112,7 @@ def list_folder(url: str) -> list[tuple[str, str, int]]:
         given = entry["name"]
         name = plain(url, given.rstrip("/")).removeprefix(top)
         # A page may link anywhere, and an object store lists the folder itself.
-        if not re.fullmatch(r"/[^/?#\0][^/\0]*", name) or name in ("/.", "/..") or re.search(r"[?#]", given):
+        if not re.fullmatch(r"/[^/\0]+", name) or name in ("/.", "/..") or (web and re.search(r"[?#]", given)):
             continue
         if not plain(url, given).startswith(top + "/"):
             continue

@@ -18,7 +18,7 @@ from typing import Any
 from qpt.data.listing import PassedOver, expand_braces, name_line, walk_urls
 from qpt.data.remote import AT_ONCE, RangedFile, describe_file, has_ranges, match_urls, read_file, read_ranges
 from qpt.data.remote_copies import copy_large, kept_index
-from qpt.data.shards import MAX_MEMBER_BYTES, ShardSource, check_member, read_members, warn_damaged
+from qpt.data.shards import MAX_MEMBER_BYTES, ShardSource, member_fault, read_members, warn_damaged
 from qpt.data.urls import url_path
 from qpt.errors import InputError
 
@@ -87,7 +87,8 @@ class RemoteFolderSource:
         self._fetched.read(known, [self._urls[index] for index in known], [0] * len(known), sizes)
 
     def open(self, index: int) -> io.BytesIO:
-        check_member(self._sizes[index])
+        if fault := member_fault(self._sizes[index]):
+            raise OSError(fault)
         content = self._fetched.take(index)
         return content if content is not None else io.BytesIO(read_file(self._urls[index]))
 
@@ -111,6 +112,7 @@ class RemoteShardSource(ShardSource):
         passed_over = PassedOver()
         self.urls = urls
         self.shards = [Path(index["copy"]) for index in indexes]  # "." of one that is read in ranges
+        self._shard_sizes = [index["size"] for index in indexes]
         self._fetched = _Fetched()
         for url, index in zip(urls, indexes, strict=True):
             if index["copy"]:
@@ -124,21 +126,27 @@ class RemoteShardSource(ShardSource):
         self._number_members(names, (index["members"] for index in indexes), passed_over)
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        ranged = [index for index in indices if self._is_ranged(index)]
-        ranged = [index for index in ranged if self._sizes[index] <= MAX_MEMBER_BYTES]
+        ranged = [index for index in indices if self._is_ranged(index) and not self._fault(index)]
         urls = [self.urls[self._shard(index)] for index in ranged]
         self._fetched.read(ranged, urls, self._offsets[ranged].tolist(), self._sizes[ranged].tolist())
 
     def open(self, index: int) -> io.BytesIO:
         if not self._is_ranged(index):
             return super().open(index)
-        check_member(int(self._sizes[index]))
+        if fault := self._fault(index):
+            raise OSError(fault)
         content = self._fetched.take(index)
         if content is None:
             self.prefetch([index])
             content = self._fetched.take(index)
         assert content is not None
         return content
+
+    def _fault(self, index: int) -> str:
+        """Return why a member cannot be read, empty for one that can."""
+        start, size = int(self._offsets[index]), int(self._sizes[index])
+        there = self._shard_sizes[self._shard(index)] - start
+        return f"the shard ends after {there:,} of {size:,} bytes" if there < size else member_fault(size)
 
     def _is_ranged(self, index: int) -> bool:
         return self.shards[self._shard(index)] == Path()
@@ -176,7 +184,7 @@ def _shard_index(url: str) -> dict[str, Any]:
         with RangedFile.buffered(url, size) if ranged else open(copy, "rb") as file:
             members, whole = read_members(url, file, passed_over)
         counts = {"kinds": passed_over.kinds, "hidden": passed_over.hidden}
-        return {"copy": copy, "members": members, "whole": whole, **counts}
+        return {"size": size, "copy": copy, "members": members, "whole": whole, **counts}
 
     index, _ = kept_index(url, f"{size} {tag}", build)
     if index["copy"]:

@@ -99,7 +99,8 @@ class ShardSource:
 
     def open(self, index: int) -> io.BytesIO:
         shard, size = self._shard(index), int(self._sizes[index])
-        check_member(size)
+        if fault := member_fault(size):
+            raise OSError(fault)
         # Taken out while it is read, so that no other thread closes it.
         descriptor = self._descriptors.pop(shard, None)
         if descriptor is None:
@@ -127,10 +128,9 @@ class ShardSource:
         return int(np.searchsorted(self._first, index, side="right")) - 1
 
 
-def check_member(size: int) -> None:
-    """Raise OSError for an image's file that is too large to be read whole."""
-    if size > MAX_MEMBER_BYTES:
-        raise OSError(f"{size:,} bytes are more than the limit of {MAX_MEMBER_BYTES:,}")
+def member_fault(size: int) -> str:
+    """Return why an image's file of so many bytes is not read whole, empty for one that is."""
+    return f"{size:,} bytes are more than the limit of {MAX_MEMBER_BYTES:,}" if size > MAX_MEMBER_BYTES else ""
 
 
 def image_members(shard: Path, passed_over: PassedOver) -> list[Member]:
