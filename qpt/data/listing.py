@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from qpt.data.faults import explained, is_machine_fault
 from qpt.data.remote import list_folder, match_urls
-from qpt.data.remote_copies import copy_files
+from qpt.data.remote_copies import copy_files, copy_path
 from qpt.data.urls import is_url, last_name, without_file_scheme
 from qpt.errors import InputError
 
@@ -86,7 +86,7 @@ def list_images(folder: str | Path, *, most: int | None = None) -> list[Path]:
         names, urls, _ = list_urls(str(folder))
         places = evenly_spaced(len(names), most)
         return copy_files([urls[place] for place in places])
-    root = Path(without_file_scheme(os.fspath(folder)))
+    root = images_root(folder)
     if not root.is_dir():
         raise InputError(f"list_images: folder must be an existing folder of images, got {root}")
     found: list[Path] = []
@@ -103,6 +103,11 @@ def list_images(folder: str | Path, *, most: int | None = None) -> list[Path]:
     passed_over.warn(str(root))
     found.sort(key=lambda path: path.relative_to(root).as_posix())
     return [found[place] for place in evenly_spaced(len(found), most)]
+
+
+def images_root(folder: str | Path) -> Path:
+    """Return the folder on disk that the images of ``list_images`` are in: of a URL, that of the copies."""
+    return copy_path(str(folder)) if is_url(folder) else Path(without_file_scheme(os.fspath(folder)))
 
 
 def evenly_spaced(count: int, most: int | None) -> range | list[int]:
