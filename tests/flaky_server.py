@@ -117,9 +117,10 @@ class _Handler(SimpleHTTPRequestHandler):
             self.close_connection = True
             if self.command == "HEAD":
                 return True
+            file = Path(self.translate_path(self.path))
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", "1000000")
+            self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 1000))
             self.end_headers()
             self.wfile.write(b"<html>")
         elif fault == "stall":
