@@ -21,11 +21,6 @@ from qpt.data.shards import ShardSource
 from qpt.data.urls import is_url, without_file_scheme
 from qpt.errors import InputError
 
-__all__ = [
-    *("MAX_OPEN_SHARDS", "FolderSource", "ShardSource", "Source"),
-    *("data_fingerprint", "expand_braces", "open_source"),
-]
-
 
 class Source(Protocol):
     """Images in a fixed order, numbered from 0."""
