@@ -232,6 +232,16 @@ def test_a_missing_file_concerns_itself_alone(server: FlakyServer, data: Path, t
         load_image(f"{server.url}/no.jpg")
 
 
+def test_a_changed_file_is_an_error(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "files", tmp_path / "files")
+    with serve(tmp_path) as server:
+        source = quietly(f"{server.url}/files")
+        shutil.copy(data / "files" / NAMES[1], tmp_path / "files" / NAMES[0])
+        changed = next(index for index in range(len(source)) if source.name(index) == NAMES[0])
+        with pytest.raises(RemoteError, match=r"a%20b\.png has changed: it has [\d,]+ bytes, [\d,]+ when"):
+            source.open(changed)
+
+
 def test_a_server_without_ranges(server: FlakyServer, data: Path) -> None:
     server.ranges = False
     with pytest.warns(UserWarning, match=r"train-0\.tar is copied to .*: its server gives no parts of a file"):

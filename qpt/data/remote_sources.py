@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from qpt.data.faults import RemoteError
 from qpt.data.listing import PassedOver, expand_braces, name_line, walk_urls
-from qpt.data.remote import AT_ONCE, RangedFile, describe_file, has_ranges, match_urls, read_file, read_ranges
+from qpt.data.remote import AT_ONCE, RangedFile, describe_file, has_ranges, match_urls, read_ranges
 from qpt.data.remote_copies import copy_large, kept_index
-from qpt.data.shards import MAX_MEMBER_BYTES, ShardSource, member_fault, read_members, warn_damaged
+from qpt.data.shards import ShardSource, member_fault, read_members, warn_damaged
 from qpt.data.urls import url_path
 from qpt.errors import InputError
 
@@ -53,9 +54,8 @@ class _Fetched:
     def __getstate__(self) -> dict[str, Any]:
         return {"_contents": {}}
 
-    def read(self, indices: Sequence[int], urls: Sequence[str], starts: Sequence[int], sizes: Sequence[int]) -> None:
-        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-        self._contents = dict(zip(indices, read_ranges(urls, starts, ends), strict=True))
+    def keep(self, indices: Sequence[int], contents: Sequence[bytes | FileNotFoundError]) -> None:
+        self._contents = dict(zip(indices, contents, strict=True))
 
     def take(self, index: int) -> io.BytesIO | None:
         content = self._contents.pop(index, None)
@@ -82,15 +82,25 @@ class RemoteFolderSource:
         return str(self._names[index])
 
     def prefetch(self, indices: Sequence[int]) -> None:
-        known = [index for index in indices if 0 <= self._sizes[index] <= MAX_MEMBER_BYTES]
-        sizes = [self._sizes[index] for index in known]
-        self._fetched.read(known, [self._urls[index] for index in known], [0] * len(known), sizes)
+        indices = [index for index in indices if not member_fault(self._sizes[index])]
+        contents = read_ranges([self._urls[index] for index in indices])
+        for index, content in zip(indices, contents, strict=True):
+            size = self._sizes[index]
+            if isinstance(content, bytes) and size not in (-1, len(content)):
+                found = f"it has {len(content):,} bytes, {size:,} when {self.url} was listed"
+                raise RemoteError(f"{self._urls[index]} has changed: {found}")
+        self._fetched.keep(indices, contents)
 
     def open(self, index: int) -> io.BytesIO:
         if fault := member_fault(self._sizes[index]):
             raise OSError(fault)
+        return self._fetched.take(index) or self._fetched_now(index)
+
+    def _fetched_now(self, index: int) -> io.BytesIO:
+        self.prefetch([index])
         content = self._fetched.take(index)
-        return content if content is not None else io.BytesIO(read_file(self._urls[index]))
+        assert content is not None
+        return content
 
     def fingerprint(self) -> str:
         listing = b"\n".join(map(name_line, self._names, self._sizes))
@@ -108,7 +118,7 @@ class RemoteShardSource(ShardSource):
         paths = [url_path(url) for url in urls]
         root = posixpath.commonpath(["/" + posixpath.dirname(path) for path in paths])
         with ThreadPoolExecutor(AT_ONCE, "qpt remote") as pool:
-            indexes = list(pool.map(_shard_index, urls))
+            indexes = list(pool.map(_shard_facts, urls))
         passed_over = PassedOver()
         self.urls = urls
         self.shards = [Path(index["copy"]) for index in indexes]  # "." of one that is read in ranges
@@ -119,16 +129,19 @@ class RemoteShardSource(ShardSource):
                 reason = "its server gives no parts of a file"
                 warnings.warn(f"shard {url} is copied to {index['copy']}: {reason}", stacklevel=3)
             if not index["whole"]:
-                warn_damaged(url, len(index["members"]))
+                warn_damaged(url, index["count"])
             passed_over.kinds.update(index["kinds"])
             passed_over.hidden += index["hidden"]
         names = [posixpath.relpath("/" + path, root) for path in paths]
-        self._number_members(names, (index["members"] for index in indexes), passed_over)
+        # Read again, one after the other: the members of all shards at once would take ten times the memory.
+        members = (_shard_index(url, index)["members"] for url, index in zip(urls, indexes, strict=True))
+        self._number_members(names, members, passed_over)
 
     def prefetch(self, indices: Sequence[int]) -> None:
         ranged = [index for index in indices if self._is_ranged(index) and not self._fault(index)]
         urls = [self.urls[self._shard(index)] for index in ranged]
-        self._fetched.read(ranged, urls, self._offsets[ranged].tolist(), self._sizes[ranged].tolist())
+        starts, ends = self._offsets[ranged].tolist(), (self._offsets[ranged] + self._sizes[ranged]).tolist()
+        self._fetched.keep(ranged, read_ranges(urls, starts, ends))
 
     def open(self, index: int) -> io.BytesIO:
         if not self._is_ranged(index):
@@ -170,12 +183,22 @@ def _remote_size(url: str) -> int:
         return -1  # as of a link to nothing
 
 
-def _shard_index(url: str) -> dict[str, Any]:
-    """Return the index of a shard: its members, and its copy if the server has no ranged reads."""
+def _shard_facts(url: str) -> dict[str, Any]:
+    """Return the index of a shard without its members; its copy is there, if the server has no ranged reads."""
     try:
         size, tag = describe_file(url)
     except FileNotFoundError:
         raise InputError(f"pretrain: data must be existing shards, got {url}: no such file") from None
+
+    index = _shard_index(url, {"size": size, "tag": f"{size} {tag}"})
+    if index["copy"]:
+        copy_large(url, size)  # it may have been deleted
+    return {key: value for key, value in index.items() if key != "members"}
+
+
+def _shard_index(url: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the index of a shard. facts: its size in bytes, and the tag that changes with it."""
+    size = facts["size"]
 
     def build() -> dict[str, Any]:
         passed_over = PassedOver()
@@ -184,9 +207,6 @@ def _shard_index(url: str) -> dict[str, Any]:
         with RangedFile.buffered(url, size) if ranged else open(copy, "rb") as file:
             members, whole = read_members(url, file, passed_over)
         counts = {"kinds": passed_over.kinds, "hidden": passed_over.hidden}
-        return {"size": size, "copy": copy, "members": members, "whole": whole, **counts}
+        return {"size": size, "copy": copy, "members": members, "count": len(members), "whole": whole, **counts}
 
-    index, _ = kept_index(url, f"{size} {tag}", build)
-    if index["copy"]:
-        copy_large(url, size)  # it may have been deleted
-    return index
+    return kept_index(url, facts["tag"], build)[0]
