@@ -15,6 +15,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+import pyarrow
 import ray
 import torch
 
@@ -23,6 +24,14 @@ from qpt.data.listing import find_images
 from qpt.evaluate.features import image_features
 from qpt.evaluate.image_crops import load_image
 
+TYPES = {
+    "number": pyarrow.int64(),
+    "image": pyarrow.string(),
+    "score": pyarrow.float64(),
+    "error": pyarrow.string(),
+    "features": pyarrow.list_(pyarrow.float32()),
+}
+
 
 class ScoreBatch:
     """A worker's scorer. Called with a batch of rows {number, image}, it returns the same rows with their results."""
@@ -30,24 +39,26 @@ class ScoreBatch:
     def __init__(self, scorer: str | None, features: bool) -> None:
         torch.set_num_threads(1)  # the workers share out the cores; a worker with num_cpus=4 would take 4
         self.scorer = Scorer.load(scorer)
-        if torch.cuda.is_available():  # only in a worker that Ray gave a GPU
-            self.scorer.encoder.cuda()
         self.features = features
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> pyarrow.Table:
         results = [self.result(str(name)) for name in batch["image"]]
-        return {**batch, **{column: [result[column] for result in results] for column in results[0]}}
+        columns = {
+            **batch,
+            **{column: [result.get(column) for result in results] for column in TYPES if column not in batch},
+        }
+        if not self.features:
+            del columns["features"]
+        # With the types said: a batch without any error would give that column no type, and the files would not fit.
+        return pyarrow.table({name: pyarrow.array(values, TYPES[name]) for name, values in columns.items()})
 
     def result(self, name: str) -> dict[str, Any]:
-        scorer, row = self.scorer, {"score": None, "error": None}
-        features = {"features": None} if self.features else {}
+        scorer = self.scorer
         try:
             found = image_features(scorer.encoder, load_image(name), scorer.protocol, scorer.read_out.scales)
-        except (
-            InputError
-        ) as error:  # of this photograph alone; what befalls the machine ends the task, which is retried
-            return {**row, **features, "error": str(error)}
-        return {**row, **({"features": found.reshape(-1).tolist()} if features else {}), "score": scorer.head(found)}
+        except InputError as error:  # of this photograph alone; a fault of the machine ends the task, which is retried
+            return {"error": str(error)}
+        return {"score": scorer.head(found), "features": found.reshape(-1) if self.features else None}
 
 
 def main() -> None:
@@ -58,7 +69,6 @@ def main() -> None:
         "--scorer", default=None, help="a file made by `qpt fit` (default: the one that comes with qpt)"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that score (default 2)")
-    parser.add_argument("--gpus-per-worker", type=float, default=0, help="such as 0.25 for four workers on each GPU")
     parser.add_argument("--batch-size", type=int, default=64, help="names that a worker takes at a time (default 64)")
     parser.add_argument("--features", action="store_true", help="also write the features that the score is made of")
     args = parser.parse_args()
@@ -82,7 +92,6 @@ def main() -> None:
         batch_size=args.batch_size,
         concurrency=args.workers,
         num_cpus=1,
-        num_gpus=args.gpus_per_worker,
     )
     scored.write_parquet(args.out)
 
