@@ -23,7 +23,8 @@ def add_table_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
         type=str,
         metavar="FILE",
         default=None,
-        help=f"UTF-8 CSV with columns image, mos and, optionally, ref and split; pyiqa's meta files too ({one_of})",
+        help=f"UTF-8 CSV, or its URL, with columns image, mos and, optionally, ref and split; pyiqa's meta files too "
+        f"({one_of})",
     )
     parser.add_argument(
         "--dataset",

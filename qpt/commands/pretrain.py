@@ -47,7 +47,7 @@ def add_arguments(parser: Any) -> None:
         "data",
         type=str,
         nargs="?",
-        help="folder of photographs or shards, or a pattern of shards; may be left out with --resume",
+        help="folder of photographs or shards, a pattern of shards, or a URL of these; may be left out with --resume",
     )
     parser.add_argument("--out", type=str, metavar="FOLDER", help="run directory to create")
     parser.renamed = RENAMED

@@ -44,13 +44,15 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from qpt.data.listing import list_images
+    from qpt.data.urls import is_url
     from qpt.evaluate.features import FeatureProtocol
     from qpt.io import check_writable
     from qpt.report.build import write_report
 
     out = check_writable(args.out, "report")
     table = read_table_arguments(args) if args.csv is not None or args.dataset is not None else None
-    images = list_images(args.photographs) if args.photographs is not None and out.exists() else ()
+    on_disk = args.photographs is not None and not is_url(args.photographs)
+    images = list_images(args.photographs) if on_disk and out.exists() else ()
     refuse_overwriting(args, "report", [out], tables=[] if table is None else [table], images=images)
     faults = write_report(
         args.runs,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from qpt.commands.options import add_table_arguments, read_table_arguments, refuse_overwriting
 
 if TYPE_CHECKING:
+    from io import BytesIO
     from pathlib import Path
     from threading import Lock
 
@@ -37,7 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=str,
         metavar="PATH",
-        help="photographs of any size, folders (everything below them), patterns, or - for a list on standard input",
+        help="photographs of any size, folders (everything below them), patterns, URLs of these, or - for a list on "
+        "standard input",
+    )
+    parser.add_argument(
+        "--shard",
+        type=str,
+        default=None,
+        metavar="I/N",
+        help="score the I-th of N equal parts of the list of photographs alone, I from 0 to N - 1",
     )
     parser.add_argument("--from-file", type=str, default=None, metavar="FILE", help="a text file with one PATH a line")
     parser.add_argument(
@@ -101,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     style = "json" if args.json else args.format
     names = _names(args)
     found, faults = find_images(names)
+    found, faults = _shard(args, found, faults)
     maps_found = {image for image in found if is_quality_map(image)}
     images = [image for image in found if image not in maps_found]
     faults |= {image: "a heat map of qpt, no photograph" for image in names if image in maps_found}
@@ -132,6 +142,22 @@ def run(args: argparse.Namespace) -> int:
     if len(scores) > 1 and is_constant(np.array(scores)):
         print(f"qpt score: all {len(scores)} scores are equal: they order nothing", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _shard(args: argparse.Namespace, found: list[str], faults: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the part of the images that --shard asks for; names that stand for no image are of the last part."""
+    import re
+
+    from qpt.errors import InputError
+
+    if args.shard is None:
+        return found, faults
+    given = re.fullmatch(r"(\d{1,9})/(\d{1,9})", args.shard)
+    index, count = (int(given[1]), int(given[2])) if given else (0, 0)
+    if not index < count:
+        raise InputError(f"score: --shard must be I/N with I from 0 to N - 1, such as 0/8, got {args.shard!r}")
+    part = found[len(found) * index // count : len(found) * (index + 1) // count]
+    return part, faults if index == count - 1 else {}
 
 
 def _names(args: argparse.Namespace) -> list[str]:
@@ -227,17 +253,27 @@ def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: 
     """Yield the result of each image in order, several images at a time."""
     from threading import Lock
 
+    from qpt.data.remote import read_ahead
     from qpt.evaluate.features import image_threads
     from qpt.evaluate.image_crops import map_in_threads
 
     drawing = Lock()  # matplotlib is not made for threads
+
+    def score(item: tuple[str, str | BytesIO | FileNotFoundError]) -> _Scored:
+        return _score(*item, scorer, maps.get(item[0]), tile_px, drawing)
+
     with image_threads() as (workers, start):
-        yield from map_in_threads(
-            lambda image: _score(image, scorer, maps.get(image), tile_px, drawing), images, workers=workers, start=start
-        )
+        yield from map_in_threads(score, read_ahead(images), workers=workers, start=start)
 
 
-def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | None, drawing: Lock) -> _Scored:
+def _score(
+    image: str,
+    file: str | BytesIO | FileNotFoundError,
+    scorer: Scorer,
+    map_file: Path | None,
+    tile_px: int | None,
+    drawing: Lock,
+) -> _Scored:
     from pathlib import Path
 
     from qpt.errors import InputError
@@ -246,10 +282,12 @@ def _score(image: str, scorer: Scorer, map_file: Path | None, tile_px: int | Non
     from qpt.io import shown
 
     try:
-        pixels = load_image(image, max_pixels=scorer.max_pixels)
+        if isinstance(file, FileNotFoundError):
+            raise InputError("no such file")
+        pixels = load_image(file, max_pixels=scorer.max_pixels)
         score = scorer(pixels)
     except InputError as error:
-        return _Scored(image, fault=str(error).removeprefix(f"photograph: {image}: "))
+        return _Scored(image, fault=str(error).removeprefix(f"photograph: {file}: "))
     notes = ["extrapolated"] if scorer.extrapolates(score) else []
     if (pixels == pixels[0, 0]).all():
         notes.append("one colour")

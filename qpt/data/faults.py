@@ -34,6 +34,10 @@ class ReadError(OSError):
     """Reading failed for a reason that lies outside the file. The message says which, and what helps."""
 
 
+class RemoteError(ReadError):
+    """A URL could not be read in any of its attempts, or must not be: it is not tried again."""
+
+
 def is_machine_fault(error: BaseException) -> bool:
     """Return whether an exception tells of the machine (disk, network, memory, open files) and not of one file."""
     if isinstance(error, OSError):
@@ -63,6 +67,8 @@ def read_with_retries(read: Callable[[], T], name: Callable[[], str]) -> T:
     for wait_s in _WAITS_S:
         try:
             return read()
+        except RemoteError:
+            raise
         except ReadError:
             time.sleep(wait_s)
     try:

@@ -55,7 +55,7 @@ def open_image(file: str | Path | BinaryIO, *, max_pixels: int | None = None) ->
         yield opened
 
 
-def image_size(file: str | Path, *, max_pixels: int | None = None) -> tuple[int, int]:
+def image_size(file: str | Path | BinaryIO, *, max_pixels: int | None = None) -> tuple[int, int]:
     """Return (width, height) of an image file as its header states them; see ``open_image``. Decodes no pixels."""
 
     def read() -> tuple[int, int]:

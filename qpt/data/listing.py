@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -15,6 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from qpt.data.faults import explained, is_machine_fault
+from qpt.data.remote import list_folder, match_urls
+from qpt.data.remote_copies import copy_files, copy_path
+from qpt.data.urls import is_url, last_name, without_file_scheme
 from qpt.errors import InputError
 
 #: Extensions of the formats that ``qpt.data.formats`` opens.
@@ -66,8 +70,11 @@ class PassedOver:
             warnings.warn(f"{where}: files that are passed over: {self}", stacklevel=3)
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, *, most: int | None = None) -> list[Path]:
     """List every file below ``folder`` with an image's extension, nested folders included, sorted by relative path.
+
+    most: if there are more, so many of them, evenly spaced. Of a folder behind a URL, the images are copied into the
+    cache folder (``qpt.data.remote_copies``), and the copies listed.
 
     Symbolic links are followed. A folder that several links (or a loop of them) lead to is taken once: under its own
     name if that is below ``folder``, else under the first link's. A link to nothing is listed, to be reported as
@@ -75,7 +82,11 @@ def list_images(folder: str | Path) -> list[Path]:
     and folders (``is_hidden``), and other files, in one warning that counts them.
     Raises InputError if ``folder`` is not a folder or holds no such file, and ReadError if the disk fails.
     """
-    root = Path(folder)
+    if is_url(folder):
+        names, urls, _ = list_urls(str(folder))
+        places = evenly_spaced(len(names), most)
+        return copy_files([urls[place] for place in places])
+    root = images_root(folder)
     if not root.is_dir():
         raise InputError(f"list_images: folder must be an existing folder of images, got {root}")
     found: list[Path] = []
@@ -90,7 +101,55 @@ def list_images(folder: str | Path) -> list[Path]:
         kinds, got = " ".join(sorted(EXTENSIONS)), f" but {passed_over}" if str(passed_over) else ""
         raise InputError(f"list_images: folder must hold at least one image ({kinds}), got none below {root}{got}")
     passed_over.warn(str(root))
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    found.sort(key=lambda path: path.relative_to(root).as_posix())
+    return [found[place] for place in evenly_spaced(len(found), most)]
+
+
+def images_root(folder: str | Path) -> Path:
+    """Return the folder on disk that the images of ``list_images`` are in: of a URL, that of the copies."""
+    return copy_path(str(folder)) if is_url(folder) else Path(without_file_scheme(os.fspath(folder)))
+
+
+def evenly_spaced(count: int, most: int | None) -> range | list[int]:
+    """Return the places of at most ``most`` of ``count`` things, evenly spaced; of all for None."""
+    return range(count) if most is None or count <= most else [count * index // most for index in range(most)]
+
+
+def list_urls(folder: str) -> tuple[list[str], list[str], list[int]]:
+    """Return relative names, URLs and sizes (bytes, -1 if unknown) of the images below the URL of a folder.
+
+    They are those that ``list_images`` takes of a folder on disk, in the same order. Raises InputError if there is
+    none, and RemoteError.
+    """
+    passed_over = PassedOver()
+    found = walk_urls(folder, passed_over)
+    if not found:
+        raise InputError(f"list_images: folder must hold at least one image, got none below {folder} {passed_over}")
+    passed_over.warn(folder)
+    names, urls, sizes = zip(*found, strict=True)
+    return list(names), list(urls), list(sizes)
+
+
+def walk_urls(folder: str, passed_over: PassedOver, *, extension: str = "") -> list[tuple[str, str, int]]:
+    """Return (relative name, URL, size) of the images below a folder, or of the files of ``extension``, sorted."""
+    found, folders = [], [("", folder)]
+    while folders:
+        place, url = folders.pop()
+        try:
+            entries = list_folder(url)
+        except FileNotFoundError:
+            if place:
+                warnings.warn(f"list_images: {url} is left out: no such folder", stacklevel=3)
+                continue
+            raise InputError(f"list_images: folder must be the URL of a folder, got {folder}: no such file") from None
+        for name, entry, size in entries:
+            if name.endswith("/"):
+                hidden = is_hidden(name[:-1])
+                passed_over.hidden += hidden
+                folders += [(place + name, entry)] * (not hidden)
+            elif name.lower().endswith(extension) if extension else passed_over.takes(place + name):
+                found.append((place + name, entry, size))
+    return sorted(found)
 
 
 def _walk(
@@ -135,12 +194,19 @@ def find_images(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Find the image files that names stand for, each once, and the reasons why other names stand for none.
 
     A name is a file, taken as it is whatever its extension; a folder, of which every image below it is taken
-    (``list_images``); or, if there is no such file, a pattern with ``*``, ``?``, ``[...]`` or ``**``.
-    Returns paths as text in the order of names (sorted within a folder or pattern), and name -> reason.
+    (``list_images``); or, if there is no such file, a pattern with ``*``, ``?``, ``[...]`` or ``**``. A URL is that of
+    a folder if its last name has no extension, and in a pattern of URLs ``?`` has no meaning.
+    Returns paths or URLs as text in the order of names (sorted within a folder or pattern), and name -> reason.
     """
     found: list[str] = []
     faults: dict[str, str] = {}
-    for name in names:
+    for name in map(without_file_scheme, names):
+        if is_url(name):
+            matches, fault = _find_urls(name)
+            found += matches
+            if fault:
+                faults[name] = fault
+            continue
         matches = [name]
         if not os.path.lexists(name) and glob.has_magic(name):
             matches = match_files(name)
@@ -155,6 +221,19 @@ def find_images(names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
             except InputError:
                 faults[match] = "no image in this folder"
     return list(dict.fromkeys(found)), faults
+
+
+def _find_urls(name: str) -> tuple[list[str], str]:
+    """Return the URLs of images that a URL stands for, or why there are none."""
+    if "*" in name or "[" in name:
+        found = [url for url in match_urls(name) if not url.endswith("/")]
+        return found, "" if found else "no file matches this pattern"
+    if "." in last_name(name) or "?" in name:
+        return [name], ""
+    try:
+        return list_urls(name)[1], ""
+    except InputError:
+        return [], "no image in this folder"
 
 
 def match_files(pattern: str) -> list[str]:
@@ -175,3 +254,25 @@ def name_line(name: str, size: int) -> bytes:
     """Return the line of one file, its name and its size in bytes, in the text over which a list of files is hashed."""
     # A line break in a name becomes a NUL, which no name has, so that two lists never give one text.
     return f"{name} {size}".replace("\n", "\0").encode(errors="surrogateescape")
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``a-{000..002}.tar`` to a-000.tar, a-001.tar, a-002.tar and ``{a,b}`` to a, b.
+
+    Several braces multiply, the last one fastest. The rules are a shell's, without nesting; a range keeps the width of
+    its zero-padded ends.
+    """
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    if words is not None:
+        parts = words.split(",")
+    else:
+        low, high = int(first), int(last)
+        step = 1 if low <= high else -1
+        padded = first.startswith("0") or last.startswith("0")
+        width = max(len(first), len(last)) if padded else 0
+        parts = [str(number).zfill(width) for number in range(low, high + step, step)]
+    rests = expand_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + part + rest for part in parts for rest in rests]

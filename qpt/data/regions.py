@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +186,10 @@ class RegionDataset(Dataset[Region | tuple[int, str]]):
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def prefetch(self, keys: Sequence[tuple[int, int]]) -> None:
+        """Read the files of keys that are asked for next, at once if they are behind URLs. Raises ReadError."""
+        self.source.prefetch([index for _, index in keys if self._cache.get(index) is None])
 
     def __getitem__(self, key: tuple[int, int]) -> Region | tuple[int, str]:
         epoch, index = key

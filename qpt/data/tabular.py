@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qpt.data.remote_copies import copy_files
+from qpt.data.urls import is_url, join, parent, without_file_scheme
 from qpt.errors import InputError
 
 _HEADER_ROWS = 20  # the header of a sheet is looked for among its first rows; CSIQ's is the fourth
@@ -159,6 +162,39 @@ def named_file(folder: Path, name: str) -> Path:
     if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
         return other
     return path
+
+
+def local_table(csv: str | os.PathLike[str]) -> Path:
+    """Return the path of a table; one behind a URL is copied anew into the cache folder. Raises InputError for none."""
+    if not is_url(csv):
+        return Path(without_file_scheme(os.fspath(csv)))
+    (copy,) = copy_files([str(csv)], anew=True)
+    if not copy.is_file():
+        raise InputError(f"table: csv must be a file, got {csv}: no such file")
+    return copy
+
+
+def table_root(csv: str | os.PathLike[str], root: str | os.PathLike[str] | None) -> Path | str:
+    """Return the folder that a table's image names are relative to, its own by default: a path or a URL.
+
+    Raises InputError for a path that is no folder.
+    """
+    if root is None:
+        root = parent(str(csv)) if is_url(csv) else Path(without_file_scheme(os.fspath(csv))).parent
+    if is_url(root):
+        return str(root)
+    folder = Path(without_file_scheme(os.fspath(root)))
+    if not folder.is_dir():
+        raise InputError(f"table: root must be a folder, got {folder}")
+    return folder
+
+
+def image_places(root: Path | str, names: Iterable[str]) -> dict[str, Path]:
+    """Return the file of each name in a table; those behind URLs are copied into the cache folder."""
+    named = list(dict.fromkeys(filter(None, names)))
+    urls = {name: join(str(root), name.replace("\\", "/")) for name in named if is_url(root) or is_url(name)}
+    copies = dict(zip(urls, copy_files(list(urls.values())), strict=True))
+    return {name: copies[name] if name in copies else named_file(Path(root), name) for name in named}
 
 
 def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[tuple[int, dict[str, str]]]:

@@ -6,13 +6,14 @@ through ``qpt.data.images``; nothing is random: an image always gives the same p
 
 from __future__ import annotations
 
+import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from PIL import Image
 
 from qpt.data.faults import UnreadableError
 from qpt.data.images import DecodedImage, image_size, load_rgb
+from qpt.data.remote import read_file
+from qpt.data.urls import is_url, without_file_scheme
 from qpt.errors import InputError, describe
 from qpt.evaluate.progress import progress
 from qpt.io import shown
@@ -32,9 +35,9 @@ MAX_PIXELS = 200_000_000
 _BAND_PIXELS = 1 << 20  # halved at a time
 
 
-def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
+def check_header(path: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> str | None:
     """Return what is wrong with an image file as far as its header tells, or None. Decodes no pixels."""
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         return "no such file"
     try:
         width, height = image_size(path, max_pixels=max_pixels)
@@ -43,20 +46,33 @@ def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
         return str(error)
 
 
-def load_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, padded: bool = True) -> NDArray[np.uint8]:
+def load_image(path: str | Path | BinaryIO, *, max_pixels: int = MAX_PIXELS, padded: bool = True) -> NDArray[np.uint8]:
     """Decode a file to (H, W, 3) uint8, upright RGB; ``padded`` to at least MIN_SIDE px a side (``mirror_pad``).
 
-    Memory while decoding: 7 bytes a pixel. Raises InputError for a missing, truncated or foreign file, or one of more
-    than ``max_pixels``.
+    path: also a URL, or the content of a file as a binary stream. Memory while decoding: 7 bytes a pixel. Raises
+    InputError for a missing, truncated or foreign file, or one of more than ``max_pixels``.
     """
-    fault = check_header(Path(path), max_pixels=max_pixels)
+    file, fault = _on_hand(path)
+    fault = fault or check_header(file, max_pixels=max_pixels)
     if fault is None:
         try:
-            pixels = load_rgb(path, max_pixels=max_pixels)
+            pixels = load_rgb(file, max_pixels=max_pixels)
             return mirror_pad(pixels) if padded else pixels
         except UnreadableError as error:
             fault = str(error)
     raise InputError(f"photograph: {path}: {fault}")
+
+
+def _on_hand(path: str | Path | BinaryIO) -> tuple[Path | BinaryIO, str | None]:
+    """Return the path of a file, or the content of a URL, and what is wrong with it if it is not there."""
+    if not isinstance(path, (str, os.PathLike)):
+        return path, None
+    if not is_url(path):
+        return Path(without_file_scheme(os.fspath(path))), None
+    try:
+        return io.BytesIO(read_file(str(path))), None
+    except FileNotFoundError:
+        return io.BytesIO(), "no such file"
 
 
 def map_in_threads(
@@ -144,7 +160,7 @@ def as_pixels(image: object, *, max_pixels: int = MAX_PIXELS, padded: bool = Tru
     ``load_image`` and ``check_pixels`` refuse.
     """
     if isinstance(image, (str, os.PathLike)):
-        return load_image(Path(os.fsdecode(image)), max_pixels=max_pixels, padded=padded)
+        return load_image(os.fsdecode(image), max_pixels=max_pixels, padded=padded)
     if not isinstance(image, Image.Image):
         return check_pixels(image, max_pixels=max_pixels)
     fault = _too_large(image.height, image.width, max_pixels)

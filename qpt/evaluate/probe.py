@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from qpt.data.crops import cut_crops
-from qpt.data.listing import list_images
+from qpt.data.listing import images_root, list_images
 from qpt.data.sources import data_fingerprint
 from qpt.degradations.op_table import DEGRADATIONS
 from qpt.degradations.space import DegradationSpace
@@ -148,7 +148,7 @@ def probe_run(
         }
         of_clean["clean_distance"] = {
             "clean": Path(clean).resolve().name,
-            "trained_on_clean": trained_on == data_fingerprint(Path(clean), list_images(clean)),
+            "trained_on_clean": trained_on == data_fingerprint(images_root(clean), list_images(clean)),
             "shrinkage": float(clean_shrinkage),
             "scores": None if scores is None else scores.name,
             **measured,
@@ -170,7 +170,7 @@ def probe_run(
         "crop_px": size,
         "seed": seed,
         "held_out_images": len(sets[1].program),
-        "trained_on_this_folder": trained_on == data_fingerprint(Path(data), files),
+        "trained_on_this_folder": trained_on == data_fingerprint(images_root(data), files),
         **{name: asdict(probe(net, *sets, label=name, quiet=quiet)) for name, net in encoders.items()},
         **of_clean,
     }

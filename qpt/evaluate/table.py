@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpt.data.listing import EXTENSIONS
-from qpt.data.tabular import named_file, number, number_remedy, read_csv, refuse_repeated
+from qpt.data.tabular import (
+    image_places,
+    local_table,
+    number,
+    number_remedy,
+    read_csv,
+    refuse_repeated,
+    table_root,
+)
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import check_header
 from qpt.io import shown
@@ -216,16 +224,14 @@ def read_table(
     csv_path: UTF-8, comma separated, with a header line; pyiqa's column names (IMAGE_COLUMNS, REF_COLUMNS,
     SPLIT_COLUMN) are understood too, the first that is there counts; letter case does not matter, and a backslash in an
     image's name is taken for a slash where there is no such file.  root: the folder that image names are relative to,
-    by default the CSV's own.  name: of the set, by default the name of the CSV's folder.  lower_better: the scores are
-    DMOS; the table's mos is then their negative. Images that share ref (distorted versions of one original, near
+    by default the CSV's own; it, the CSV and image names may be URLs, of which copies are kept
+    (``qpt.data.remote_copies``).  name: of the set, by default the name of the CSV's folder.  lower_better: the scores
+    are DMOS; the table's mos is then their negative. Images that share ref (distorted versions of one original, near
     duplicates) always stay on one side of a split; split is train, val, test, or empty for a row in no part. Raises
     InputError listing everything wrong, as ``assemble`` does, and for encoding, delimiter, columns.
     """
-    path = Path(csv_path)
+    path = local_table(csv_path)
     header, lines = read_csv(path, (IMAGE_COLUMNS, MOS_COLUMNS), optional=REF_COLUMNS)
-    folder = Path(root) if root is not None else path.parent
-    if not folder.is_dir():
-        raise InputError(f"table: root must be a folder, got {folder}")
     image_at, mos_at, ref_at = (
         next((header.index(column) for column in columns if column in header), None)
         for columns in (IMAGE_COLUMNS, MOS_COLUMNS, REF_COLUMNS)
@@ -236,6 +242,9 @@ def read_table(
     # A line cut short must not pass: only columns of splits, empty in a row of no part, may be missing at its end.
     least = 1 + max(header.index(name) for name in header if name not in split_names)
     rows: list[Row | str] = []
+    places = image_places(
+        table_root(csv_path, root), [fields[image_at] for _, fields in lines if len(fields) > image_at]
+    )
     for line_number, fields in lines:
         where = f"line {line_number}"
         if not least <= len(fields) <= len(header):
@@ -253,7 +262,7 @@ def read_table(
                 rows.append(f"{where}: {column} must be train, val or test, got {written!r}")
             parts.append(PART_NAMES.get(written.lower()))
         ref = line[ref_at] if ref_at is not None else None
-        rows.append(Row(where, image, named_file(folder, image), line[mos_at], ref, parts=tuple(parts)))
+        rows.append(Row(where, image, places[image], line[mos_at], ref, parts=tuple(parts)))
     return assemble(
         path,
         rows,

@@ -153,9 +153,7 @@ def _fit(x: Array, y: Array, prior: Array) -> tuple[Array, float]:
 
 def _choose(folder: str | Path, images: int) -> tuple[list[Path], int]:
     """Return at most ``images`` files of a folder that can be decoded, evenly spaced, and how many could not be."""
-    files = list_images(folder)
-    if len(files) > images:
-        files = [files[len(files) * index // images] for index in range(images)]
+    files = list_images(folder, most=images)
     usable = []
     for path in files:
         try:

@@ -33,7 +33,7 @@ class PretrainConfig:
     """Settings of one pre-training run.
 
     Args:
-        data: folder of photographs, nested or not; or of WebDataset shards, or a pattern of them (docs/data.md).
+        data: folder of photographs, nested or not; or of WebDataset shards, a pattern or URL of them (docs/data.md).
         out: run directory to create.
         seed: seeds the initial weights, the data order, the regions, the boxes and the degradations.
         arch: encoder, resnet18 | resnet34 | resnet50 | efficientnet_lite0 | timm:NAME | torchvision:NAME.

@@ -285,6 +285,9 @@ class _BatchDataset(Dataset["WorkerBatch | ReadError"]):
         boxes: list[NDArray[np.int32]] = []
         program_seeds: list[int] = []
         unreadable: list[tuple[int, str]] = []
+        if keys:
+            self._status.begin(keys[0][1])
+            self._dataset.prefetch(keys)
         for key in keys:
             self._status.begin(key[1])
             sample = self._dataset[key]

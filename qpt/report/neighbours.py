@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qpt.data.crops import cut_crops
+from qpt.data.faults import ReadError
 from qpt.data.listing import list_images
 from qpt.degradations.program import Program
 from qpt.degradations.space import DegradationSpace
-from qpt.errors import InputError
+from qpt.errors import BackendError, InputError
 from qpt.evaluate.features import prepare
 from qpt.evaluate.image_crops import MIN_SIDE, read_images
 from qpt.evaluate.probe_set import degraded_batches
@@ -98,8 +99,8 @@ def pick_images(
     given = given_images(folder, table, IMAGES)
     if given is None:
         try:
-            given = list_images(records[0].config["data"]), "of the photographs that the run learned from"
-        except (InputError, KeyError):
+            given = list_images(records[0].config["data"], most=IMAGES), "of the photographs that the run learned from"
+        except (InputError, BackendError, ReadError, KeyError):
             return "Not shown: it needs photographs (--photographs); those the run learned from are not there as files."
     files, origin = given
     found, _ = read_images(files, MIN_SIDE, most=IMAGES, quiet=quiet)

@@ -50,7 +50,7 @@ def given_images(folder: str | Path | None, table: ScoreTable | None, most: int)
     None without a folder and a table.
     """
     if folder is not None:
-        return list_images(folder), f"photographs of {shown(Path(folder).resolve().name)}"
+        return list_images(folder, most=most), f"photographs of {shown(Path(folder).resolve().name)}"
     if table is None:
         return None
     best = np.argsort(-table.mos, kind="stable")
