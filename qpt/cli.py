@@ -65,7 +65,10 @@ class _CommandParser(_Parser):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it comes again below
                 given = super().parse_args(words, env=False, defaults=False, _skip_validation=True)
-            words = [*self.implied(given), *words]
+            try:
+                words = [*self.implied(given), *words]
+            except InputError as error:
+                self.error(str(error).removeprefix(f"{self.prog.rpartition(' ')[2]}: "))
         return super().parse_args(words, *rest, **named)
 
     def parse_string(self, content: str, *rest: Any, **named: Any) -> Namespace:

@@ -13,6 +13,7 @@ import os
 import re
 import tarfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -36,6 +37,9 @@ class Source(Protocol):
 
     def open(self, index: int) -> Path | BinaryIO:
         """Return what ``load_rgb`` takes. Raises OSError for an image that is no longer there."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the ``name_line`` of each image in order."""
 
     def fingerprint(self) -> str:
         """Return the sha256 over the names and sizes (bytes) of all images in their order."""
@@ -88,14 +92,16 @@ class FolderSource:
     def open(self, index: int) -> Path:
         return self.files[index]
 
+    def lines(self) -> Iterator[bytes]:
+        return (name_line(path.relative_to(self.root).as_posix(), _size(path)) for path in self.files)
+
     def fingerprint(self) -> str:
-        return data_fingerprint(self.root, self.files)
+        return hashlib.sha256(b"\n".join(self.lines())).hexdigest()
 
 
 def data_fingerprint(root: Path, files: list[Path]) -> str:
     """Return the sha256 over the relative names and sizes of sorted image files; a link to nothing has size -1."""
-    listing = b"\n".join(name_line(path.relative_to(root).as_posix(), _size(path)) for path in files)
-    return hashlib.sha256(listing).hexdigest()
+    return FolderSource(root, files).fingerprint()
 
 
 def _size(path: Path) -> int:
@@ -178,6 +184,10 @@ class ShardSource:
         if len(content) < size:
             raise OSError(f"the shard ends after {len(content):,} of {size:,} bytes")
         return io.BytesIO(content)
+
+    def lines(self) -> Iterator[bytes]:
+        for index, size in enumerate(self._sizes.tolist()):
+            yield name_line(self.name(index), size)
 
     def fingerprint(self) -> str:
         return self._fingerprint
