@@ -157,12 +157,16 @@ def _names(args: argparse.Namespace) -> list[str]:
 def _lines(content: bytes) -> list[str]:
     """Return the names in a list: one a line, or each ended by NUL (``find -print0``)."""
     import os
+    import re
     from pathlib import Path
 
-    from qpt.data.tabular import named_file
+    from qpt.data.tabular import foreign_kind, named_file
+    from qpt.errors import InputError
 
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
         content = content.decode("utf-16", errors="replace").encode()
+    elif re.search(rb"[\0-\x08\x0e-\x1f\xfe\xff]", content[:32]) and (found := foreign_kind(content)):
+        raise InputError(f"score: PATH must be in a list of names, got {found[0]}; {found[1]}")
     parts = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     names = [os.fsdecode(part) for part in parts if part.strip()]
     return [str(named_file(Path(), name)) if "\\" in name else name for name in names]

@@ -205,11 +205,20 @@ def _image_members(shard: Path, passed_over: PassedOver) -> list[tarfile.TarInfo
     try:
         with tarfile.open(shard, "r:") as tar:  # uncompressed alone: a compressed tar has no offsets to read at
             try:
+                place = -1
                 while (member := tar.next()) is not None:
+                    if (
+                        not place < tar.offset < 1 << 62 or member.offset_data < 0 or member.size < 0
+                    ):  # else it goes round in a circle
+                        raise tarfile.ReadError("a member ends before it begins")
+                    place = tar.offset
                     if member.isreg() and not member.issparse() and passed_over.takes(member.name):
                         found.append(member)
                     tar.members.clear()  # type: ignore[attr-defined] # it keeps every member otherwise
-            except tarfile.ReadError:  # the last member reaches beyond the end of the file
+            except Exception as error:
+                if isinstance(error, OSError) and is_machine_fault(error):
+                    raise
+                # ReadError: the last member reaches beyond the end of the file. Damaged headers raise anything.
                 whole = False
             else:
                 # At bytes that are not a header, tarfile stops as it does at the zeros that end a tar.

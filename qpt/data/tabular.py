@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qpt.data.matlab import is_version_5, read_variables
 from qpt.errors import InputError
 
+_MOST_UNPACKED_BYTES = 128 << 20  # of a workbook; the largest one of a data set has a tenth
+_MOST_CELLS = 10_000_000
 _HEADER_ROWS = 20  # the header of a sheet is looked for among its first rows; CSIQ's is the fourth
 
 
@@ -170,12 +174,21 @@ def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> 
     from openpyxl import load_workbook
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > _MOST_UNPACKED_BYTES:
+            raise InputError(f"table: {path} must unpack to at most {_MOST_UNPACKED_BYTES:,} bytes, got {unpacked:,}")
         with contextlib.closing(load_workbook(path, read_only=True, data_only=True)) as book:
             if sheet is not None and sheet not in book.sheetnames:
                 raise InputError(f"table: {path} lacks the sheet {sheet!r}; it has {', '.join(book.sheetnames)}")
             chosen = book[sheet] if sheet is not None else book.worksheets[0]
             chosen.reset_dimensions()  # read-only mode believes the extent that the file states, which may be wrong
-            rows = [[_cell(value) for value in row] for row in chosen.iter_rows(values_only=True)]
+            rows, cells = [], 0
+            for row in chosen.iter_rows(values_only=True):
+                cells += 1 + len(row)  # rows and columns that a file leaves out are made up by openpyxl
+                if cells > _MOST_CELLS:
+                    raise InputError(f"table: {path} must have at most {_MOST_CELLS:,} cells, got more")
+                rows.append([_cell(value) for value in row])
     except InputError:
         raise
     except Exception as error:  # of zipfile, of the XML parser or of openpyxl itself
@@ -197,7 +210,9 @@ def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(path, variable_names=list(names))
+        content = path.read_bytes()
+        version_5 = is_version_5(content)
+        found = read_variables(content, names) if version_5 else loadmat(path, variable_names=list(names))
     except Exception as error:  # SciPy's readers let any error of parsing through
         found = _found(path, b"MATLAB", error)
         raise InputError(f"table: {path} must be a MATLAB file (version 7 or older), got {found}") from None

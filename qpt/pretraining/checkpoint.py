@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+from qpt.data.sources import Source
 from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.io import flush_to_disk, write_whole
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint
-from qpt.data.sources import Source
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.image_list import IMAGE_LIST, image_list_difference
 from qpt.runs.first_batch import FIRST_BATCH
