@@ -216,6 +216,8 @@ def _map_files(args: argparse.Namespace, images: list[str]) -> dict[str, Path]:
             number += 1
         files[image] = target
         taken.add(target)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"score: --heatmap must be a folder, got the file {shown(folder)}")
     check_writable(folder / ".map", "score")
     refuse_overwriting(args, "score", files.values(), images=images, argument="--heatmap")
     other = next((file for file in files.values() if file.exists() and not is_quality_map(file)), None)

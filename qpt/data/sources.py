@@ -199,17 +199,25 @@ class ShardSource:
         return Path(os.path.relpath(shard, self._root)).as_posix()
 
 
+class _WithinItsSize(io.BufferedReader):
+    """A file of which no more is asked for than there is: Python reserves what a damaged header asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, max(0, left)))
+
+
 def _image_members(shard: Path, passed_over: PassedOver) -> list[tarfile.TarInfo]:
     """Return the members of a tar that are regular files named like images, and count others. Only headers are read."""
     found = []
     try:
-        with tarfile.open(shard, "r:") as tar:  # uncompressed alone: a compressed tar has no offsets to read at
+        # Uncompressed alone: a compressed tar has no offsets to read at.
+        with _WithinItsSize(open(shard, "rb", buffering=0)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             try:
                 place = -1
                 while (member := tar.next()) is not None:
-                    if (
-                        not place < tar.offset < 1 << 62 or member.offset_data < 0 or member.size < 0
-                    ):  # else it goes round in a circle
+                    # Sizes that are negative would lead round in a circle.
+                    if not place < tar.offset < 1 << 62 or member.offset_data < 0 or member.size < 0:
                         raise tarfile.ReadError("a member ends before it begins")
                     place = tar.offset
                     if member.isreg() and not member.issparse() and passed_over.takes(member.name):
@@ -225,12 +233,12 @@ def _image_members(shard: Path, passed_over: PassedOver) -> list[tarfile.TarInfo
                 assert tar.fileobj is not None
                 tar.fileobj.seek(tar.offset)
                 whole = not any(tar.fileobj.read(tarfile.BLOCKSIZE))
-    except tarfile.ReadError as error:
-        raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
     except OSError as error:
         if is_machine_fault(error):
             raise
         raise InputError(f"pretrain: data must hold readable shards, got {shard}: {error.strerror}") from error
+    except Exception as error:  # ReadError; of a damaged first header anything
+        raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
     if not whole:
         warnings.warn(f"shard {shard} is damaged: what follows its first {len(found)} images is left out", stacklevel=3)
     return found

@@ -35,7 +35,9 @@ _BAND_PIXELS = 1 << 20  # halved at a time
 def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
     """Return what is wrong with an image file as far as its header tells, or None. Decodes no pixels."""
     if not path.is_file():
-        return "no such file"
+        if os.path.lexists(path) and not path.is_symlink():
+            return "a folder" if path.is_dir() else "not a file"
+        return "a link to nothing" if path.is_symlink() else "no such file"
     try:
         width, height = image_size(path, max_pixels=max_pixels)
         return _too_large(height, width, max_pixels)

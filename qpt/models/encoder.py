@@ -91,7 +91,7 @@ def stored_encoder(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     try:
         encoder.load_state_dict(dict(weights))
     except (RuntimeError, AttributeError) as error:  # names or shapes of another network
-        raise ValueError(str(error).partition("\n")[0]) from None
+        raise ValueError(" ".join(str(error).split())[:300]) from None
     return encoder.eval()
 
 
