@@ -361,8 +361,18 @@ def _images() -> Reader:
 
 def _evaluations() -> Reader:
     names = [f"{k}.png" for k in range(8)]
-    record = [{"predictions": [1.0, 2.5, 2.0, 4.0], "fits": {"plcc_logistic": [4.0, 1.0, 2.0, 1.0]}, "srcc": 0.5, "plcc_raw": None}] * 2
-    split = [{"name": "", "test": [0, 1, 2, 3], "train": [4, 5, 6, 7]}, {"name": "", "test": [4, 5, 6, 7], "train": [0, 1, 2, 3]}]
+    record = [
+        {
+            "predictions": [1.0, 2.5, 2.0, 4.0],
+            "fits": {"plcc_logistic": [4.0, 1.0, 2.0, 1.0]},
+            "srcc": 0.5,
+            "plcc_raw": None,
+        }
+    ] * 2
+    split = [
+        {"name": "", "test": [0, 1, 2, 3], "train": [4, 5, 6, 7]},
+        {"name": "", "test": [4, 5, 6, 7], "train": [0, 1, 2, 3]},
+    ]
     result = {
         "format": FORMAT,
         "data": {"name": "t", "images": 8, "groups": 8, "image_names": names, "group_of_image": list(range(8)),

@@ -89,7 +89,18 @@ def round_of_use(folder: Path, number: int) -> None:
     for path in sorted(data.glob("0*")):
         scorer(path), scorer(load_rgb(path))
     scorer.save(folder / "scorer.pt")
-    main(["score", str(data), "--scorer", str(folder / "scorer.pt"), "--heatmap", str(folder / "maps"), "--format", "csv"])
+    main(
+        [
+            "score",
+            str(data),
+            "--scorer",
+            str(folder / "scorer.pt"),
+            "--heatmap",
+            str(folder / "maps"),
+            "--format",
+            "csv",
+        ]
+    )
 
 
 def soak(seconds: float, folder: Path) -> list[dict[str, float]]:

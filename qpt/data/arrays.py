@@ -1,7 +1,7 @@
 """Reading of ``.npy`` and ``.npz`` files from anywhere, within the memory that their contents take.
 
 Called by whatever reads such a file: programs, splits, the first batch of a run, kept features. NumPy's own reader
-allocates what a header asks for before it looks at the data, runs into a dozen kinds of exception on a damaged file, and
+allocates what a header asks for before it looks at the data, raises a dozen kinds of exception for a damaged file, and
 unpacks as much as a zip archive promises.
 """
 

@@ -61,7 +61,8 @@ def _check_kinds(result: Mapping[str, Any]) -> None:
 
     def are_numbers(values: Any) -> bool:
         return isinstance(values, list) and all(
-            isinstance(value, (int, float)) and abs(value) < _LARGEST and not isinstance(value, bool) for value in values
+            isinstance(value, (int, float)) and abs(value) < _LARGEST and not isinstance(value, bool)
+            for value in values
         )
 
     def are_rows(values: Any) -> bool:
@@ -86,7 +87,9 @@ def _check_kinds(result: Mapping[str, Any]) -> None:
                 require(are_numbers(record["predictions"]), "predictions must be finite numbers")
                 fits = record["fits"]
                 numbers = {metric: count for metric, count in FIT_PARAMETERS.items() if metric in fits}
-                whole = all(are_numbers(fits[metric]) and len(fits[metric]) == count for metric, count in numbers.items())
+                whole = all(
+                    are_numbers(fits[metric]) and len(fits[metric]) == count for metric, count in numbers.items()
+                )
                 require(isinstance(fits, dict) and set(fits) == set(numbers) and whole, "fits must be those of curves")
                 kept = [record[metric] for metric in METRICS if record.get(metric) is not None]
                 require(are_numbers(kept), "coefficients must be numbers")

@@ -152,7 +152,7 @@ def _refuse(changed: list[str]) -> None:
 
 
 def save_initial(run: Path, config: PretrainConfig, learner: dict[str, Any]) -> None:
-    """Keep the state of a learner before its first step, for a start that finds no checkpoint and no ``config.init``."""
+    """Keep the state of a learner before its first step, for a start without a checkpoint and the file of ``init``."""
     state = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "learner": learner}
     write_whole(run / INITIAL, lambda unfinished: _save_tensors(unfinished, state), durable=True)
 
