@@ -24,11 +24,59 @@ Mutation = Callable[[Random, bytes], bytes]
 
 _NUMBERS = [0, -1, 1, 5, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64, 10**30, -(2**63)]
 _FLOATS = [math.nan, math.inf, -math.inf, 1e308, 1e-320, -0.0, 0.5, 1e3]
-_TEXTS = ["", " ", "nan", "None", "x" * 3000, "\0", "../../../etc/passwd", "http://127.0.0.1:9/x", "resnet50", "é\u202e", "\ud800",
-          "1e999", "0x10", "1_0", "1,5", "٣", "-", "=1+1", "true", "timm:x", "a" * 300 + ".png", "#"]  # fmt: skip
-_BLOBS = [b"\0", b"\xff", b"\r", b"\n", b'"', b",", b"%PDF", b"PK\x03\x04", b"\xef\xbb\xbf", b"\xff\xfe", b"\x80\x04", b"\xe9",
-          b"1e999", b"NaN", b"-1", b"[" * 3000, b"{" * 500, b"&a [*a]", b"!!bool x", b"!!timestamp x", b"!!float x",
-          b"!!python/object/apply:os.system ['true']", b"!!binary x", b"<<: 1", b"9" * 5000, b"*x", b"? [1]"]  # fmt: skip
+_TEXTS = [
+    "",
+    " ",
+    "nan",
+    "None",
+    "x" * 3000,
+    "\0",
+    "../../../etc/passwd",
+    "http://127.0.0.1:9/x",
+    "resnet50",
+    "é\u202e",
+    "\ud800",
+    "1e999",
+    "0x10",
+    "1_0",
+    "1,5",
+    "٣",
+    "-",
+    "=1+1",
+    "true",
+    "timm:x",
+    "a" * 300 + ".png",
+    "#",
+]
+_BLOBS = [
+    b"\0",
+    b"\xff",
+    b"\r",
+    b"\n",
+    b'"',
+    b",",
+    b"%PDF",
+    b"PK\x03\x04",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\x80\x04",
+    b"\xe9",
+    b"1e999",
+    b"NaN",
+    b"-1",
+    b"[" * 3000,
+    b"{" * 500,
+    b"&a [*a]",
+    b"!!bool x",
+    b"!!timestamp x",
+    b"!!float x",
+    b"!!python/object/apply:os.system ['true']",
+    b"!!binary x",
+    b"<<: 1",
+    b"9" * 5000,
+    b"*x",
+    b"? [1]",
+]
 
 
 def mutate_bytes(rng: Random, content: bytes) -> bytes:
@@ -85,8 +133,9 @@ def mutate_text(rng: Random, content: bytes) -> bytes:
         fields[rng.randrange(len(fields))] = value
         lines[line] = "".join(fields)
     elif way == 5:  # the delimiter
-        return text.replace(*rng.choice([(",", ";"), (",", "\t"), (",", "|"), (".", ","), ("\n", "\r\n"), ("\n", "\r"), (",", ", ")])).encode(
-            errors="replace")  # fmt: skip
+        return text.replace(
+            *rng.choice([(",", ";"), (",", "\t"), (",", "|"), (".", ","), ("\n", "\r\n"), ("\n", "\r"), (",", ", ")])
+        ).encode(errors="replace")
     elif way == 6:  # a number
         found = list(re.finditer(r"-?\d+(\.\d+)?", text))
         if found:
@@ -230,9 +279,27 @@ def mutate_npy(rng: Random, content: bytes) -> bytes:
     length = struct.unpack_from("<H", content, 8)[0]
     header, data = content[10 : 10 + length].decode("latin-1"), content[10 + length :]
     for old, new in rng.sample(
-        [("<i4", "<i8"), ("<f4", "|O"), ("<i8", "<U9"), ("|i1", "<M8[s]"), ("False", "True"), ("False", "open"),
-         ("(", "(99999999999, "), ("(", "(-1, "), ("(", "(0, 4611686018427387904, "), ("'descr'", "'x'"), (")", ""), ("<", ">"),
-         ("(", "(((((((("), ("<i4", "<i4,<i4"), ("|i1", "|V0"), ("<f4", "<c8"), ("False", "9" * 5000)], 2):  # fmt: skip
+        [
+            ("<i4", "<i8"),
+            ("<f4", "|O"),
+            ("<i8", "<U9"),
+            ("|i1", "<M8[s]"),
+            ("False", "True"),
+            ("False", "open"),
+            ("(", "(99999999999, "),
+            ("(", "(-1, "),
+            ("(", "(0, 4611686018427387904, "),
+            ("'descr'", "'x'"),
+            (")", ""),
+            ("<", ">"),
+            ("(", "(((((((("),
+            ("<i4", "<i4,<i4"),
+            ("|i1", "|V0"),
+            ("<f4", "<c8"),
+            ("False", "9" * 5000),
+        ],
+        2,
+    ):
         header = header.replace(old, new, 1)
     packed = header.encode("latin-1")
     return content[:8] + struct.pack("<H", len(packed)) + packed + data
@@ -253,8 +320,13 @@ def mutate_png(rng: Random, content: bytes) -> bytes:
     if way == 0:
         chunks[at : at + 1] = rng.choice([[], [chunks[at]] * 2, [(b"IDAT", data)], [(b"IEND", b"")]])
     elif way == 1:
-        chunks.insert(at, (rng.choice([b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"PLTE", b"acTL", b"gAMA", b"cHRM"]), rng.choice(
-            [b"", b"x\0\0" + zlib.compress(bytes(1 << 20)), bytes(800), b"II*\0" + bytes(20), data])))  # fmt: skip
+        chunks.insert(
+            at,
+            (
+                rng.choice([b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"PLTE", b"acTL", b"gAMA", b"cHRM"]),
+                rng.choice([b"", b"x\0\0" + zlib.compress(bytes(1 << 20)), bytes(800), b"II*\0" + bytes(20), data]),
+            ),
+        )
     elif way == 2:
         other = rng.randrange(len(chunks))
         chunks[at], chunks[other] = chunks[other], chunks[at]
@@ -281,9 +353,26 @@ def mutate_tar(rng: Random, content: bytes) -> bytes:
         "prefix": (345, 155),
     }
     start, length = fields[rng.choice(list(fields))]
-    value = rng.choice([b"7" * length, b"\xff" * length, b"\x80" + b"\xff" * (length - 1), bytes(length), b"-1", b"00000000010\0",
-                        b"x", b"L", b"g", b"S", b"5", b"1", b"../" * 40, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\0",
-                        b"\xe9.jpg", b" " * length])[:length]  # fmt: skip
+    value = rng.choice(
+        [
+            b"7" * length,
+            b"\xff" * length,
+            b"\x80" + b"\xff" * (length - 1),
+            bytes(length),
+            b"-1",
+            b"00000000010\0",
+            b"x",
+            b"L",
+            b"g",
+            b"S",
+            b"5",
+            b"1",
+            b"../" * 40,
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\0",
+            b"\xe9.jpg",
+            b" " * length,
+        ]
+    )[:length]
     data[place + start : place + start + len(value)] = value
     if rng.random() < 0.9:
         total = sum(data[place : place + 148]) + 8 * 32 + sum(data[place + 156 : place + 512])

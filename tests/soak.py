@@ -1,7 +1,7 @@
 """Hours of use in one process: pre-training with workers, evaluation and scoring of a folder that changes.
 
-``tests/test_soak.py`` starts it as ``python -m tests.soak SECONDS FOLDER``. After each round of the three it writes what
-the process holds: memory, descriptors, threads and children; printed as JSON, a row for each round.
+``tests/test_soak.py`` starts it as ``python -m tests.soak SECONDS FOLDER``. It prints what the process holds after each
+round of the three (memory, descriptors, threads and children) as JSON, a row for each round.
 """
 
 from __future__ import annotations
@@ -60,8 +60,19 @@ def add_images(folder: Path, numbers: range) -> None:
 
 def pretraining(data: Path, out: Path, number: int) -> None:
     """Pre-train with workers into a new folder, and resume once."""
-    settings = {"arch": "resnet18", "width": 4, "projection_dim": 8, "patch_size": 24, "batch_images": 4, "pool_size": 24,
-                "threads": 1, "workers": 2, "log_every": 2, "checkpoint_every": 2, "seed": number}  # fmt: skip
+    settings = {
+        "arch": "resnet18",
+        "width": 4,
+        "projection_dim": 8,
+        "patch_size": 24,
+        "batch_images": 4,
+        "pool_size": 24,
+        "threads": 1,
+        "workers": 2,
+        "log_every": 2,
+        "checkpoint_every": 2,
+        "seed": number,
+    }
     shutil.rmtree(out, ignore_errors=True)
     qpt.pretrain(qpt.PretrainConfig(str(data), str(out), steps=4, **settings))  # type: ignore[arg-type]
     qpt.pretrain(qpt.PretrainConfig(str(data), str(out), steps=4, **settings), resume=True)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What wear brings: a run that goes on without the files it began with, arguments that cannot be used, strange files."""
+"""What wear brings: a run that goes on without the files it began with, strange files, arguments out of place."""
 
 import json
 import os
@@ -17,9 +17,10 @@ from qpt.cli import main
 from qpt.data.arrays import read_npy
 from qpt.data.images import load_rgb
 from qpt.data.matlab import read_variables
-from qpt.data.tabular import read_matlab, read_sheet
+from qpt.data.tabular import near_name, read_matlab, read_sheet
 from qpt.degradations.program import Program
 from qpt.evaluate.scorer import Scorer
+from qpt.evaluate.table import Row, TableError, assemble
 from qpt.io import MOST_YAML_BYTES, parse_yaml
 from qpt.pretraining import engine
 from qpt.pretraining.checkpoint import INITIAL
@@ -147,7 +148,7 @@ def test_a_pipe_and_a_device_are_no_photographs(
         (["score", "a.png", "--heatmap", "a.png"], "--heatmap must be a folder, got the file a.png"),
         (["degrade", "a.png", "--out", "g.gif.d"], "--out must end in an image extension"),
         (["degrade", "a.png", "--out", "a.png/g.png"], "out must be a writable file, got a.png/g.png"),
-        (["degrade", "a.png", "--out", "g.xbm", "--cell-px", "16"], "--out must be of a format that holds"),
+        (["degrade", "a.png", "--out", "g.xbm", "--cell-px", "128"], "--out must be of a format that holds"),
         (["degrade", "a.png", "--out", "g.png", "--space", "long.csv"], "must be a mapping with the keys of a space"),
         (["score", "--from-file", "wide.txt"], "must be in a list of names, got UTF-16 text without a byte order mark"),
         (["pretrain", ".", "--out", "r", "--config", "deep.yaml"], "nested too deeply"),
@@ -173,7 +174,7 @@ def test_a_refusal_is_one_line_and_names_the_argument(
 def test_the_picture_of_degradations_goes_into_a_new_folder(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (9, 80, 200)).save(tmp_path / "a.png")
     out = tmp_path / "new" / "folder" / "g.png"
-    assert main(["degrade", str(tmp_path / "a.png"), "--out", str(out), "--cell-px", "16"]) == 0
+    assert main(["degrade", str(tmp_path / "a.png"), "--out", str(out), "--cell-px", "128"]) == 0
     with Image.open(out) as found:
         assert found.format == "PNG"
 
@@ -184,12 +185,16 @@ def test_the_picture_of_degradations_goes_into_a_new_folder(tmp_path: Path) -> N
         ("a: !!bool maybe", "a tag"),
         ("a: !!timestamp x", "a tag"),
         ("a: &a [*a]", "a value holds itself"),
-        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)), "more than"),
+        (
+            "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n"
+            + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 8)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+            "more than",
+        ),
         ("a: " + "[" * 3000, "nested too deeply"),
         ("#" * (MOST_YAML_BYTES + 1), "at most"),
         ("? [1]\n: 2", "unhashable"),
     ],
-)  # fmt: skip
+)
 def test_yaml_of_any_kind_is_read_or_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         parse_yaml(text)
@@ -248,8 +253,8 @@ def test_a_header_that_asks_for_more_than_there_is(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(3))
     content = (tmp_path / "a.npy").read_bytes()
     assert read_npy(tmp_path / "a.npy").tolist() == [0, 1, 2]
-    for shape in (b"(9999999999,)", b"(-3,)        ", b"(1, 1, 3, 5) "):
-        (tmp_path / "a.npy").write_bytes(content.replace(b"(3,)         ", shape, 1))
+    for shape in (b"(9999999999,)", b"(-3,)", b"(1, 1, 3, 5)"):
+        (tmp_path / "a.npy").write_bytes(content.replace(b"(3,), }" + b" " * 20, (shape + b", }").ljust(27), 1))
         with pytest.raises(ValueError, match="its header says"):
             read_npy(tmp_path / "a.npy")
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
@@ -274,3 +279,24 @@ def test_a_scorer_whose_width_does_not_fit_is_refused_before_its_network_is_buil
     torch.save({**state, "encoder": tensors}, tmp_path / "s.pt")
     with pytest.raises(InputError, match="must hold tensors and plain data"):
         Scorer.load(tmp_path / "s.pt")
+
+
+def test_a_missing_image_is_named_beside_the_file_that_may_be_meant(tmp_path: Path) -> None:
+    for name in ("IMG_1.JPG", "b.png", "c.png", "c.jpg", "cafe\u0301.png"):
+        (tmp_path / name).touch()
+    said = {
+        "img_1.jpg": "; there is IMG_1.JPG",
+        "IMG_1": "; there is IMG_1.JPG",
+        "b.jpeg": "; there is b.png",
+        "c.tif": "",
+        "caf\u00e9.png": "; there is cafe\u0301.png",
+        "b.png": "",
+        "gone.png": "",
+        "x/b.png": "",
+        "a" * 300: "",
+    }
+    for name, words in said.items():
+        assert near_name(tmp_path / name) == words, name
+    rows = [Row("line 2", "img_1.jpg", tmp_path / "img_1.jpg", "1")]
+    with pytest.raises(TableError, match=r"img_1\.jpg: no such file; there is IMG_1\.JPG"):
+        assemble("t.csv", rows, name="t")

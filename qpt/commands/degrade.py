@@ -86,7 +86,8 @@ def _draw(args: argparse.Namespace) -> int:
             raise
         width, height = grid.image.size
         raise InputError(
-            f"degrade: --out must be of a format that holds {width}x{height} px of colour, got {out}: {error}; .png does"
+            f"degrade: --out must be of a format that holds {width}x{height} px of colour, got {out}: {error}; "
+            ".png does"
         ) from None
 
     if args.json:

@@ -1,8 +1,8 @@
 """Variables of MATLAB files of versions 5 to 7: arrays of numbers and of text, and cells of these.
 
-Called by ``qpt.data.tabular``, which says what is wrong with a file. SciPy's reader ends the process with a segmentation
-fault on damaged files, so only version 4, which it reads in Python, is left to it. The format is MathWorks' "MAT-File
-Format", chapter 1.
+Called by ``qpt.data.tabular``, which says what is wrong with a file. On damaged files SciPy's reader ends the process
+with a segmentation fault, so only version 4, which it reads in Python, is left to it. The format is MathWorks'
+"MAT-File Format", chapter 1.
 """
 
 from __future__ import annotations

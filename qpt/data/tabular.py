@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
+import os
 import re
+import unicodedata
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qpt.data.listing import is_image_name
 from qpt.data.matlab import is_version_5, read_variables
 from qpt.errors import InputError
+from qpt.io import shown
 
 _MOST_UNPACKED_BYTES = 128 << 20  # of a workbook; the largest one of a data set has a tenth
 _MOST_CELLS = 10_000_000
@@ -163,6 +168,36 @@ def named_file(folder: Path, name: str) -> Path:
     if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
         return other
     return path
+
+
+def near_name(path: Path) -> str:
+    """Return the end of a message on a file that does not exist: the one in its folder that may be meant, one of the
+    same name but for letter case, the form of accents or the extension. Empty for a file that exists, and for several.
+    """
+    try:
+        names = _names_in(path.parent, path.parent.stat().st_mtime_ns) if not os.path.lexists(path) else {}
+    except OSError:
+        return ""
+    for key in (_plain(path.name), _plain(path.name) + ".", _plain(path.stem) + "."):
+        if len(found := names.get(key, [])) == 1:
+            return f"; there is {shown(found[0])}"
+    return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _names_in(folder: Path, changed_ns: int) -> dict[str, list[str]]:
+    """Return the names of files by their plain form, and by that without the extension, with a dot. changed_ns: when
+    the folder was, for the cache."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        found.setdefault(_plain(name), []).append(name)
+        if is_image_name(name):
+            found.setdefault(_plain(os.path.splitext(name)[0]) + ".", []).append(name)
+    return found
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[tuple[int, dict[str, str]]]:

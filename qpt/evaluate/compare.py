@@ -61,7 +61,7 @@ def _check_kinds(result: Mapping[str, Any]) -> None:
 
     def are_numbers(values: Any) -> bool:
         return isinstance(values, list) and all(
-            isinstance(value, (int, float)) and abs(value) < _LARGEST and not isinstance(value, bool)
+            abs(value) < (_LARGEST if isinstance(value, float) else 1 << 62) and type(value) in (int, float)
             for value in values
         )
 

@@ -312,16 +312,14 @@ class Scorer:
         features = np.zeros((1, read_out.scales, len(STATISTICS), sum(encoder.stage_dims)), np.float32)
         if weights.shape != read_out.select(features, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
             raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
+        seen, fitted_on, pretraining = state.get("seen"), state["fitted_on"], state["pretraining"]
         numbers = {name: state[name] for name in ("intercept", "mos_min", "mos_max")} | (calibration or {})
-        numbers |= {f"seen {place}": value for place, value in enumerate(state.get("seen") or ())}
-        for name, value in numbers.items():
-            check_number("scorer", name, value)
-        for name in ("fitted_on", "pretraining"):
-            value = state[name]
-            if not isinstance(value, dict) and not (value is None and name == "pretraining"):
-                raise ValueError(f"{name} must be a record, got {type(value).__name__}")
-        if not isinstance(state["fitted_on"].get("name"), str) or len(state.get("seen") or (0, 0)) != 2:
+        for name, value in (numbers | dict(enumerate(seen or ()))).items():
+            check_number("scorer", str(name), value)
+        if not isinstance(fitted_on["name"], str) or len(seen or (0, 0)) != 2:
             raise ValueError("fitted_on must have a name, and seen two numbers")
+        if not isinstance(pretraining, dict | None):
+            raise ValueError(f"pretraining must be a record, got {type(pretraining).__name__}")
         return cls(
             encoder=prepare(encoder),
             read_out=read_out,
@@ -330,10 +328,10 @@ class Scorer:
             intercept=state["intercept"],
             mos_min=state["mos_min"],
             mos_max=state["mos_max"],
-            fitted_on=state["fitted_on"],
+            fitted_on=fitted_on,
             calibration=None if calibration is None else LogisticCalibration(**calibration),
-            pretraining=state["pretraining"],
-            seen=None if state.get("seen") is None else tuple(state["seen"]),
+            pretraining=pretraining,
+            seen=None if seen is None else tuple(seen),
         )
 
 

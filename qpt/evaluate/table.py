@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qpt.data.listing import EXTENSIONS
-from qpt.data.tabular import named_file, number, number_remedy, read_csv, refuse_repeated
+from qpt.data.tabular import named_file, near_name, number, number_remedy, read_csv, refuse_repeated
 from qpt.errors import InputError
 from qpt.evaluate.image_crops import check_header
 from qpt.io import shown
@@ -163,7 +163,7 @@ def assemble(
             problems.append(f"{row.where}: ref is empty; fill it everywhere or drop the column")
         fault = check_header(row.path)
         if fault:
-            problems.append(f"{row.where}: {row.image}: {fault}")
+            problems.append(f"{row.where}: {row.image}: {fault}{near_name(row.path)}")
             if not row.path.is_file():
                 missing.append(row.image)
         kept.append(row)
