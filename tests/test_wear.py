@@ -20,7 +20,7 @@ from qpt.data.matlab import read_variables
 from qpt.data.tabular import near_name, read_matlab, read_sheet
 from qpt.degradations.program import Program
 from qpt.evaluate.scorer import Scorer
-from qpt.evaluate.table import Row, TableError, assemble
+from qpt.evaluate.table import Row, TableError, assemble, read_table
 from qpt.io import MOST_YAML_BYTES, parse_yaml
 from qpt.pretraining import engine
 from qpt.pretraining.checkpoint import INITIAL
@@ -152,6 +152,10 @@ def test_a_pipe_and_a_device_are_no_photographs(
         (["degrade", "a.png", "--out", "g.png", "--space", "long.csv"], "must be a mapping with the keys of a space"),
         (["score", "--from-file", "wide.txt"], "must be in a list of names, got UTF-16 text without a byte order mark"),
         (["pretrain", ".", "--out", "r", "--config", "deep.yaml"], "nested too deeply"),
+        (
+            ["pretrain", ".", "--out", "r", "--config", "a.png"],
+            "config must be YAML in UTF-8, got a.png with byte 0x89",
+        ),
     ],
 )
 def test_a_refusal_is_one_line_and_names_the_argument(
@@ -300,3 +304,9 @@ def test_a_missing_image_is_named_beside_the_file_that_may_be_meant(tmp_path: Pa
     rows = [Row("line 2", "img_1.jpg", tmp_path / "img_1.jpg", "1")]
     with pytest.raises(TableError, match=r"img_1\.jpg: no such file; there is IMG_1\.JPG"):
         assemble("t.csv", rows, name="t")
+
+
+def test_a_name_that_is_too_long_is_a_missing_image(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,mos\n" + "".join(f"{'a' * 300}{k}.png,{k}\n" for k in range(12)))
+    with pytest.raises(TableError, match=r"line 2: a+0\.png: no such file"):
+        read_table(tmp_path / "t.csv")

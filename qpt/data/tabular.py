@@ -165,7 +165,7 @@ def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
 def named_file(folder: Path, name: str) -> Path:
     """Return the file of a name in a list; one with backslashes, as Windows writes it, is looked for with slashes."""
     path = folder / name
-    if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
+    if "\\" in name and not os.path.exists(path) and os.path.exists(other := folder / name.replace("\\", "/")):
         return other
     return path
 

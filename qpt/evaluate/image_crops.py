@@ -34,10 +34,10 @@ _BAND_PIXELS = 1 << 20  # halved at a time
 
 def check_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> str | None:
     """Return what is wrong with an image file as far as its header tells, or None. Decodes no pixels."""
-    if not path.is_file():
-        if os.path.lexists(path) and not path.is_symlink():
-            return "a folder" if path.is_dir() else "not a file"
-        return "a link to nothing" if path.is_symlink() else "no such file"
+    if not os.path.isfile(path):  # of these functions none raises for a name that is too long
+        if os.path.islink(path) and not os.path.exists(path):
+            return "a link to nothing"
+        return "a folder" if os.path.isdir(path) else "not a file" if os.path.exists(path) else "no such file"
     try:
         width, height = image_size(path, max_pixels=max_pixels)
         return _too_large(height, width, max_pixels)

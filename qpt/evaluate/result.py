@@ -35,7 +35,7 @@ _COLUMNS = (
 def read_evaluation(caller: str, argument: str, path: str | Path) -> dict[str, Any]:
     """Read a file of ``qpt evaluate --out``, of any version. Raises InputError naming ``argument`` for another file."""
     try:
-        result = parse_json(Path(path).read_text(encoding="utf-8"))
+        result = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         with suppress(OSError), open(path, "rb") as file:
             kind = foreign_kind(start := file.read(512))

@@ -8,6 +8,7 @@ headers of images and, for hashes, their bytes.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -164,7 +165,7 @@ def assemble(
         fault = check_header(row.path)
         if fault:
             problems.append(f"{row.where}: {row.image}: {fault}{near_name(row.path)}")
-            if not row.path.is_file():
+            if not os.path.isfile(row.path):
                 missing.append(row.image)
         kept.append(row)
 
