@@ -115,10 +115,10 @@ def round_of_use(folder: Path, number: int) -> None:
 
 
 def soak(seconds: float, folder: Path) -> list[dict[str, float]]:
-    """Return what the process held after each round, of which there are at least six."""
+    """Return what the process held after each round, of which there are at least five."""
     add_images(folder / "data", range(16))
     started, rows = time.monotonic(), []
-    while len(rows) < 6 or time.monotonic() - started < seconds:
+    while len(rows) < 5 or time.monotonic() - started < seconds:
         round_of_use(folder, len(rows))
         rows.append({"seconds": round(time.monotonic() - started, 1), **holdings()})
     return rows

@@ -1,5 +1,5 @@
 """An hour of use (``make verify``; ``QPT_SOAK_MINUTES`` sets another time) leaves memory, descriptors, threads and
-children as they were after the first rounds; the quick form takes six rounds.
+children as they were after the first rounds; the quick form takes five rounds.
 """
 
 import json

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from qpt import InputError, pretrain
+from qpt import InputError, load_encoder, pretrain
 from qpt.cli import main
 from qpt.data.arrays import read_npy
 from qpt.data.images import load_rgb
@@ -274,7 +274,7 @@ def test_a_scorer_whose_width_does_not_fit_is_refused_before_its_network_is_buil
         {"intercept": "1"},
         {"mos_max": float("nan")},
         {"fitted_on": None},
-        {"seen": [1.0]},
+        {"seen": []},
     ):
         torch.save({**state, **change}, tmp_path / "s.pt")
         with pytest.raises(InputError, match="is damaged"):
@@ -310,3 +310,21 @@ def test_a_name_that_is_too_long_is_a_missing_image(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,mos\n" + "".join(f"{'a' * 300}{k}.png,{k}\n" for k in range(12)))
     with pytest.raises(TableError, match=r"line 2: a+0\.png: no such file"):
         read_table(tmp_path / "t.csv")
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_words(image_folder: Path, tmp_path: Path) -> None:
+    """Its checksums are right, so nothing but its contents can tell."""
+    config = tiny(image_folder, tmp_path / "run", steps=2)
+    run = pretrain(config).run
+    whole = torch.load(run / "checkpoint.pt", weights_only=True)
+    for change in ({"learner": None}, {"learner": {}}, {"learner": {**whole["learner"], "head": {}}}):
+        torch.save({**whole, **change}, run / "checkpoint.pt")
+        with pytest.raises(InputError, match="must hold the state of this network"):
+            pretrain(config, resume=True)
+    for change in ({"config": None}, {"config": {1: 2}}):
+        torch.save({**whole, **change}, run / "checkpoint.pt")
+        with pytest.raises(InputError, match="must be a mapping of settings"):
+            pretrain(config, resume=True)
+    torch.save({**whole, "encoder": {}}, run / "checkpoint.pt")
+    with pytest.raises(InputError, match="is damaged"):
+        load_encoder(run)

@@ -316,7 +316,7 @@ class Scorer:
         numbers = {name: state[name] for name in ("intercept", "mos_min", "mos_max")} | (calibration or {})
         for name, value in (numbers | dict(enumerate(seen or ()))).items():
             check_number("scorer", str(name), value)
-        if not isinstance(fitted_on["name"], str) or len(seen or (0, 0)) != 2:
+        if not isinstance(fitted_on["name"], str) or (seen is not None and len(seen) != 2):
             raise ValueError("fitted_on must have a name, and seen two numbers")
         if not isinstance(pretraining, dict | None):
             raise ValueError(f"pretraining must be a record, got {type(pretraining).__name__}")

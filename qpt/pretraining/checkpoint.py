@@ -14,7 +14,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,9 @@ from qpt.runs.first_batch import FIRST_BATCH
 from qpt.runs.history import HISTORY
 from qpt.runs.log import LOG, last_logged_step
 from qpt.runs.observations import OBSERVATIONS
+
+if TYPE_CHECKING:
+    from qpt.pretraining.learner import Learner
 
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
@@ -144,6 +147,20 @@ def load_for_resume(
         changed.append("space: its rules or numbers are not those the run was started with; they are in space.yaml")
     _refuse(changed)
     return state
+
+
+def restore(learner: Learner, state: Any) -> None:
+    """Load what a checkpoint keeps of a learner. Raises InputError for what is not the state of such a learner."""
+    try:
+        learner.load_state_dict(state)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"pretrain: the checkpoint must hold the state of this network ({type(error).__name__}: {reason}); "
+            "it is damaged, or of another version"
+        ) from error
 
 
 def _refuse(changed: list[str]) -> None:

@@ -29,6 +29,7 @@ from qpt.pretraining.checkpoint import (
     has_checkpoint,
     load_for_resume,
     load_initial,
+    restore,
     save_checkpoint,
     save_initial,
 )
@@ -127,9 +128,9 @@ def _pretrain(
     state: dict[str, Any] = {}
     if resume:
         state = load_for_resume(run, config, source, fingerprints[0], space)
-        learner.load_state_dict(state["learner"])
+        restore(learner, state.get("learner"))
     elif kept:
-        learner.load_state_dict(begun or load_initial(run, config))
+        restore(learner, begun or load_initial(run, config))
     elif config.init:
         weights = learner.state_dict()
         processes.on_main(lambda: save_initial(run, config, weights))
