@@ -118,7 +118,14 @@ class _Loader(yaml.SafeLoader):
             names.add(name)
         return super().construct_mapping(node, deep)
 
-    def check_size(self, node: yaml.Node, counts: dict[int, int | None]) -> int:
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        self._check_size(node, {})
+        return self.construct_document(node)
+
+    def _check_size(self, node: yaml.Node, counts: dict[int, int | None]) -> int:
         """Return the number of values below a node, aliases counted where they stand. Raises YAMLError for a node that
         holds itself, or too many: nine lines of aliases can stand for a billion values."""
         if isinstance(node, yaml.ScalarNode):
@@ -131,7 +138,7 @@ class _Loader(yaml.SafeLoader):
             return known
         counts[key] = None
         parts = [part for pair in node.value for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
-        total = counts[key] = 1 + sum(self.check_size(part, counts) for part in parts)
+        total = counts[key] = 1 + sum(self._check_size(part, counts) for part in parts)
         if total > _MOST_VALUES:
             raise yaml.YAMLError(f"it holds more than {_MOST_VALUES:,} values")
         return total
@@ -167,12 +174,7 @@ def parse_yaml(text: str | bytes) -> Any:
     if len(text) > MOST_YAML_BYTES:
         raise ValueError(f"it must have at most {MOST_YAML_BYTES:,} bytes, got {len(text):,}")
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        loader.check_size(node, {})
-        return loader.construct_document(node)
+        return yaml.load(text, _Loader)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except Exception as error:  # of YAML, of an encoding, and whatever its constructors make of `!!bool maybe`

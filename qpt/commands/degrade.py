@@ -62,7 +62,7 @@ def _draw(args: argparse.Namespace) -> int:
     from qpt.data.images import load_rgb
     from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
-    from qpt.io import check_writable, write_whole
+    from qpt.io import write_whole
     from qpt.report.degradation_grid import draw_degradations
 
     for name, value in (("IMAGE", args.image), ("--out", args.out)):
@@ -72,7 +72,9 @@ def _draw(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
-    refuse_overwriting(args, "degrade", [check_writable(out, "degrade")])
+    if not out.parent.is_dir():
+        raise InputError(f"degrade: --out must be in a folder that exists, got {args.out}")
+    refuse_overwriting(args, "degrade", [out])
     try:
         image = load_rgb(args.image)
     except UnreadableError as error:

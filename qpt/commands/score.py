@@ -163,7 +163,9 @@ def _lines(content: bytes) -> list[str]:
     from qpt.data.tabular import foreign_kind, named_file
     from qpt.errors import InputError
 
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
+    if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        content = content.decode("utf-32", errors="replace").encode()
+    elif content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
         content = content.decode("utf-16", errors="replace").encode()
     elif re.search(rb"[\0-\x08\x0e-\x1f\xfe\xff]", content[:32]) and (found := foreign_kind(content)):
         raise InputError(f"score: PATH must be in a list of names, got {found[0]}; {found[1]}")

@@ -61,19 +61,19 @@ def _check_kinds(result: Mapping[str, Any]) -> None:
 
     def are_numbers(values: Any) -> bool:
         return isinstance(values, list) and all(
-            abs(value) < (_LARGEST if isinstance(value, float) else 1 << 62) and type(value) in (int, float)
+            type(value) in (int, float) and abs(value) < (_LARGEST if type(value) is float else 1 << 62)
             for value in values
         )
 
     def are_rows(values: Any) -> bool:
-        inside = are_numbers(values) and all(isinstance(row, int) and 0 <= row < data["images"] for row in values)
+        inside = are_numbers(values) and all(type(row) is int and 0 <= row < data["images"] for row in values)
         return inside and 0 < len(values) == len(set(values))
 
     data = result["data"]
     require(isinstance(data["name"], str) and isinstance(data["sha256"], str), "data must have a name and a sha256")
     require(all(isinstance(name, str) for name in data["image_names"]), "names of images must be text")
     require(are_numbers(data["mos"]) and are_numbers(data["group_of_image"]), "mos and groups must be numbers")
-    require(all(isinstance(group, int) for group in data["group_of_image"]), "groups must be integers")
+    require(all(type(group) is int for group in data["group_of_image"]), "groups must be integers")
     require(bool(result["methods"]) and bool(result["splits"]), "there must be methods and splits")
     for splits in result["splits"].values():
         require(isinstance(splits, list) and bool(splits), "a regime must have splits")

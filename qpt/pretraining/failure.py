@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qpt.degradations.program import Program
-from qpt.errors import InputError
+from qpt.errors import InputError, as_number
 from qpt.evaluate.measures import measure
 from qpt.io import parse_json
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
@@ -192,7 +192,7 @@ def read_failed_step(path: str | Path, rank: int = 0) -> FailedStep:
         metadata = parse_json((folder / f"step-{rank}.json").read_bytes())
         device, _, number = str(metadata["device"]).partition(":")
         numbers = [metadata["step"], metadata["lr"], metadata["processes"], int(number or 0)]
-        if device not in ("cpu", "cuda") or not all(isinstance(value, (int, float)) for value in numbers):
+        if device not in ("cpu", "cuda") or None in map(as_number, numbers):
             raise ValueError("step, lr, processes and device must be those of a step")
         tensors = load_plain("replay", folder / f"batch-{rank}.pt")
         state = read_checkpoint(folder)
