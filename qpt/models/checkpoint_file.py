@@ -87,10 +87,15 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     state = load_plain("checkpoint", path, mmap=mmap)
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"checkpoint: {path} must be a QPT checkpoint ({CHECKPOINT_FORMAT}), got another file")
+    return state
+
+
+def settings_in(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a checkpoint keeps. Raises InputError for a damaged one that does not."""
     config = state.get("config")
     if not isinstance(config, dict) or not all(isinstance(name, str) for name in config):
-        raise InputError(f"checkpoint: {path} is damaged: its config must be a mapping of settings")
-    return state
+        raise InputError("checkpoint: it is damaged: its config must be a mapping of settings")
+    return config
 
 
 def run_record(path: str | Path) -> dict[str, Any]:
@@ -104,8 +109,9 @@ def run_record(path: str | Path) -> dict[str, Any]:
         return {"encoder": str(path)}
     state, file = read_checkpoint(path), Path(path)
     file = file / "checkpoint.pt" if file.is_dir() else file
-    is_path = {k: isinstance(v, str) and ("/" in v or "\\" in v) for k, v in state["config"].items()}
-    config = {k: Path(v).name if is_path[k] else v for k, v in state["config"].items()}
+    settings = settings_in(state)
+    is_path = {k: isinstance(v, str) and ("/" in v or "\\" in v) for k, v in settings.items()}
+    config = {k: Path(v).name if is_path[k] else v for k, v in settings.items()}
     record: dict[str, Any] = {"checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "config": config}
     names = {"step": "steps", "table": "op_table", "data_fingerprint": "data_fingerprint", "threads": "threads"}
     record |= {new: state[old] for old, new in names.items() if old in state}

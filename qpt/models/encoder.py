@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qpt.errors import BackendError, InputError, as_integer, check_int
 from qpt.models.base import Encoder
-from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint, settings_in
 from qpt.models.names import NAMED, SHIPPED, check_arch, is_named
 from qpt.models.resnet import ARCHITECTURES, ResNet
 from qpt.models.two_trunks import TwoTrunks
@@ -70,7 +70,7 @@ def load_encoder(path: str | Path) -> Encoder:
             return build_backbone(str(path).removesuffix("-imagenet"), pretrained=True).eval()
     state = read_checkpoint(path)
     try:
-        return stored_encoder(state["config"], state["encoder"])
+        return stored_encoder(settings_in(state), state["encoder"])
     except (KeyError, ValueError) as error:
         raise InputError(f"checkpoint: {path} is damaged ({type(error).__name__}: {error})") from None
 

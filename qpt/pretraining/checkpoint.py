@@ -23,7 +23,7 @@ from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.io import flush_to_disk, write_whole
-from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint, settings_in
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.image_list import IMAGE_LIST, image_list_difference
 from qpt.runs.first_batch import FIRST_BATCH
@@ -134,7 +134,7 @@ def load_for_resume(
     what the checkpoint was made with.
     """
     state = read_checkpoint(run / NAME)
-    changed = PretrainConfig.from_dict(state["config"]).differences(config)
+    changed = PretrainConfig.from_dict(settings_in(state)).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
         how = image_list_difference(run, source)
         changed.append(
@@ -180,7 +180,7 @@ def load_initial(run: Path, config: PretrainConfig) -> Any:
         state = read_checkpoint(run / INITIAL)
     except InputError:  # none, or one that a power cut damaged: config.init is asked for once more
         return None
-    same = not PretrainConfig.from_dict(state["config"]).differences(config)
+    same = not PretrainConfig.from_dict(settings_in(state)).differences(config)
     return state["learner"] if same else None
 
 
