@@ -65,8 +65,17 @@ class _CommandParser(_Parser):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # it comes again below
                 given = super().parse_args(words, env=False, defaults=False, _skip_validation=True)
-            words = [*self.implied(given), *words]
+            try:
+                words = [*self.implied(given), *words]
+            except InputError as error:
+                self.error(str(error).removeprefix(f"{self.prog.rpartition(' ')[2]}: "))
         return super().parse_args(words, *rest, **named)
+
+    def parse_path(self, cfg_path: Any, *rest: Any, **named: Any) -> Namespace:
+        try:
+            return super().parse_path(cfg_path, *rest, **named)
+        except UnicodeDecodeError as error:
+            self.error(f"config must be YAML in UTF-8, got {cfg_path} with byte 0x{error.object[error.start]:02x}")
 
     def parse_string(self, content: str, *rest: Any, **named: Any) -> Namespace:
         from qpt.io import parse_yaml, to_yaml

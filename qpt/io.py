@@ -101,16 +101,47 @@ def whole_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
+#: Settings and spaces take a few kilobytes; a megabyte takes the parser ten seconds.
+MOST_YAML_BYTES = 1 << 20
+_MOST_VALUES = 1 << 20
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the numbers of version 1.2, in which 1e-3 is one and 1:30 and 2020-01-01 are words; a key that is
     given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, name in enumerate(names):
-            if name in names[:place] and name != "<<":
+        names: set[str] = set()
+        for name in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if name in names and name != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+            names.add(name)
         return super().construct_mapping(node, deep)
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        self._check_size(node, {})
+        return self.construct_document(node)
+
+    def _check_size(self, node: yaml.Node, counts: dict[int, int | None]) -> int:
+        """Return the number of values below a node, aliases counted where they stand. Raises YAMLError for a node that
+        holds itself, or too many: nine lines of aliases can stand for a billion values."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        key = id(node)
+        if key in counts:
+            known = counts[key]
+            if known is None:
+                raise yaml.YAMLError("a value holds itself")
+            return known
+        counts[key] = None
+        parts = [part for pair in node.value for part in (pair if isinstance(node, yaml.MappingNode) else (pair,))]
+        total = counts[key] = 1 + sum(self._check_size(part, counts) for part in parts)
+        if total > _MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {_MOST_VALUES:,} values")
+        return total
 
 
 class _Dumper(yaml.SafeDumper):
@@ -138,11 +169,25 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Return what YAML holds: text, numbers, lists and mappings. Raises ValueError, in one line, for anything else."""
+    """Return what YAML holds: text, numbers, lists and mappings. Raises ValueError, in one line, for anything else, and
+    for more than ``MOST_YAML_BYTES``."""
+    if len(text) > MOST_YAML_BYTES:
+        raise ValueError(f"it must have at most {MOST_YAML_BYTES:,} bytes, got {len(text):,}")
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # of YAML, of an encoding, and whatever its constructors make of `!!bool maybe`
+        text = " ".join(str(error).split())
+        raise ValueError(text if isinstance(error, (yaml.YAMLError, ValueError)) else f"a tag with {text}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON holds. Raises ValueError for anything else."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

@@ -62,6 +62,7 @@ def _draw(args: argparse.Namespace) -> int:
     from qpt.data.images import load_rgb
     from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
+    from qpt.io import write_whole
     from qpt.report.degradation_grid import draw_degradations
 
     for name, value in (("IMAGE", args.image), ("--out", args.out)):
@@ -71,13 +72,25 @@ def _draw(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
         raise InputError(f"degrade: --out must end in an image extension such as .png, got {args.out}")
+    if not out.parent.is_dir():
+        raise InputError(f"degrade: --out must be in a folder that exists, got {args.out}")
     refuse_overwriting(args, "degrade", [out])
     try:
         image = load_rgb(args.image)
     except UnreadableError as error:
         raise InputError(f"degrade: IMAGE must be a whole, readable image file, got {args.image}: {error}") from error
     grid = draw_degradations(image, space, cell_px=args.cell_px, compositions=args.compositions, seed=args.seed)
-    grid.image.save(out)
+    kind = Image.registered_extensions()[out.suffix.lower()]
+    try:
+        write_whole(out, lambda unfinished: grid.image.save(unfinished, kind))
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        width, height = grid.image.size
+        raise InputError(
+            f"degrade: --out must be of a format that holds {width}x{height} px of colour, got {out}: {error}; "
+            ".png does"
+        ) from None
 
     if args.json:
         facts = {

@@ -57,7 +57,16 @@ def add_arguments(parser: Any) -> None:
 
 def _implied(given: Any) -> list[str]:
     """Return the arguments that stand for those given, and before them, so that these win: a run's, a recipe's."""
-    arguments = []
+    if given.get("replay"):
+        # The step has its settings with it; only where it runs may change.
+        others = [name for name, value in vars(given).items() if name not in ("replay", "device") and value is not None]
+        others = ["config"] if "config" in others else others  # whose settings are among those given
+        if others:
+            named = ", ".join(name if name == "data" else f"--{name.replace('_', '-')}" for name in others)
+            raise InputError(
+                f"pretrain: --replay must be given alone or with --device (the step has its settings), got {named} too"
+            )
+    arguments: list[str] = []
     if given.get("resume") and given.get("out"):
         from qpt.pretraining.run_folder import resuming_arguments
 

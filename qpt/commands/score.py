@@ -183,12 +183,18 @@ def _names(args: argparse.Namespace) -> list[str]:
 def _lines(content: bytes) -> list[str]:
     """Return the names in a list: one a line, or each ended by NUL (``find -print0``)."""
     import os
+    import re
     from pathlib import Path
 
-    from qpt.data.tabular import named_file
+    from qpt.data.tabular import foreign_kind, named_file
+    from qpt.errors import InputError
 
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
+    if content[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        content = content.decode("utf-32", errors="replace").encode()
+    elif content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # what PowerShell's `>` writes
         content = content.decode("utf-16", errors="replace").encode()
+    elif re.search(rb"[\0-\x08\x0e-\x1f\xfe\xff]", content[:32]) and (found := foreign_kind(content)):
+        raise InputError(f"score: PATH must be in a list of names, got {found[0]}; {found[1]}")
     parts = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     names = [os.fsdecode(part) for part in parts if part.strip()]
     return [str(named_file(Path(), name)) if "\\" in name else name for name in names]
@@ -238,6 +244,8 @@ def _map_files(args: argparse.Namespace, images: list[str]) -> dict[str, Path]:
             number += 1
         files[image] = target
         taken.add(target)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"score: --heatmap must be a folder, got the file {shown(folder)}")
     check_writable(folder / ".map", "score")
     refuse_overwriting(args, "score", files.values(), images=images, argument="--heatmap")
     other = next((file for file in files.values() if file.exists() and not is_quality_map(file)), None)

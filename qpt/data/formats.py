@@ -63,6 +63,8 @@ def open_format(stream: IO[bytes], filename: str) -> ImageFile.ImageFile:
     else:
         foreign = (name for name, pattern in _FOREIGN.items() if re.match(pattern, prefix, re.DOTALL | re.IGNORECASE))
         name = next(foreign, "")
+        if not prefix:
+            raise UnreadableError("not an image: an empty file")
         raise UnreadableError(f"not a photograph: {name}" if name else "not an image")
     stream.seek(0)
     try:

@@ -7,6 +7,7 @@ sRGB. Relies on Pillow and, where they are installed, on simplejpeg and nvImageC
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,9 @@ def open_image(file: str | Path | BinaryIO, *, max_pixels: int | None = None) ->
     with ExitStack() as stack:
         with explained():
             if isinstance(file, (str, os.PathLike)):
+                # Opening a pipe waits for who writes to it, maybe for ever; a device may have no end.
+                if not stat.S_ISREG(mode := os.stat(file).st_mode) and not stat.S_ISDIR(mode):
+                    raise UnreadableError("not a file")
                 stream = stack.enter_context(open(file, "rb"))
                 opened = open_format(stream, os.fspath(file))
             else:

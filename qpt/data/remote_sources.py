@@ -10,7 +10,7 @@ import io
 import posixpath
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,11 @@ class RemoteFolderSource:
         assert content is not None
         return content
 
+    def lines(self) -> Iterator[bytes]:
+        return map(name_line, self._names, self._sizes)
+
     def fingerprint(self) -> str:
-        listing = b"\n".join(map(name_line, self._names, self._sizes))
-        return hashlib.sha256(listing).hexdigest()
+        return hashlib.sha256(b"\n".join(self.lines())).hexdigest()
 
 
 class RemoteShardSource(ShardSource):

@@ -10,7 +10,8 @@ import io
 import os
 import tarfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -121,11 +122,23 @@ class ShardSource:
             raise OSError(f"the shard ends after {len(content):,} of {size:,} bytes")
         return io.BytesIO(content)
 
+    def lines(self) -> Iterator[bytes]:
+        for index, size in enumerate(self._sizes.tolist()):
+            yield name_line(self.name(index), size)
+
     def fingerprint(self) -> str:
         return self._fingerprint
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._first, index, side="right")) - 1
+
+
+class _WithinItsSize(io.BufferedReader):
+    """A file of which no more is asked for than there is: Python reserves what a damaged header asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or size < 0 else min(size, max(0, left)))
 
 
 def member_fault(size: int) -> str:
@@ -153,23 +166,34 @@ def read_members(shard: str, file: IO[bytes] | None, passed_over: PassedOver) ->
     """
     found = []
     try:
-        with tarfile.open(shard, "r:", file) as tar:  # uncompressed alone: a compressed tar has no offsets to read at
+        with ExitStack() as opened:
+            content = file or opened.enter_context(_WithinItsSize(io.FileIO(shard)))
+            # Uncompressed alone: a compressed tar has no offsets to read at.
+            tar = opened.enter_context(tarfile.open(shard, "r:", content))
             try:
+                place = -1
                 while (member := tar.next()) is not None:
+                    # Sizes that are negative would lead round in a circle.
+                    if not place < tar.offset < 1 << 62 or member.offset_data < 0 or member.size < 0:
+                        raise tarfile.ReadError("a member ends before it begins")
+                    place = tar.offset
                     if member.isreg() and not member.issparse() and passed_over.takes(member.name):
                         found.append(Member(member.name, member.offset_data, member.size))
                     tar.members.clear()  # type: ignore[attr-defined] # it keeps every member otherwise
-            except tarfile.ReadError:  # the last member reaches beyond the end of the file
+            except Exception as error:
+                if is_machine_fault(error):
+                    raise
+                # tarfile.ReadError: the last member reaches beyond the end of the file. Damaged headers raise anything.
                 whole = False
             else:
                 # At bytes that are not a header, tarfile stops as it does at the zeros that end a tar.
                 assert tar.fileobj is not None
                 tar.fileobj.seek(tar.offset)
                 whole = not any(tar.fileobj.read(tarfile.BLOCKSIZE))
-    except tarfile.ReadError as error:
-        raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
     except OSError as error:
         if is_machine_fault(error):
             raise
         raise InputError(f"pretrain: data must hold readable shards, got {shard}: {error.strerror}") from error
+    except Exception as error:  # ReadError; of a damaged first header anything
+        raise InputError(f"pretrain: data must hold uncompressed tar shards, got {shard}: {error}") from error
     return found, whole

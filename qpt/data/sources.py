@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -35,6 +35,9 @@ class Source(Protocol):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """Read the images that are opened next, at once, where reading one at a time would wait for a network."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the ``name_line`` of each image in order."""
 
     def fingerprint(self) -> str:
         """Return the sha256 over the names and sizes (bytes) of all images in their order."""
@@ -92,14 +95,16 @@ class FolderSource:
     def prefetch(self, indices: Sequence[int]) -> None:
         pass
 
+    def lines(self) -> Iterator[bytes]:
+        return (name_line(path.relative_to(self.root).as_posix(), _size(path)) for path in self.files)
+
     def fingerprint(self) -> str:
-        return data_fingerprint(self.root, self.files)
+        return hashlib.sha256(b"\n".join(self.lines())).hexdigest()
 
 
 def data_fingerprint(root: Path, files: list[Path]) -> str:
     """Return the sha256 over the relative names and sizes of sorted image files; a link to nothing has size -1."""
-    listing = b"\n".join(name_line(path.relative_to(root).as_posix(), _size(path)) for path in files)
-    return hashlib.sha256(listing).hexdigest()
+    return FolderSource(root, files).fingerprint()
 
 
 def _size(path: Path) -> int:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import os
 import re
+import unicodedata
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qpt.data.listing import is_image_name
+from qpt.data.matlab import is_version_5, read_variables
 from qpt.data.remote_copies import copy_files
 from qpt.data.urls import is_url, join, parent, without_file_scheme
 from qpt.errors import InputError
+from qpt.io import shown
 
+_MOST_UNPACKED_BYTES = 128 << 20  # of a workbook; the largest one of a data set has a tenth
+_MOST_CELLS = 10_000_000
 _HEADER_ROWS = 20  # the header of a sheet is looked for among its first rows; CSIQ's is the fourth
 
 
@@ -159,7 +167,7 @@ def read_records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
 def named_file(folder: Path, name: str) -> Path:
     """Return the file of a name in a list; one with backslashes, as Windows writes it, is looked for with slashes."""
     path = folder / name
-    if "\\" in name and not path.exists() and (other := folder / name.replace("\\", "/")).exists():
+    if "\\" in name and not os.path.exists(path) and os.path.exists(other := folder / name.replace("\\", "/")):
         return other
     return path
 
@@ -197,6 +205,36 @@ def image_places(root: Path | str, names: Iterable[str]) -> dict[str, Path]:
     return {name: copies[name] if name in copies else named_file(Path(root), name) for name in named}
 
 
+def near_name(path: Path) -> str:
+    """Return the end of a message on a file that does not exist: the one in its folder that may be meant, one of the
+    same name but for letter case, the form of accents or the extension. Empty for a file that exists, and for several.
+    """
+    try:
+        names = _names_in(path.parent, path.parent.stat().st_mtime_ns) if not os.path.lexists(path) else {}
+    except OSError:
+        return ""
+    for key in (_plain(path.name), _plain(path.name) + ".", _plain(path.stem) + "."):
+        if len(found := names.get(key, [])) == 1:
+            return f"; there is {shown(found[0])}"
+    return ""
+
+
+@functools.lru_cache(maxsize=4)
+def _names_in(folder: Path, changed_ns: int) -> dict[str, list[str]]:
+    """Return the names of files by their plain form, and by that without the extension, with a dot. changed_ns: when
+    the folder was, for the cache."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        found.setdefault(_plain(name), []).append(name)
+        if is_image_name(name):
+            found.setdefault(_plain(os.path.splitext(name)[0]) + ".", []).append(name)
+    return found
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> list[tuple[int, dict[str, str]]]:
     """Read (row number, fields by column) of an Excel sheet, from the row below its header to its last row.
 
@@ -206,12 +244,21 @@ def read_sheet(path: Path, columns: Sequence[str], sheet: str | None = None) -> 
     from openpyxl import load_workbook
 
     try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > _MOST_UNPACKED_BYTES:
+            raise InputError(f"table: {path} must unpack to at most {_MOST_UNPACKED_BYTES:,} bytes, got {unpacked:,}")
         with contextlib.closing(load_workbook(path, read_only=True, data_only=True)) as book:
             if sheet is not None and sheet not in book.sheetnames:
                 raise InputError(f"table: {path} lacks the sheet {sheet!r}; it has {', '.join(book.sheetnames)}")
             chosen = book[sheet] if sheet is not None else book.worksheets[0]
             chosen.reset_dimensions()  # read-only mode believes the extent that the file states, which may be wrong
-            rows = [[_cell(value) for value in row] for row in chosen.iter_rows(values_only=True)]
+            rows, cells = [], 0
+            for row in chosen.iter_rows(values_only=True):
+                cells += 1 + len(row)  # rows and columns that a file leaves out are made up by openpyxl
+                if cells > _MOST_CELLS:
+                    raise InputError(f"table: {path} must have at most {_MOST_CELLS:,} cells, got more")
+                rows.append([_cell(value) for value in row])
     except InputError:
         raise
     except Exception as error:  # of zipfile, of the XML parser or of openpyxl itself
@@ -233,7 +280,9 @@ def read_matlab(path: Path, *names: str) -> list[NDArray[Any]]:
     from scipy.io import loadmat
 
     try:
-        found = loadmat(path, variable_names=list(names))
+        content = path.read_bytes()
+        version_5 = is_version_5(content)
+        found = read_variables(content, names) if version_5 else loadmat(path, variable_names=list(names))
     except Exception as error:  # SciPy's readers let any error of parsing through
         found = _found(path, b"MATLAB", error)
         raise InputError(f"table: {path} must be a MATLAB file (version 7 or older), got {found}") from None

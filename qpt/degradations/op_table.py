@@ -47,7 +47,7 @@ _IDS = {name: index for index, name in enumerate(NAMES)}
 
 def op_id(name: str, caller: str = "op_id") -> int:
     """Return the id of a named op. Raises InputError with the nearest names for an unknown one."""
-    if name not in _IDS:
+    if not isinstance(name, str) or name not in _IDS:
         near = hint(name, NAMES, most=3, cutoff=0.4)
         raise InputError(f"{caller}: op must be a name of the op table, got {name!r}; {near}")
     return _IDS[name]

@@ -7,7 +7,6 @@ nothing and rely on ``Program.check``.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpt.data.arrays import read_npz
 from qpt.degradations import op_table, random_bits
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, MAX_PARAMS, Degradation
 from qpt.degradations.sampling import draw_params
@@ -213,10 +213,10 @@ class Program:
     def load(path: str | os.PathLike[str]) -> Program:
         """Read a saved program. Raises InputError for another kind of file, a damaged one, or another op table."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                fields = {name: torch.from_numpy(stored[name]) for name in _DTYPES}
-                program = Program(**fields, table=str(stored["table"]))
-        except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+            stored = read_npz(path, [*_DTYPES, "table"])
+            fields = {name: torch.from_numpy(stored[name]) for name in _DTYPES}
+            program = Program(**fields, table=str(stored["table"]))
+        except (ValueError, TypeError) as error:
             raise InputError(f"Program.load: path must be a saved program, got {os.fspath(path)}: {error}") from error
         program.check("Program.load")
         return program

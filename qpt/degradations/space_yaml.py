@@ -77,7 +77,7 @@ def _plain_value(value: LevelValue) -> Any:
 def _build(kind: type[Any], given: object, where: str) -> Any:
     """Make a DegradationSpace, Rule, Group or OpSpec of a mapping of its fields; ``where`` locates it in messages."""
     if not isinstance(given, Mapping):
-        raise InputError(f"{where}: must be a mapping with the keys of {_NAMES[kind.__name__]}, got {given!r}")
+        raise InputError(f"{where}: must be a mapping with the keys of {_NAMES[kind.__name__]}, got {given!r:.100}")
     known = [field.name for field in dataclasses.fields(kind)]
     for key in given:
         if key not in known:
@@ -116,13 +116,15 @@ def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
         elif isinstance(member, str):
             members.append(member)
         else:
-            raise InputError(f"{where}[{k}] must be the name of an op, or a mapping with op or ops, got {member!r}")
+            raise InputError(
+                f"{where}[{k}] must be the name of an op, or a mapping with op or ops, got {member!r:.100}"
+            )
     return tuple(members)
 
 
 def _list(given: object, where: str, of: str) -> list[Any]:
     if not isinstance(given, list):
-        raise InputError(f"{where} must be a list of {of}, got {given!r}")
+        raise InputError(f"{where} must be a list of {of}, got {given!r:.100}")
     return given
 
 
@@ -141,7 +143,7 @@ def _parse_levels(given: object, where: str) -> Any:
     if len(given) != 1 or name not in kinds or not isinstance(ends, list) or len(ends) != 2:
         raise InputError(
             f"{where} must be a number, {LEVELS} values, {{uniform: [low, high]}} or {{by_level: [mild, strong]}}, "
-            f"got {dict(given)}"
+            f"got {dict(given)!s:.200}"
         )
     return kinds[name](*ends)
 

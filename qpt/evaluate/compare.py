@@ -17,7 +17,7 @@ from scipy import stats
 
 from qpt.errors import InputError
 from qpt.evaluate.bootstrap import draw_weights, median_over_splits, percentile_interval, resampled_metrics
-from qpt.evaluate.metrics import METRICS
+from qpt.evaluate.metrics import FIT_PARAMETERS, METRICS
 from qpt.evaluate.result import FORMAT, read_evaluation
 
 COMPARISON_FORMAT = "qpt-comparison-1"
@@ -38,15 +38,64 @@ def read_result(path: str | Path) -> dict[str, Any]:
         for name in ("image_names", "group_of_image", "mos"):
             if len(data[name]) != images:
                 raise InputError(f"compare: {path} is damaged: data.{name} must have {images} entries")
+        _check_kinds(result)
         for method in result["methods"]:
             for name, splits in result["splits"].items():
                 records = method["regimes"][name]["splits"]
                 sizes = [len(split["test"]) for split in splits]
                 if [len(record["predictions"]) for record in records] != sizes:
                     raise InputError(f"compare: {path} is damaged: {method['name']} must predict every test image")
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"compare: {path} is damaged ({type(error).__name__}: {error})") from None
     return result
+
+
+def _check_kinds(result: Mapping[str, Any]) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError unless the parts of a result are of the right kinds."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(what)
+
+    def are_numbers(values: Any) -> bool:
+        return isinstance(values, list) and all(
+            type(value) in (int, float) and abs(value) < (_LARGEST if type(value) is float else 1 << 62)
+            for value in values
+        )
+
+    def are_rows(values: Any) -> bool:
+        inside = are_numbers(values) and all(type(row) is int and 0 <= row < data["images"] for row in values)
+        return inside and 0 < len(values) == len(set(values))
+
+    data = result["data"]
+    require(isinstance(data["name"], str) and isinstance(data["sha256"], str), "data must have a name and a sha256")
+    require(all(isinstance(name, str) for name in data["image_names"]), "names of images must be text")
+    require(are_numbers(data["mos"]) and are_numbers(data["group_of_image"]), "mos and groups must be numbers")
+    require(all(type(group) is int for group in data["group_of_image"]), "groups must be integers")
+    require(bool(result["methods"]) and bool(result["splits"]), "there must be methods and splits")
+    for splits in result["splits"].values():
+        require(isinstance(splits, list) and bool(splits), "a regime must have splits")
+        for split in splits:
+            require(are_rows(split["test"]) and are_rows(split["train"]), "parts of a split must be rows")
+            require(isinstance(split["name"], str), "a split must have a name")
+    for method in result["methods"]:
+        require(isinstance(method["name"], str), "a method must have a name")
+        for name in result["splits"]:
+            for record in method["regimes"][name]["splits"]:
+                require(are_numbers(record["predictions"]), "predictions must be finite numbers")
+                fits = record["fits"]
+                numbers = {metric: count for metric, count in FIT_PARAMETERS.items() if metric in fits}
+                whole = all(
+                    are_numbers(fits[metric]) and len(fits[metric]) == count for metric, count in numbers.items()
+                )
+                require(isinstance(fits, dict) and set(fits) == set(numbers) and whole, "fits must be those of curves")
+                kept = [record[metric] for metric in METRICS if record.get(metric) is not None]
+                require(are_numbers(kept), "coefficients must be numbers")
+
+
+_LARGEST = 1e100  # the square of any number above may overflow
 
 
 def find_method(result: Mapping[str, Any], name: str | None) -> Mapping[str, Any]:
@@ -95,6 +144,8 @@ def compare(
         splits = first["splits"][name]
         tests = [np.array(split["test"], np.int64) for split in splits]
         records = [method["regimes"][name]["splits"] for method in (a, b)]
+        if any(metric not in record for part in records for record in part):
+            raise InputError(f"compare: metric must be one that both results have, got {metric!r}")
         values = [np.array([_number(record[metric]) for record in part]) for part in records]
         difference = values[0] - values[1]
         resampled = [resampled_metrics(part, tests, mos, weights)[metric] for part in records]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qpt.data.arrays import read_npz
 from qpt.data.normalise import normalise
 from qpt.errors import InputError, check_int
 from qpt.evaluate.image_crops import check_pixels, crop_grid, map_images, scaled_images
@@ -324,9 +324,8 @@ def _cache_key(encoder: Encoder, protocol: FeatureProtocol, images_key: str) -> 
 
 def _read_cache(file: Path, like: NDArray[Number]) -> NDArray[Number] | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            features = stored["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        features = read_npz(file, ["features"])["features"]
+    except (OSError, ValueError):
         return None
     return features if features.shape == like.shape and features.dtype == like.dtype else None
 

@@ -37,8 +37,10 @@ _BAND_PIXELS = 1 << 20  # halved at a time
 
 def check_header(path: Path | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> str | None:
     """Return what is wrong with an image file as far as its header tells, or None. Decodes no pixels."""
-    if isinstance(path, Path) and not path.is_file():
-        return "no such file"
+    if isinstance(path, Path) and not os.path.isfile(path):  # of these none raises for a name that is too long
+        if os.path.islink(path) and not os.path.exists(path):
+            return "a link to nothing"
+        return "a folder" if os.path.isdir(path) else "not a file" if os.path.exists(path) else "no such file"
     try:
         width, height = image_size(path, max_pixels=max_pixels)
         return _too_large(height, width, max_pixels)

@@ -28,6 +28,9 @@ _LOGISTIC: dict[str, tuple[Callable[..., tuple[float, ...]], Callable[..., Array
     "plcc_logistic5": (fit_logistic5, logistic5, 6),
 }
 
+#: Metric after a fit -> the number of parameters of its curve.
+FIT_PARAMETERS = {name: least - 1 for name, (_, _, least) in _LOGISTIC.items()}
+
 #: Values whose spread is below this share of their size are constant: only rounding separates them.
 _CONSTANT = 1e-10
 

@@ -79,6 +79,8 @@ def _starts(length: int, side: int) -> tuple[int, NDArray[np.int64]]:
 def is_quality_map(path: str | Path) -> bool:
     """Return whether a file is a PNG that ``draw_quality_map`` wrote."""
     try:
+        if not Path(path).is_file():  # opening a pipe would wait for who writes to it
+            return False
         with open(path, "rb") as file:
             start = file.read(1024)
     except OSError:

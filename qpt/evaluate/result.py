@@ -6,7 +6,6 @@ computed here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from rich.text import Text
 
 from qpt.data.tabular import foreign_kind
 from qpt.errors import InputError
+from qpt.io import parse_json
 
 #: The format of a result; a reader refuses any other.
 FORMAT = "qpt-evaluation-2"
@@ -35,7 +35,7 @@ _COLUMNS = (
 def read_evaluation(caller: str, argument: str, path: str | Path) -> dict[str, Any]:
     """Read a file of ``qpt evaluate --out``, of any version. Raises InputError naming ``argument`` for another file."""
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         with suppress(OSError), open(path, "rb") as file:
             kind = foreign_kind(start := file.read(512))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from qpt.errors import InputError, check_int, describe
+from qpt.errors import InputError, check_int, check_number, describe
 from qpt.evaluate.calibration import LogisticCalibration, calibrate
 from qpt.evaluate.features import (
     DEFINITION,
@@ -45,8 +45,9 @@ from qpt.evaluate.ridge import fit_ridge
 from qpt.evaluate.score_loss import ScoreLoss
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
-from qpt.models import Encoder, build_encoder
+from qpt.models import Encoder
 from qpt.models.checkpoint_file import load_plain
+from qpt.models.encoder import stored_encoder
 from qpt.models.shipped import read_shipped
 from qpt.models.two_trunks import TwoTrunks
 
@@ -298,19 +299,28 @@ class Scorer:
             raise InputError(f"scorer: {path} must be a {SCORER_FORMAT} file of {DEFINITION}, got another file")
         try:
             scorer = replace(cls._from_state(state), max_pixels=max_pixels)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except InputError as error:
+            raise InputError(f"scorer: {path} is damaged: {error}") from None
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise InputError(f"scorer: {path} is damaged ({type(error).__name__}: {error})") from None
         return scorer if dtype == "float32" else scorer.in_dtype(dtype)
 
     @classmethod
     def _from_state(cls, state: Mapping[str, Any]) -> Scorer:
-        encoder = build_encoder(state["arch"], state["width"], two_trunks=state.get("two_trunks", False))
-        encoder.load_state_dict(state["encoder"])
+        encoder = stored_encoder(state, state["encoder"])
         read_out, calibration = ReadOut(**state["read_out"]), state["calibration"]
-        weights = state["weights"].numpy()
+        weights = state["weights"].double().numpy()
         features = np.zeros((1, read_out.scales, len(STATISTICS), sum(encoder.stage_dims)), np.float32)
         if weights.shape != read_out.select(features, encoder.stage_dims).shape[1:] or not np.isfinite(weights).all():
             raise ValueError(f"weights must be finite and fit the read-out, got shape {weights.shape}")
+        seen, fitted_on, pretraining = state.get("seen"), state["fitted_on"], state["pretraining"]
+        numbers = {name: state[name] for name in ("intercept", "mos_min", "mos_max")} | (calibration or {})
+        for name, value in (numbers | dict(enumerate(seen or ()))).items():
+            check_number("scorer", str(name), value)
+        if not isinstance(fitted_on["name"], str) or (seen is not None and len(seen) != 2):
+            raise ValueError("fitted_on must have a name, and seen two numbers")
+        if not isinstance(pretraining, dict | None):
+            raise ValueError(f"pretraining must be a record, got {type(pretraining).__name__}")
         return cls(
             encoder=prepare(encoder),
             read_out=read_out,
@@ -319,10 +329,10 @@ class Scorer:
             intercept=state["intercept"],
             mos_min=state["mos_min"],
             mos_max=state["mos_max"],
-            fitted_on=state["fitted_on"],
+            fitted_on=fitted_on,
             calibration=None if calibration is None else LogisticCalibration(**calibration),
-            pretraining=state["pretraining"],
-            seen=None if state.get("seen") is None else tuple(state["seen"]),
+            pretraining=pretraining,
+            seen=None if seen is None else tuple(seen),
         )
 
 

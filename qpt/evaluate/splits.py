@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from qpt.data.arrays import read_npy
 from qpt.data.tabular import read_csv, read_records
 from qpt.errors import InputError, describe
 from qpt.evaluate.table import (
@@ -79,10 +80,10 @@ def _read_npy(folder: Path, order: Index | None) -> tuple[Split, ...]:
                 continue
             raise InputError(f"splits: folder must hold train.npy and test.npy, got no {file.name} in {folder}")
         try:
-            array = np.load(file, allow_pickle=False)
-        except Exception as error:  # a damaged header may ask for more memory than there is, or be no Python
+            array = read_npy(file)
+        except (OSError, ValueError) as error:
             raise InputError(f"splits: {file} must be an .npy array of integers, got {error}") from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+        if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
             raise InputError(f"splits: {file} must be (splits, rows) integers, got {describe(array)}")
         parts[part] = [_rows_of(row[row != -1].astype(np.int64), order, file) for row in np.atleast_2d(array)]
     counts = {part: len(rows) for part, rows in parts.items()}

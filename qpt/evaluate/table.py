@@ -8,6 +8,7 @@ headers of images and, for hashes, their bytes.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,7 @@ from qpt.data.listing import EXTENSIONS
 from qpt.data.tabular import (
     image_places,
     local_table,
+    near_name,
     number,
     number_remedy,
     read_csv,
@@ -171,8 +173,8 @@ def assemble(
             problems.append(f"{row.where}: ref is empty; fill it everywhere or drop the column")
         fault = check_header(row.path)
         if fault:
-            problems.append(f"{row.where}: {row.image}: {fault}")
-            if not row.path.is_file():
+            problems.append(f"{row.where}: {row.image}: {fault}{near_name(row.path)}")
+            if not os.path.isfile(row.path):
                 missing.append(row.image)
         kept.append(row)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qpt.errors import BackendError, InputError, check_int
+from qpt.errors import BackendError, InputError, as_integer, check_int
 from qpt.models.base import Encoder
-from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint, settings_in
 from qpt.models.names import NAMED, SHIPPED, check_arch, is_named
 from qpt.models.resnet import ARCHITECTURES, ResNet
 from qpt.models.two_trunks import TwoTrunks
@@ -68,9 +69,29 @@ def load_encoder(path: str | Path) -> Encoder:
         with torch.random.fork_rng(devices=[]):
             return build_backbone(str(path).removesuffix("-imagenet"), pretrained=True).eval()
     state = read_checkpoint(path)
-    config = state["config"]
-    encoder = build_encoder(config["arch"], config["width"], two_trunks=config.get("two_trunks", False))
-    encoder.load_state_dict(state["encoder"])
+    try:
+        return stored_encoder(settings_in(state), state["encoder"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"checkpoint: {path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def stored_encoder(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Encoder:
+    """Return the encoder of a file, in eval mode. settings: with arch, width and perhaps two_trunks.
+
+    Raises KeyError or ValueError where settings and weights do not make an encoder.
+    """
+    arch, width = settings["arch"], settings["width"]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError("its encoder must be tensors by name")
+    # Before a network is built that would not fit into memory: one tensor has the width of the first stage.
+    sides = [side for value in weights.values() for side in value.shape]
+    if not isinstance(arch, str) or (as_integer(width) or 0) > max(sides, default=0):
+        raise ValueError(f"its encoder cannot be {arch!r:.80} of width {width!r:.80}")
+    encoder = build_encoder(arch, width, two_trunks=bool(settings.get("two_trunks", False)))
+    try:
+        encoder.load_state_dict(dict(weights))
+    except (RuntimeError, AttributeError) as error:  # names or shapes of another network
+        raise ValueError(" ".join(str(error).split())[:300]) from None
     return encoder.eval()
 
 
@@ -129,10 +150,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             raise InputError(f"init: {path} must be a safetensors file, got: {error}") from error
     state = load_plain("init", path)
     if isinstance(state, dict) and state.get("format") == CHECKPOINT_FORMAT:
-        return state["encoder"]
+        state = state.get("encoder")
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    tensors = isinstance(state, dict) and all(isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items())
+    if not state or not tensors:
         raise InputError(f"init: {path} must hold a state dict (names to tensors), got another file")
     return {name.removeprefix("module."): value for name, value in state.items()}

@@ -12,29 +12,38 @@ import shutil
 import sys
 import zipfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from qpt.data.sources import Source
 from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.io import flush_to_disk, write_whole
-from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint
+from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, read_checkpoint, settings_in
 from qpt.pretraining.config import PretrainConfig
+from qpt.pretraining.image_list import IMAGE_LIST, image_list_difference
 from qpt.runs.first_batch import FIRST_BATCH
 from qpt.runs.history import HISTORY
 from qpt.runs.log import LOG, last_logged_step
 from qpt.runs.observations import OBSERVATIONS
 
+if TYPE_CHECKING:
+    from qpt.pretraining.learner import Learner
+
 NAME = "checkpoint.pt"
 FOLDER = "checkpoints"
 BEST = "best.pt"
 LOCK = "run.lock"  # held while a process works on the run
+#: What a run began with whose weights come from elsewhere, until its first checkpoint.
+INITIAL = "initial.pt"
 #: What a run writes before its first checkpoint: a folder that holds nothing else may be started over.
-BEFORE_FIRST = frozenset({"config.yaml", "space.yaml", LOG, "tensorboard", OBSERVATIONS, HISTORY, FIRST_BATCH, LOCK})
+BEFORE_FIRST = frozenset(
+    {"config.yaml", "space.yaml", LOG, "tensorboard", OBSERVATIONS, HISTORY, FIRST_BATCH, LOCK, IMAGE_LIST, INITIAL}
+)
 
 
 @dataclass
@@ -74,6 +83,7 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int = 1) -> None:
             _demote(run, state["step"])
 
     write_whole(target, write, durable=True)
+    (run / INITIAL).unlink(missing_ok=True)
     _keep_if_best(run, target, state)
     older = _older(run)
     abandoned = [path for path in older if _step_in_name(path) >= state["step"]]  # from before a return to an older one
@@ -116,7 +126,7 @@ def make_resumable(run: Path, config: PretrainConfig) -> None:
 
 
 def load_for_resume(
-    run: Path, config: PretrainConfig, data_fingerprint: str, space: DegradationSpace
+    run: Path, config: PretrainConfig, source: Source, data_fingerprint: str, space: DegradationSpace
 ) -> dict[str, Any]:
     """Return the last checkpoint of ``run``, after checking that it continues the same computation.
 
@@ -124,9 +134,12 @@ def load_for_resume(
     what the checkpoint was made with.
     """
     state = read_checkpoint(run / NAME)
-    changed = PretrainConfig.from_dict(state["config"]).differences(config)
+    changed = PretrainConfig.from_dict(settings_in(state)).differences(config)
     if state["data_fingerprint"] != data_fingerprint:
-        changed.append("data: the folder's file list is not the one the run was started on")
+        how = image_list_difference(run, source)
+        changed.append(
+            "data: the folder's file list is not the one the run was started on" + (f" ({how})" if how else "")
+        )
     if not op_table.accepts(state["table"]):
         changed.append("degradations: the op table is not the one the run was started with")
     # Older checkpoints have presets only, which the op table's fingerprint covers.
@@ -136,9 +149,39 @@ def load_for_resume(
     return state
 
 
+def restore(learner: Learner, state: Any) -> None:
+    """Load what a checkpoint keeps of a learner. Raises InputError for what is not the state of such a learner."""
+    try:
+        learner.load_state_dict(state)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"pretrain: the checkpoint must hold the state of this network ({type(error).__name__}: {reason}); "
+            "it is damaged, or of another version"
+        ) from error
+
+
 def _refuse(changed: list[str]) -> None:
     if changed:
         raise InputError("pretrain: --resume must keep the run's settings, got\n  " + "\n  ".join(changed))
+
+
+def save_initial(run: Path, config: PretrainConfig, learner: dict[str, Any]) -> None:
+    """Keep the state of a learner before its first step, for a start without a checkpoint and the file of ``init``."""
+    state = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "learner": learner}
+    write_whole(run / INITIAL, lambda unfinished: _save_tensors(unfinished, state), durable=True)
+
+
+def load_initial(run: Path, config: PretrainConfig) -> Any:
+    """Return the state that ``save_initial`` kept of a start with the same settings; None if there is none."""
+    try:
+        state = read_checkpoint(run / INITIAL)
+    except InputError:  # none, or one that a power cut damaged: config.init is asked for once more
+        return None
+    same = not PretrainConfig.from_dict(settings_in(state)).differences(config)
+    return state["learner"] if same else None
 
 
 def verify_checkpoint(path: Path) -> dict[str, Any]:

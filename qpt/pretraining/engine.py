@@ -28,12 +28,16 @@ from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
     load_for_resume,
+    load_initial,
+    restore,
     save_checkpoint,
+    save_initial,
 )
 from qpt.pretraining.compiler import check_compiler, compiler_error
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import StepGuard, StepInput, failed_folder, save_failed_step
 from qpt.pretraining.half_scale import draw_half_scale
+from qpt.pretraining.image_list import save_image_list
 from qpt.pretraining.learner import Learner, StepResult, learning_rate
 from qpt.pretraining.loader import BatchLoader
 from qpt.pretraining.log import RunLog, RunPage
@@ -117,19 +121,26 @@ def _pretrain(
     fingerprints = (source.fingerprint(), op_table.fingerprint(), space.fingerprint())
     run = Path(config.out)
     # All follow the first process, whatever each sees of a shared file system.
-    resume = processes.gather(resume and has_checkpoint(run))[0]
-    # The checkpoint replaces the weights that config.init names, which may be gone.
-    learner = Learner(replace(config, init="") if resume else config, device, processes)
+    begun = load_initial(run, config) if resume and config.init and processes.main else None
+    resume, kept = processes.gather((resume and has_checkpoint(run), begun is not None))[0]
+    # What was saved replaces the weights that config.init names, which may be gone.
+    learner = Learner(replace(config, init="") if resume or kept else config, device, processes)
     config = replace(config, precision=learner.config.precision)
     state: dict[str, Any] = {}
     if resume:
-        state = load_for_resume(run, config, fingerprints[0], space)
-        learner.load_state_dict(state["learner"])
+        state = load_for_resume(run, config, source, fingerprints[0], space)
+        restore(learner, state.get("learner"))
+    elif kept:
+        restore(learner, begun or load_initial(run, config))
+    elif config.init:
+        weights = learner.state_dict()
+        processes.on_main(lambda: save_initial(run, config, weights))
     if processes.main:
         if resume:
             note_rounding(state, processes)
         note_start(run, state.get("step", 0), device, config.data)
         if not resume:
+            save_image_list(run, source)
             write_whole(run / SPACE, space.to_yaml)  # the file that config.space names may change
             write_whole(run / "config.yaml", config.save)
         note_settings(config, len(source), device)

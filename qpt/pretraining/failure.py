@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from qpt.degradations.program import Program
-from qpt.errors import InputError
+from qpt.errors import InputError, as_number
 from qpt.evaluate.measures import measure
+from qpt.io import parse_json
 from qpt.models.checkpoint_file import CHECKPOINT_FORMAT, load_plain, read_checkpoint
 from qpt.ops.degrade.api import degrade_patches
 from qpt.pretraining.checkpoint import NAME
@@ -179,17 +180,27 @@ def read_failed_step(path: str | Path, rank: int = 0) -> FailedStep:
     path: the folder, or a file in it.  rank: the process whose input to read.  Raises InputError for anything else.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    ranks = sorted(int(file.stem.removeprefix("step-")) for file in folder.glob("step-*.json"))
+    stems = [file.stem.removeprefix("step-") for file in folder.glob("step-*.json")]
+    ranks = sorted(int(stem) for stem in stems if stem.isdecimal())
     if not ranks:
         raise InputError(f"replay: path must be a folder that a failed step left (failed_step_N), got {path}")
     if rank not in ranks:
         raise InputError(
             f"replay: path must hold the input of process {rank}, got that of {', '.join(map(str, ranks))}"
         )
-    metadata = json.loads((folder / f"step-{rank}.json").read_text(encoding="utf-8"))
-    tensors = load_plain("replay", folder / f"batch-{rank}.pt")
-    state = read_checkpoint(folder)
-    if "pool" in tensors:
-        state["learner"]["pool"] = tensors.pop("pool")
-    program = Program.load(folder / f"program-{rank}.npz")
-    return FailedStep(state, StepInput(**tensors, program=program, lr=metadata["lr"]), metadata)
+    try:
+        metadata = parse_json((folder / f"step-{rank}.json").read_bytes())
+        device, _, number = str(metadata["device"]).partition(":")
+        numbers = [metadata["step"], metadata["lr"], metadata["processes"], int(number or 0)]
+        if device not in ("cpu", "cuda") or None in map(as_number, numbers):
+            raise ValueError("step, lr, processes and device must be those of a step")
+        tensors = load_plain("replay", folder / f"batch-{rank}.pt")
+        state = read_checkpoint(folder)
+        if "pool" in tensors:
+            state["learner"]["pool"] = tensors.pop("pool")
+        program = Program.load(folder / f"program-{rank}.npz")
+        return FailedStep(state, StepInput(**tensors, program=program, lr=metadata["lr"]), metadata)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"replay: {folder} is damaged ({type(error).__name__}: {error})") from None

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from qpt.errors import InputError
+from qpt.models.checkpoint_file import settings_in
+from qpt.pretraining.checkpoint import restore
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.failure import FailedStep, check_gradients, read_failed_step
 from qpt.pretraining.learner import Learner
@@ -85,9 +87,9 @@ def replay(path: str | Path, device: str = "auto") -> Replay:
 
 
 def _replay(failed: FailedStep, processes: ProcessGroup, device: torch.device) -> Replay:
-    config = dataclasses.replace(PretrainConfig.from_dict(failed.state["config"]), init="", compile=False)
+    config = dataclasses.replace(PretrainConfig.from_dict(settings_in(failed.state)), init="", compile=False)
     learner = Learner(config, device, processes)
-    learner.load_state_dict(failed.state["learner"])
+    restore(learner, failed.state.get("learner"))
     step_input, metadata = failed.step_input, failed.metadata
     where = f"{device}, process {processes.rank} of {processes.size}" if processes.size > 1 else str(device)
     before = _not_finite(failed.state["learner"])

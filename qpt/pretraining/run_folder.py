@@ -20,7 +20,7 @@ from pathlib import Path
 from qpt.degradations import presets
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
-from qpt.pretraining.checkpoint import BEFORE_FIRST, LOCK, make_resumable
+from qpt.pretraining.checkpoint import BEFORE_FIRST, INITIAL, LOCK, make_resumable
 from qpt.pretraining.config import PretrainConfig
 from qpt.runs.first_batch import FIRST_BATCH
 from qpt.runs.history import HISTORY, read_history
@@ -86,7 +86,7 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[None]:
     try:
         with _locked(run):
             if _is_unused(run):
-                _clear(run)
+                _clear(run, {INITIAL} if resume else set())
             elif not resume:
                 raise InputError(refusal)
             if resume:
@@ -95,7 +95,7 @@ def open_run(config: PretrainConfig, resume: bool) -> Iterator[None]:
                 yield
             except BaseException:
                 if _is_unused(run):
-                    _clear(run)
+                    _clear(run, {INITIAL} if resume else set())
                 raise
     finally:
         if not existed:
@@ -115,12 +115,12 @@ def _written_at_start(name: str) -> bool:
     return re.sub(r"\.\d+\.part$", "", name) in BEFORE_FIRST - {FIRST_BATCH}
 
 
-def _clear(run: Path) -> None:
-    """Remove what an unused folder holds."""
+def _clear(run: Path, but: set[str]) -> None:
+    """Remove what an unused folder holds, but for these names and the lock."""
     for path in run.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != LOCK:
+        elif path.name not in {LOCK, *but}:
             path.unlink()
 
 

@@ -5,7 +5,6 @@ Written by ``qpt.pretraining.engine``, read by reports.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qpt.data.arrays import read_npz
 from qpt.degradations.program import Program
 from qpt.errors import InputError
 from qpt.io import write_whole
@@ -57,11 +57,12 @@ def read_first_batch(run: Path) -> FirstBatch | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            batch = FirstBatch(stored["patches"], stored["photographs"], stored["chains"].tolist())
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        stored = read_npz(path, ["patches", "photographs", "chains"])
+    except (OSError, ValueError) as error:
         raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold a batch's patches, got: {error}") from None
-    rows = {len(batch.patches), len(batch.chains), len(batch.image_numbers)}
-    if batch.patches.ndim != 5 or len(rows) > 1 or batch.patches.dtype != np.uint8:
+    dtypes = "".join(array.dtype.kind for array in stored.values())
+    shapes = [array.shape for array in stored.values()]
+    fits = list(map(len, shapes)) == [5, 1, 1] and len({shape[0] for shape in shapes}) == 1 and shapes[0][-1] == 3
+    if dtypes != "uiU" or stored["patches"].dtype != np.uint8 or not fits:
         raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold patches (n, P, s, s, 3) uint8 with their chains")
-    return batch
+    return FirstBatch(stored["patches"], stored["photographs"], stored["chains"].tolist())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qpt.io import whole_lines
+from qpt.io import parse_json, whole_lines
 from qpt.version import __version__
 
 HISTORY = "history.jsonl"
@@ -45,7 +45,7 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     entries = []
     for line in whole_lines(run / HISTORY):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qpt.io import shown, write_lines
+from qpt.io import parse_json, shown, write_lines
 
 LOG = "log.csv"
 _STEP = re.compile("[0-9]+")
@@ -93,7 +92,7 @@ def read_summary(run: Path, faults: list[str] | None = None) -> dict[str, Any]:
     """
     path = run / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        summary = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         summary = error
     if isinstance(summary, dict):
@@ -113,7 +112,10 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
         return [], 0
     # A power cut leaves NUL bytes, which csv refuses on Python 3.10, and perhaps half a row before them.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    table = list(csv.reader(line for line in lines if "\0" not in line))
+    try:
+        table = list(csv.reader(line for line in lines if "\0" not in line))
+    except csv.Error:  # a field of more than 128 KiB
+        return [], len(lines)
     header = table[0] if table else []
     rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
     return rows, len(lines) - 1 - len(rows) if lines else 0

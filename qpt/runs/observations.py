@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qpt.errors import InputError
-from qpt.io import whole_lines, write_lines
+from qpt.io import parse_json, whole_lines, write_lines
 
 OBSERVATIONS = "observations.jsonl"
 BINS = 80  # of equal width over [-1, 1]
@@ -114,14 +114,14 @@ def read_observations(run: Path, faults: list[str] | None = None) -> dict[int, O
     left_out = 0
     for line in whole_lines(run / OBSERVATIONS):
         try:
-            fields = json.loads(line)
+            fields = parse_json(line)
             step = int(fields.pop("step"))
             observation = Observation(**fields)
             if any(len(getattr(observation, kind)) != BINS for kind in KINDS):
                 raise ValueError(f"a histogram must have {BINS} bins")
             if not math.isfinite(observation.alignment + sum(sum(getattr(observation, kind)) for kind in KINDS)):
                 raise ValueError("alignment and counts must be finite")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if faults is not None:
                 left_out += 1
                 continue
