@@ -21,7 +21,8 @@ from qpt.ops.degrade.order import GPU_COSTS
 from tests import ptx
 from tests.ptx import compilers
 
-HEIGHT, WIDTH, BLOCKS = 96, 160, 3  # of the image that is counted on: 32 rows a block, as a large launch has
+# Of the image that is counted on: 46 rows of 320 pixels a block, as images of 320 x 320 have with seven blocks.
+HEIGHT, WIDTH, BLOCKS = 138, 320, 3
 _OF_A_ROW = 2  # barriers that no op has: after its place in the order is known, and that there is no row left
 HEADER = """\
 # What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the

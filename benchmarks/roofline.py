@@ -20,6 +20,7 @@ class Gpu:
     multiprocessors: int
     architecture: int  # 80 for sm_80, as benchmarks/resources.py names it
     source: str
+    cache: int = 0  # bytes of L2
 
     @property
     def clock(self) -> float:
@@ -37,6 +38,7 @@ GPUS = (
         special=SPECIAL_PER_CLOCK * 108 * 1.41e9,
         bandwidth=2.039e12,
         multiprocessors=108,
+        cache=40 << 20,
         architecture=80,
         source="NVIDIA A100 data sheet (2021)",
     ),
@@ -46,6 +48,7 @@ GPUS = (
         special=SPECIAL_PER_CLOCK * 132 * 1.98e9,
         bandwidth=3.35e12,
         multiprocessors=132,
+        cache=50 << 20,
         architecture=90,
         source="NVIDIA H100 data sheet (2023), dense",
     ),

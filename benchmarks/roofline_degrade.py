@@ -110,7 +110,7 @@ def _costs(one_block: bool) -> np.ndarray:
 def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 3) -> float:
     """Return the milliseconds of rows that are alike, of so many instructions per pixel and barriers."""
     instructions = np.full(rows, per_pixel * side**2)
-    teams, blocks = division(instructions, side, side, gpu.multiprocessors)
+    teams, blocks = division(instructions, side, side, gpu.multiprocessors, cache_bytes=gpu.cache)
     taken, _ = _row_seconds(instructions, barriers, np.full(rows, side), gpu, blocks)
     return float(1000 * _assign(taken, teams).max())
 
@@ -135,6 +135,7 @@ def _seconds(
         windows,
         multiprocessors=gpu.multiprocessors,
         shared_limit=0,
+        cache_bytes=gpu.cache,
         blocks=1 if one_block else None,
     )
     instructions = order.row_costs(program, windows, SIDE, SIDE, _costs(one_block)) * SIDE**2

@@ -19,6 +19,9 @@ QPT_INLINE u32 float_bits(float x) {
 QPT_INLINE float bits_float(u32 x) {
   return __uint_as_float(x);
 }
+QPT_INLINE float absolute(float x) {
+  return fabsf(x);
+}
 #else
 QPT_INLINE float fma(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
@@ -35,6 +38,9 @@ QPT_INLINE float bits_float(u32 bits) {
   float x;
   __builtin_memcpy(&x, &bits, 4);
   return x;
+}
+QPT_INLINE float absolute(float x) {
+  return __builtin_fabsf(x);
 }
 #endif
 

@@ -19,7 +19,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 import triton
 
-from .contrastive_launch import FLOAT32, HALF, TERMS, TERMS_OF_PAIRS, device_of, launch_for, parts_for
+from .contrastive_launch import (
+    FLOAT32,
+    HALF,
+    HALF_OF_PAIRS,
+    TERMS,
+    TERMS_OF_PAIRS,
+    TF32,
+    device_of,
+    launch_for,
+    parts_for,
+)
 from .contrastive_pass import _merge_kernel, _pass_kernel
 
 LOG2_E = 1.4426950408889634
@@ -53,11 +63,13 @@ class Products(NamedTuple):
         half = rows == stream and rows in (torch.float16, torch.bfloat16)
         if precision == "auto" and half:
             scale = FLOAT16_SCALE if rows == torch.float16 else 1.0
-            return cls(HALF, False, False, False, False, scale, "ieee")
+            return cls(HALF_OF_PAIRS if by_pairs else HALF, False, False, False, False, scale, "ieee")
         if precision == "bf16x3" or (precision == "auto" and capability >= TENSOR_CORES):
-            kind = TERMS_OF_PAIRS if by_pairs else TERMS
+            # A float16 takes as many registers more where it is split as the ids of pairs do.
+            kind = TERMS_OF_PAIRS if by_pairs or torch.float16 in (rows, stream) else TERMS
             return cls(kind, rows != torch.bfloat16, stream != torch.bfloat16, True, False, 1.0, "ieee")
-        return cls(FLOAT32, False, False, False, True, 1.0, "ieee" if precision == "auto" else precision)
+        kind = FLOAT32 if precision in ("auto", "ieee") else TF32
+        return cls(kind, False, False, False, True, 1.0, "ieee" if precision == "auto" else precision)
 
 
 def lse_forward(

@@ -25,10 +25,12 @@ class Launch(NamedTuple):
     stages: int
 
 
-# Kinds of products: in the half-precision dtype of the embeddings; of numbers as sums of terms of bfloat16, in the pass
-# over a pool, and in the passes that compare ids of pairs, which take more registers; of float32, or TF32.
-HALF, TERMS, TERMS_OF_PAIRS, FLOAT32 = "half", "terms", "terms of pairs", "float32"
-# Triton 3.3 takes more registers: its pass over a pool spills in the tiles of TERMS, and not in these.
+# Kinds of products: in the half-precision dtype of the embeddings; of numbers as sums of terms of bfloat16; of TF32; of
+# float32. Passes that compare ids of pairs take more registers: the first two have other tiles there than over a pool.
+HALF, HALF_OF_PAIRS = "half", "half of pairs"
+TERMS, TERMS_OF_PAIRS = "terms", "terms of pairs"
+TF32, FLOAT32 = "tf32", "float32"
+# Triton 3.3 takes more registers: its pass over a pool spills in the tiles of TERMS, and not in those of pairs.
 OLD_TRITON = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 6)
 
 # (compute capability, kind of products, D up to) -> Launch, the first that fits. Where `step` covers D, the rows stay
@@ -39,27 +41,38 @@ LAUNCHES: dict[tuple[int, str, int], Launch] = {
     (80, HALF, 128): Launch(64, 64, 128, 128, 4, 3),
     (80, HALF, 256): Launch(64, 64, 256, 256, 8, 2),
     (80, HALF, 1024): Launch(64, 32, 128, 512, 8, 2),
+    (80, HALF_OF_PAIRS, 64): Launch(64, 64, 64, 64, 4, 3),
+    (80, HALF_OF_PAIRS, 128): Launch(64, 64, 128, 128, 4, 3),
+    (80, HALF_OF_PAIRS, 256): Launch(64, 64, 256, 256, 8, 2),
+    (80, HALF_OF_PAIRS, 1024): Launch(64, 32, 128, 512, 8, 2),
     (80, TERMS, 64): Launch(64, 32, 64, 64, 4, 2),
     (80, TERMS, 128): Launch(64, 32, 128, 128, 4, 2),
     (80, TERMS, 256): Launch(32, 32, 256, 256, 8, 2),
     (80, TERMS, 1024): Launch(64, 32, 32, 256, 8, 2),
-    (80, TERMS_OF_PAIRS, 64): Launch(64, 32, 64, 64, 4, 2),
+    (80, TERMS_OF_PAIRS, 64): Launch(32, 64, 64, 64, 4, 2),
     (80, TERMS_OF_PAIRS, 128): Launch(32, 32, 128, 128, 4, 2),
     (80, TERMS_OF_PAIRS, 1024): Launch(64, 32, 32, 128, 8, 2),
+    (80, TF32, 64): Launch(64, 32, 64, 64, 8, 2),
+    (80, TF32, 1024): Launch(64, 32, 32, 128, 8, 2),
     (80, FLOAT32, 64): Launch(64, 32, 64, 64, 8, 2),
     (80, FLOAT32, 1024): Launch(64, 32, 32, 128, 8, 2),
     (90, HALF, 64): Launch(64, 64, 64, 64, 4, 3),
-    (90, HALF, 128): Launch(64, 64, 128, 128, 4, 3),
+    (90, HALF, 128): Launch(128, 128, 128, 128, 8, 2),
     (90, HALF, 256): Launch(64, 32, 256, 256, 8, 2),
     (90, HALF, 1024): Launch(64, 32, 128, 512, 8, 2),
+    (90, HALF_OF_PAIRS, 64): Launch(64, 64, 64, 64, 4, 3),
+    (90, HALF_OF_PAIRS, 128): Launch(64, 64, 128, 128, 4, 3),
+    (90, HALF_OF_PAIRS, 256): Launch(64, 32, 256, 256, 8, 2),
+    (90, HALF_OF_PAIRS, 1024): Launch(64, 32, 128, 512, 8, 2),
     (90, TERMS, 64): Launch(64, 64, 64, 64, 4, 3),
     (90, TERMS, 128): Launch(64, 64, 128, 128, 4, 2),
     (90, TERMS, 1024): Launch(64, 32, 64, 128, 4, 2),
     (90, TERMS_OF_PAIRS, 64): Launch(64, 64, 64, 64, 4, 2),
     (90, TERMS_OF_PAIRS, 128): Launch(64, 32, 128, 128, 4, 2),
     (90, TERMS_OF_PAIRS, 1024): Launch(64, 32, 64, 128, 4, 2),
+    (90, TF32, 64): Launch(64, 32, 64, 64, 8, 2),
+    (90, TF32, 1024): Launch(64, 32, 64, 128, 8, 2),
     (90, FLOAT32, 64): Launch(64, 32, 64, 64, 8, 2),
-    (90, FLOAT32, 128): Launch(64, 32, 64, 128, 8, 2),
     (90, FLOAT32, 1024): Launch(32, 32, 64, 128, 8, 2),
 }
 
@@ -69,8 +82,8 @@ def launch_for(capability: int, products: str, dim: int) -> Launch:
 
     products: one of the kinds above. The last row of a device and kind, which walks D in steps, serves any D.
     """
-    if products == TERMS and OLD_TRITON:
-        products = TERMS_OF_PAIRS
+    if OLD_TRITON:
+        products = {HALF: HALF_OF_PAIRS, TERMS: TERMS_OF_PAIRS}.get(products, products)
     listed = max((known for known, *_ in LAUNCHES if known <= capability), default=min(known for known, *_ in LAUNCHES))
     tops = [top for known, kind, top in LAUNCHES if known == listed and kind == products]
     return LAUNCHES[listed, products, min((top for top in tops if top >= dim), default=max(tops))]

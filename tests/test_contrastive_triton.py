@@ -29,15 +29,24 @@ LONG_SHAPES = [(n, m, dim, parts) for n in (1, 16, 33) for m in (1, 17, 64) for 
 WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}
 
 
-def check_float32(interpreter: Interpreter, case: Case, parts: int, **options: Any) -> None:
+def check_float32(
+    interpreter: Interpreter, case: Case, parts: int, *, logit_error: float = 0.0, **options: Any
+) -> None:
+    """logit_error: of one pair, where it shows: the tolerance of the table is for sums over many."""
     truth = interpreted.dense(case, torch.float64)
     found = interpreter(interpreted.run, case, truth[0], parts, **options)
     eligible = truth[0] > -math.inf
     assert torch.equal(found["lse"] > -math.inf, eligible)
     assert torch.equal(found["lse"], found["bare_lse"])
-    assert_close(found["lse"][eligible], truth[0][eligible], torch.float32)
-    assert_close(found["mean"], truth[1], torch.float32)
-    assert_close(found["gradient"], truth[2], torch.float32)
+    # A log-sum-exp of few logits may be near 0 and is off by what they are off; a softmax by as much of itself.
+    lse, expected = found["lse"][eligible].double(), truth[0][eligible]
+    if logit_error == 0.0:
+        assert_close(lse, expected, torch.float32)
+    else:
+        assert torch.all((lse - expected).abs() <= logit_error)
+    scale = max(1.0, logit_error / TOL[torch.float32][0])
+    assert_close(found["mean"], truth[1], torch.float32, scale)
+    assert_close(found["gradient"], truth[2], torch.float32, scale)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -65,7 +74,8 @@ def test_shapes_and_options_together(interpreter: Interpreter, long: bool) -> No
     for seed, ((n, m, dim, parts), self_offset, negatives, log_weight) in enumerate(grid):
         options = {"self_offset": self_offset, "negatives": negatives, "log_weight": log_weight or 0.0}
         case = interpreted.case(n, m, dim, seed=seed, images=log_weight is not None, **options)
-        check_float32(interpreter, case, parts)
+        # Of numbers of two terms each the products of the low ones are left out: 2^-18 of |q||k| or so (docs/loss.md).
+        check_float32(interpreter, case, parts, logit_error=2**-18 / case.temperature)
 
 
 @pytest.mark.rung("Triton interpreter")
@@ -192,7 +202,8 @@ def test_ieee_products_agree_with_float64(interpreter: Interpreter, shape: tuple
         (torch.float32, torch.float32, "auto", 75, "float32"),
         (torch.bfloat16, torch.bfloat16, "auto", 75, "half"),
         (torch.float16, torch.float16, "ieee", 80, "float32"),
-        (torch.float32, torch.float32, "tf32", 80, "float32"),
+        (torch.float32, torch.float32, "tf32", 80, "tf32"),
+        (torch.float32, torch.float32, "tf32x3", 90, "tf32"),
         (torch.bfloat16, torch.bfloat16, "bf16x3", 80, "terms"),
     ],
 )
@@ -203,7 +214,7 @@ def test_products_by_dtype_precision_and_device(
 
     products = kernels.Products.of(rows, stream, precision, capability, by_pairs=False)
     assert products.kind == kind
-    assert (products.precision == "tf32") == (precision == "tf32"), "TF32 by accident"
+    assert products.precision == (precision if kind == "tf32" else "ieee"), "TF32 by accident"
     split = (products.split_rows, products.split_stream)
     assert split == ((rows != torch.bfloat16, stream != torch.bfloat16) if kind == "terms" else (False, False))
 

@@ -1,5 +1,8 @@
 """Rows in the order of falling cost: the estimate, and that the result does not depend on the order."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,17 @@ def test_every_op_has_a_cost_at_every_level():
     assert (costs() > 0).all()
     assert (gpu_costs() > 0).all()
     assert set(read_yaml(order.GPU_COSTS)["instructions"]) == set(NAMES)
+
+
+def test_the_page_lists_every_op_that_executes_more_than_1500_instructions_a_pixel():
+    page = Path(__file__).parents[1].joinpath("docs", "gpu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z].*?) \| ([\d,]+) \|", page, flags=re.MULTILINE)
+    listed = {name: int(count.replace(",", "")) for ops, count in rows for name in re.findall(r"[a-z_]+_?[a-z]+", ops)}
+    counted = {name: max(levels) for name, levels in read_yaml(order.GPU_COSTS)["instructions"].items()}
+    costly = {name: count for name, count in counted.items() if count > 1500}
+    assert costly.keys() == listed.keys() & counted.keys()
+    for name, count in costly.items():
+        assert listed[name] == pytest.approx(count, rel=0.01), name
 
 
 def test_an_op_that_was_not_counted_has_the_scaled_cost_of_a_cpu(tmp_path):

@@ -152,7 +152,8 @@ def test_gpu_trace_holds_the_next_batch_and_the_scratch_of_every_multiprocessor(
     ]
     assert peaks[0]["step"].by_category["regions"] == 2 * region
     scratch = [
-        workspace.degrade_bytes(rows, 5, config.patches, config.region, resizes=False, teams=teams) for teams in (1, 9)
+        workspace.degrade_bytes(rows, 5, config.patches, config.region, resizes=False, teams=teams, gpu=True)
+        for teams in (1, 9)
     ]
     assert peaks[1]["degrade_patches"].bytes - peaks[0]["degrade_patches"].bytes == scratch[1] - scratch[0]
 

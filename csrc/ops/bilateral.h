@@ -22,8 +22,40 @@ struct BilateralWeight {
   // red, green, blue: the differences to the centre's colour.
   QPT_INLINE float operator()(float apart, i32 red, i32 green, i32 blue) const {
     const i32 sum = (red < 0 ? -red : red) + (green < 0 ? -green : green) + (blue < 0 ? -blue : blue);
-    const float difference = static_cast<float>(minimum(sum, most));
+    return of_difference(apart, static_cast<float>(minimum(sum, most)));
+  }
+
+  // The same for differences that are whole numbers in floats: their sums are exact.
+  QPT_INLINE float operator()(float apart, float red, float green, float blue) const {
+    return of_difference(apart, minimum(absolute(red) + absolute(green) + absolute(blue), static_cast<float>(most)));
+  }
+
+ private:
+  QPT_INLINE float of_difference(float apart, float difference) const {
     return quick_power_of_two(apart - difference * difference * per_square);
+  }
+};
+
+// A pixel of a team of threads, which loads it at once and converts nothing.
+struct alignas(16) FloatPixel {
+  float red, green, blue, unused;
+};
+
+// The weighted sums of one output pixel.
+struct BilateralSums {
+  float weight = 0.0f, red = 0.0f, green = 0.0f, blue = 0.0f;
+
+  QPT_INLINE void add(const BilateralWeight& weight_of, float apart, FloatPixel centre, FloatPixel p) {
+    const float w = weight_of(apart, p.red - centre.red, p.green - centre.green, p.blue - centre.blue);
+    weight += w;
+    red = fma(w, p.red, red);
+    green = fma(w, p.green, green);
+    blue = fma(w, p.blue, blue);
+  }
+  QPT_INLINE void put(u8* out) const {
+    out[0] = to_u8(red / weight);
+    out[1] = to_u8(green / weight);
+    out[2] = to_u8(blue / weight);
   }
 };
 
@@ -34,26 +66,28 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
   const i32 radius = clamp(static_cast<i32>(nearest(1.5f * sigma_px)), 1, kMaxBilateral), reach = radius * radius;
   const float per_px = 0.721347520f / (sigma_px * sigma_px);
   const BilateralWeight weight_of(sigma_colour);
-  const i32 stride = a.w + 2 * radius;
-  const i64 plane = static_cast<i64>(a.h) * stride;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* padded = scratch.take<u8>(3 * plane);  // three planes
-  each(team, rows_of(team, a), stride, [&](i32 y, i32 x) {
-    const u8* from = a.src + (static_cast<i64>(y) * a.w + reflect101(x - radius, a.w)) * 3;
-    u8* to = padded + static_cast<i64>(y) * stride + x;
-    to[0] = from[0];
-    to[plane] = from[1];
-    to[2 * plane] = from[2];
-  });
-  team.sync_team();  // planes, written by all, are read by all
-  // Returns the red sample of column 0 in row y.
-  const auto row_of = [&](i32 y) { return padded + static_cast<i64>(reflect101(y, a.h)) * stride + radius; };
+  const auto source_of = [&](i32 y, i32 x) {
+    return a.src + (static_cast<i64>(y) * a.w + reflect101(x - radius, a.w)) * 3;
+  };
   const auto across = [&](i32 dy) {  // half of the width of the disk in row dy
     i32 dx = radius;
     while (dx * dx + dy * dy > reach) --dx;
     return dx;
   };
   if constexpr (Team::kSolo) {  // row by row, so that every loop runs over contiguous samples
+    const i32 stride = a.w + 2 * radius;
+    const i64 plane = static_cast<i64>(a.h) * stride;
+    u8* padded = scratch.take<u8>(3 * plane);  // three planes
+    each(team, a.h, stride, [&](i32 y, i32 x) {
+      const u8* from = source_of(y, x);
+      u8* to = padded + static_cast<i64>(y) * stride + x;
+      to[0] = from[0];
+      to[plane] = from[1];
+      to[2 * plane] = from[2];
+    });
+    // Returns the red sample of column 0 in row y.
+    const auto row_of = [&](i32 y) { return padded + static_cast<i64>(reflect101(y, a.h)) * stride + radius; };
     float* weight = scratch.take<float>(a.w);
     float* sum = scratch.take<float>(static_cast<i64>(3) * a.w);
     float *const red = sum, *const green = sum + a.w, *const blue = sum + 2 * a.w;
@@ -85,27 +119,38 @@ QPT_FN void bilateral_filter(const Team& team, OpArgs a, float sigma_colour, flo
       }
     }
   } else {
-    each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-      const u8* const centre = row_of(y) + x;
-      float weight = 0.0f, red = 0.0f, green = 0.0f, blue = 0.0f;
+    // A thread has two neighbours: of the pixels that they need, all but one are the same.
+    const i32 pairs = (a.w + 1) / 2, stride = 2 * pairs + 2 * radius;
+    FloatPixel* padded = scratch.take<FloatPixel>(static_cast<i64>(a.h) * stride);
+    each(team, rows_of(team, a), stride, [&](i32 y, i32 x) {
+      const u8* from = source_of(y, x);
+      padded[static_cast<i64>(y) * stride + x] = {static_cast<float>(from[0]), static_cast<float>(from[1]),
+                                                  static_cast<float>(from[2]), 0.0f};
+    });
+    team.sync_team();  // pixels, written by all, are read by all
+    each(team, rows_of(team, a), pairs, [&](i32 y, i32 pair) {
+      // The second pixel of the last pair may lie beyond the last column; it is not written.
+      const auto row_of = [&](i32 row) {
+        return padded + static_cast<i64>(reflect101(row, a.h)) * stride + radius + 2 * pair;
+      };
+      const FloatPixel first = row_of(y)[0], second = row_of(y)[1];
+      BilateralSums left, right;
       for (i32 dy = -radius; dy <= radius; ++dy) {
-        const u8* const row = row_of(y + dy) + x;
         const i32 last = across(dy);
+        const FloatPixel* p = row_of(y + dy) - last;
+        FloatPixel now = *p;
+        QPT_UNROLL(2)  // `now` and `next` change places
         for (i32 dx = -last; dx <= last; ++dx) {
-          const u8* const p = row + dx;
-          const i32 r = p[0], g = p[plane], b = p[2 * plane];
-          const float w = weight_of(-per_px * static_cast<float>(dx * dx + dy * dy), r - centre[0], g - centre[plane],
-                                    b - centre[2 * plane]);
-          weight += w;
-          red = fma(w, static_cast<float>(r), red);
-          green = fma(w, static_cast<float>(g), green);
-          blue = fma(w, static_cast<float>(b), blue);
+          const FloatPixel next = *++p;
+          const float apart = -per_px * static_cast<float>(dx * dx + dy * dy);
+          left.add(weight_of, apart, first, now);
+          right.add(weight_of, apart, second, next);
+          now = next;
         }
       }
-      u8* const out = a.dst + (static_cast<i64>(y) * a.w + x) * 3;
-      out[0] = to_u8(red / weight);
-      out[1] = to_u8(green / weight);
-      out[2] = to_u8(blue / weight);
+      u8* const out = a.dst + (static_cast<i64>(y) * a.w + 2 * pair) * 3;
+      left.put(out);
+      if (2 * pair + 1 < a.w) right.put(out + 3);
     });
   }
 }
@@ -131,9 +176,11 @@ QPT_FN void denoise(Team& team, OpArgs a) {
   bilateral_filter(team, second, parameter(a.params[1], 1.0f, 765.0f), parameter(a.params[2], 0.1f, 8.0f));
 }
 
-QPT_FN i64 bilateral_bytes(i32 h, i32 w, i32) {
-  return taken_bytes<u8>(3 * static_cast<i64>(h) * (w + 2 * kMaxBilateral)) + taken_bytes<float>(w) +
-         taken_bytes<float>(static_cast<i64>(3) * w);
+// The padded image, in floats for a team of threads; the sums of a row of a team of one.
+QPT_FN i64 bilateral_bytes(i32 h, i32 w, i32 blocks) {
+  if (blocks != kSoloBlocks) return taken_bytes<FloatPixel>(static_cast<i64>(h) * (w + 1 + 2 * kMaxBilateral));
+  const i64 padded = static_cast<i64>(h) * (w + 2 * kMaxBilateral);
+  return taken_bytes<u8>(3 * padded) + taken_bytes<float>(w) + taken_bytes<float>(static_cast<i64>(3) * w);
 }
 
 QPT_FN i64 denoise_bytes(i32 h, i32 w, i32 blocks) {

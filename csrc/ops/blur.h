@@ -7,25 +7,23 @@
 namespace qpt {
 
 // Builds a (2 radius + 1)^2 kernel: the weights weight(dy, dx), dy and dx in [-radius, radius], divided by their sum,
-// which must be positive, and the span of columns of every row outside which the weights are 0.
+// which must be positive, and the span of columns of every row outside which the weights are 0. Returns a Kernel for a
+// team of one, else a RunKernel.
 template <class Team, class Weight>
-QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
+QPT_FN auto build_kernel(const Team& team, i32 radius, Scratch& scratch, Weight weight) {
   const i32 taps = 2 * radius + 1;
-  constexpr i32 kZeros = kZeroRows<Team>;
-  const i32 stride = Team::kSolo ? taps : kMaxTaps;
-  float* weights = scratch.take_own<float>(team, (taps + 2 * kZeros) * stride) + kZeros * stride;
+  float* weights = scratch.take_own<float>(team, taps * taps);
   float* row_sum = scratch.take_own<float>(team, kMaxTaps);
   i32* first = scratch.take_own<i32>(team, kMaxTaps);
   i32* last = scratch.take_own<i32>(team, kMaxTaps);
-  each(team, kZeros * stride, [&](i32 i) { weights[i - kZeros * stride] = weights[taps * stride + i] = 0.0f; });
   each(team, taps, taps,
-       [&](i32 row, i32 column) { weights[row * stride + column] = weight(row - radius, column - radius); });
+       [&](i32 row, i32 column) { weights[row * taps + column] = weight(row - radius, column - radius); });
   team.sync();  // weights, written by all, are read row by row
   each(team, taps, [&](i32 row) {
     float sum = 0.0f;
     i32 from = taps, to = -1;
     for (i32 column = 0; column < taps; ++column) {
-      const float w = weights[row * stride + column];
+      const float w = weights[row * taps + column];
       sum += w;
       if (w != 0.0f) {
         from = minimum(from, column);
@@ -40,22 +38,31 @@ QPT_FN Kernel build_kernel(const Team& team, i32 radius, Scratch& scratch, Weigh
   float total = 0.0f;
   for (i32 row = 0; row < taps; ++row) total += row_sum[row];
   // Not synced: the first barrier of correlate_2d comes before any member reads the kernel.
-  each(team, taps, taps, [&](i32 row, i32 column) { weights[row * stride + column] /= total; });
-  if constexpr (kZeros > 0) {
-    i32* tile_first = scratch.take_own<i32>(team, kMaxTaps + kZeros);
-    i32* tile_last = scratch.take_own<i32>(team, kMaxTaps + kZeros);
-    each(team, taps + kZeros, [&](i32 row) {
-      i32 from = taps, to = -1;
-      for (i32 above = maximum(row - kZeros, 0); above <= minimum(row, taps - 1); ++above) {
-        from = minimum(from, first[above]);
-        to = maximum(to, last[above]);
+  if constexpr (Team::kSolo) {
+    for (i32 i = 0; i < taps * taps; ++i) weights[i] /= total;
+    return Kernel{weights, first, last, taps, taps, 3};
+  } else {
+    const i32 rows = taps + kRunRows - 1;
+    Weights<kRunRows>* of_rows = scratch.take_own<Weights<kRunRows>>(team, rows * taps);
+    i32* run_first = scratch.take_own<i32>(team, kMaxTaps + kRunRows - 1);
+    i32* run_last = scratch.take_own<i32>(team, kMaxTaps + kRunRows - 1);
+    each(team, rows, taps, [&](i32 j, i32 column) {
+      for (i32 r = 0; r < kRunRows; ++r) {
+        const i32 row = j - r;
+        of_rows[j * taps + column].of_row[r] = row >= 0 && row < taps ? weights[row * taps + column] / total : 0.0f;
       }
-      tile_first[row] = from;
-      tile_last[row] = to;
     });
-    return {weights, tile_first, tile_last, taps, taps, 3};
+    each(team, rows, [&](i32 j) {
+      i32 from = taps, to = -1;
+      for (i32 row = maximum(j - kRunRows + 1, 0); row <= minimum(j, taps - 1); ++row) {
+        from = minimum(from, first[row]);
+        to = maximum(to, last[row]);
+      }
+      run_first[j] = from;
+      run_last[j] = to;
+    });
+    return RunKernel{of_rows, run_first, run_last, taps};
   }
-  return {weights, first, last, taps, taps, 3};
 }
 
 // Blurs along rows and columns with a kernel of 2 radius + 1 taps: tap(t) for t in [-radius, radius], divided by their
@@ -117,7 +124,7 @@ QPT_FN void gaussian_blur_aniso(Team& team, OpArgs a) {
   const SinCos angle = sin_cos_degrees(parameter(a.params[2], -36000.0f, 36000.0f));
   const i32 radius = gaussian_radius(maximum(sigma_x, sigma_y));
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
     const float x = static_cast<float>(dx), y = static_cast<float>(dy);
     const float u = (x * angle.cos - y * angle.sin) / sigma_x;  // image y points down
     const float v = (x * angle.sin + y * angle.cos) / sigma_y;
@@ -137,7 +144,7 @@ QPT_FN void motion_blur(Team& team, OpArgs a) {
   const i32 half = maximum(ceil_to_int(length), 1);  // points on each side of the middle one
   const float step = 0.5f * length / static_cast<float>(half);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
     float sum = 0.0f;
     for (i32 i = -half; i <= half; ++i) {
       const float s = step * static_cast<float>(i);
@@ -156,7 +163,7 @@ QPT_FN void defocus_blur(Team& team, OpArgs a) {
   const float disk = parameter(a.params[0], 0.0f, kMaxRadius - 1.0f);
   const i32 radius = ceil_to_int(disk) + 1;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
     const float distance = square_root(static_cast<float>(dx * dx + dy * dy));
     return clamp(disk + 0.5f - distance, 0.0f, 1.0f);
   });
@@ -168,9 +175,9 @@ QPT_FN void defocus_blur(Team& team, OpArgs a) {
 QPT_FN i64 blur_bytes(i32 h, i32 w, i32 blocks) {
   const i64 padded = 3 * (static_cast<i64>(w) + 2 * kMaxRadius);
   if (blocks != kSoloBlocks)
-    return own_bytes<float>((kMaxTaps + 2 * kTileRows) * kMaxTaps, blocks) +
-           5 * own_bytes<float>(kMaxTaps + 2 * kTileRows, blocks) + taken_bytes<float>(h * padded + kSlack) +
-           own_bytes<float>(kStrip * padded + kSlack, blocks);
+    return own_bytes<float>(kMaxTaps * kMaxTaps, blocks) + 5 * own_bytes<float>(kMaxTaps + 2 * kTileRows, blocks) +
+           own_bytes<Weights<kRunRows>>((kMaxTaps + kRunRows - 1) * kMaxTaps, blocks) +
+           taken_bytes<float>(h * padded + kSlack) + own_bytes<float>(kStrip * padded + kSlack, blocks);
   const i64 ring = ring_rows(h, kMaxRadius) * padded;
   return taken_bytes<float>(kMaxTaps * kMaxTaps) + 3 * taken_bytes<float>(kMaxTaps) +
          taken_bytes<i32>(kBand * kMaxLineTaps) + taken_bytes<i32>(kBand) + taken_bytes<float>(ring) +

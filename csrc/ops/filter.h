@@ -4,10 +4,11 @@
 // A team of one computes the output in bands of kBand rows from a ring buffer of float rows, which stays in its cache:
 // every row enters the ring once, in order, and row y is in slot y mod the number of slots. On x86 it uses the rows of
 // cpu/simd.h, which give the same bytes. A team of threads keeps all rows, so that its blocks share them and no thread
-// waits within a pass; a thread computes a tile of the output from sums in registers (correlate_tile). Used by blur.h;
+// waits within a pass; a thread computes several outputs from sums in registers (correlate_run). Used by blur.h;
 // box.h and bilateral.h use reflect101.
 #pragma once
 #include "op.h"
+#include "runs.h"
 
 namespace qpt {
 
@@ -18,15 +19,15 @@ constexpr i32 kMaxLineTaps = 2 * kMaxLineRadius + 1;
 constexpr i32 kBand = 4;    // output rows of a band of a team of one
 constexpr i32 kStrip = 16;  // rows that a block of threads computes between barriers
 
-// The outputs that one thread computes at once: rows and columns of a tile, and columns of a part of a row.
-constexpr i32 kTileRows = 4, kTileColumns = 4, kLineColumns = 8;
+// The outputs that one thread computes at once with a kernel of one column: rows and columns of a tile.
+constexpr i32 kTileRows = 4, kTileColumns = 4;
 // The samples from one column of a tile to the next. 32 threads next to each other read samples next to each other, and
 // what a thread reads is at constant distances.
 constexpr i32 kApart = 32;
-constexpr i32 kSlack = kApart * kLineColumns;  // samples after an array that may be read and do not count
+constexpr i32 kSlack = kApart * kTileColumns;  // samples after an array that may be read and do not count
 
-// Rows of zeros before and after the weights of a kernel that tiles are computed with, so that every row of the image
-// adds to all rows of a tile. Adding a product with zero changes no sum.
+// Zeros before and after the weights of a kernel of one column, so that every row of the image adds to all rows of a
+// tile. Adding a product with zero changes no sum.
 template <class Team>
 constexpr i32 kZeroRows = Team::kSolo ? 0 : kTileRows - 1;
 
@@ -47,10 +48,9 @@ QPT_INLINE i32 reflect101(i32 i, i32 n, i32 origin, i32 full) {
 struct Kernel {
   const float* weight;  // [rows, columns]
   const i32* first;     // [rows] first and last column with a weight other than 0; first > last if there is none.
-  const i32* last;      // [rows] For tiles [rows + kTileRows - 1]: of this row and the kTileRows - 1 before it.
+  const i32* last;
   i32 rows, columns;
-  i32 step;  // samples from one column to the next: the channels of a pixel. Rows of a kernel for tiles are kMaxTaps
-             // weights apart, those of others `columns`.
+  i32 step;  // samples from one column to the next: the channels of a pixel
 };
 
 QPT_INLINE void store(float* out, float value) {
@@ -103,36 +103,11 @@ QPT_INLINE i32 first_sample(i32 task) {
   return task / kApart * (kApart * kColumns) + task % kApart;
 }
 
-// Computes kRows x kColumns outputs, whose columns are kApart samples from each other, with a kernel whose columns are
-// kStep samples from each other. row_of(j) is the row of the source that meets row j of the kernel for the first row of
-// the tile, from the tile's first sample on; span_of(j) are the columns of the kernel's rows j - kRows + 1 to j that
-// have weights. put(r, k, sum) takes a sum. Samples beyond the end of a row may be read.
-template <i32 kRows, i32 kColumns, i32 kStep, class RowOf, class SpanOf, class Put>
-QPT_INLINE void correlate_tile(const Kernel& kernel, RowOf row_of, SpanOf span_of, Put put) {
-  float sum[kRows][kColumns];
-  for (i32 r = 0; r < kRows; ++r)
-    for (i32 k = 0; k < kColumns; ++k) sum[r][k] = 0.0f;
-  QPT_UNROLL(1)
-  for (i32 j = 0; j < kernel.rows + kRows - 1; ++j) {
-    const Span span = span_of(j);
-    const float* sample = row_of(j) + kStep * span.first;
-    const float* weight = kernel.weight + j * kMaxTaps + span.first;
-    QPT_UNROLL(4)
-    for (i32 left = span.last - span.first; left > 0; --left, sample += kStep, ++weight) {
-      float x[kColumns];
-      for (i32 k = 0; k < kColumns; ++k) x[k] = sample[k * kApart];
-      for (i32 r = 0; r < kRows; ++r) {
-        const float w = weight[-r * kMaxTaps];
-        for (i32 k = 0; k < kColumns; ++k) sum[r][k] = fma(w, x[k], sum[r][k]);
-      }
-    }
-  }
-  for (i32 r = 0; r < kRows; ++r)
-    for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
-}
-
-// Does the same with `taps` weights along y. The weights that meet a row slide through registers. Here row_of(j) may be
-// any row if the rows 0 to taps + kRows - 2 are `stride` apart from `inside` on; else inside is null.
+// Computes kRows x kColumns outputs, whose columns are kApart samples from each other, with `taps` weights along y,
+// with zeros before and after them. The weights that meet a row slide through registers. row_of(j) is the row of the
+// source that meets weight j for the first row of the tile, from the tile's first sample on; it may be any row if the
+// rows 0 to taps + kRows - 2 are `stride` apart from `inside` on, else inside is null. put(r, k, sum) takes a sum.
+// Samples beyond the end of a row may be read.
 template <i32 kRows, i32 kColumns, class RowOf, class Put>
 QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float* inside, i32 stride, RowOf row_of,
                                       Put put) {
@@ -157,37 +132,34 @@ QPT_INLINE void correlate_column_tile(const float* weight, i32 taps, const float
     for (i32 k = 0; k < kColumns; ++k) put(r, k, sum[r][k]);
 }
 
-// Correlates rows [y, y + rows) by tiles; the samples of row y + r go to out + r * samples. The source has all h rows,
-// `stride` apart and kSlack samples after the last; of them row y + j - radius meets row j of the kernel. A kernel of
-// one column takes zeros before and after its weights, and no spans.
-template <bool kOneColumn, class Team, class Out>
-QPT_FN void correlate_tiles(const Team& team, OpArgs a, const Kernel& kernel, i32 radius, const float* source,
-                            i32 stride, i32 y, i32 rows, i32 samples, Out* out) {
+// Returns a row of a source that has all h rows, `stride` apart. A tile may have rows below the image, which are
+// computed in vain.
+QPT_INLINE const float* source_row(const OpArgs& a, const float* source, i32 stride, i32 radius, i32 y) {
+  const i32 row = minimum(y, a.h - 1 + radius);
+  const bool inside = row >= 0 && row < a.h;
+  return source + static_cast<i64>(inside ? row : reflect101(row, a.h, a.top, a.full_h)) * stride;
+}
+
+// Correlates rows [y, y + rows) with 2 radius + 1 weights along y, zeros before and after them; the samples of row y +
+// r go to out + r * samples. The source has all h rows, `samples` apart and kSlack samples after the last.
+template <class Team, class Out>
+QPT_FN void correlate_columns(const Team& team, OpArgs a, const float* weight, i32 radius, const float* source, i32 y,
+                              i32 rows, i32 samples, Out* out) {
+  const i32 taps = 2 * radius + 1;
   each(team, (rows + kTileRows - 1) / kTileRows, tasks_of<kTileColumns>(samples), [&](i32 group, i32 task) {
     const i32 top = kTileRows * group, first = y + top - radius, i = first_sample<kTileColumns>(task);
-    const auto row_of = [&](i32 j) {
-      // The last tile may have rows below the image, which are computed in vain.
-      const i32 row = minimum(first + j, a.h - 1 + radius);
-      const bool inside = row >= 0 && row < a.h;
-      return source + static_cast<i64>(inside ? row : reflect101(row, a.h, a.top, a.full_h)) * stride + i;
-    };
-    const auto put = [&](i32 r, i32 k, float sum) {
-      const i32 at = i + k * kApart;
-      if (top + r < rows && at < samples) store(out + static_cast<i64>(top + r) * samples + at, sum);
-    };
-    if constexpr (kOneColumn) {
-      const bool inside = first >= 0 && first + kernel.rows + kTileRows - 1 <= a.h;
-      correlate_column_tile<kTileRows, kTileColumns>(kernel.weight, kernel.rows,
-                                                     inside ? source + static_cast<i64>(first) * stride + i : nullptr,
-                                                     stride, row_of, put);
-    } else {
-      correlate_tile<kTileRows, kTileColumns, 3>(
-          kernel, row_of, [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; }, put);
-    }
+    const bool inside = first >= 0 && first + taps + kTileRows - 1 <= a.h;
+    correlate_column_tile<kTileRows, kTileColumns>(
+        weight, taps, inside ? source + static_cast<i64>(first) * samples + i : nullptr, samples,
+        [&](i32 j) { return source_row(a, source, samples, radius, first + j) + i; },
+        [&](i32 r, i32 k, float sum) {
+          const i32 at = i + k * kApart;
+          if (top + r < rows && at < samples) store(out + static_cast<i64>(top + r) * samples + at, sum);
+        });
   });
 }
 
-// Reads an image of `kChannels` bytes per pixel: sample i of row y as a float.
+// Reads an image of `kChannels` bytes per pixel: sample i of row y as a float, or the samples of a pixel.
 template <i32 kChannels>
 struct Samples {
   static constexpr i32 channels = kChannels;
@@ -195,22 +167,34 @@ struct Samples {
   i32 per_row;
   QPT_INLINE explicit Samples(OpArgs a) : src(a.src), per_row(kChannels * a.w) {}
   QPT_INLINE float operator()(i32 y, i32 i) const { return src[static_cast<i64>(y) * per_row + i]; }
+  QPT_INLINE void pixel(i32 y, i32 x, float* out) const {
+    const u8* from = src + static_cast<i64>(y) * per_row + kChannels * x;
+    for (i32 c = 0; c < kChannels; ++c) out[c] = from[c];
+  }
 };
 
 // Writes rows [y, y + rows) of `from` as floats with `radius` pixels of border on each side; row y goes to slot
-// (y mod slots) of out. from(y, i) is sample i of row y, and From::channels is the number of samples per pixel.
+// (y mod slots) of out. from(y, i) is sample i of row y, from.pixel(y, x, out) writes those of a pixel, and
+// From::channels is their number. A team of one goes by samples, for vectors.
 template <class Team, class From>
 QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
   constexpr i32 channels = From::channels;
   const i32 samples = channels * a.w, border = channels * radius, stride = samples + 2 * border;
-  each(team, rows, samples,
-       [&](i32 r, i32 i) { out[static_cast<i64>((y + r) % slots) * stride + border + i] = from(y + r, i); });
-  each(team, rows, 2 * border, [&](i32 r, i32 i) {
-    const i32 pixel = i / channels, channel = i - channels * pixel;
-    const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
-    out[static_cast<i64>((y + r) % slots) * stride + channels * (x + radius) + channel] =
-        from(y + r, channels * reflect101(x, a.w, a.left, a.full_w) + channel);
-  });
+  const auto slot_of = [&](i32 row) { return out + static_cast<i64>(row < slots ? row : row % slots) * stride; };
+  if constexpr (!Team::kSolo) {
+    each(team, rows, a.w + 2 * radius, [&](i32 r, i32 padded) {
+      const i32 x = padded - radius, inside = x >= 0 && x < a.w ? x : reflect101(x, a.w, a.left, a.full_w);
+      from.pixel(y + r, inside, slot_of(y + r) + channels * padded);
+    });
+  } else {
+    each(team, rows, samples, [&](i32 r, i32 i) { slot_of(y + r)[border + i] = from(y + r, i); });
+    each(team, rows, 2 * border, [&](i32 r, i32 i) {
+      const i32 pixel = i / channels, channel = i - channels * pixel;
+      const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
+      slot_of(y + r)[channels * (x + radius) + channel] =
+          from(y + r, channels * reflect101(x, a.w, a.left, a.full_w) + channel);
+    });
+  }
 }
 
 // Writes to row_at[r, t] the place in the ring of source row y + r + t - radius.
@@ -229,17 +213,29 @@ QPT_INLINE i32 ring_rows(i32 h, i32 radius) {
   return minimum(h, kBand + 2 * radius);
 }
 
-// Correlates src with a (2 radius + 1)^2 kernel; writes dst.
-template <class Team>
-QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, Scratch scratch) {
+// Correlates src with a (2 radius + 1)^2 kernel; writes dst. The kernel is a Kernel for a team of one, else a
+// RunKernel.
+template <class Team, class KernelOfTeam>
+QPT_FN void correlate_2d(const Team& team, OpArgs a, KernelOfTeam kernel, i32 radius, Scratch scratch) {
   const i32 samples = 3 * a.w, stride = samples + 6 * radius, slots = ring_rows(a.h, radius);
   if constexpr (!Team::kSolo) {
     const Span own = rows_of(team, a);
     float* padded = scratch.take<float>(static_cast<i64>(a.h) * stride + kSlack);
     load_padded(team, a, Samples<3>(a), own.first, own.last - own.first, radius, a.h, padded);
     team.sync_team();  // padded rows, written by all, are read by all
-    correlate_tiles<false>(team, a, kernel, radius, padded, stride, own.first, own.last - own.first, samples,
-                           a.dst + static_cast<i64>(own.first) * samples);
+    each(team, (own.last - own.first + kRunRows - 1) / kRunRows, runs_in<3, kRunPixels>(samples),
+         [&](i32 group, i32 task) {
+           const i32 y = own.first + kRunRows * group, i = start_of_run<3, kRunPixels>(task);
+           correlate_run<kRunRows, kRunPixels, 3>(
+               kernel.taps + kRunRows - 1,
+               [&](i32 j) { return source_row(a, padded, stride, radius, y - radius + j) + i; },
+               [&](i32 j) { return kernel.weight + j * kernel.taps; },
+               [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; },
+               [&](i32 r, i32 k, float sum) {
+                 const i32 at = i + 3 * k;
+                 if (y + r < own.last && at < samples) store(a.dst + static_cast<i64>(y + r) * samples + at, sum);
+               });
+         });
   } else {
     i32* row_at = scratch.take<i32>(kBand * kMaxTaps);
     float* ring = scratch.take<float>(static_cast<i64>(slots) * stride);
@@ -260,21 +256,23 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, Kernel kernel, i32 radius, 
 template <class Team>
 constexpr i32 kFinishedRows = Team::kSolo ? kBand : kStrip;
 
-// Correlates rows [y, y + rows) of `from` along x and writes them to the same rows of out, [h, samples]. padded:
-// scratch of `rows` padded rows.
+// Correlates rows [y, y + rows) of `from` with 2 radius + 1 weights along x and writes them to the same rows of out,
+// [h, samples]. padded: scratch of `rows` padded rows.
 template <class Team, class From>
-QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const Kernel& along_row, i32 radius, i32 y, i32 rows,
+QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const float* weight, i32 radius, i32 y, i32 rows,
                             float* padded, float* out) {
-  const i32 samples = From::channels * a.w, stride = samples + 2 * From::channels * radius;
+  constexpr i32 channels = From::channels;
+  const i32 samples = channels * a.w, stride = samples + 2 * channels * radius;
   load_padded(team, a, from, y, rows, radius, kStrip, padded);
   team.sync();  // padded rows, written by all, are read by all
-  each(team, rows, tasks_of<kLineColumns>(samples), [&](i32 r, i32 task) {
-    const i32 i = first_sample<kLineColumns>(task);
+  each(team, rows, runs_in<channels, kLinePixels>(samples), [&](i32 r, i32 task) {
+    const i32 i = start_of_run<channels, kLinePixels>(task);
     const float* row = padded + static_cast<i64>((y + r) % kStrip) * stride + i;
-    correlate_tile<1, kLineColumns, From::channels>(
-        along_row, [=](i32) { return row; }, [&](i32) { return Span{0, along_row.columns}; },
+    correlate_run<1, kLinePixels, channels>(
+        1, [=](i32) { return row; }, [=](i32) { return reinterpret_cast<const Weights<1>*>(weight); },
+        [=](i32) { return Span{0, 2 * radius + 1}; },
         [&](i32, i32 k, float sum) {
-          const i32 at = i + k * kApart;
+          const i32 at = i + channels * k;
           if (at < samples) out[static_cast<i64>(y + r) * samples + at] = sum;
         });
   });
@@ -290,26 +288,26 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
                                 const i32* last, i32 radius, Scratch scratch, Out* out, bool whole, Finish finish) {
   constexpr i32 channels = From::channels;
   const i32 samples = channels * a.w, stride = samples + 2 * channels * radius, slots = ring_rows(a.h, radius);
-  const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
-  const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
   if constexpr (!Team::kSolo) {
     const Span own = rows_of(team, a);
     float* lines = scratch.take<float>(static_cast<i64>(a.h) * samples + kSlack);
     float* padded = scratch.take_own<float>(team, static_cast<i64>(kStrip) * stride + kSlack);
     for (i32 y = own.first; y < own.last; y += kStrip) {
       if (y > own.first) team.sync();  // all have read the padded rows that are overwritten
-      correlate_lines(team, a, from, along_row, radius, y, minimum(kStrip, own.last - y), padded, lines);
+      correlate_lines(team, a, from, taps, radius, y, minimum(kStrip, own.last - y), padded, lines);
     }
     team.sync_team();  // lines, written by all, are read by all
     for (i32 y = own.first; y < own.last; y += kStrip) {
       const i32 rows = minimum(kStrip, own.last - y);
       if (y > own.first && !whole) team.sync();  // all have read the results that are overwritten
-      correlate_tiles<true>(team, a, along_column, radius, lines, samples, y, rows, samples,
-                            whole ? out + static_cast<i64>(y) * samples : out);
+      correlate_columns(team, a, taps, radius, lines, y, rows, samples,
+                        whole ? out + static_cast<i64>(y) * samples : out);
       if (!whole) team.sync();  // results, written by all, are read by all
       finish(y, rows);
     }
   } else {
+    const Kernel along_row{taps, zeros, last, 1, 2 * radius + 1, channels};
+    const Kernel along_column{taps, zeros, zeros, 2 * radius + 1, 1, channels};
     i32* row_at = scratch.take<i32>(kBand * kMaxLineTaps);
     i32* padded_at = scratch.take<i32>(kBand);
     float* ring = scratch.take<float>(static_cast<i64>(slots) * samples);

@@ -96,6 +96,11 @@ struct LabDifferences {
     const LabResponses f = responses(src + (static_cast<i64>(y) * w + i / 2) * 3);
     return (i % 2 == 0 ? f.x : f.z) - f.y;
   }
+  QPT_INLINE void pixel(i32 y, i32 x, float* out) const {
+    const LabResponses f = responses(src + (static_cast<i64>(y) * w + x) * 3);
+    out[0] = f.x - f.y;
+    out[1] = f.z - f.y;
+  }
 };
 
 // Blurs a and b of CIELAB by p0 = sigma_px, cut off at 2 sigma, and multiplies them by p1 = gain; a sigma of 0 does not

@@ -98,21 +98,23 @@ QPT_INLINE void median_bit(BitPlanes planes, RowOf row_of, i32 radius, i32 k, u3
       }
       const i32 before = dx == 0 ? 0 : 32, end = dx == 0 ? minimum(taps, 11) : taps;
       const auto smaller = [&](i32 x) {  // values of column x of the windows, below the median so far and a one
-        if (x >= end) return 0u;
         const i32 shift = 3 * x - before;
-        u32 less = 0;
-        for (i32 b = kBit; b < 8; ++b) {
-          less = less_bits(bits_from(low[b], high[b], shift), b == kBit ? ~0u : median[b], less);
-        }
+        u32 less = ~bits_from(low[kBit], high[kBit], shift);  // the lowest bit, which is a one
+        for (i32 b = kBit + 1; b < 8; ++b) less = less_bits(bits_from(low[b], high[b], shift), median[b], less);
         return less;
       };
-      QPT_UNROLL(1)
-      for (; dx < end; dx += 4) {
-        const u32 first = add_bits(count[0], smaller(dx), smaller(dx + 1));
-        const u32 second = add_bits(count[0], smaller(dx + 2), smaller(dx + 3));
+      const auto add_four = [&](u32 one, u32 two, u32 three, u32 four) {
+        const u32 first = add_bits(count[0], one, two), second = add_bits(count[0], three, four);
         u32 carry = add_bits(count[1], first, second);
-        for (i32 b = 2; b < 8; ++b) carry = add_bits(count[b], carry, 0u);
-      }
+        for (i32 b = 2; b < 8; ++b) {
+          const u32 next = count[b] & carry;
+          count[b] ^= carry;
+          carry = next;
+        }
+      };
+      QPT_UNROLL(1)
+      for (; dx + 4 <= end; dx += 4) add_four(smaller(dx), smaller(dx + 1), smaller(dx + 2), smaller(dx + 3));
+      if (dx < end) add_four(smaller(dx), dx + 1 < end ? smaller(dx + 1) : 0u, dx + 2 < end ? smaller(dx + 2) : 0u, 0u);
       dx = end;
     }
   }

@@ -37,7 +37,7 @@ template <class Team>
 QPT_FN void generalised_blur(Team& team, OpArgs a) {
   const ShapedKernel shape(a.params);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, kShapedRadius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, kShapedRadius, scratch, [&](i32 dy, i32 dx) {
     const float t = shape.log_power(dy, dx), small = exponential(t < 0.0f ? t : -t);
     const float q = 0.5f * (t < 0.0f ? small : 1.0f / maximum(small, 1e-30f));
     return q < 13.8f ? exponential(-q) : 0.0f;
@@ -51,7 +51,7 @@ template <class Team>
 QPT_FN void plateau_blur(Team& team, OpArgs a) {
   const ShapedKernel shape(a.params);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, kShapedRadius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, kShapedRadius, scratch, [&](i32 dy, i32 dx) {
     const float t = shape.log_power(dy, dx), small = exponential(t < 0.0f ? t : -t);
     return (t < 0.0f ? 1.0f : small) / (1.0f + small);
   });
@@ -96,7 +96,7 @@ QPT_FN void sinc_filter(Team& team, OpArgs a) {
   const float cutoff = parameter(a.params[0], 0.1f, 3.14159265f);
   const i32 radius = static_cast<i32>(parameter(a.params[1], 0.0f, static_cast<float>(kMaxRadius)) + 0.5f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  const Kernel kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
+  const auto kernel = build_kernel(team, radius, scratch, [&](i32 dy, i32 dx) {
     return bessel_j1_over(cutoff * square_root(static_cast<float>(dx * dx + dy * dy)));
   });
   correlate_2d(team, a, kernel, radius, scratch);

@@ -28,6 +28,7 @@ struct LumaSamples {
   const u8* src;  // [h, w, 3]
   i32 w;
   QPT_INLINE float operator()(i32 y, i32 x) const { return luma_601(src + (static_cast<i64>(y) * w + x) * 3); }
+  QPT_INLINE void pixel(i32 y, i32 x, float* out) const { out[0] = (*this)(y, x); }
 };
 
 // Maps x to x + amount (x - blur(x)). p0 = amount, p1 = sigma_px in (0, 8].

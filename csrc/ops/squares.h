@@ -13,7 +13,7 @@ QPT_INLINE i32 integer_below(u32 word, i32 choices) {
   return static_cast<i32>((static_cast<u64>(word) * static_cast<u64>(choices)) >> 32);
 }
 
-struct Corner {
+struct alignas(8) Corner {  // which a GPU loads at once
   i32 top, left;
 };
 
@@ -95,17 +95,21 @@ QPT_FN void patch_shuffle(Team& team, OpArgs a) {
   // A pixel is traced back through the squares that it was copied by, the last one first.
   each(team, rows_of(team, a), a.w, [&](i32 row, i32 column) {
     i32 y = row, x = column;
-    for (i32 n = count - 1; n >= 0; --n) {
-      i32 in_y = y - to[n].top, in_x = x - to[n].left;
-      if (in_y < 0 || in_y >= rows || in_x < 0 || in_x >= columns) continue;
-      const i32 down = to[n].top - from[n].top, right = to[n].left - from[n].left;
+    for (const Corner* at = to + count; at != to;) {
+      const Corner painted = *--at;
+      i32 in_y = y - painted.top, in_x = x - painted.left;
+      // Unsigned, what is negative is large. Most squares are elsewhere: one branch for both sides.
+      if ((static_cast<u32>(in_y) >= static_cast<u32>(rows)) | (static_cast<u32>(in_x) >= static_cast<u32>(columns)))
+        continue;
+      const Corner copied = from[at - to];
+      const i32 down = painted.top - copied.top, right = painted.left - copied.left;
       // Where the row above by `down` was written before, the pixel is the one that was copied there.
       while (in_place && down > 0 && in_y >= down && in_x >= right && in_x - right < columns) {
         in_y -= down;
         in_x -= right;
       }
-      y = from[n].top + in_y;
-      x = from[n].left + in_x;
+      y = copied.top + in_y;
+      x = copied.left + in_x;
     }
     const u8* source = a.src + (static_cast<i64>(y) * a.w + x) * 3;
     put_pixel(a.dst + (static_cast<i64>(row) * a.w + column) * 3, source[0], source[1], source[2]);

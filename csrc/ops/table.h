@@ -14,7 +14,7 @@
 //   sharpen.h      unsharp_mask, colour_diffusion
 //   squares.h      non_eccentricity_patch, colour_block
 //   tone.h         mean_shift, gamma, contrast_curve, quantise, posterise, dither
-//   warp.h         glass_blur, zoom_blur, spatial_jitter, colour_shift, chromatic_aberration
+//   warp.h         zoom_blur, spatial_jitter, repeated_jitter, colour_shift, chromatic_aberration, motion_trail
 // The function of the scratch is in the same header or in one that it includes: no_bytes in op.h, that of shaped_blur.h
 // in blur.h, that of spatial_jitter in noise.h.
 #pragma once
@@ -24,6 +24,7 @@
 #include "colour.h"
 #include "edges.h"
 #include "elastic.h"
+#include "glass.h"
 #include "jpeg.h"
 #include "jpeg2000.h"
 #include "lab.h"

@@ -1,6 +1,6 @@
-// Ops that read pixels at other positions: zoom and glass blur (texture family), spatial jitter (geometry family),
-// shifted and magnified channels (colour family). A position beyond the border reads the nearest pixel of the image
-// (replicated border). Listed in table.h; parameters in qpt/degradations/rows.
+// Ops that read pixels at other positions: zoom and a trail of motion (texture family), spatial jitter (geometry
+// family), shifted and magnified channels (colour family). A position beyond the border reads the nearest pixel of the
+// image (replicated border). Listed in table.h; parameters in qpt/degradations/rows.
 #pragma once
 #include "blur.h"
 #include "noise.h"
@@ -10,132 +10,109 @@ namespace qpt {
 
 constexpr i32 kZoomViews = 16;
 
-// The first samples of the two rows that a view's row lies between, and the weight of the lower one, [0, 1).
-struct SourceRows {
-  i32 upper, lower;
-  float below;
-};
 constexpr i32 kZoomPadding = 4;  // samples after a row: a neighbour for its last pixel, and one more that vectors read
 
-// The mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear. Row by
-// row: first interpolation between two source rows for every view, then between two pixels of each view.
+// Returns the pixel to the left of (above) what a view shows at i of n, and how far right of it (below) that is, [0,
+// 1). inverse: of the view's factor. The position is always inside, since views are enlarged.
+struct ZoomPlace {
+  i32 whole;
+  float beyond;
+};
+QPT_INLINE ZoomPlace zoom_place(float inverse, i32 i, i32 n) {
+  const float centre = 0.5f * static_cast<float>(n - 1);
+  const float at = centre + (static_cast<float>(i) - centre) * inverse;
+  const i32 whole = minimum(static_cast<i32>(at), n - 1);
+  return {whole, at - static_cast<float>(whole)};
+}
+
+// The mean of 16 views enlarged about the image's centre by factors 1 to p0 = zoom in equal steps, bilinear: first
+// between two rows, then between two pixels.
 template <class Team>
 QPT_FN void zoom_blur(Team& team, OpArgs a) {
   const float zoom = parameter(a.params[0], 1.0f, 2.0f);
   const float step = (zoom - 1.0f) / static_cast<float>(kZoomViews - 1);
-  const i32 samples = 3 * a.w, stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
+  const i32 samples = 3 * a.w;
   Scratch scratch{static_cast<u8*>(a.scratch)};
-  // The pixel to the left of each position, and the weight of the next pixel, [0, 1).
-  i32* left_at = scratch.take_own<i32>(team, static_cast<i64>(kZoomViews) * places);
-  float* right = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * places);
-  float* rows = scratch.take_own<float>(team, static_cast<i64>(kZoomViews) * stride);
-  SourceRows* source = scratch.take_own<SourceRows>(team, 2 * kZoomViews);
   float* inverse = scratch.take_own<float>(team, kZoomViews);  // of the views' factors
   each(team, kZoomViews, [&](i32 v) { inverse[v] = 1.0f / (1.0f + step * static_cast<float>(v)); });
-  team.sync();  // inverse factors, one member each, are read by all
-  // Returns the position of the source that view v shows at i of n: always inside, since views are enlarged.
-  const auto place = [&](i32 v, i32 i, i32 n) {
-    const float centre = 0.5f * static_cast<float>(n - 1);
-    return centre + (static_cast<float>(i) - centre) * inverse[v];
-  };
-  each(team, kZoomViews, a.w, [&](i32 v, i32 i) {
-    const float x = place(v, i, a.w);
-    const i32 whole = clamp(static_cast<i32>(x), 0, a.w - 1);
-    left_at[v * places + i] = v * stride + 3 * whole;
-    right[v * places + i] = x - static_cast<float>(whole);
-  });
-  each(team, kZoomViews, kZoomPadding, [&](i32 v, i32 i) { rows[v * stride + samples + i] = 0.0f; });
-  const Span own = rows_of(team, a);
-  // Where each view of row y lies: two rows in turn, as one is computed while the other is read.
-  const auto find_rows = [&](i32 y) {
-    each(team, kZoomViews, [&](i32 v) {
-      const float at = place(v, y, a.h);
-      const i32 whole = clamp(static_cast<i32>(at), 0, a.h - 1);
-      SourceRows* const to = source + (y & 1) * kZoomViews + v;
-      *to = {whole * samples, minimum(whole + 1, a.h - 1) * samples, at - static_cast<float>(whole)};
-    });
-  };
-  find_rows(own.first);
-  team.sync();  // the rows' places, one member each, are read by all
-  for (i32 y = own.first; y < own.last; ++y) {
-    if (y > own.first) team.sync();  // all have read the rows that are overwritten
-    const auto between = [&](SourceRows from, i32 i) {
-      const float upper = a.src[from.upper + i], lower = a.src[from.lower + i];
-      return upper + from.below * (lower - upper);
-    };
-    if constexpr (Team::kSolo) {
+  team.sync();                  // inverse factors, one member each, are read by all
+  if constexpr (Team::kSolo) {  // row by row: all views of a row between two rows, in loops over its samples
+    const i32 stride = spread_stride(samples + kZoomPadding), places = spread_stride(a.w);
+    i32* left_at = scratch.take<i32>(static_cast<i64>(kZoomViews) * places);
+    float* right = scratch.take<float>(static_cast<i64>(kZoomViews) * places);
+    float* rows = scratch.take<float>(static_cast<i64>(kZoomViews) * stride);
+    for (i32 v = 0; v < kZoomViews; ++v) {
+      for (i32 x = 0; x < a.w; ++x) {
+        const ZoomPlace place = zoom_place(inverse[v], x, a.w);
+        left_at[v * places + x] = v * stride + 3 * place.whole;
+        right[v * places + x] = place.beyond;
+      }
+      for (i32 i = 0; i < kZoomPadding; ++i) rows[v * stride + samples + i] = 0.0f;
+    }
+    for (i32 y = 0; y < a.h; ++y) {
       for (i32 v = 0; v < kZoomViews; ++v) {
-        const SourceRows from = source[(y & 1) * kZoomViews + v];  // a copy, so that the loop vectorises
+        const ZoomPlace place = zoom_place(inverse[v], y, a.h);
+        const u8* const above = a.src + static_cast<i64>(place.whole) * samples;
+        const u8* const below = a.src + static_cast<i64>(minimum(place.whole + 1, a.h - 1)) * samples;
+        const float share = place.beyond;
         float* const row = rows + v * stride;
         QPT_INDEPENDENT
-        for (i32 i = 0; i < samples; ++i) row[i] = between(from, i);
+        for (i32 i = 0; i < samples; ++i) {
+          const float upper = above[i], lower = below[i];
+          row[i] = upper + share * (lower - upper);
+        }
       }
-    } else {
-      each(team, kZoomViews, samples,
-           [&](i32 v, i32 i) { rows[v * stride + i] = between(source[(y & 1) * kZoomViews + v], i); });
-    }
-    find_rows(y + 1);
-    team.sync();  // rows of all views, left_at and right, written by all, are read by all
-    u8* const to = a.dst + static_cast<i64>(y) * samples;
-#if QPT_SIMD_ROWS
-    if constexpr (Team::kSolo) {
+      u8* const to = a.dst + static_cast<i64>(y) * samples;
       for (i32 x = 0; x < a.w; ++x) {
-        float sum[4];
+        float sum[4] = {};
+#if QPT_SIMD_ROWS
         simd::sum_views(kZoomViews, rows, left_at + x, right + x, places, sum);
+#else
+        for (i32 v = 0; v < kZoomViews; ++v) {
+          const float* at = rows + left_at[v * places + x];
+          const float share = right[v * places + x];
+          for (i32 c = 0; c < 3; ++c) sum[c] += at[c] + share * (at[c + 3] - at[c]);
+        }
+#endif
         for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
       }
-      continue;
     }
-#endif
-    each(team, a.w, [&](i32 x) {
+  } else {  // a thread computes what a pixel needs of the rows itself, and waits for none
+    each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
       float sum[3] = {};
+      QPT_UNROLL(1)
       for (i32 v = 0; v < kZoomViews; ++v) {
-        const float* at = rows + left_at[v * places + x];
-        const float share = right[v * places + x];
-        for (i32 c = 0; c < 3; ++c) sum[c] += at[c] + share * (at[c + 3] - at[c]);
+        const ZoomPlace row = zoom_place(inverse[v], y, a.h), column = zoom_place(inverse[v], x, a.w);
+        // At the right and lower border the weight of what lies beyond is 0.
+        const i32 across = column.whole < a.w - 1 ? 3 : 0;
+        const u8* const above = a.src + static_cast<i64>(row.whole) * samples + 3 * column.whole;
+        const u8* const below = above + (row.whole < a.h - 1 ? samples : 0);
+        for (i32 c = 0; c < 3; ++c) {
+          const float upper = above[c], upper_next = above[c + across];
+          const float lower = below[c], lower_next = below[c + across];
+          const float here = upper + row.beyond * (lower - upper);
+          const float next = upper_next + row.beyond * (lower_next - upper_next);
+          sum[c] += here + column.beyond * (next - here);
+        }
       }
-      for (i32 c = 0; c < 3; ++c) to[3 * x + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
+      for (i32 c = 0; c < 3; ++c)
+        a.dst[(static_cast<i64>(y) * a.w + x) * 3 + c] = to_u8(sum[c] / static_cast<float>(kZoomViews));
     });
   }
 }
 
+// The views' factors; of a team of one the places and rows of all views.
 QPT_FN i64 zoom_bytes(i32, i32 w, i32 blocks) {
+  if (blocks != kSoloBlocks) return own_bytes<float>(kZoomViews, blocks);
   const i64 places = kZoomViews * static_cast<i64>(spread_stride(w));
-  return own_bytes<i32>(places, blocks) + own_bytes<float>(places, blocks) +
-         own_bytes<SourceRows>(2 * kZoomViews, blocks) + own_bytes<float>(kZoomViews, blocks) +
-         own_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)), blocks);
+  return taken_bytes<float>(kZoomViews) + taken_bytes<i32>(places) + taken_bytes<float>(places) +
+         taken_bytes<float>(kZoomViews * static_cast<i64>(spread_stride(3 * w + kZoomPadding)));
 }
 
 // Maps a word to an integer in [-reach, reach].
 QPT_INLINE i32 offset_within(u32 word, i32 reach) {
   const u64 choices = 2 * static_cast<u64>(reach) + 1;
   return static_cast<i32>((word * choices) >> 32) - reach;
-}
-
-constexpr i32 kMaxGlass = 16;
-
-// Reads every pixel from up to p0 = delta_px rows and columns away, then applies a Gaussian blur of p1 = sigma_px.
-// Words x and y of counter p give the row and column offsets of pixel p.
-template <class Team>
-QPT_FN void glass_blur(Team& team, OpArgs a) {
-  const i32 reach = static_cast<i32>(parameter(a.params[0], 0.0f, static_cast<float>(kMaxGlass)) + 0.5f);
-  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
-  Scratch scratch{static_cast<u8*>(a.scratch)};
-  u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-    const Philox4 words = op_words(a, kTagGlass, (y + a.top) * a.full_w + x + a.left);
-    const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
-    const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
-    const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
-    u8* to = moved + (static_cast<i64>(y) * a.w + x) * 3;
-    to[0] = from[0];
-    to[1] = from[1];
-    to[2] = from[2];
-  });
-  // Not synced: the first barrier of separable_blur comes before any member reads moved, of the block's own rows.
-  a.src = moved;
-  a.scratch = scratch.next;
-  separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
 }
 
 // Moves green by p0 = shift_px in the direction p1 = angle_deg, counter-clockwise as seen; rows and columns are
@@ -276,78 +253,6 @@ QPT_FN i64 jitter_bytes(i32 h, i32 w, i32 blocks) {
          team_maxima_bytes(blocks);
 }
 
-// Where a scan that replaces pixels one after another, from the last row up and in a row from the right, finds the
-// colour of pixel (y, x): it reads the pixel at a drawn offset of -reach to reach - 1 rows and columns, and one that it
-// has passed has been replaced before. The scan leaves `reach` pixels out at the border. Words x and y of counter p of
-// the round's tag give the offsets of pixel p.
-struct Place {
-  i32 y, x;
-};
-QPT_INLINE Place scanned_from(const OpArgs& a, u32 tag, i32 reach, i32 y, i32 x) {
-  const auto scanned = [&](i32 i, i32 n) { return i > reach && i <= n - reach; };
-  while (scanned(y, a.h) && scanned(x, a.w)) {
-    const Philox4 words = op_words(a, tag, y * a.w + x);
-    const u64 choices = 2 * static_cast<u64>(reach);
-    const i32 down = static_cast<i32>((words.x * choices) >> 32) - reach;
-    const i32 right = static_cast<i32>((words.y * choices) >> 32) - reach;
-    y += down;
-    x += right;
-    if (down < 0 || (down == 0 && right <= 0)) break;
-  }
-  return {y, x};
-}
-
-// Applies a Gaussian blur of p1 = sigma_px.
-template <class Team>
-QPT_CALLED void blur_by_second(QPT_TEAM(Team) team, OpArgs a) {
-  const float sigma = parameter(a.params[1], 0.05f, 8.0f);
-  separable_blur(team, a, gaussian_radius(sigma), GaussianTap{sigma});
-}
-
-// Blurs by p1 = sigma_px, rounded to 8 bits; scans the image p2 = rounds times with p0 = delta_px; blurs again.
-template <class Team>
-QPT_FN void glass_shuffle(Team& team, OpArgs a) {
-  a.top = a.left = 0;  // the image is whole
-  a.full_h = a.h;
-  a.full_w = a.w;
-  // Parameters are read again where they are needed: kept through a blur, they would cost it GPU registers.
-  const auto rounds = [&] {
-    return static_cast<i32>(parameter(a.params[2], 0.0f, static_cast<float>(kMaxRounds)) + 0.5f);
-  };
-  // The image that so many scans from the last one reads or writes; the last one writes to scratch.
-  const auto image = [&](i32 scans_left) { return scans_left % 2 == 0 ? static_cast<u8*>(a.scratch) : a.dst; };
-  QPT_UNROLL(1)
-  for (i32 pass = 0; pass < 2; ++pass) {
-    OpArgs blurred = a;
-    blurred.scratch = static_cast<u8*>(a.scratch) + taken_bytes<u8>(static_cast<i64>(a.h) * a.w * 3);
-    if (pass == 0)
-      blurred.dst = image(rounds());
-    else
-      blurred.src = image(0);
-    blur_by_second<Team>(team, blurred);
-    if (pass == 1) return;
-    team.sync_team();  // the blurred image, written by all, is read by all
-    const i32 reach = static_cast<i32>(parameter(a.params[0], 1.0f, static_cast<float>(kMaxGlass)) + 0.5f);
-    QPT_UNROLL(1)
-    for (i32 left = rounds(); left > 0; --left) {
-      const u8* const from = image(left);
-      u8* const to = image(left - 1);
-      const u32 tag = kTagGlassRounds + static_cast<u32>(rounds() - left);
-      each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-        const Place at = scanned_from(a, tag, reach, y, x);
-        for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
-      });
-      // The scan's image, written by all, is read by all. After the last one the first barrier of separable_blur comes
-      // before any member reads it, of the block's own rows.
-      if (left > 1) team.sync_team();
-    }
-  }
-}
-
-QPT_FN i64 glass_shuffle_bytes(i32 h, i32 w, i32 blocks) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
-}
-
 constexpr i32 kMaxTrail = 24, kTrailTaps = 2 * kMaxTrail + 1;
 
 // The mean of 2 p0 + 1 pixels in a line that starts at the pixel itself, each step 1 px long and rounded to whole
@@ -387,10 +292,6 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
 
 QPT_FN i64 trail_bytes(i32, i32, i32 blocks) {
   return own_bytes<float>(kTrailTaps, blocks) + 2 * own_bytes<i32>(kTrailTaps, blocks);
-}
-
-QPT_FN i64 glass_bytes(i32 h, i32 w, i32 blocks) {
-  return taken_bytes<u8>(static_cast<i64>(h) * w * 3) + blur_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

@@ -17,6 +17,7 @@ def normalise(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Computed in float32 (float64 for float64), then cast. Keeps the memory format and the device.
     """
     work = torch.float64 if dtype == torch.float64 else torch.float32
-    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), dtype=work, device=pixels.device)
-    mean, std = statistics[:, :, None, None]
-    return pixels.to(work).div_(255.0).sub_(mean).div_(std).to(dtype)
+    # 255 is a tensor too: by a number CUDA would multiply with its rounded reciprocal, and differ from the CPU.
+    statistics = torch.tensor((IMAGENET_MEAN, IMAGENET_STD, (255.0,) * 3), dtype=work, device=pixels.device)
+    mean, std, white = statistics[:, :, None, None]
+    return pixels.to(work).div_(white).sub_(mean).div_(std).to(dtype)

@@ -16,12 +16,17 @@ _PARTIAL = 8 << 20  # bytes of partial sums, at most, where there are several pa
 _MATCH = 2 * _ID + 3  # bytes per key while its id is looked up: slot, id found, three comparisons
 
 
-def degrade_bytes(rows: int, slots: int, patches: int, side: int, *, resizes: bool, teams: int) -> int:
+def degrade_bytes(rows: int, slots: int, patches: int, side: int, *, resizes: bool, teams: int, gpu: bool) -> int:
     """Return the scratch and the row descriptions of ``degrade_patches`` on ``side`` x ``side`` regions.
 
-    rows, slots: of the program, some row of which ``resizes``.  teams: threads (CPU) or resident blocks (GPU).
+    rows, slots: of the program, some row of which ``resizes``.  teams: threads (CPU) or resident blocks (``gpu``): the
+    most that a launch takes, which is what it takes if each block has a row of its own.
     """
-    scratch = min(rows, teams) * extension.load().scratch_bytes(side, side, resizes, True)
+    own = extension.load()
+    of_team = (
+        own.team_scratch_bytes(side, side, resizes, True, 1) if gpu else own.scratch_bytes(side, side, resizes, True)
+    )
+    scratch = min(rows, teams) * of_team
     ops, params, ids, windows, boxes = 2 * slots, 16 * slots, 8 + 4 + 4, 5 * 4, 2 * 4 * patches
     return int(scratch) + rows * (ops + params + ids + windows + boxes)
 

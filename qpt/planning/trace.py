@@ -150,7 +150,9 @@ class StepTrace:
         if op == "degrade_patches":
             rows, slots = arguments[1].shape
             teams, side = self.target.teams, config.region
-            size = workspace.degrade_bytes(rows, slots, config.patches, side, resizes=self._resizes, teams=teams)
+            size = workspace.degrade_bytes(
+                rows, slots, config.patches, side, resizes=self._resizes, teams=teams, gpu=self.target.gpu
+            )
             return size, "patches and degradation"
         queries, size = arguments[0], 0
         if op == "contrastive_forward":

@@ -31,9 +31,11 @@ LEAST_ROWS = 8
 # The blocks of a team wait for each other about ten times in a row of a program, 2 microseconds each; in this time a
 # multiprocessor executes so many instructions (four warps of 32 lanes, every second clock).
 BARRIERS = 10 * 2e-6 * 64 * 1.4e9
-# The images and temporaries of the rows in flight, so many bytes a pixel, stay in the L2 cache if they fit (40 MB on an
-# A100); else traffic to memory makes a launch slower, by about so much.
-ROW_BYTES, CACHE_BYTES, BEYOND_CACHE = 20, 32 << 20, 1.3
+# The images and temporaries of the rows in flight stay in the L2 cache if they fit into so much of it; else traffic to
+# memory makes a launch slower, by about so much. A row has three images of 3 bytes a pixel. Its temporaries are 0 to 19
+# bytes, and about half of the time that ops take is theirs that have 12 or more.
+ROW_BYTES, CACHE_SHARE, BEYOND_CACHE = 16, 0.8, 1.3
+CACHE_BYTES = 40 << 20  # of an A100, the least of the GPUs that the kernel is compiled for
 HEAD_BYTES = 64  # of shared memory, before the images: BlockHead of degrade.cu
 STATE_WORDS = 32  # of 4 bytes, of TeamState of degrade.cu
 # Of a device's memory, at most this share is scratch. It bounds the rows in flight of large images: a row of 12
@@ -66,18 +68,26 @@ class LaunchConfig:
         multiprocessors: int,
         shared_limit: int,
         scratch_limit: float = float("inf"),
+        cache_bytes: int = CACHE_BYTES,
         blocks: int | None = None,
     ) -> LaunchConfig:
         """Choose the division of the multiprocessors among teams that should take the least time.
 
         windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
         scratch_limit: bytes that all teams may have together; they are so many fewer, but one.
-        blocks: of a team, if they are not to be chosen.
+        cache_bytes: of the device's L2 cache.  blocks: of a team, if they are not to be chosen.
         """
         costs = gpu_row_costs(program, windows, height, width) * (height * width)
         scratch_of = functools.partial(_team_scratch, program, height, width, windows)
         teams, blocks = division(
-            costs, height, width, multiprocessors, scratch_of, scratch_limit=scratch_limit, blocks=blocks
+            costs,
+            height,
+            width,
+            multiprocessors,
+            scratch_of,
+            scratch_limit=scratch_limit,
+            cache_bytes=cache_bytes,
+            blocks=blocks,
         )
         scratch = _team_scratch(program, height, width, windows, blocks)
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
@@ -93,12 +103,13 @@ def division(
     scratch_of: Callable[[int], int] = lambda _: 1,
     *,
     scratch_limit: float = float("inf"),
+    cache_bytes: int = CACHE_BYTES,
     blocks: int | None = None,
 ) -> tuple[int, int]:
     """Return the number of teams and of blocks of each, which should take the least time.
 
     costs: (r,) instructions of the rows, images of height x width.  scratch_of: bytes of a team of so many blocks.
-    blocks: of a team, if they are not to be chosen.
+    cache_bytes: of the device's L2 cache.  blocks: of a team, if they are not to be chosen.
     """
     rows, total, largest = len(costs), float(costs.sum()), float(costs.max())
     most = max(1, min(multiprocessors, MAX_BLOCKS, height // LEAST_ROWS))
@@ -109,7 +120,7 @@ def division(
         barriers = BARRIERS if blocks > 1 else 0.0
         # A team has its share of all rows, and one team has the longest row.
         time = max((total * busiest / blocks + rows * barriers) / teams, largest * busiest / blocks + barriers)
-        time *= 1.0 if teams * height * width * ROW_BYTES <= CACHE_BYTES else BEYOND_CACHE
+        time *= 1.0 if teams * height * width * ROW_BYTES <= CACHE_SHARE * cache_bytes else BEYOND_CACHE
         return time, teams, blocks
 
     _, teams, chosen = min(map(choice, range(1, most + 1) if blocks is None else [blocks]))
@@ -222,6 +233,7 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
         multiprocessors=kernel.multiprocessors,
         shared_limit=kernel.shared_limit,
         scratch_limit=kernel.memory_bytes * SCRATCH_SHARE,
+        cache_bytes=kernel.cache_bytes,
         blocks=None if kernel.cooperative else 1,
     )
     config, scratch = _allocate(config, images)
@@ -301,6 +313,7 @@ class Kernel:
     cooperative: bool
     multiprocessors: int
     memory_bytes: int
+    cache_bytes: int
 
 
 @functools.cache
@@ -321,7 +334,8 @@ def _kernel(device: int) -> Kernel:
                 shared = own.attributes[_SHARED_LIMIT] - function.shared_size_bytes
                 function.max_dynamic_shared_size_bytes = shared
                 multiprocessors, memory = properties.multi_processor_count, properties.total_memory
-                return Kernel(function, shared - HEAD_BYTES, cooperative, multiprocessors, memory)
+                cache = properties.L2_cache_size or CACHE_BYTES
+                return Kernel(function, shared - HEAD_BYTES, cooperative, multiprocessors, memory, cache)
         except (BackendError, OSError, cupy.cuda.driver.CUDADriverError, cupy.cuda.runtime.CUDARuntimeError) as error:
             causes.append(f"{origin}: {error}")
     raise BackendError(
