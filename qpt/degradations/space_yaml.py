@@ -101,7 +101,10 @@ def _build(kind: type[Any], given: object, where: str) -> Any:
     try:
         return kind(**fields)
     except InputError as error:
-        raise InputError(f"{where}: {str(error).removeprefix('DegradationSpace: ')}") from error
+        reason = str(error).removeprefix("DegradationSpace: ")
+        # What was given may be long: a table in place of a space.
+        reason = reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 100]} ... {reason[-100:]}"
+        raise InputError(f"{where}: {reason}") from error
 
 
 def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
@@ -148,6 +151,7 @@ def _parse_levels(given: object, where: str) -> Any:
     return kinds[name](*ends)
 
 
+_LONGEST = 1000  # characters of a reason
 _NAMES = {
     "DegradationSpace": "a space",
     "Rule": "a pass",
