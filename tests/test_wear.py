@@ -320,3 +320,14 @@ def test_a_checkpoint_of_another_network_is_refused_in_words(image_folder: Path,
     torch.save({**whole, "encoder": {}}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="is damaged"):
         load_encoder(run)
+
+
+def test_text_of_letters_that_do_not_exist_is_refused(tmp_path: Path) -> None:
+    for order in "<>":
+        np.save(tmp_path / "a.npy", np.array(["ab", "c"], f"{order}U2"))
+        assert read_npy(tmp_path / "a.npy").tolist() == ["ab", "c"]
+        content = bytearray((tmp_path / "a.npy").read_bytes())
+        content[-4:] = b"\x7f" * 4
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="letters that do not exist"):
+            read_npy(tmp_path / "a.npy")
