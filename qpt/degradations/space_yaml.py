@@ -128,6 +128,8 @@ def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
 def _list(given: object, where: str, of: str) -> list[Any]:
     if not isinstance(given, list):
         raise InputError(f"{where} must be a list of {of}, got {given!r:.100}")
+    if len(given) > _MOST_MEMBERS:
+        raise InputError(f"{where} must be a list of at most {_MOST_MEMBERS} {of}, got {len(given)}")
     return given
 
 
@@ -152,6 +154,7 @@ def _parse_levels(given: object, where: str) -> Any:
 
 
 _LONGEST = 1000  # characters of a reason
+_MOST_MEMBERS = 256  # compositions of thousands of ops take minutes to count
 _NAMES = {
     "DegradationSpace": "a space",
     "Rule": "a pass",
