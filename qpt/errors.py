@@ -89,7 +89,7 @@ def check_int(caller: str, name: str, value: object, low: int, high: int | None 
     if number is not None and number >= low and (high is None or number <= high):
         return number
     rule = f"of at least {low}" if high is None else f"in {low}..{high}"
-    raise InputError(f"{caller}: {name} must be an integer {rule}, got {value!r}")
+    raise InputError(f"{caller}: {name} must be an integer {rule}, got {value!r:.200}")
 
 
 def check_number(
@@ -105,7 +105,7 @@ def check_number(
         return number
     rule = "" if above is None else f" above {above:g}"
     rule = rule if least is None else f" of at least {least:g}"
-    raise InputError(f"{caller}: {name} must be a finite number{rule}, got {value!r}")
+    raise InputError(f"{caller}: {name} must be a finite number{rule}, got {value!r:.200}")
 
 
 def hint(given: object, known: Sequence[str], *, most: int = 1, cutoff: float = 0.5) -> str:

@@ -19,6 +19,7 @@ from qpt.data.images import load_rgb
 from qpt.data.matlab import read_variables
 from qpt.data.tabular import near_name, read_matlab, read_sheet
 from qpt.degradations.program import Program
+from qpt.degradations.space import DegradationSpace
 from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import Row, TableError, assemble, read_table
 from qpt.io import MOST_YAML_BYTES, parse_yaml
@@ -320,3 +321,20 @@ def test_a_checkpoint_of_another_network_is_refused_in_words(image_folder: Path,
     torch.save({**whole, "encoder": {}}, run / "checkpoint.pt")
     with pytest.raises(InputError, match="is damaged"):
         load_encoder(run)
+
+
+def test_text_of_letters_that_do_not_exist_is_refused(tmp_path: Path) -> None:
+    for order in "<>":
+        np.save(tmp_path / "a.npy", np.array(["ab", "c"], f"{order}U2"))
+        assert read_npy(tmp_path / "a.npy").tolist() == ["ab", "c"]
+        content = bytearray((tmp_path / "a.npy").read_bytes())
+        content[-4:] = b"\x7f" * 4
+        (tmp_path / "a.npy").write_bytes(content)
+        with pytest.raises(ValueError, match="letters that do not exist"):
+            read_npy(tmp_path / "a.npy")
+
+
+def test_a_space_of_thousands_of_ops_is_refused_before_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("ops: [" + "hue, " * 3000 + "hue]\n")
+    with pytest.raises(InputError, match="must be a list of at most 256 ops, got 3001"):
+        DegradationSpace.from_yaml(tmp_path / "s.yaml")

@@ -195,6 +195,8 @@ def _lines(content: bytes) -> list[str]:
         content = content.decode("utf-16", errors="replace").encode()
     elif re.search(rb"[\0-\x08\x0e-\x1f\xfe\xff]", content[:32]) and (found := foreign_kind(content)):
         raise InputError(f"score: PATH must be in a list of names, got {found[0]}; {found[1]}")
+    elif content.count(b"\0") * 3 >= len(content) > 0:  # names that are each ended by NUL have more letters than that
+        raise InputError("score: PATH must be in a list of names, got UTF-16 text without a byte order mark")
     parts = content.split(b"\0") if b"\0" in content else content.removeprefix(b"\xef\xbb\xbf").splitlines()
     names = [os.fsdecode(part) for part in parts if part.strip()]
     return [str(named_file(Path(), name)) if "\\" in name else name for name in names]

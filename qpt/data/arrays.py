@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,4 +80,8 @@ def _parsed(content: bytes) -> NDArray[Any]:
     if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - start:
         raise ValueError(f"its header says {shape} {dtype}, but {len(content) - start:,} bytes follow")
     flat = np.frombuffer(content, dtype, count, start) if count else np.empty(0, dtype)
+    if dtype.kind == "U" and count:
+        letters = np.frombuffer(content, np.dtype(f"{dtype.byteorder}u4"), offset=start)
+        if letters.max() > sys.maxunicode:  # Python cannot make text of it
+            raise ValueError("its text has letters that do not exist")
     return flat.reshape(shape, order="F" if columns_first else "C").copy()

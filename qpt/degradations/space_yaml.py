@@ -101,7 +101,10 @@ def _build(kind: type[Any], given: object, where: str) -> Any:
     try:
         return kind(**fields)
     except InputError as error:
-        raise InputError(f"{where}: {str(error).removeprefix('DegradationSpace: ')}") from error
+        reason = str(error).removeprefix("DegradationSpace: ")
+        # What was given may be long: a table in place of a space.
+        reason = reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 100]} ... {reason[-100:]}"
+        raise InputError(f"{where}: {reason}") from error
 
 
 def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
@@ -125,6 +128,8 @@ def _members(kind: type[Any], given: object, where: str) -> tuple[Any, ...]:
 def _list(given: object, where: str, of: str) -> list[Any]:
     if not isinstance(given, list):
         raise InputError(f"{where} must be a list of {of}, got {given!r:.100}")
+    if len(given) > _MOST_MEMBERS:
+        raise InputError(f"{where} must be a list of at most {_MOST_MEMBERS} {of}, got {len(given)}")
     return given
 
 
@@ -148,6 +153,8 @@ def _parse_levels(given: object, where: str) -> Any:
     return kinds[name](*ends)
 
 
+_LONGEST = 1000  # characters of a reason
+_MOST_MEMBERS = 256  # compositions of thousands of ops take minutes to count
 _NAMES = {
     "DegradationSpace": "a space",
     "Rule": "a pass",

@@ -248,7 +248,7 @@ class PretrainConfig:
 
     def _require(self, name: str, rule: str, holds: bool) -> None:
         if not holds:
-            raise InputError(f"pretrain: {name} must be {rule}, got {getattr(self, name)!r}")
+            raise InputError(f"pretrain: {name} must be {rule}, got {getattr(self, name)!r:.200}")
 
     @property
     def region(self) -> int:
