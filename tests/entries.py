@@ -223,7 +223,7 @@ def _config(given: Given, name: str) -> qpt.PretrainConfig:
         data=given.path(given.files / "set" / "images"), out=given.path(given.out / name), arch="resnet18",
         width=given.integer(4), mode="moco", pool_size=given.integer(64), patch_size=given.integer(32),
         batch_images=given.integer(4), steps=given.integer(2), lr=given.number(0.125), optimizer="adamw",
-        tensorboard=False, page=False, threads=given.integer(1),
+        tensorboard=False, page=False, threads=given.integer(1), precision="float32",
     )  # fmt: skip
 
 

@@ -45,6 +45,12 @@ def test_a_cpu_must_have_units_and_gain_a_quarter(
     assert arithmetic.fastest(AUTO, CPU) == expected
 
 
+def test_a_network_too_small_to_be_measured_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "cpu_has", lambda units: True)
+    monkeypatch.setattr(arithmetic, "trial", lambda config: {"float32": 0.019, "bfloat16": 0.001})
+    assert arithmetic.fastest(AUTO, CPU) == "float32"
+
+
 def test_a_trial_measures_both_and_draws_nothing() -> None:
     state = torch.get_rng_state()
     seconds = arithmetic.trial(AUTO)

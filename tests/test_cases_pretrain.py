@@ -59,7 +59,7 @@ def test_a_start_that_was_killed_does_not_stand_in_the_way(
 ) -> None:
     config = tiny(image_folder, tmp_path / "run", steps=1, tensorboard=True)
     with monkeypatch.context() as patch:
-        patch.setattr("qpt.pretraining.run_folder._clear", lambda run: None)  # SIGKILL leaves no time to
+        patch.setattr("qpt.pretraining.run_folder._clear", lambda *_: None)  # SIGKILL leaves no time to
         patch.setattr(engine._TrainingLoop, "_next_batch", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pretrain(config)

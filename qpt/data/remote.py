@@ -255,9 +255,7 @@ def _final(error: Exception, url: str) -> Exception | None:
     status = getattr(cause, "status", None)
     if isinstance(cause, (FileNotFoundError, NotADirectoryError)) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "no such file", url)
-    denied = isinstance(cause, PermissionError) or (
-        isinstance(status, int) and status >= 400 and status not in _PASSING
-    )
+    denied = isinstance(cause, PermissionError) or (status is not None and status >= 400 and status not in _PASSING)
     if denied or isinstance(cause, (NotImplementedError, IsADirectoryError)) or "Certificate" in type(cause).__name__:
         return RemoteError(f"{url} could not be read: {_reason(cause)}")
     if isinstance(cause, ValueError):
@@ -279,7 +277,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"nothing came for {TIMEOUT_S:g} s"
     status, text = getattr(error, "status", None), str(error).strip().partition("\n")[0]
-    if isinstance(status, int) and status:
+    if status:
         return f"the server answered {status} {getattr(error, 'message', '')}".rstrip()
     if "Payload" in type(error).__name__ or "Disconnected" in type(error).__name__:
         return f"the connection was cut ({type(error).__name__})"

@@ -44,7 +44,7 @@ def kept_index(url: str, tag: str, build: Callable[[], dict[str, Any]]) -> tuple
 
     def read() -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
-            kept = json.loads(file.read_text())
+            kept = json.loads(file.read_text(encoding="utf-8"))
             if isinstance(kept, dict) and state.items() <= kept.items():
                 return kept
         return None
@@ -59,7 +59,7 @@ def kept_index(url: str, tag: str, build: Callable[[], dict[str, Any]]) -> tuple
         if found is None:
             found = {**state, "made": time.strftime("%Y-%m-%d %H:%M"), **build()}
             text = json.dumps(found)
-            write_whole(file, lambda unfinished: unfinished.write_text(text))
+            write_whole(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     return found, None
 
 

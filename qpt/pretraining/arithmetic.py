@@ -19,6 +19,8 @@ from qpt.pretraining.process_group import ProcessGroup
 BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 FLOAT16_UNITS = ("avx512_fp16", "amx_fp16", "asimdhp")
 TRIAL_PATCHES = 8
+#: Seconds of a trial in float32 below which it is taken: what is so short is measured badly, and matters little.
+SHORT_S = 0.02
 #: bfloat16 must be so much faster: less is not worth its rounding, and noise should not decide.
 WORTHWHILE = 1.25
 
@@ -48,7 +50,8 @@ def fastest(config: PretrainConfig, device: torch.device) -> Chosen:
     if device.type != "cpu" or not cpu_has(BFLOAT16_UNITS):
         return "float32"
     seconds = trial(config)
-    return "bfloat16" if seconds["float32"] > WORTHWHILE * seconds["bfloat16"] else "float32"
+    faster = seconds["float32"] > max(SHORT_S, WORTHWHILE * seconds["bfloat16"])
+    return "bfloat16" if faster else "float32"
 
 
 def trial(config: PretrainConfig) -> dict[Chosen, float]:
