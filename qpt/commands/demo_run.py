@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from qpt.commands.demo_scores import score_sections
+from qpt.commands.demo_scores import SHOWN, score_sections
 from qpt.data.crops import cut_crops
 from qpt.data.listing import list_images
 from qpt.data.sample_images import sample_images
@@ -76,7 +76,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     _clear(out)
     crops = _write_crops(out, kept)
     sections = score_sections(named, Scorer.load())
-    console.print(f"{len(named)} photographs scored, and five of them under degradation", highlight=False)
+    console.print(f"{min(len(named), SHOWN)} photographs scored, and five of them under degradation", highlight=False)
     console.print(f"{len(kept)} photographs to learn from ({CROPS} crops), {len(held_out)} held out", highlight=False)
 
     space = DegradationSpace.preset("qpt")
@@ -194,8 +194,8 @@ def _write_page(
         ),
         Section(
             "Its training",
-            "The loss falls while patches of one composition move together and the same photograph under another "
-            "composition stays apart.",
+            "The loss falls as patches of one composition become more alike than the same photograph under another "
+            "composition.",
             pictures=[Picture(draw(log), caption) for draw in (training_loss, training_similarity)],
             size="medium",
             part=True,

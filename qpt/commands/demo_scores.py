@@ -37,7 +37,7 @@ OPS = {
 }
 CROP_PX = 320
 _LARGEST_PX = 640  # of an image that is scored whole and mapped
-_SHOWN = 12  # images at the head of the page
+SHOWN = 12  # images at the head of the page
 
 
 def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section]:
@@ -46,7 +46,7 @@ def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section
     images: name -> (H, W, 3), one at least.
     """
     names = list(images)
-    names = [names[index * len(names) // _SHOWN] for index in range(_SHOWN)] if len(names) > _SHOWN else names
+    names = [names[index * len(names) // SHOWN] for index in range(SHOWN)] if len(names) > SHOWN else names
     shown = {name: _small(images[name]) for name in names}
     scored = {name: scorer(pixels) for name, pixels in progress(list(shown.items()), "scoring", quiet=False)}
     best_first = sorted(scored, key=lambda name: -scored[name])
@@ -77,7 +77,8 @@ def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section
         Section(
             "Scores",
             "0 is the worst and 100 the best. The score comes with the package. It was learnt without any opinion of "
-            "people, from what known degradations do to photographs, and no photograph on this page was among them.",
+            "people, from what known degradations do to photographs, and no photograph on this page was among them. "
+            "Fine texture without a subject, such as gravel, bricks or a starry sky, scores low however sharp it is.",
             pictures=pictures,
             size="small",
         ),

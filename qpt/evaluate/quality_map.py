@@ -115,7 +115,8 @@ def draw_quality_map(found: QualityMap, pixels: NDArray[np.uint8], scorer: Score
         axes.set_title(text, fontsize=10, parse_math=False)  # a file name may hold a $
         axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=overlay, shrink=0.9)
-    bar.set_label(f"score (labels: {scorer.mos_min:g} worst to {scorer.mos_max:g} best)")
+    scale = f"{'labels: ' if scorer.opinions else ''}{scorer.mos_min:g} worst to {scorer.mos_max:g} best"
+    bar.set_label(f"score ({scale}); colours span this image")
     write_whole(
         path, lambda unfinished: figure.savefig(unfinished, dpi=110, format="png", metadata={"Software": _SOFTWARE})
     )

@@ -154,7 +154,8 @@ class Scorer:
     def as_metric(self, *, as_loss: bool = False, loss_reduction: str = "mean") -> PyiqaMetric | ScoreLoss:
         """Return a ``torch.nn.Module`` with pyiqa's calling convention: see ``PyiqaMetric``.
 
-        as_loss: one with a gradient, see ``ScoreLoss``, which is reduced over images: "mean", "sum" or "none".
+        as_loss: one with a gradient, see ``ScoreLoss``: the score, reduced over images ("mean", "sum" or "none"), of
+        which higher is better; minimise minus it.
         """
         return ScoreLoss(self, loss_reduction) if as_loss else PyiqaMetric(self)
 

@@ -52,8 +52,8 @@ def _curves(records: Sequence[RunRecord]) -> list[Section]:
         return [Section(_TRAINING, _NO_LOG)]
     without = [run.name for run in records if not run.log]
     text = (
-        "The loss falls while patches of one composition move together and the same photograph under another "
-        "composition stays apart. Losses of runs with another batch, pool or temperature are not comparable."
+        "The loss falls as patches of one composition become more alike than the same photograph under another "
+        "composition. Losses of runs with another batch, pool or temperature are not comparable."
         + (f" Without a log: {', '.join(without)}." if without else "")
     )
     pictures = [
