@@ -26,7 +26,7 @@ def without_labels(record: Mapping[str, Any]) -> str:
         for table in tables:
             found = [one["without_labels"][table["name"]] for one in again]
             cells.append(f"{min(found):.3f} to {max(found):.3f}")
-        lines.append(f"| the same, made again from seeds {seeds} | " + " | ".join(cells) + " |")
+        lines.insert(3, f"| the same, made again from seeds {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
