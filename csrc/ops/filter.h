@@ -187,7 +187,10 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
       from.pixel(y + r, inside, slot_of(y + r) + channels * padded);
     });
   } else {
-    each(team, rows, samples, [&](i32 r, i32 i) { slot_of(y + r)[border + i] = from(y + r, i); });
+    for (i32 r = 0; r < rows; ++r) {
+      float* row = slot_of(y + r) + border;  // once for a row, or the compiler makes no vectors of the loop
+      each(team, samples, [&](i32 i) { row[i] = from(y + r, i); });
+    }
     each(team, rows, 2 * border, [&](i32 r, i32 i) {
       const i32 pixel = i / channels, channel = i - channels * pixel;
       const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
