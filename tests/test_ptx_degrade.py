@@ -7,6 +7,7 @@ buffer is a ptx.Fault. The launch configuration and the argument list are the la
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,10 +180,10 @@ def test_patches_in_every_form(dtype: torch.dtype, layout: torch.memory_format) 
     check_patches(Program.from_chains(chains, seeds=[1, 2, 3]), 21, 30, dtype, layout)
 
 
-def three_rows(name: str) -> tuple[torch.Tensor, Program]:
+def three_rows(name: str, height: int = 48) -> tuple[torch.Tensor, Program]:
     """Rows of one block, two of them with two ops, so that scratch and either image are used again."""
     chains = [[(name, 5), (name, 2)], [(name, 1), (name, 3)], [(name, 3)]]
-    return images_of(1, 48, 53), Program.from_chains(chains, seeds=[7, 35, 8])
+    return images_of(1, height, 53), Program.from_chains(chains, seeds=[7, 35, 8])
 
 
 # Of small images, a loop's last barrier has another one behind it.
@@ -195,11 +196,15 @@ def test_every_barrier_that_is_left_out_is_detected(long: bool) -> None:
     nothing = native.find("prefetch")[0]  # type: ignore[index]
     seen: set[int] = set()
     missed: set[int] = set()
-    for name in NAMES if long else ("jpeg", "median_blur", "hue"):
-        images, rows = three_rows(name)
+    # An op that takes strips of rows needs the barrier between its two passes only where the image has few strips.
+    heights = (48, 20) if long else (48,)
+    for name, height in itertools.product(NAMES if long else ("jpeg", "median_blur", "hue"), heights):
+        images, rows = three_rows(name, height)
         boxes = torch.tensor([[20, 20], [4, 9]], dtype=torch.int32).expand(3, 2, 2)
-        cut = Patches.of(rows, boxes, 21, 48, 53, torch.uint8, torch.contiguous_format)
-        for patches in (None, cut):
+        cut = None
+        if height == 48:
+            cut = Patches.of(rows, boxes, 21, height, 53, torch.uint8, torch.contiguous_format)
+        for patches in (None, cut) if cut else (None,):
             expected, counts = run(images, rows, patches, count=True)
             barriers = [p for p, i in enumerate(program.instructions) if i.opcode.startswith("bar")]
             for place in barriers:
