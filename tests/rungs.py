@@ -23,7 +23,7 @@ RUNGS = {
     "AddressSanitizer": "every op and random chains without an access outside a buffer or undefined arithmetic",
     "block emulator": "the .cu source itself, one fibre per CUDA thread, poisoned scratch and guard bytes",
     "Triton interpreter": "every Triton kernel against torch, poisoned output and guards",
-    "PTX execution": "what nvcc, NVRTC and Triton compile for sm_80 and sm_90 (no wgmma), instruction by instruction on the CPU",
+    "PTX execution": "what nvcc, NVRTC and Triton compile (wgmma aside), instruction by instruction on the CPU",
     "offline compile": "every CUDA and Triton kernel for sm_80 and sm_90 with limits on spills and shared memory",
 }
 
