@@ -1,4 +1,4 @@
-"""Where the instructions of the compiled GPU kernels go, counted by executing their PTX on the CPU (tests/ptx).
+"""A profile of the compiled GPU kernels, from the instructions that their PTX executes on the CPU (tests/ptx).
 
 ``python -m benchmarks profile degrade|contrastive`` prints a page per kernel and, for degrade, per op. Nothing is timed
 and no GPU is used. Relies on nvcc or NVRTC, on Triton, on g++ for the executor and, for the comparison with machine

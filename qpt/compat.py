@@ -1,4 +1,4 @@
-"""What differs between versions of the dependencies, each with the version that introduced the difference.
+"""Calls whose form differs between versions of the dependencies, each with the version that introduced the difference.
 
 Called by the modules that would otherwise ask for a version themselves; ``docs/release.md`` has the range of versions.
 May touch any dependency, which is imported where it is used, and nothing of ``qpt``.

@@ -1,4 +1,4 @@
-"""What the fuzzing of readers is made of: sound files, and their damage by format. Called by ``tests/fuzz_readers.py``
+"""Sound files for the fuzzing of readers, and the ways to damage them, by format. Called by ``tests/fuzz_readers.py``
 and ``tests/fuzz_tables.py``.
 """
 

@@ -1,4 +1,4 @@
-"""What differs between versions of the dependencies: each form gives the same, whichever version is installed."""
+"""Calls whose form differs between versions of the dependencies give the same, whichever version is installed."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What wear brings: a run that goes on without the files it began with, strange files, arguments out of place."""
+"""Runs go on without the files that they began with; strange files and misplaced arguments get one line of error."""
 
 import json
 import os

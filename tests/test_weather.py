@@ -72,7 +72,7 @@ def test_streaks_go_one_way() -> None:
 
 
 def test_fog_keeps_the_brightest_value() -> None:
-    """Of a flat image x the result is x (x + d f) / (x + d): x where the fractal f is 1."""
+    """Fog turns a flat image x into x (x + d f) / (x + d), which is x where the fractal f is 1."""
     flat = torch.full((1, 64, 64, 3), 100, dtype=torch.uint8)
     found = degrade_weather(flat, "fog", 1).double()
     assert found.max() == 100

@@ -6,6 +6,7 @@ region are only entropy-decoded, those below it not at all. On a 12-megapixel fi
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import threading
@@ -23,6 +24,7 @@ _LARGEST_SHARE = 0.5  # of an image's pixels: for more than that, decoding all i
 _own = threading.local()
 
 
+@functools.cache  # asked for every image; the search goes through all folders of modules
 def available() -> bool:
     """Return True if nvImageCodec is installed."""
     try:
