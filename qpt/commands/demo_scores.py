@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qpt.data.crops import cut_crops
+from qpt.data.listing import evenly_spaced
 from qpt.degradations.op_table import LEVELS
 from qpt.degradations.program import Program
 from qpt.evaluate.progress import progress
@@ -46,7 +47,7 @@ def score_sections(images: Mapping[str, Pixels], scorer: Scorer) -> list[Section
     images: name -> (H, W, 3), one at least.
     """
     names = list(images)
-    names = [names[index * len(names) // SHOWN] for index in range(SHOWN)] if len(names) > SHOWN else names
+    names = [names[place] for place in evenly_spaced(len(names), SHOWN)]
     shown = {name: _small(images[name]) for name in names}
     scored = {name: scorer(pixels) for name, pixels in progress(list(shown.items()), "scoring", quiet=False)}
     best_first = sorted(scored, key=lambda name: -scored[name])

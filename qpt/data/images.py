@@ -192,8 +192,10 @@ def decode_rgb(
 
 
 def _content_of_jpeg(opened: Image.Image) -> bytes:
-    """Return the content of a colour JPEG that is decoded at its full size; nothing for any other image, and where Pillow
-    alone could decode it, which reads the file itself."""
+    """Return the content of a colour JPEG that is decoded at its full size; nothing for any other image.
+
+    Nothing either where Pillow alone could decode it, which reads the file itself.
+    """
     if simplejpeg is None and not jpeg_regions.available():
         return b""
     if not isinstance(opened, JpegImageFile) or opened.mode != "RGB" or opened.decoderconfig:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from qpt.data.remote import AT_ONCE, BLOCK_BYTES, read_ranges, retried
 from qpt.data.urls import url_path
-from qpt.io import write_whole
+from qpt.io import parse_json, write_whole
 
 _INDEX_FORMAT = "qpt-remote-index-1"
 
@@ -44,7 +44,7 @@ def kept_index(url: str, tag: str, build: Callable[[], dict[str, Any]]) -> tuple
 
     def read() -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = parse_json(file.read_bytes())
             if isinstance(kept, dict) and state.items() <= kept.items():
                 return kept
         return None

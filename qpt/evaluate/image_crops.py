@@ -21,6 +21,7 @@ from PIL import Image
 
 from qpt.data.faults import UnreadableError
 from qpt.data.images import DecodedImage, image_size, load_rgb
+from qpt.data.listing import evenly_spaced
 from qpt.data.remote import read_file
 from qpt.data.urls import is_url, without_file_scheme
 from qpt.errors import InputError, describe
@@ -135,7 +136,7 @@ def read_images(
     min_side: pixels that both sides must have at least; nothing is padded. Returns name -> image, (H, W, 3) uint8 each
     in the order of ``files``, and name -> reason of those left out, named from the folder that all files share.
     """
-    chosen = files if len(files) <= most else [files[i * len(files) // most] for i in range(most)]
+    chosen = [files[place] for place in evenly_spaced(len(files), most)]
     folder = os.path.commonpath([path.parent for path in files]) if files else "."
     images, left_out = {}, {}
     for path in progress(chosen, "reading photographs", quiet):
