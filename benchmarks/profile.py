@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import gpu_costs, profile_page, resources
-from qpt import build
+from qpt import build, kernels
 from qpt.degradations.op_table import LEVELS, NAMES
 from qpt.errors import BackendError, InputError
 from tests import ptx
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks profile", description=(__doc__ or "").split("\n")[0])
-    kernels = parser.add_subparsers(dest="kernel", required=True, metavar="KERNEL")
-    degrade = kernels.add_parser("degrade", help="qpt_degrade, op by op")
+    commands = parser.add_subparsers(dest="kernel", required=True, metavar="KERNEL")
+    degrade = commands.add_parser("degrade", help="qpt_degrade, op by op")
     degrade.add_argument("--ops", nargs="+", choices=[*NAMES, NOTHING], metavar="OP", help="ops (default: all)")
     degrade.add_argument("--level", type=int, default=3, help=f"level of the ops, 1 to {LEVELS} (default 3)")
     degrade.add_argument("--height", type=int, default=gpu_costs.HEIGHT, help="of the image (default %(default)s)")
     degrade.add_argument("--width", type=int, default=gpu_costs.WIDTH, help="of the image (default %(default)s)")
     degrade.add_argument("--blocks", type=int, default=gpu_costs.BLOCKS, help="blocks of a row (default %(default)s)")
-    loss = kernels.add_parser("contrastive", help="the loss's passes over pairs and its merge")
+    loss = commands.add_parser("contrastive", help="the loss's passes over pairs and its merge")
     loss.add_argument("--queries", type=int, default=128, metavar="N", help="queries (default 128)")
     loss.add_argument("--keys", type=int, default=1024, metavar="K", help="keys (default 1024)")
     loss.add_argument("--dim", type=int, default=128, metavar="D", help="length of the embeddings (default 128)")
@@ -203,6 +203,9 @@ def source_text(place: str) -> str:
 
 @cache
 def _source(name: str) -> list[str]:
+    kernel = Path(kernels.__path__[0], Path(name).name)
+    if kernel.is_file():  # what Triton took from its cache names the checkout that compiled it first
+        name = str(kernel)
     if Path(name).is_file():
         return Path(name).read_text(encoding="utf-8", errors="replace").splitlines()
     if Path(name).name == "source.cu":  # what NVRTC was given

@@ -96,9 +96,9 @@ class _Handler(SimpleHTTPRequestHandler):
         if content_range:
             self.send_header("Content-Range", content_range)
         self.end_headers()
-        self.wfile.write(content)
-        with self.server.lock:
+        with self.server.lock:  # before the client has it: a test may ask as soon as it does
             self.server.sent_bytes += len(content)
+        self.wfile.write(content)
 
     def _failed(self) -> bool:
         """Count a request, and fail it if so told."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import profile, profile_page
+from qpt.kernels import contrastive_pass
 from tests import ptx
 from tests.ptx import compilers
 
@@ -70,6 +72,17 @@ def test_profile_of_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     assert content["sections"][0]["pipes"]["tensor"]["per_unit"] > 0
     assert any("tl.dot" in entry["text"] for entry in content["sections"][0]["lines"])
     assert all(entry["ptx"] > 0 for entry in content["machine_code"])
+
+
+def test_kernels_of_another_checkout_are_read_here() -> None:
+    """Triton's cache keeps the path of the checkout that compiled a kernel first, which may be gone."""
+    (number, text), *_ = [
+        (number, line.strip())
+        for number, line in enumerate(Path(contrastive_pass.__file__).read_text().splitlines(), 1)
+        if "tl.dot" in line
+    ]
+    assert profile.source_text(f"/gone/kernels/contrastive_pass.py:{number}") == text
+    assert profile.source_text("/gone/kernels/other.py:1") == ""
 
 
 def test_refused_values_are_named(capsys: pytest.CaptureFixture[str]) -> None:
