@@ -6,6 +6,7 @@
 //   teams CASES SIZE... --sites               also prints "site CASE FILE:LINE" for every barrier that a case reaches
 //   teams CASES SIZE... --without FILE:LINE   that sync() does nothing, or that sync_team() is a sync(); must end in
 //                                             other bytes or in a report of the sanitizer
+//   teams CASES --bytes                       writes the results of a team of one to standard output
 // The file holds i32 count, then per case i32 h, w, slots, patches, size; u64 seed; i16 ops[slots]; f32
 // params[slots][4]; u8 image[h][w][3]; i32 window[5] (see Batch), boxes[patches][2]. Without patches the result is the
 // image.
@@ -115,10 +116,28 @@ qpt::Memory memory_in(void* area, const Case& c, size_t n, qpt::i32 blocks) {
           static_cast<qpt::i64>(blocks > 1 ? 0 : n % 3 * image_size(c))};
 }
 
+// Returns what a team of one makes of a case: the CPU engine.
+std::vector<qpt::u8> run_alone(const Case& c) {
+  qpt::Solo solo;
+  Buffer scratch(scratch_size(c, qpt::kSoloBlocks));
+  std::vector<qpt::u8> out(c.result_bytes(), 0xEE);
+  run(solo, c, out.data(), {scratch.poison(0x11)});
+  return out;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 3) return std::fprintf(stderr, "usage: teams CASES SIZE... [--sites | --without FILE:LINE]\n"), 2;
+  if (argc < 3)
+    return std::fprintf(stderr, "usage: teams CASES SIZE... [--sites | --without FILE:LINE] | teams CASES --bytes\n"),
+           2;
+  if (std::strcmp(argv[2], "--bytes") == 0) {
+    for (const Case& c : read_cases(argv[1])) {
+      const std::vector<qpt::u8> result = run_alone(c);
+      std::fwrite(result.data(), 1, result.size(), stdout);
+    }
+    return 0;
+  }
   const bool list_sites = std::strcmp(argv[argc - 1], "--sites") == 0;
   const char* without = std::strcmp(argv[argc - 2], "--without") == 0 ? argv[argc - 1] : nullptr;
   const int last_size = argc - 1 - (without ? 2 : list_sites ? 1 : 0);
@@ -155,10 +174,7 @@ int main(int argc, char** argv) {
 
   int different = 0;
   for (size_t n = 0; n < cases.size(); ++n) {
-    qpt::Solo solo;
-    Buffer scratch(scratch_size(cases[n], qpt::kSoloBlocks));
-    std::vector<qpt::u8> expected(cases[n].result_bytes(), 0xEE);
-    run(solo, cases[n], expected.data(), {scratch.poison(0x11)});
+    const std::vector<qpt::u8> expected = run_alone(cases[n]);
     for (size_t i = 0; i < results.size(); ++i) {
       if (results[i][n] == expected) continue;
       ++different;
