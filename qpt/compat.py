@@ -34,6 +34,33 @@ def default_device() -> torch.device:
         return torch.device("cpu")
 
 
+OLDEST_TRITON = (3, 3)  # 3.2, that of torch 2.6, ends the process where it compiles the loss for sm_90
+
+
+def triton_fault() -> str | None:
+    """Return why the loss's Triton kernels cannot be used, and what to do; None if they can."""
+    try:
+        import triton
+    except (ImportError, OSError) as error:
+        return f"Triton is needed on CUDA and cannot be imported ({error}); run: pip install triton"
+    found = tuple(map(int, triton.__version__.split(".")[:2]))
+    if found < OLDEST_TRITON:
+        return f"Triton must be 3.3 or newer on CUDA, got {triton.__version__}; run: pip install --upgrade 'torch>=2.7'"
+    return None
+
+
+def resizes_height_first(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    """Return whether Pillow's two passes of a resize begin with the height, which gives other bytes than the width.
+
+    size, wanted: (height, width).
+    """
+    import PIL
+
+    # Before 13 the width came first always.
+    tall = size[0] - wanted[0] > 2 * (size[1] - wanted[1])
+    return tall and int(PIL.__version__.split(".")[0]) >= 13
+
+
 _process_groups: list[object] = []
 
 

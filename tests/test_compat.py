@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from qpt import compat
+from qpt.commands import doctor
+from qpt.ops.contrastive import loss
 
 
 def test_the_version_of_torch_is_two_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +81,27 @@ def test_a_process_group_is_left(
         dist.all_reduce(torch.ones(1000, requires_grad=True).detach())
         compat.destroy_process_group()
         assert not dist.is_initialized()
+
+
+def test_an_old_triton_gives_way_to_the_torch_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CUDA device, of which none is needed here: the choice comes before any work."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", "3.2.0")
+    fault = compat.triton_fault()
+    assert fault == "Triton must be 3.3 or newer on CUDA, got 3.2.0; run: pip install --upgrade 'torch>=2.7'"
+    assert loss._reason_unusable("triton") == fault
+    check = doctor._triton()
+    assert (check.ok, check.fix) == (False, "pip install --upgrade 'torch>=2.7'")
+    monkeypatch.setattr(triton, "__version__", "3.3.0+git1")
+    assert compat.triton_fault() is None
+
+
+def test_a_resize_is_two_passes_in_the_order_of_pillow() -> None:
+    rng = np.random.default_rng(0)
+    for height, width in ((200, 20), (20, 200), (64, 64)):
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        wanted = height // 2, width // 2
+        sizes = [(height, width // 2), (height // 2, width)]
+        first = sizes[compat.resizes_height_first((height, width), wanted)]
+        passes = image.resize(first[::-1], Image.Resampling.BICUBIC).resize(wanted[::-1], Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(passes, image.resize(wanted[::-1], Image.Resampling.BICUBIC))

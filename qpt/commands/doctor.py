@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qpt import build
+from qpt.compat import triton_fault
 from qpt.errors import BackendError
 from qpt.process import THREAD_LIMITS, thread_limits, usable_threads
 from qpt.version import __version__
@@ -156,12 +157,11 @@ def _openmp() -> Check:
 
 
 def _triton() -> Check:
-    try:
-        triton = importlib.import_module("triton")
-    except (ImportError, OSError) as error:
-        fix = "pip install triton" if platform.system() == "Linux" else ""
-        return Check("Triton", False, f"{error}; used on CUDA tensors only, PyTorch operations take its place", fix)
-    return Check("Triton", True, f"{triton.__version__}")
+    fault = triton_fault()
+    if fault is None:
+        return Check("Triton", True, importlib.import_module("triton").__version__)
+    found, _, fix = fault.partition("; run: ")
+    return Check("Triton", False, f"{found}; PyTorch operations take its place", fix)
 
 
 def _torch_cuda() -> Check:

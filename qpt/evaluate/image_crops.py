@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from qpt import compat
 from qpt.data.faults import UnreadableError
 from qpt.data.images import DecodedImage, image_size, load_rgb
 from qpt.data.listing import evenly_spaced
@@ -227,8 +228,7 @@ def mirror_pad(pixels: NDArray[np.uint8], min_side: int = MIN_SIDE) -> NDArray[n
 def half_scale(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the (H // 2, W // 2, 3) image of Pillow's antialiased bicubic resize. pixels: H and W >= 2."""
     height, width = pixels.shape[:2]
-    # Pillow 13 resizes the rows of a tall image first, the columns of any other one.
-    if height - height // 2 > 2 * (width - width // 2):
+    if compat.resizes_height_first((height, width), (height // 2, width // 2)):
         return np.ascontiguousarray(half_scale(pixels.transpose(1, 0, 2)).transpose(1, 0, 2))
     # Pillow's own two passes, the first by bands of rows: the bytes of one resize without a second copy of the image.
     narrow = Image.new("RGB", (width // 2, height))

@@ -190,12 +190,14 @@ class TritonDevice:
         *_, arguments = rest[:4], rest[4:]
         text = self.patch(compiled.asm["ptx"])
         kernel = _loaded(text).only()
-        names = list(compiled.src.fn.arg_names)
         signature = compiled.src.signature
+        # Triton 3.2 gives arguments of the signature alone, without constants, and names those that it folded.
+        names = [name for name in compiled.src.fn.arg_names if name in signature]
+        folded = set(compiled.src.constants)
         given: list[Any] = []
         buffers = []
         for name, argument in zip(names, arguments, strict=True):
-            if signature[name] == "constexpr":
+            if signature[name] == "constexpr" or name in folded:
                 continue
             if hasattr(argument, "data_ptr"):
                 if argument.numel() == 0:

@@ -4,7 +4,6 @@ Called by the ops (``op.py``) and by the distributed form (``distributed.py``); 
 positives, the mean over rows and the gradients; the formulas are derived in docs/loss.md. No array exceeds N x D.
 """
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qpt import compat
 from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.contrastive.backend_cpp import CppBackend
@@ -77,10 +77,7 @@ def _choose_form(problem: Problem) -> TorchBackend:
 
 
 def _reason_unusable(name: str) -> str | None:
-    if name == "triton":
-        missing = importlib.util.find_spec("triton") is None
-        return "Triton is needed on CUDA and is not installed; run: pip install triton" if missing else None
-    return extension.available()
+    return compat.triton_fault() if name == "triton" else extension.available()
 
 
 @cache
