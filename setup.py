@@ -276,7 +276,7 @@ class BuildNative(build_ext):
         """Copy what was built into the package: of the checkout if in place, else of the wheel."""
         package = Path("qpt") if self.inplace else Path(self.build_lib, "qpt")
         facts_file = self.folder / qpt_build.FACTS_FILE
-        facts_file.write_text(json.dumps(facts, indent=1) + "\n")
+        facts_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = {self.module: package / self.module.name, facts_file: package / qpt_build.FACTS_FILE}
         shutil.rmtree(package / qpt_build.LEVELS_FOLDER, ignore_errors=True)  # of an earlier portable build
         files |= {self.folder / file: package / file for file in map(self.level_file, self.levels)}

@@ -108,8 +108,8 @@ def main() -> None:
         "check": check(checked),
     }
     options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(options.out.read_text())
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

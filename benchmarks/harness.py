@@ -254,7 +254,7 @@ def write_record(content: Any, path: Path) -> Any:
     content = rounded(content)
     text = _encoded(content, "\n") + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda unfinished: unfinished.write_text(text))
+    write_whole(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     return content
 
 

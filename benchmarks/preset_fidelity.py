@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, options: argparse.Namespace) -> Report:
     """Compare every preset that has figures; ``--quick`` draws once. Raises ValueError without the photographs."""
-    figures = json.loads(FIGURES.read_text())
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     folder = options.photographs
     missing = [name for name in figures["images"] if folder is None or not (folder / name).is_file()]
     if missing or options.draws < 1:

@@ -189,7 +189,7 @@ def _loss_ms_per_pair() -> float:
 
 
 def _result(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def _predictions(rows: list[Row]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ LOSS_GROUPS = (("own keys and pool", "small batch"), ("NT-Xent",), ("dtype of th
 
 def load(name: str) -> Content:
     """Read a record of ``benchmarks/results`` by name."""
-    content: Content = json.loads((RESULTS / f"{name}.json").read_text())
+    content: Content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
 
 

@@ -65,12 +65,12 @@ def beyond(rows: list[dict[str, Any]]) -> list[str]:
 
 def render() -> str:
     """Return the page's text."""
-    rows = json.loads((RESULTS / "preset_fidelity.json").read_text())["predictions"]
+    rows = json.loads((RESULTS / "preset_fidelity.json").read_text(encoding="utf-8"))["predictions"]
     far, every = beyond(rows), [apart for row in rows for apart in row["difference_db"] if apart is not None]
     others = OTHERS.format(figures="\n".join(f"- {figure}" for figure in far)) if far else ""
     counts = {"draws": rows[0]["draws"], "within": len(every) - len(far), "compared": len(every), "limit": LIMIT_DB}
     parts = [TEXT.format(others=others, **counts)]
-    for name, preset in json.loads(FIGURES.read_text())["presets"].items():
+    for name, preset in json.loads(FIGURES.read_text(encoding="utf-8"))["presets"].items():
         own = [row for row in rows if row["preset"] == name]
         lines = [[f"{row['source_name']}, `{row['op']}`", *_cells(row)] for row in own]
         header = ["type", *(f"level {level}" for level in range(1, LEVELS + 1))]

@@ -19,10 +19,13 @@ from experiments import model_tables, study_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "model-card.md")
-BACKBONE = json.loads((ROOT / "experiments" / "results" / "backbone.json").read_text())
-MODEL = json.loads((ROOT / "experiments" / "results" / "model.json").read_text())
+BACKBONE = json.loads((ROOT / "experiments" / "results" / "backbone.json").read_text(encoding="utf-8"))
+MODEL = json.loads((ROOT / "experiments" / "results" / "model.json").read_text(encoding="utf-8"))
 PLOT = ROOT / "docs" / "images" / "contrastive.png"
+# Without the arms that differ from another one in a single part of the recipe.
+WHOLE = {**BACKBONE, "rows": [row for row in BACKBONE["rows"] if BACKBONE["arms"][row["arm"]]["group"] != "parts"]}
 BLOCKS: dict[str, Callable[[], str]] = {
+    "floors": lambda: study_tables.means(WHOLE),
     "evaluation": lambda: study_tables.means(BACKBONE),
     "coefficients": lambda: study_tables.means(BACKBONE, "plcc_logistic"),
     "study": lambda: study_tables.findings(BACKBONE),
@@ -60,7 +63,7 @@ def render(page: Path) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(render(page))
+        page.write_text(render(page), encoding="utf-8")
         print(f"written: {page.relative_to(ROOT)}")
     tables.plot_sweep(tables.load("contrastive"), PLOT)
     print(f"written: {PLOT.relative_to(ROOT)}")

@@ -181,4 +181,4 @@ def _table(header: list[str], lines: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(render(json.loads((RESULTS / "scaling.json").read_text())))
+    PAGE.write_text(render(json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))), encoding="utf-8")

@@ -67,7 +67,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "task.json"
         if file.is_file():
-            there = json.loads(file.read_text())
+            there = json.loads(file.read_text(encoding="utf-8"))
             changed = [key for key in content if key != "tables" and there[key] != content[key]]
             if changed:
                 raise ValueError(
@@ -181,7 +181,7 @@ class Study:
         empty = {"format": FORMAT, "commands": [], "base": self.recipe.base, "arms": arms, "rows": []}
         if not self.results.is_file():
             return empty
-        content: dict[str, Any] = json.loads(self.results.read_text())
+        content: dict[str, Any] = json.loads(self.results.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT or content["base"] != rounded(self.recipe.base):
             raise ValueError(f"study: {self.results} holds another study; give another --results")
         gone = {row["arm"] for row in content["rows"]} - set(arms)
@@ -203,7 +203,7 @@ def best_run(study: Study, minutes: float) -> list[Path]:
         unused = 1 + max(row["seed"] for row in study.content["rows"])
         chosen = {"arm": name, "steps": max(1, round(minutes * 60 / pace)), "seed": unused}
         write_json({**chosen, "minutes": minutes}, file)
-    chosen = json.loads(file.read_text())
+    chosen = json.loads(file.read_text(encoding="utf-8"))
     arm = study.recipe.arms[chosen["arm"]]
     settings = {**arm.settings, "steps": chosen["steps"]}
     long = Arm(f"{arm.name}-long", f"{arm.name}, the best, for longer", "best", against=arm.name, settings=settings)

@@ -50,7 +50,7 @@ SHRINKAGES = (1.0, 0.9)
 
 def main(folder: Path) -> int:
     """Return the exit status: 0 when all is done, 130 when a signal stopped pre-training after a step."""
-    task = json.loads((folder / "task.json").read_text())
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     with _lock(folder):
         torch.set_num_threads(int(task["config"]["threads"]) or torch.get_num_threads())
         if not make_encoder(task, folder / "run"):
@@ -176,14 +176,14 @@ def agreement_of_distance(
 
 def collect(folder: Path, base: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the row of a finished arm and seed, without any path; None if it is not finished.  base: see make_row."""
-    task = json.loads((folder / "task.json").read_text())
+    task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     files = [folder / f"evaluation-{table_name(csv)}.json" for csv in task["tables"]]
     if not (folder / "run" / "summary.json").is_file() or not all(file.is_file() for file in files):
         return None
-    summary = json.loads((folder / "run" / "summary.json").read_text())
+    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
     file = folder / "run" / "checkpoint.pt"
     checkpoint = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    return make_row(task, base, summary, checkpoint, [json.loads(file.read_text()) for file in files])
+    return make_row(task, base, summary, checkpoint, [json.loads(file.read_text(encoding="utf-8")) for file in files])
 
 
 def make_row(

@@ -6,8 +6,10 @@ May touch any dependency, which is imported where it is used, and nothing of ``q
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +92,13 @@ def write_onnx(
     """
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters about their own future
+    # Of the exporters about their own future, and about torchvision, which no graph here has.
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    with warnings.catch_warnings(), ExitStack() as ended:
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        ended.callback(log.setLevel, level)
         if torch_version() < (2, 9):
             # 2.9 made the exporter over torch.export the default. The earlier ones take their translations from
             # onnxscript, and those of a present-day onnxscript do not fit: batch norm fails in 2.6.

@@ -45,6 +45,19 @@ def describe_tensor(value: object) -> str:
     return describe(value) + (remedy if getattr(value, "shape", ()) else "")
 
 
+def check_untransformed(caller: str, name: str, value: object, why: str) -> None:
+    """Raise InputError for a tensor inside ``torch.vmap``, ``torch.func.grad`` and the like, which has no values."""
+    import torch
+    from torch._C._functorch import is_functorch_wrapped_tensor
+
+    # A compiler's tensors are none of these, and it cannot trace the question.
+    if not torch.compiler.is_compiling() and isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value):
+        raise InputError(
+            f"{caller}: {name} must hold values, got a tensor that torch.func or vmap transforms; "
+            f"call it outside of them: {why}"
+        )
+
+
 def as_integer(value: object) -> int | None:
     """Return whatever has ``__index__`` as an int: NumPy's and torch's integers too. None for a bool and all else."""
     if type(value) is int:

@@ -1,6 +1,14 @@
-"""The limits that every GPU kernel must keep, checked on the numbers that benchmarks.resources reads from its code."""
+"""The limits that every GPU kernel must keep, checked on the numbers that benchmarks.resources reads from its code, and
+the mark of tests that compile the loss."""
+
+import pytest
 
 from benchmarks.resources import SHARED_LIMIT, Resources
+from qpt.compat import triton_fault
+
+FAULT = triton_fault()
+#: Marks tests that compile the loss, which a Triton that is too old may not survive.
+needs_triton = pytest.mark.skipif(FAULT is not None, reason=f"the loss on CUDA: {FAULT}")
 
 
 def check(

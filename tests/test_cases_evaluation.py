@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
+import qpt
 from qpt import cli
 from qpt.commands.demo_run import run_demo
 from qpt.errors import InputError
@@ -167,20 +169,20 @@ def test_a_terminal_that_cannot_show_a_character(monkeypatch: pytest.MonkeyPatch
 def test_every_text_file_has_an_encoding() -> None:
     """A call that opens a text file names UTF-8: the locale must not decide."""
     found = []
-    for path in PACKAGE.rglob("*.py"):
+    root = PACKAGE.parent
+    folders = [PACKAGE, *(root / name for name in ("benchmarks", "experiments", "docs", "examples"))]
+    for path in (*(path for folder in folders for path in folder.rglob("*.py")), root / "setup.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            builtin = name == "open" and isinstance(node.func, ast.Name)
-            texts = [
-                arg.value for arg in (*node.args, *(k.value for k in node.keywords)) if isinstance(arg, ast.Constant)
-            ]
-            binary = any(isinstance(text, str) and re.fullmatch("[rwxa+]*b[rwxa+]*", text) for text in texts)
-            named = any(keyword.arg == "encoding" for keyword in node.keywords)
-            if (builtin or name in ("read_text", "write_text")) and node.args + node.keywords and not (binary or named):
-                found.append(f"{path.name}:{node.lineno}")
-            if name in ("read_text", "write_text") and not node.args and not node.keywords:
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            constants = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
+            modes = [text for text in constants if isinstance(text, str) and re.fullmatch(r"[rwxa][bt+]*", text)]
+            # ``open`` of a Path too, which is told from that of an image or a source by its mode.
+            opens = name == "open" and (isinstance(node.func, ast.Name) or bool(modes))
+            text = name in ("read_text", "write_text") or (opens and not any("b" in mode for mode in modes))
+            if text and not any(keyword.arg == "encoding" for keyword in node.keywords):
                 found.append(f"{path.name}:{node.lineno}")
     # ``read_text`` of tables takes no encoding: it is the project's own, which reads bytes.
     assert [place for place in found if not place.startswith(("tabular.py", "layouts.py"))] == []
@@ -291,12 +293,21 @@ def test_a_damaged_record_costs_only_itself(copies: Path, capsys: pytest.Capture
     (run / "history.jsonl").write_bytes(b'{"step": "x"}\n\0\0\0\n')
     (run / "seen.npz").write_bytes(bytes(64))
     (run / "summary.json").write_bytes(bytes(64))
+    (run / "space.yaml").write_bytes(bytes(64))
     assert cli.main(["report", "run", "--out", "page.html"]) == 0
     error = capsys.readouterr().err
-    for words in ("log.csv of run: 2 rows are used, 4 cannot be read", "observations.jsonl of run", "seen.npz of run",
-                  "summary.json of run"):  # fmt: skip
+    for words in ("log.csv of run: 2 rows are used, 4 cannot be read", "observations.jsonl of run: 0 lines are",
+                  "history.jsonl of run: 0 lines are used, 2 cannot be read", "seen.npz of run", "space.yaml of run",
+                  "summary.json of run: it must hold a mapping, got what is no JSON"):  # fmt: skip
         assert words in error and words in Path("page.html").read_text(encoding="utf-8")
     assert "\0" not in error
+    (run / "log.csv").write_bytes(b"")
+    for name in ("observations.jsonl", "history.jsonl"):
+        (run / name).write_bytes(b'{"step": 1')
+    assert cli.main(["report", "run", "--out", "page.html"]) == 0
+    error = capsys.readouterr().err
+    for words in ("log.csv of run: it is empty", "observations.jsonl of run: 0 lines", "history.jsonl of run: 0 lines"):
+        assert words in error
 
 
 def test_values_that_round_to_the_same_8_bits_are_taken(copies: Path) -> None:
@@ -355,6 +366,24 @@ def test_the_metric_inside_transforms_of_torch(copies: Path) -> None:
             transform()
 
 
+def test_transforms_of_torch_are_refused_in_one_sentence(copies: Path) -> None:
+    """What has a gradient of autograd's or takes whole batches has none of torch.func's."""
+    rows = functional.normalize(torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0)), dim=2)
+    images = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
+    program = qpt.DegradationSpace.preset("qpt").sample(4)
+    boxes = torch.zeros(4, 1, 2, dtype=torch.int32)
+    loss = Scorer.load("scorer.pt").as_metric(as_loss=True)
+    for transform in (
+        lambda: torch.func.grad(lambda q: qpt.nt_xent(q, rows[1]))(rows[0]),
+        lambda: torch.vmap(lambda q: qpt.nt_xent(q, rows[0]))(rows),
+        lambda: torch.vmap(lambda image: qpt.degrade(image, program))(images),
+        lambda: torch.vmap(lambda image: qpt.degrade_patches(image, program, boxes, 16))(images),
+        lambda: torch.vmap(loss)(torch.rand(1, 1, 3, 64, 64)),
+    ):
+        with pytest.raises(InputError, match=r"must hold values, got a tensor that torch\.func or vmap transforms"):
+            transform()
+
+
 def test_other_libraries_say_nothing_on_the_terminal(copies: Path) -> None:
     """A home that cannot be written to, and a name in letters that matplotlib's font lacks."""
     shutil.copy("set/images/cat0.png", "日.png")
@@ -362,3 +391,11 @@ def test_other_libraries_say_nothing_on_the_terminal(copies: Path) -> None:
     environment = {**os.environ, "HOME": "/proc", "XDG_CACHE_HOME": "", "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0 and done.stderr == "" and "日.png" in done.stdout
+
+
+def test_side_data_and_exporters_say_nothing_on_the_terminal(copies: Path) -> None:
+    side = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 40  # of which Pillow says that it is corrupt
+    Image.open("set/images/cat0.png").convert("RGB").save("exif.jpg", exif=side)
+    for words in (["score", "exif.jpg", "--scorer", "scorer.pt"], ["export", "scorer.pt", "--out", "exported"]):
+        done = subprocess.run([sys.executable, "-m", "qpt", *words], capture_output=True, text=True, encoding="utf-8")
+        assert (done.returncode, done.stderr) == (0, "")

@@ -110,6 +110,7 @@ def test_compiled_code_agrees_with_float64(kinds: int, device: TritonDevice) -> 
     check((total, weights), pairs, vectors)
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 @pytest.mark.parametrize("kinds", resources.GRADED)

@@ -316,6 +316,7 @@ def check_compiled(dtype: str, dim: int, architecture: int, precision: str, **ro
     assert (found.tensor_core > 0) == (precision != "ieee"), found
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 @pytest.mark.parametrize("variant", resources.CONTRASTIVE, ids=str)
@@ -324,6 +325,7 @@ def test_pass_compiles_without_spills(architecture: int, variant: tuple[str, int
     check_compiled(dtype, dim, architecture, precision, **resources.PASSES[name])
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("name", resources.PASSES)
 def test_pass_compiles_without_spills_for_newer_gpus(name: str, long: bool) -> None:
@@ -332,6 +334,7 @@ def test_pass_compiles_without_spills_for_newer_gpus(name: str, long: bool) -> N
             check_compiled("fp32", dim, architecture, "auto", **resources.PASSES[name])
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 def test_every_launch_of_the_table_compiles_without_spills(architecture: int, long: bool) -> None:
@@ -346,6 +349,7 @@ def test_every_launch_of_the_table_compiles_without_spills(architecture: int, lo
             check_compiled(dtype, dim, architecture, precision, **role)
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 @pytest.mark.parametrize("name", resources.PASSES)
@@ -369,6 +373,7 @@ def test_both_products_of_the_training_step_are_on_tensor_cores(architecture: in
     assert in_float32 >= launch.rows * launch.stream * (launch.step + launch.columns) // (launch.warps * 32)
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 @pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
 def test_merge_compiles_without_spills(architecture: int) -> None:

@@ -191,7 +191,7 @@ def test_a_full_disk_is_tried_again(
     config = tiny(image_folder, tmp_path / "run", log_every=1, checkpoint_every=2, keep_checkpoints=9)
     assert pretrain(config).finished
     said = " ".join(capsys.readouterr().err.split())
-    assert "the checkpoint of step 4 could not be saved, the one before is kept: [Errno 27] File too large" in said
+    assert "the checkpoint of step 4 could not be saved, any earlier one is kept: [Errno 27] File too large" in said
     assert "next attempt in 2 steps" in said
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
     assert kept == ["step-00000002.pt", "step-00000006.pt"]

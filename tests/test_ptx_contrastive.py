@@ -15,13 +15,13 @@ from unittest import mock
 import pytest
 import torch
 
-from tests import ptx
+from tests import offline, ptx
 from tests.conftest import LONG
 from tests.contrastive_interpreted import Case, case, converted, dense, sides
 from tests.ptx.compilers import TritonDevice
 from tests.tolerance import TOL, assert_close
 
-pytestmark = pytest.mark.rung("PTX execution")
+pytestmark = [pytest.mark.rung("PTX execution"), offline.needs_triton]
 
 FLOAT32, FLOAT16, BFLOAT16 = torch.float32, torch.float16, torch.bfloat16
 WEIGHTS = {"no images": None, "images": 0.0, "weight 0.5": math.log(0.5), "weight 0": -math.inf}

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import profile, profile_page
 from qpt.kernels import contrastive_pass
-from tests import ptx
+from tests import offline, ptx
 from tests.ptx import compilers
 
 SOURCE = """extern "C" __global__ void shift(const float* x, float* out, int n) {
@@ -62,6 +62,7 @@ def test_machine_pipes() -> None:
     assert {opcode: profile.machine_pipe(opcode) for opcode in expected} == expected
 
 
+@offline.needs_triton
 def test_profile_of_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--queries", "16", "--keys", "64", "--dim", "64", "--dtype", "float16", "--json"]
     assert benchmarks.main(["profile", "contrastive", *options]) == 0

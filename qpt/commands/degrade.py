@@ -62,7 +62,7 @@ def _draw(args: argparse.Namespace) -> int:
     from qpt.data.images import load_rgb
     from qpt.degradations.space import DegradationSpace
     from qpt.errors import InputError
-    from qpt.io import write_whole
+    from qpt.io import shown, write_whole
     from qpt.report.degradation_grid import draw_degradations
 
     for name, value in (("IMAGE", args.image), ("--out", args.out)):
@@ -106,7 +106,7 @@ def _draw(args: argparse.Namespace) -> int:
         }
         print(json.dumps(facts, indent=2))
     else:
-        print(f"{out}: {len(grid.levels)} single ops and {len(grid.compositions)} compositions of {args.space}")
+        print(f"{shown(out)}: {len(grid.levels)} single ops and {len(grid.compositions)} compositions of {args.space}")
         for chain in grid.compositions:
             print(f"  {chain}")
     return 0

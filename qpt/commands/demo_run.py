@@ -31,6 +31,7 @@ from qpt.evaluate.probe import ProbeResult, probe
 from qpt.evaluate.probe_set import ProbeSet, probe_set
 from qpt.evaluate.progress import progress
 from qpt.evaluate.scorer import Scorer
+from qpt.io import shown
 from qpt.models import load_encoder
 from qpt.models.encoder import untrained_encoder
 from qpt.pretraining.config import PretrainConfig
@@ -69,7 +70,7 @@ def run_demo(out: Path, data: Path | None, console: Console) -> bool:
     named, left_out = read_images(files, 1, most=MAX_IMAGES)
     images = list(named.values())
     for name, reason in left_out.items():
-        console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+        console.print(f"skipped {shown(name)}: {reason}", highlight=False, markup=False)
     held_out, kept = images[::3], [image for i, image in enumerate(images) if i % 3]
     if len(kept) < 2:
         raise InputError(f"demo: data must hold at least 3 readable photographs, got {len(images)}")

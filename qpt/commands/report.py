@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from qpt.data.listing import list_images
     from qpt.data.urls import is_url
     from qpt.evaluate.features import FeatureProtocol
-    from qpt.io import check_writable
+    from qpt.io import check_writable, shown
     from qpt.report.build import write_report
 
     out = check_writable(args.out, "report")
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace) -> int:
     )
     for fault in faults:
         print(f"qpt report: {fault}", file=sys.stderr)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, self-contained")
+    print(f"{shown(out)}: {out.stat().st_size / 1e6:.1f} MB, self-contained")
     return 0

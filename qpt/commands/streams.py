@@ -22,9 +22,13 @@ def prepare_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 - kept open
-    # What matplotlib says of its cache, and of letters that its font lacks, helps nobody who asked for scores.
+    # What other libraries say of their caches, of letters that a font lacks or of an image's side data helps nobody who
+    # asked for scores. ``python -W`` and PYTHONWARNINGS bring it back.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(?!(qpt|__main__)\b)")
+        # matplotlib has this one come from its caller.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

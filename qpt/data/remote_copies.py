@@ -53,7 +53,7 @@ def kept_index(url: str, tag: str, build: Callable[[], dict[str, Any]]) -> tuple
     if found is not None:
         return found, file
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
+    with file.with_suffix(".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = read()
         if found is None:

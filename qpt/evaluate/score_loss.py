@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qpt.data.normalise import IMAGENET_MEAN, IMAGENET_STD
-from qpt.errors import InputError, describe
+from qpt.errors import InputError, check_untransformed, describe
 from qpt.evaluate.features import outside_graphs
 from qpt.evaluate.image_crops import MIN_SIDE, crop_boxes
 
@@ -97,6 +97,7 @@ class ScoreLoss(nn.Module):
 
 @outside_graphs
 def _check(target: object) -> None:
+    check_untransformed("metric", "target", target, "its gradient comes from autograd")
     shape = tuple(target.shape) if isinstance(target, Tensor) and target.is_floating_point() else ()
     if not isinstance(target, Tensor) or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise InputError(

@@ -23,7 +23,7 @@ from qpt.data.sources import Source, open_source
 from qpt.degradations import op_table
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError, StalledError
-from qpt.io import remedy, write_lines, write_whole
+from qpt.io import remedy, shown, write_lines, write_whole
 from qpt.pretraining.checkpoint import (
     SmoothedLoss,
     has_checkpoint,
@@ -324,7 +324,7 @@ class _TrainingLoop:
                 log.flush()
                 save_checkpoint(self.run, self._state(learner), self.config.keep_checkpoints)
             except OSError as error:
-                failed = f"the checkpoint of step {self.step} could not be saved, the one before is kept: {error}"
+                failed = f"the checkpoint of step {self.step} could not be saved, any earlier one is kept: {error}"
                 remedied = remedy(error)
         failed, remedied = self.processes.gather((failed, remedied))[0]
         if failed and last:
@@ -367,7 +367,9 @@ class _TrainingLoop:
 
     def _print_end(self, log: RunLog) -> None:
         for index, reason in sorted(self.unreadable.items()):
-            log.console.print(f"skipped {self.dataset.source.name(index)}: {reason}", highlight=False, markup=False)
+            log.console.print(
+                f"skipped {shown(self.dataset.source.name(index))}: {reason}", highlight=False, markup=False
+            )
         self.timer.read()
         if self.timer.total.images:
             log.console.print(self.timer.total.text(), highlight=False)

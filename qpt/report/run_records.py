@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qpt.degradations.space import DegradationSpace
 from qpt.errors import InputError
 from qpt.evaluate.scorer import Scorer
+from qpt.io import shown
 from qpt.models import Encoder, load_encoder
 from qpt.models.checkpoint_file import read_checkpoint
 from qpt.models.names import is_named
@@ -83,10 +84,16 @@ def read_runs(runs: Sequence[str | Path]) -> list[RunRecord]:
         place, checkpoint = Path(run), {"config": {}} if is_named(run) else read_checkpoint(run)
         record = RunRecord(name, place, checkpoint, load_encoder(run), COLOURS[number], {})
         record.log, record.summary = read_log(place, record.faults), read_summary(place, record.faults)
-        record.observations, record.history = read_observations(place, record.faults), read_history(place)
+        record.observations = read_observations(place, record.faults)
+        record.history = read_history(place, record.faults)
         try:
             record.seen = read_first_batch(place)
         except InputError as error:
             record.faults.append(str(error).removeprefix("run: "))
+        try:
+            if (place / "space.yaml").is_file():
+                record.space()
+        except (InputError, OSError) as error:
+            record.faults.append(f"space.yaml of {shown(name)}: {' '.join(str(error).split())}")
         records.append(record)
     return records

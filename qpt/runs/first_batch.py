@@ -16,7 +16,7 @@ from torch import Tensor
 from qpt.data.arrays import read_npz
 from qpt.degradations.program import Program
 from qpt.errors import InputError
-from qpt.io import write_whole
+from qpt.io import shown, write_whole
 
 FIRST_BATCH = "seen.npz"
 FIRST_BATCH_IMAGES = 6
@@ -59,10 +59,12 @@ def read_first_batch(run: Path) -> FirstBatch | None:
     try:
         stored = read_npz(path, ["patches", "photographs", "chains"])
     except (OSError, ValueError) as error:
-        raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold a batch's patches, got: {error}") from None
+        file = f"{FIRST_BATCH} of {shown(run.name)}"
+        raise InputError(f"run: {file} must hold a batch's patches, got a damaged file ({error})") from None
     dtypes = "".join(array.dtype.kind for array in stored.values())
     shapes = [array.shape for array in stored.values()]
     fits = list(map(len, shapes)) == [5, 1, 1] and len({shape[0] for shape in shapes}) == 1 and shapes[0][-1] == 3
     if dtypes != "uiU" or stored["patches"].dtype != np.uint8 or not fits:
-        raise InputError(f"run: {FIRST_BATCH} of {run.name} must hold patches (n, P, s, s, 3) uint8 with their chains")
+        file = f"{FIRST_BATCH} of {shown(run.name)}"
+        raise InputError(f"run: {file} must hold patches (n, P, s, s, 3) uint8 with their chains")
     return FirstBatch(stored["patches"], stored["photographs"], stored["chains"].tolist())

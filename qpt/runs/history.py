@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qpt.io import parse_json, whole_lines
+from qpt.io import parse_json, shown, unreadable_lines, whole_lines
 from qpt.version import __version__
 
 HISTORY = "history.jsonl"
@@ -40,14 +40,20 @@ def note_start(run: Path, step: int, device: torch.device, data: str = "") -> No
         stream.write("\n" * cut_short + json.dumps(entry) + "\n")
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
-    """Return the entries in order; none without a file. A line cut short by a crash is left out."""
-    entries = []
-    for line in whole_lines(run / HISTORY):
+def read_history(run: Path, faults: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the entries in order; none without a file. A line cut short by a crash is left out.
+
+    faults: gets a sentence on lines that are no entries.
+    """
+    entries, lines = [], whole_lines(run / HISTORY)
+    for line in lines:
         try:
             entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
+    left_out = unreadable_lines(run / HISTORY, lines, len(entries))
+    if faults is not None and left_out:
+        faults.append(f"{HISTORY} of {shown(run.name)}: {len(entries)} lines are used, {left_out} cannot be read")
     return entries

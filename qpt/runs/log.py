@@ -73,6 +73,8 @@ def read_log(run: Path, faults: list[str] | None = None) -> dict[str, list[float
     numbers = [row for row in numbers if math.isfinite(row.get("step", math.nan))]
     if left_out or len(numbers) < len(rows):
         _note(faults, run, LOG, f"{len(numbers)} rows are used, {left_out} cannot be read")
+    elif (run / LOG).is_file() and not (run / LOG).stat().st_size:
+        _note(faults, run, LOG, "it is empty")
     return {name: [row[name] for row in numbers] for name in (numbers[0] if numbers else {})}
 
 
@@ -93,16 +95,14 @@ def read_summary(run: Path, faults: list[str] | None = None) -> dict[str, Any]:
     path = run / "summary.json"
     try:
         summary = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        summary = error
+        found = type(summary).__name__
+    except OSError as error:
+        summary, found = None, str(error)
+    except ValueError:
+        summary, found = None, "what is no JSON"
     if isinstance(summary, dict):
         return summary
-    _note(
-        faults,
-        run,
-        path.name,
-        f"it must hold a mapping, got {summary if isinstance(summary, Exception) else type(summary).__name__}",
-    )
+    _note(faults, run, path.name, f"it must hold a mapping, got {found}")
     return {}
 
 

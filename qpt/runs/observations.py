@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qpt.errors import InputError
-from qpt.io import parse_json, whole_lines, write_lines
+from qpt.io import parse_json, shown, unreadable_lines, whole_lines, write_lines
 
 OBSERVATIONS = "observations.jsonl"
 BINS = 80  # of equal width over [-1, 1]
@@ -108,11 +108,11 @@ class ObservationWriter:
 def read_observations(run: Path, faults: list[str] | None = None) -> dict[int, Observation]:
     """Return step -> measurements, in order; empty without a file. A line cut short by a crash is left out.
 
-    faults: gets a sentence on complete lines that are no measurements; without it they raise InputError.
+    faults: gets a sentence on lines that are no measurements; without it whole ones raise InputError.
     """
     found: dict[int, Observation] = {}
-    left_out = 0
-    for line in whole_lines(run / OBSERVATIONS):
+    lines, used = whole_lines(run / OBSERVATIONS), 0
+    for line in lines:
         try:
             fields = parse_json(line)
             step = int(fields.pop("step"))
@@ -123,14 +123,14 @@ def read_observations(run: Path, faults: list[str] | None = None) -> dict[int, O
                 raise ValueError("alignment and counts must be finite")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             if faults is not None:
-                left_out += 1
                 continue
             raise InputError(
                 f"observations: {OBSERVATIONS} of {run.name} must hold measurements, got: {error}"
             ) from None
-        found[step] = observation
+        found[step], used = observation, used + 1
+    left_out = unreadable_lines(run / OBSERVATIONS, lines, used)
     if faults is not None and left_out:
-        faults.append(f"{OBSERVATIONS} of {run.name}: {len(found)} lines are used, {left_out} cannot be read")
+        faults.append(f"{OBSERVATIONS} of {shown(run.name)}: {used} lines are used, {left_out} cannot be read")
     return found
 
 

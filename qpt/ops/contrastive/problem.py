@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qpt.errors import InputError, as_number, describe_tensor
+from qpt.errors import InputError, as_number, check_untransformed, describe_tensor
 from qpt.ops.contrastive.pool import NegativePool, check_rows_finite
 
 BACKEND_NAMES = ("auto", "cpp", "triton", "torch")
@@ -300,6 +300,7 @@ def _check_pool(
 def _check_embeddings(
     function: str, name: str, value: Tensor, shape: str, device: torch.device | None = None, dim: int | None = None
 ) -> None:
+    check_untransformed(function, name, value, "its gradient comes from autograd, one batch at a time")
     fits = isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] > 0 and dim in (None, value.shape[1])
     if not fits or value.dtype not in FLOATS:
         raise InputError(

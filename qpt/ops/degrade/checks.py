@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qpt.degradations.program import Program
-from qpt.errors import InputError, check_int, describe_tensor
+from qpt.errors import InputError, check_int, check_untransformed, describe_tensor
 
 PATCH_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
 LAYOUTS = (torch.channels_last, torch.contiguous_format)
@@ -17,6 +17,7 @@ LAYOUTS = (torch.channels_last, torch.contiguous_format)
 
 def check_images(caller: str, images: Tensor) -> None:
     """Check that images are (B, H, W, 3) uint8 on a device with an engine, and small enough for 32-bit indices."""
+    check_untransformed(caller, "images", images, "it takes a batch of images as it is")
     good = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[3] == 3
     if not good:
         raise InputError(f"{caller}: images must be (B, H, W, 3) uint8, got {describe_tensor(images)}")
