@@ -93,12 +93,23 @@ def execute(
 _ARRIVE, _WAIT = "atomicAdd(arrived", "while (static_cast<i32>"  # of sync_team in csrc/cuda/degrade.cu
 
 
+def lines_of(text: str) -> set[str]:
+    """Return FILE:LINE of the line of degrade.cu that holds a text, as nvcc names it and as NVRTC does."""
+    path = build.PACKAGE / "csrc" / build.CUDA_SOURCES[0]
+    sources = {path.name: path.read_text(encoding="utf-8"), "source.cu": build.device_source()}
+    return {
+        f"{name}:{number}"
+        for name, source in sources.items()
+        for number, line in enumerate(source.splitlines(), 1)
+        if text in line
+    }
+
+
 def _places(kernel: ptx.Kernel, counts: np.ndarray, text: str) -> list[int]:
     """Return the instructions that ran and that come from the line of degrade.cu that holds a text."""
-    path = build.PACKAGE / "csrc" / build.CUDA_SOURCES[0]
-    (number,) = (n for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text in line)
+    wanted = lines_of(text)
     lines = ((place, kernel.program.instructions[place].line) for place in np.flatnonzero(counts["runs"]).tolist())
-    return [place for place, line in lines if line and f"{path.name}:{number}" in line.chain().split(" < ")]
+    return [place for place, line in lines if line and not wanted.isdisjoint(line.chain().split(" < "))]
 
 
 def main(names: list[str]) -> None:

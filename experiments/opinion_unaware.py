@@ -60,7 +60,9 @@ class Niqe:
         features, _ = block_features(luminance(centre(pixels)).astype(np.float64))
         covariance = np.cov(features, rowvar=False) if len(features) > 1 else np.zeros_like(self.covariance)
         difference = self.mean - features.mean(0)
-        return float(np.sqrt(difference @ np.linalg.pinv((self.covariance + covariance) / 2) @ difference))
+        # Of few blocks the matrix is singular, and by rounding has small eigenvalues on both sides of 0.
+        inverse = np.linalg.pinv((self.covariance + covariance) / 2, rcond=1e-12, hermitian=True)
+        return float(np.sqrt(max(0.0, difference @ inverse @ difference)))
 
 
 def block_features(grey: Plane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

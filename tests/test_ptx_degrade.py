@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu_costs import lines_of
 from benchmarks.resources import SHARED_LIMIT
 from qpt import DegradationSpace, Program, build, degrade, degrade_patches
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
@@ -234,7 +235,7 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
     """
     program = kernel(MAIN, 80).program
     nothing = native.find("prefetch")[0]  # type: ignore[index]
-    wait, arrival = line_of("while (static_cast<i32>"), line_of("atomicAdd(arrived")
+    wait, arrival = lines_of("while (static_cast<i32>"), lines_of("atomicAdd(arrived")
     images, rows = three_rows("gaussian_blur")
     expected, counts = run(images, rows, blocks=3, count=True)
     fences, arrivals, repeats = [], [], []
@@ -246,9 +247,9 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
         )
         if head in ("membar", "fence"):
             fences.append(place)
-        elif head == "atom" and arrival in lines:
+        elif head == "atom" and not arrival.isdisjoint(lines):
             arrivals.append(place)
-        elif head == "bra" and wait in lines and program.code[place]["target"] <= place:
+        elif head == "bra" and not wait.isdisjoint(lines) and program.code[place]["target"] <= place:
             repeats.append(place)
     (before, after), (arrive,), (repeat,) = fences, arrivals, repeats
     assert before < arrive < repeat < after
@@ -262,13 +263,6 @@ def test_every_step_of_the_barrier_between_blocks_is_needed() -> None:
         finally:
             program.code[place] = instruction
         assert detected, program.instructions[place]
-
-
-def line_of(text: str) -> str:
-    """Return FILE:LINE of the line of degrade.cu that holds a text."""
-    path = build.PACKAGE / "csrc" / build.CUDA_SOURCES[0]
-    (number,) = (n for n, line in enumerate(path.read_text().splitlines(), 1) if text in line)
-    return f"{path.name}:{number}"
 
 
 def test_source_that_is_compiled_is_the_source_of_the_package() -> None:
