@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,32 @@ def resizes_height_first(size: tuple[int, int], wanted: tuple[int, int]) -> bool
     # Before 13 the width came first always.
     tall = size[0] - wanted[0] > 2 * (size[1] - wanted[1])
     return tall and int(PIL.__version__.split(".")[0]) >= 13
+
+
+def _matrix_products() -> list[Any]:
+    """Return torch's settings of float32 products, on CUDA and on the CPU; none before 2.9, which has one for both."""
+    import torch
+
+    cpu = getattr(torch.backends.mkldnn, "matmul", None)
+    return [] if cpu is None else [torch.backends.cuda.matmul, cpu]
+
+
+def matrix_precisions() -> list[str]:
+    """Return what torch multiplies float32 matrices with, as ``set_matrix_precisions`` takes it."""
+    import torch
+
+    return [each.fp32_precision for each in _matrix_products()] or [torch.get_float32_matmul_precision()]
+
+
+def set_matrix_precisions(precisions: Sequence[str] | None) -> None:
+    """Set what torch multiplies float32 matrices with. None: float32 itself."""
+    import torch
+
+    products = _matrix_products()
+    for each, precision in zip(products, precisions or ["ieee"] * len(products), strict=False):
+        each.fp32_precision = precision
+    if not products:
+        torch.set_float32_matmul_precision(precisions[0] if precisions else "highest")
 
 
 _process_groups: list[object] = []

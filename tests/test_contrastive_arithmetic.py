@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from qpt import compat
 from qpt.ops.contrastive import backend_torch, loss
 from qpt.ops.contrastive.api import contrastive_loss
 from qpt.ops.contrastive.arithmetic import float32_products
@@ -19,27 +20,31 @@ SETTINGS = {
 }
 
 
-def state() -> list[str]:
-    return [products.fp32_precision for products in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)]
+if not compat._matrix_products():  # before torch 2.9
+    SETTINGS = {name: setting for name, setting in SETTINGS.items() if name.startswith(("allow", "matmul"))}
+FLOAT32 = ["ieee", "ieee"] if compat._matrix_products() else ["highest"]
+state = compat.matrix_precisions
 
 
 @pytest.fixture(autouse=True)
 def _restored():
     yield
-    for settings in (torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+    for settings in (torch.backends, *compat._matrix_products()) if compat._matrix_products() else ():
         settings.fp32_precision = "none"
+    if not compat._matrix_products():
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_products_are_float32_and_the_setting_comes_back(setting):
     SETTINGS[setting]()
     before = state()
-    assert before != ["ieee", "ieee"]
+    assert before != FLOAT32
     with float32_products():
-        assert state() == ["ieee", "ieee"]
+        assert state() == FLOAT32
         with float32_products():
-            assert state() == ["ieee", "ieee"]
-        assert state() == ["ieee", "ieee"]
+            assert state() == FLOAT32
+        assert state() == FLOAT32
     assert state() == before
 
 
@@ -63,7 +68,7 @@ def test_the_setting_comes_back_after_an_error_and_with_threads_that_overlap():
 
     with pytest.raises(ZeroDivisionError):
         interrupted()
-    assert state() == ["ieee", "ieee"], "the other thread is still inside"
+    assert state() == FLOAT32, "the other thread is still inside"
     leave.set()
     thread.join()
     assert state() == before
@@ -95,4 +100,4 @@ def test_every_product_of_the_loss_is_float32(setting, same_rows, monkeypatch):
         severity_width=0.3, temperature=torch.tensor(0.2, requires_grad=True), backend="torch", exclude_self=same_rows,
     ).backward()  # fmt: skip
     assert {name for name, _ in seen} == {"row_products", "lse_forward", "key_gradient", "add_graded"}
-    assert {found for _, found in seen} == {("ieee", "ieee")}
+    assert {found for _, found in seen} == {tuple(FLOAT32)}

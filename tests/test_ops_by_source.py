@@ -119,7 +119,8 @@ def skimage_diffusion(image, params, seed):
     lab, radius = skimage.color.rgb2lab(image), int(np.ceil(2 * params[0]))
     blurred = cv2.GaussianBlur(lab, (2 * radius + 1,) * 2, params[0], borderType=cv2.BORDER_REFLECT_101)
     lab[..., 1:] = params[1] * blurred[..., 1:]
-    with warnings.catch_warnings(action="ignore"):  # of colours beyond the RGB cube, which are meant
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of colours beyond the RGB cube, which are meant
         return skimage.color.lab2rgb(lab) * 255
 
 

@@ -17,6 +17,7 @@ from qpt.evaluate.scorer import Scorer
 from qpt.evaluate.table import read_table
 from qpt.models import build_encoder
 from qpt.models.checkpoint_file import read_checkpoint
+from qpt.models.encoder import load_weights
 from qpt.models.heads import projection_head, stage_means, stage_statistics
 from qpt.models.two_trunks import TwoTrunks
 from qpt.pretraining import engine
@@ -345,6 +346,11 @@ def test_two_trunks_are_the_initial_encoder_and_the_tuned_one(image_folder: Path
         for both, a, b in zip(two.stages(x), before.stages(x), after.stages(x), strict=True):
             assert torch.equal(both, torch.cat([a, b], 1))
         assert torch.equal(two(x), torch.cat([before(x), after(x)], 1))
+        torch.save(two.state_dict(), tmp_path / "two.pth")
+        for source in (tmp_path / "two", tmp_path / "two" / "checkpoint.pt", tmp_path / "two.pth"):
+            encoder = build_encoder("resnet18", 4).eval()
+            load_weights(encoder, source)  # takes the trunk that was tuned
+            assert torch.equal(encoder(x), after(x))
 
 
 def test_regression_makes_its_targets_of_the_step(image_folder: Path, tmp_path: Path) -> None:

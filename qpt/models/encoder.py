@@ -104,14 +104,13 @@ def load_weights(encoder: Encoder, source: str | Path) -> None:
     InputError if names or shapes are of another architecture.
     """
     if is_named(source) or Path(source).is_dir():
-        loaded = load_encoder(source)
-        # Pre-training goes on with the trunk that was pre-trained.
-        if isinstance(loaded, TwoTrunks) and not isinstance(encoder, TwoTrunks):
-            loaded = loaded.tuned
-        found: Any = loaded.state_dict()
+        found: Any = load_encoder(source).state_dict()
     else:
         found = _read_state_dict(Path(source))
     own = encoder.state_dict()
+    if not isinstance(encoder, TwoTrunks) and {name.partition(".")[0] for name in found} == {"frozen", "tuned"}:
+        # Pre-training goes on with the trunk that was pre-trained.
+        found = {name.removeprefix("tuned."): value for name, value in found.items() if name.startswith("tuned.")}
     matched = {name: (encoder.own_name(name, own), value) for name, value in found.items()}
     weights = {name: value for name, value in matched.values() if name in own}
     unexpected = [name for name, (mine, _) in matched.items() if mine not in own and not encoder.is_classifier(name)]
@@ -127,7 +126,7 @@ def load_weights(encoder: Encoder, source: str | Path) -> None:
         )
         raise InputError(
             f"init: weights must be those of {encoder.arch}, width {encoder.width}, got weights of another "
-            f"architecture from {source} ({listed})"
+            f"architecture from {source} ({listed}); arch (--arch) must be theirs"
         )
     encoder.load_state_dict(weights, strict=False)
 

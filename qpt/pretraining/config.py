@@ -39,7 +39,8 @@ class PretrainConfig:
         arch: encoder, resnet18 | resnet34 | resnet50 | efficientnet_lite0 | timm:NAME | torchvision:NAME.
         width: channels of a resnet's first stage; 64 is the standard network.
         init: weights to start from; empty for random ones. A run directory or checkpoint, a state dict (.pt, .pth,
-            .safetensors), or a named encoder: efficientnet_lite0-imagenet, timm:NAME, torchvision:NAME.
+            .safetensors), or a named encoder: efficientnet_lite0-imagenet,
+            efficientnet_lite0-qpt, timm:NAME, torchvision:NAME. ``arch`` must be that of the weights.
         projection_dim: length D of queries and keys.
         head_input: features that the projection head reads: last (mean of the last stage) or stages (mean and standard
             deviation of all stages, normalised by a LayerNorm).

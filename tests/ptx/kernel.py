@@ -243,6 +243,8 @@ class Kernels(dict[str, Kernel]):
         self.names = [name for name, function in module.functions.items() if function.entry]
 
     def __missing__(self, name: str) -> Kernel:
+        if name not in self.names:
+            raise KeyError(f"there is no kernel {name!r} in the module, which has {', '.join(self.names) or 'none'}")
         self[name] = Kernel(name, assemble(self.module, name))
         return self[name]
 

@@ -7,13 +7,13 @@ process while it lasts, and restores them.
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-# What torch multiplies float32 matrices with, on CUDA and on the CPU. Both may be TF32 or bfloat16 by a setting of the
-# program that is meant for its encoder: allow_tf32, set_float32_matmul_precision, fp32_precision.
-_MATRIX_PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+from qpt.compat import matrix_precisions, set_matrix_precisions
+
+# What torch multiplies float32 matrices with may be TF32 or bfloat16 by a setting of the program that is meant for its
+# encoder: allow_tf32, set_float32_matmul_precision, fp32_precision.
 _lock = threading.Lock()
 _inside = 0  # threads in float32_products; the settings belong to the process
 _before: list[str] = []
@@ -36,17 +36,15 @@ def float32_products() -> Iterator[None]:
     with _lock:
         _inside += 1
         if _inside == 1:
-            _before[:] = [products.fp32_precision for products in _MATRIX_PRODUCTS]
-            for products in _MATRIX_PRODUCTS:
-                products.fp32_precision = "ieee"
+            _before[:] = matrix_precisions()
+            set_matrix_precisions(None)
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                for products, precision in zip(_MATRIX_PRODUCTS, _before, strict=True):
-                    products.fp32_precision = precision
+                set_matrix_precisions(_before)
 
 
 def _highest() -> bool:

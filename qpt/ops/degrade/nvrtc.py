@@ -97,7 +97,8 @@ def compile_cubin(source: str, flags: Sequence[str], architecture: int, name: st
     """
     library = _library()
     program = ctypes.c_void_p()
-    options = [flag.encode() for flag in (*flags, f"-arch=sm_{architecture}")]
+    # NVRTC 12.4 takes a generic lambda of a device function for a host function unless told that there are none.
+    options = [flag.encode() for flag in (*flags, "-default-device", f"-arch=sm_{architecture}")]
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
     try:
         status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
