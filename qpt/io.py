@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,6 @@ def whole_lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def unreadable_lines(path: Path, lines: Sequence[str], used: int) -> int:
-    """Return how many of a file's whole ``lines`` were not used, and 1 for a file with nothing but a line cut short."""
-    return len(lines) - used if lines or not path.is_file() else int(path.stat().st_size > 0)
 
 
 #: Settings and spaces take a few kilobytes; a megabyte takes the parser ten seconds.

@@ -367,7 +367,7 @@ def test_the_metric_inside_transforms_of_torch(copies: Path) -> None:
 
 
 def test_transforms_of_torch_are_refused_in_one_sentence(copies: Path) -> None:
-    """What has a gradient of autograd's or takes whole batches has none of torch.func's."""
+    """The loss, the degradations and the metric as a loss refuse tensors that torch.func or vmap transforms."""
     rows = functional.normalize(torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0)), dim=2)
     images = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
     program = qpt.DegradationSpace.preset("qpt").sample(4)

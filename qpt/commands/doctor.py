@@ -161,6 +161,7 @@ def _triton() -> Check:
     if fault is None:
         return Check("Triton", True, importlib.import_module("triton").__version__)
     found, _, fix = fault.partition("; run: ")
+    fix = fix if platform.system() == "Linux" else ""  # there are no wheels for others
     return Check("Triton", False, f"{found}; PyTorch operations take its place", fix)
 
 

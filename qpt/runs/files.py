@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qpt.io import shown
@@ -23,3 +24,16 @@ def run_name(run: str | Path) -> str:
         return str(run)
     path = Path(run).resolve()
     return shown(path.name if path.is_dir() else path.parent.name)
+
+
+def note_fault(faults: list[str] | None, run: Path, file: str, what: str) -> None:
+    """Add to ``faults``, if they are wanted, a sentence on what of a run's record cannot be read."""
+    if faults is not None:
+        faults.append(f"{file} of {shown(run.name)}: {what}")
+
+
+def note_unread_lines(faults: list[str] | None, run: Path, file: str, lines: Sequence[str], used: int) -> None:
+    """Note how many of a record's whole ``lines`` were not used, and a record with nothing but a line cut short."""
+    cut_short = not lines and (run / file).is_file() and (run / file).stat().st_size > 0
+    if left_out := len(lines) - used + cut_short:
+        note_fault(faults, run, file, f"{used} lines are used, {left_out} cannot be read")

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from qpt.io import parse_json, shown, unreadable_lines, whole_lines
+from qpt.io import parse_json, whole_lines
+from qpt.runs.files import note_unread_lines
 from qpt.version import __version__
 
 HISTORY = "history.jsonl"
@@ -53,7 +54,5 @@ def read_history(run: Path, faults: list[str] | None = None) -> list[dict[str, A
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
-    left_out = unreadable_lines(run / HISTORY, lines, len(entries))
-    if faults is not None and left_out:
-        faults.append(f"{HISTORY} of {shown(run.name)}: {len(entries)} lines are used, {left_out} cannot be read")
+    note_unread_lines(faults, run, HISTORY, lines, len(entries))
     return entries

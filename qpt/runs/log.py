@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qpt.io import parse_json, shown, write_lines
+from qpt.io import parse_json, write_lines
+from qpt.runs.files import note_fault
 
 LOG = "log.csv"
 _STEP = re.compile("[0-9]+")
@@ -72,9 +73,9 @@ def read_log(run: Path, faults: list[str] | None = None) -> dict[str, list[float
             left_out += 1
     numbers = [row for row in numbers if math.isfinite(row.get("step", math.nan))]
     if left_out or len(numbers) < len(rows):
-        _note(faults, run, LOG, f"{len(numbers)} rows are used, {left_out} cannot be read")
+        note_fault(faults, run, LOG, f"{len(numbers)} rows are used, {left_out} cannot be read")
     elif (run / LOG).is_file() and not (run / LOG).stat().st_size:
-        _note(faults, run, LOG, "it is empty")
+        note_fault(faults, run, LOG, "it is empty")
     return {name: [row[name] for row in numbers] for name in (numbers[0] if numbers else {})}
 
 
@@ -102,7 +103,7 @@ def read_summary(run: Path, faults: list[str] | None = None) -> dict[str, Any]:
         summary, found = None, "what is no JSON"
     if isinstance(summary, dict):
         return summary
-    _note(faults, run, path.name, f"it must hold a mapping, got {found}")
+    note_fault(faults, run, path.name, f"it must hold a mapping, got {found}")
     return {}
 
 
@@ -119,11 +120,6 @@ def _read_rows(path: Path) -> tuple[list[dict[str, str]], int]:
     header = table[0] if table else []
     rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
     return rows, len(lines) - 1 - len(rows) if lines else 0
-
-
-def _note(faults: list[str] | None, run: Path, file: str, what: str) -> None:
-    if faults is not None:
-        faults.append(f"{file} of {shown(run.name)}: {what}")
 
 
 def _csv(rows: Iterable[Mapping[str, str]]) -> str:

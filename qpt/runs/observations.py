@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from qpt.errors import InputError
-from qpt.io import parse_json, shown, unreadable_lines, whole_lines, write_lines
+from qpt.io import parse_json, whole_lines, write_lines
+from qpt.runs.files import note_unread_lines
 
 OBSERVATIONS = "observations.jsonl"
 BINS = 80  # of equal width over [-1, 1]
@@ -128,9 +129,7 @@ def read_observations(run: Path, faults: list[str] | None = None) -> dict[int, O
                 f"observations: {OBSERVATIONS} of {run.name} must hold measurements, got: {error}"
             ) from None
         found[step], used = observation, used + 1
-    left_out = unreadable_lines(run / OBSERVATIONS, lines, used)
-    if faults is not None and left_out:
-        faults.append(f"{OBSERVATIONS} of {shown(run.name)}: {used} lines are used, {left_out} cannot be read")
+    note_unread_lines(faults, run, OBSERVATIONS, lines, used)
     return found
 
 
