@@ -229,10 +229,11 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, KernelOfTeam kernel, i32 ra
     each(team, (own.last - own.first + kRunRows - 1) / kRunRows, runs_in<3, kRunPixels>(samples),
          [&](i32 group, i32 task) {
            const i32 y = own.first + kRunRows * group, i = start_of_run<3, kRunPixels>(task);
+           const i32 first = y - radius, rows = kernel.taps + kRunRows - 1;
+           const bool inside = first >= 0 && first + rows <= a.h;
            correlate_run<kRunRows, kRunPixels, 3>(
-               kernel.taps + kRunRows - 1,
-               [&](i32 j) { return source_row(a, padded, stride, radius, y - radius + j) + i; },
-               [&](i32 j) { return kernel.weight + j * kernel.taps; },
+               rows, inside ? padded + static_cast<i64>(first) * stride + i : nullptr, stride,
+               [&](i32 j) { return source_row(a, padded, stride, radius, first + j) + i; }, kernel.weight, kernel.taps,
                [&](i32 j) { return Span{kernel.first[j], kernel.last[j] + 1}; },
                [&](i32 r, i32 k, float sum) {
                  const i32 at = i + 3 * k;
@@ -272,7 +273,7 @@ QPT_FN void correlate_lines(const Team& team, OpArgs a, From from, const float* 
     const i32 i = start_of_run<channels, kLinePixels>(task);
     const float* row = padded + static_cast<i64>((y + r) % kStrip) * stride + i;
     correlate_run<1, kLinePixels, channels>(
-        1, [=](i32) { return row; }, [=](i32) { return reinterpret_cast<const Weights<1>*>(weight); },
+        1, row, 0, [=](i32) { return row; }, reinterpret_cast<const Weights<1>*>(weight), 0,
         [=](i32) { return Span{0, 2 * radius + 1}; },
         [&](i32, i32 k, float sum) {
           const i32 at = i + channels * k;

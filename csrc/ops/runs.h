@@ -8,7 +8,7 @@ namespace qpt {
 
 // The outputs of one thread: rows and pixels with a kernel of several rows, pixels with a kernel along a row. More of
 // the latter took registers that glass_shuffle needs for what it keeps through a blur.
-constexpr i32 kRunRows = 4, kRunPixels = 8, kLinePixels = 6;
+constexpr i32 kRunRows = 2, kRunPixels = 14, kLinePixels = 6;
 
 // The weights of a kernel's column in rows j, j - 1, ... of the kernel, which meet one row of the image for kRows rows
 // of output. A GPU loads them at once.
@@ -37,19 +37,25 @@ QPT_INLINE i32 start_of_run(i32 task) {
 }
 
 // Computes kRows rows of kPixels outputs, kStep samples from each other, as the sum over `rows` rows. row_of(j) is
-// the source's row j, from the sample that meets column 0 of the kernel for the first output on; weights_of(j) are the
-// weights of its columns, of which those in span_of(j) are used. put(r, k, sum) takes a sum. Samples beyond the end of
+// the source's row j, from the sample that meets column 0 of the kernel for the first output on; it may be any row if
+// the rows are `stride` apart from `inside` on, else inside is null. weights: those of the columns of row 0, and `taps`
+// further on those of the next row; those in span_of(j) are used. put(r, k, sum) takes a sum. Samples beyond the end of
 // a row may be read.
-template <i32 kRows, i32 kPixels, i32 kStep, class RowOf, class WeightsOf, class SpanOf, class Put>
-QPT_INLINE void correlate_run(i32 rows, RowOf row_of, WeightsOf weights_of, SpanOf span_of, Put put) {
+template <i32 kRows, i32 kPixels, i32 kStep, class RowOf, class SpanOf, class Put>
+QPT_INLINE void correlate_run(i32 rows, const float* inside, i32 stride, RowOf row_of, const Weights<kRows>* weights,
+                              i32 taps, SpanOf span_of, Put put) {
   float sum[kRows][kPixels];
   for (i32 r = 0; r < kRows; ++r)
     for (i32 k = 0; k < kPixels; ++k) sum[r][k] = 0.0f;
+  const float* row = inside;
   QPT_UNROLL(1)
   for (i32 j = 0; j < rows; ++j) {
+    if (inside == nullptr) row = row_of(j);
     const Span span = span_of(j);
-    const float* sample = row_of(j) + kStep * span.first;
-    const Weights<kRows>* weight = weights_of(j) + span.first;
+    const float* sample = row + kStep * span.first;
+    const Weights<kRows>* weight = weights + span.first;
+    weights += taps;
+    if (inside != nullptr) row += stride;
     float x[kPixels];
     for (i32 k = 1; k < kPixels; ++k) x[k] = sample[kStep * (k - 1)];
     QPT_UNROLL(4)  // x moves through registers
