@@ -43,7 +43,8 @@ class OnGpu(Tensor):
 class FakeGpu:
     """The devices of a machine and what was done with them.
 
-    shared_limits: bytes that a block may have, by device.  launches: (device, grid, shared bytes, scratch bytes).
+    shared_limits: bytes that a block may have, by device.  launches: (device, blocks, teams, shared bytes, scratch
+    bytes).
     free_bytes: what one allocation on a device may take.
     """
 
@@ -195,29 +196,27 @@ class _RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         self.dynamic[device] = size
 
-    def __call__(
-        self, grid: tuple[int, int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int
-    ) -> None:
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], *, shared_mem: int) -> None:
         device = self._load()
         if not self.gpu.streams or self.gpu.streams[-1] != device:
             raise CUDADriverError("CUDA_ERROR_INVALID_HANDLE: the stream is of another device")
         if shared_mem > self.dynamic[device] or not 0 < block[0] <= self.max_threads_per_block or min(grid) < 1:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        if self.cooperative and grid[0] * grid[1] > self.gpu.multiprocessors:  # a block has all registers of one
+        if self.cooperative and grid[0] > self.gpu.multiprocessors:  # a block has all registers of one
             raise CUDADriverError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
-        assert grid[0] == 1 or self.cooperative, "blocks that wait for each other need a cooperative launch"
-        states = np.ctypeslib.as_array(
-            ctypes.cast(int(arguments[10]), ctypes.POINTER(ctypes.c_int32)), (1 + grid[1], 32)
-        )
+        teams = int(arguments[13])
+        assert grid[0] >= teams > 0, "a team has a block"
+        assert grid[0] == teams or self.cooperative, "blocks that wait for each other need a cooperative launch"
+        states = np.ctypeslib.as_array(ctypes.cast(int(arguments[10]), ctypes.POINTER(ctypes.c_int32)), (1 + teams, 32))
         assert not states.any(), "the states of teams are not zero"
-        self.gpu.launches.append((device, grid, shared_mem, int(arguments[12])))
+        self.gpu.launches.append((device, grid[0], teams, shared_mem, int(arguments[12])))
         _run(arguments)
 
 
 def _run(arguments: tuple[Any, ...]) -> None:
     """Run the C++ engine with the arguments of qpt_degrade."""
     images, out, ops, params, seeds, source, order, windows, boxes, lut, *_ = map(int, arguments[:12])
-    rows, slots, height, width, patches, size, item_bytes, channels_last = map(int, arguments[14:])
+    rows, slots, height, width, patches, size, item_bytes, channels_last = map(int, arguments[15:])
     used = np.ctypeslib.as_array(ctypes.cast(source, ctypes.POINTER(ctypes.c_int32)), (rows,))
     whole = patches == 0
     scratch = torch.empty(extension.load().scratch_bytes(height, width, True, True), dtype=torch.uint8, device="cpu")

@@ -23,7 +23,7 @@ from tests.ptx import compilers
 
 # Of the image that is counted on: 46 rows of 320 pixels a block, as images of 320 x 320 have with seven blocks.
 HEIGHT, WIDTH, BLOCKS = 138, 320, 3
-_OF_A_ROW = 2  # barriers that no op has: after its place in the order is known, and that there is no row left
+_OF_A_ROW = 1  # barriers that no op has: before the first op; that after the last one brings the place of the next row
 HEADER = """\
 # What the CUDA kernel executes, by op and level: 32 times the instructions of all warps, over the pixels; and the
 # barriers between the blocks of a row. Written by `python -m benchmarks.gpu_costs`.
@@ -84,8 +84,8 @@ def execute(
     ]
     schedule = ptx.Schedule(resident=blocks)
     counts = kernel.launch(
-        (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=64, schedule=schedule, races=False,
-        count=True, limit=10**10,
+        (config.blocks, 1), build.BLOCK_THREADS, given, shared_bytes=64, schedule=schedule, races=False, count=True,
+        limit=10**10,
     )  # fmt: skip
     return counts, _places(kernel, counts, _WAIT)
 

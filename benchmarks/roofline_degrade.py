@@ -98,7 +98,7 @@ def predict(
         "bound_by": "instructions" if arithmetic > memory else "memory",
         "instructions_per_pixel": round(float(per_pixel.mean())),
         "efficiency": IPC if arithmetic > memory else BANDWIDTH_SHARE,
-        "blocks_of_a_row": config.blocks,
+        "blocks_of_a_row": round(config.blocks / config.teams, 1),
         "peaks": gpu.source,
     }
 
@@ -110,18 +110,34 @@ def _costs(one_block: bool) -> np.ndarray:
 def alike_ms(per_pixel: float, rows: int, side: int, gpu: Gpu, barriers: float = 3) -> float:
     """Return the milliseconds of rows that are alike, of so many instructions per pixel and barriers."""
     instructions = np.full(rows, per_pixel * side**2)
-    teams, blocks = division(instructions, side, side, gpu.multiprocessors, cache_bytes=gpu.cache)
-    taken, _ = _row_seconds(instructions, barriers, np.full(rows, side), gpu, blocks)
-    return float(1000 * _assign(taken, teams).max())
+    teams, blocks = division(instructions, side, side, gpu.multiprocessors, barriers=barriers, cache_bytes=gpu.cache)
+    working = _working_seconds(instructions, gpu)
+    return 1000 * _last_end(working, np.full(rows, barriers * BARRIER), np.full(rows, side), teams, blocks)
 
 
-def _row_seconds(
-    instructions: np.ndarray, barriers: np.ndarray | float, heights: np.ndarray, gpu: Gpu, blocks: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each row takes, (r,), and the part of it in which its blocks are at work."""
-    busiest = -(-heights // blocks) * blocks / heights  # of the block that has most, against an even share
-    working = instructions / (blocks * SCHEDULERS * WARP * IPC * gpu.clock)
-    return working * busiest + (barriers * BARRIER if blocks > 1 else 0.0), working
+def _working_seconds(instructions: np.ndarray, gpu: Gpu) -> np.ndarray:
+    """Return the seconds in which one multiprocessor executes so many instructions."""
+    return instructions / (SCHEDULERS * WARP * IPC * gpu.clock)
+
+
+def _last_end(costs: np.ndarray, barriers: np.ndarray, heights: np.ndarray, teams: int, blocks: int) -> float:
+    """Return the time at which the last of the teams ends, which take rows, costly ones first, whenever they are free.
+
+    costs, barriers: (r,), of the rows, in one unit of time: that in which one block does all the work, and what the
+    barriers take if a team has several blocks.  heights: (r,) pixels.  blocks: of all teams.
+    """
+    places = np.argsort(-costs, kind="stable")
+    waits = barriers[places] if blocks > teams else 0.0
+    least, larger = divmod(blocks, teams)
+    sizes = [least] * (teams - larger) + [least + 1] * larger
+    # The block that has most rows of the image sets the pace of its team.
+    taken = {n: (costs[places] * -(-heights[places] // n) / heights[places] + waits).tolist() for n in set(sizes)}
+    # Of teams that are free at once the smaller one comes first: a GPU may do so, and it is the slower way.
+    free = [(0.0, size) for size in sizes]
+    for row in range(len(places)):
+        end, size = free[0]
+        heapq.heapreplace(free, (end + taken[size][row], size))
+    return max(free)[0]
 
 
 def _seconds(
@@ -139,19 +155,11 @@ def _seconds(
         blocks=1 if one_block else None,
     )
     instructions = order.row_costs(program, windows, SIDE, SIDE, _costs(one_block)) * SIDE**2
-    # Beside those of its ops, a row has one after its place in the order is known.
-    barriers = order.row_costs(program, None, SIDE, SIDE, order.gpu_barriers()) + 1
+    # Those of its ops; the last one also waits for the place of the team's next row, unless patches are cut after it.
+    barriers = order.row_costs(program, None, SIDE, SIDE, order.gpu_barriers()) + (windows is not None)
     heights = np.full(len(program), SIDE) if windows is None else windows.numpy()[:, 3]
-    taken, working = _row_seconds(instructions, barriers, heights, gpu, config.blocks)
-    return float(_assign(taken, config.teams).max()), float(working.sum()) * config.blocks, config
-
-
-def _assign(rows: np.ndarray, teams: int) -> np.ndarray:
-    """Give rows, heavy ones first, each to the team that is free first; return the time of each team."""
-    free = [0.0] * teams
-    for row in sorted(rows, reverse=True):
-        heapq.heapreplace(free, free[0] + row)
-    return np.array(free)
+    working = _working_seconds(instructions, gpu)
+    return _last_end(working, barriers * BARRIER, heights, config.teams, config.blocks), float(working.sum()), config
 
 
 def _utilisation(gpu: Gpu) -> str:
@@ -160,7 +168,7 @@ def _utilisation(gpu: Gpu) -> str:
     for rows in BATCHES:
         seconds, working, config = _seconds(_program(rows), None, gpu)
         busy = working / (seconds * gpu.multiprocessors)
-        shares.append(f"{rows} rows {busy:.0%} ({config.blocks} blocks a row)")
+        shares.append(f"{rows} rows {busy:.1%} ({config.blocks / config.teams:.1f} blocks a row)")
     return f"Share of {gpu.name}'s {gpu.multiprocessors} multiprocessors at work, chains of preset qpt: " + ", ".join(
         shares
     )

@@ -235,7 +235,8 @@ QPT_FN void copy_window(const Team& team, const u8* src, i32 width, Window windo
 }
 
 // Runs row `index` and returns its last image, which is in Row::dst or, if that is null, in memory (in src for a row
-// without ops). Ops act at the working size, which resize_to sets and a last resize restores.
+// without ops). Ops act at the working size, which resize_to sets and a last resize restores. In Row::dst the image is
+// complete only after the team's next barrier.
 template <class Team>
 QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Memory& memory) {
   const Row row = row_of(batch, index);
@@ -287,8 +288,10 @@ QPT_ENTRY RowResult run_row(Team& team, const Batch& batch, i32 index, const Mem
                       buffers.op_scratch};
     from = to;
     run_op(team, op, args);
-    team.sync_team();  // the op's image, written by all, is the next op's input; its scratch, which all have read, is
-                       // reused
+    const Row done = row_of(batch, opaque(index));
+    if (done.dst != nullptr && images_from(done, slot + 1) == 0) break;
+    team.sync_team();  // the op's image, written by all, is the next op's input or cut into patches; its scratch, which
+                       // all have read, is reused
   }
   const Row last = row_of(batch, opaque(index));
   return {from, last.windowed < last.slots ? last.window : Window{0, 0, last.h, last.w}};
@@ -325,7 +328,8 @@ QPT_ENTRY void write_patches(Team& team, RowResult from, Patches to) {
     write_items<u64>(team, from, to);
 }
 
-// Runs the row at `place` of the batch's order, and writes its image or its patches.
+// Runs the row at `place` of the batch's order, and writes its image or its patches. They are complete, and the memory
+// is free for another row, after the team's next barrier.
 template <class Team>
 QPT_ENTRY void run_batch_row(Team& team, const Batch& batch, i32 place, const Memory& memory) {
   const i32 index = batch.order[place];

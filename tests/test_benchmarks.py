@@ -175,14 +175,18 @@ def test_predictions_of_the_engine_are_the_busiest_team_or_the_memory(monkeypatc
             costs = np.full((len(NAMES), LEVELS + 1), work)
             monkeypatch.setattr(model, "_costs", lambda _, costs=costs: costs)
             found = model.predict("hue", program, None, gpu, one_block=one_block)
-            blocks = found["blocks_of_a_row"]
-            assert blocks == 1 or not one_block
-            busiest = -(-rows // (gpu.multiprocessors // blocks))  # rows of a team
-            share = -(-model.SIDE // blocks) / model.SIDE
-            seconds = busiest * share * work * pixels / (128 * model.IPC * gpu.clock)
-            if blocks > 1:
-                barriers = order.gpu_barriers()[NAMES.index("hue"), 3] + 1
-                seconds += busiest * barriers * model.BARRIER
+            config = model._seconds(program, None, gpu, one_block)[2]
+            mean = config.blocks / config.teams
+            assert found["blocks_of_a_row"] == pytest.approx(mean, abs=0.05)
+            assert mean == 1 or not one_block
+            barriers = order.gpu_barriers()[NAMES.index("hue"), 3] * model.BARRIER if mean > 1 else 0.0
+            starts = []  # of all rows that each team could take; the first of them are taken
+            for team in range(config.teams):
+                blocks = (config.blocks - team + config.teams - 1) // config.teams
+                share = -(-model.SIDE // blocks) / model.SIDE
+                taken = share * work * pixels / (128 * model.IPC * gpu.clock) + barriers
+                starts += [(turn * taken, taken) for turn in range(rows)]
+            seconds = max(start + taken for start, taken in sorted(starts)[:rows])
             moved = rows * pixels * model.BYTES / (0.6 * gpu.bandwidth)
             assert found["predicted_ms"] == pytest.approx(1000 * max(seconds, moved), abs=0.02)
             assert found["bound_by"] == ("instructions" if seconds > moved else "memory")

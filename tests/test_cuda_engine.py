@@ -65,7 +65,7 @@ def test_each_device_has_a_limit_of_shared_memory_of_its_own() -> None:
         cuda.degrade(images, program, None)
         cuda.degrade(on_second(images), program, None)
         cuda.degrade(images, program, None)
-        asked = [(device, shared - head) for device, _, shared, _ in gpu.launches]
+        asked = [(device, shared - head) for device, _, _, shared, _ in gpu.launches]
         assert asked == [(0, needed), (1, 0), (0, needed)]
         assert [cuda._kernel(device).shared_limit for device in (None, 1)] == [
             limit - head - STATIC_SHARED for limit in limits
@@ -81,7 +81,7 @@ def test_large_images_have_fewer_rows_in_flight() -> None:
         gpu.total_memory = int(rows * scratch / cuda.SCRATCH_SHARE)
         with fake_gpu(gpu):
             assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
-        assert gpu.launches[0][1] == (1, teams)
+        assert gpu.launches[0][1:3] == (teams, teams)
 
 
 def test_a_launch_fills_the_multiprocessors() -> None:
@@ -89,11 +89,10 @@ def test_a_launch_fills_the_multiprocessors() -> None:
     for rows in (1, 2, 16, 64, 256, 2048):
         program = sample(rows, views=1)
         config = cuda.LaunchConfig.of(program, 320, 320, None, multiprocessors=132, shared_limit=0)
-        busy = config.teams * config.blocks
-        assert config.teams <= rows and busy <= 132
-        assert busy > 110 or config.blocks == 320 // cuda.LEAST_ROWS or rows < 4
+        assert config.teams <= rows
+        assert config.blocks == 132 or (rows < 4 and config.largest_team == 320 // cuda.LEAST_ROWS)
     small = cuda.LaunchConfig.of(sample(4), 7, 300, None, multiprocessors=132, shared_limit=0)
-    assert (small.teams, small.blocks) == (8, 1)
+    assert (small.teams, small.blocks) == (8, 8)
 
 
 @pytest.mark.parametrize("cooperative", [True, False])
@@ -105,9 +104,9 @@ def test_blocks_wait_for_each_other_only_in_a_cooperative_launch(gpu: FakeGpu, c
     )
     gpu.cooperative = cooperative
     assert torch.equal(degrade(images, program), degrade(images, program, backend="cpu"))
-    ((_, grid, _, scratch),) = gpu.launches
-    assert grid == (height // cuda.LEAST_ROWS if cooperative else 1, 1)
-    assert scratch == extension.load().team_scratch_bytes(height, width, program.resizes(), False, grid[0])
+    ((_, blocks, teams, _, scratch),) = gpu.launches
+    assert (blocks, teams) == (height // cuda.LEAST_ROWS if cooperative else 1, 1)
+    assert scratch == extension.load().team_scratch_bytes(height, width, program.resizes(), False, blocks)
 
 
 def test_what_132_multiprocessors_take_of_12_megapixels() -> None:
@@ -115,7 +114,7 @@ def test_what_132_multiprocessors_take_of_12_megapixels() -> None:
     config = cuda.LaunchConfig.of(
         program, 3000, 4000, None, multiprocessors=132, shared_limit=0, scratch_limit=80 * 2**30 * cuda.SCRATCH_SHARE
     )
-    assert 120 < config.teams * config.blocks <= 132 and config.teams * config.scratch_bytes <= 10 * 2**30
+    assert 120 < config.blocks <= 132 and config.teams * config.scratch_bytes <= 10 * 2**30
 
 
 def test_a_full_device_takes_fewer_rows_and_says_what_one_needs(gpu: FakeGpu) -> None:
@@ -128,7 +127,7 @@ def test_a_full_device_takes_fewer_rows_and_says_what_one_needs(gpu: FakeGpu) ->
     gpu.free_bytes = 4 * scratch
     result = cuda.degrade(on_second(images), program, None)
     assert torch.equal(result.as_subclass(torch.Tensor), expected)
-    assert gpu.launches[0][1] == (1, 3)  # 12, 6, 3
+    assert gpu.launches[0][1:3] == (3, 3)  # 12, 6, 3
     gpu.free_bytes = scratch - 1
     with pytest.raises(InputError, match=rf"must leave {scratch} bytes of cuda:1 free, .* 40 x 52 takes, got CUDA out"):
         cuda.degrade(on_second(images), program, None)

@@ -20,6 +20,7 @@ from qpt import DegradationSpace, Program, degrade, degrade_patches
 from qpt.build import BLOCK_THREADS
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
 from qpt.ops import extension
+from qpt.ops.degrade import cuda
 from qpt.ops.degrade.cuda import LaunchConfig, shared_bytes_used
 from qpt.ops.degrade.patches import Patches
 from tests.emulator.emulator import ORDERS, Emulator, EmulatorError, Schedule
@@ -73,6 +74,17 @@ def test_chains_and_fewer_teams_than_rows(emulator: Emulator, order: str, blocks
     assert torch.equal(emulated, degrade(images, program))
 
 
+def test_teams_of_unequal_size(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "BARRIER", 0.0)  # for rows so small, teams would else have one block
+    images = images_of(3, 24, 31)
+    program = DegradationSpace.preset("qpt").sample(3, views=2, generator=torch.Generator().manual_seed(3))
+    config = LaunchConfig.of(program, 24, 31, None, multiprocessors=5, shared_limit=0)
+    assert config.blocks == 5 and config.teams in (2, 3)
+    for order in ORDERS:
+        emulated, _ = emulator.run(images, program, order, multiprocessors=5, blocks=None)
+        assert torch.equal(emulated, degrade(images, program)), order
+
+
 def test_a_block_that_does_not_come_is_reported(emulator: Emulator) -> None:
     schedule = ctypes.byref(Schedule(ORDERS["forward"], 0, -1, 0))
     emulator.check(emulator.library.emulate_absent_block(schedule, 3, 3))
@@ -117,9 +129,9 @@ def test_shared_memory_a_row_takes() -> None:
     assert shared_bytes_used(program, 24, 31, windows, 2 * small) == [2 * small, 0]
     config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small, blocks=1)
     scratch = extension.load().team_scratch_bytes
-    assert config == LaunchConfig(2, 1, scratch(24, 31, True, True, 1), 2 * small)
+    assert config == LaunchConfig(2, 2, scratch(24, 31, True, True, 1), 2 * small)
     config = LaunchConfig.of(program, 24, 31, windows, multiprocessors=108, shared_limit=2 * small, blocks=3)
-    assert config == LaunchConfig(2, 3, scratch(24, 31, True, True, 3), 0)
+    assert config == LaunchConfig(2, 6, scratch(24, 31, True, True, 3), 0)
 
 
 @pytest.mark.parametrize("name", [row.name for row in DEGRADATIONS if row.grid_px is not None])

@@ -19,6 +19,7 @@ from benchmarks.gpu_costs import lines_of
 from benchmarks.resources import SHARED_LIMIT
 from qpt import DegradationSpace, Program, build, degrade, degrade_patches
 from qpt.degradations.op_table import DEGRADATIONS, LEVELS, NAMES
+from qpt.ops.degrade import cuda
 from qpt.ops.degrade.cuda import HEAD_BYTES, STATE_WORDS, KernelInputs, LaunchConfig, kernel_arguments
 from qpt.ops.degrade.patches import Patches
 from tests import ptx
@@ -52,7 +53,7 @@ def run(
     compiler: str = MAIN,
     architecture: int = 80,
     multiprocessors: int = 1,
-    blocks: int = 1,
+    blocks: int | None = 1,
     shared_limit: int | None = None,
     schedule: ptx.Schedule | None = None,
     count: bool = False,
@@ -66,10 +67,11 @@ def run(
         height,
         width,
         windows,
-        multiprocessors=max(multiprocessors, blocks),
+        multiprocessors=max(multiprocessors, blocks or 1),
         shared_limit=SHARED_LIMIT[architecture] if shared_limit is None else shared_limit,
         blocks=blocks,
     )
+    schedule = schedule or ptx.Schedule()
     inputs = KernelInputs.of(images, program, patches)
     out = torch.zeros(len(program) * height * width * 3, dtype=torch.uint8)
     if patches is not None:  # of which the kernel gets an address and the size of an element
@@ -87,8 +89,8 @@ def run(
         for argument in kernel_arguments(config, inputs, patches, out, states, scratch)
     ]
     counts = kernel(compiler, architecture).launch(
-        (config.blocks, config.teams), build.BLOCK_THREADS, given, shared_bytes=HEAD_BYTES + config.shared_bytes,
-        schedule=replace(schedule or ptx.Schedule(), resident=max(blocks, (schedule or ptx.Schedule()).resident)),
+        (config.blocks, 1), build.BLOCK_THREADS, given, shared_bytes=HEAD_BYTES + config.shared_bytes,
+        schedule=replace(schedule, resident=max(config.largest_team, schedule.resident)),
         count=count,
         limit=limit,
     )  # fmt: skip
@@ -138,6 +140,14 @@ def test_chains_and_a_grid_smaller_than_the_batch(order: str, long: bool) -> Non
     )
     check(images_of(3, 24, 31), program, multiprocessors=2, schedule=ptx.Schedule(order))
     check(images_of(3, 24, 31), program, multiprocessors=4, blocks=2, schedule=ptx.Schedule(order, resident=4))
+
+
+def test_teams_of_unequal_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "BARRIER", 0.0)  # for rows so small, teams would else have one block
+    program = DegradationSpace.preset("qpt").sample(3, views=2, generator=torch.Generator().manual_seed(3))
+    config = LaunchConfig.of(program, 24, 31, None, multiprocessors=5, shared_limit=0)
+    assert config.blocks == 5 and config.teams in (2, 3)
+    check(images_of(3, 24, 31), program, multiprocessors=5, blocks=None, schedule=ptx.Schedule("random", resident=5))
 
 
 def test_blocks_that_run_interleaved() -> None:

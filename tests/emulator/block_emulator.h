@@ -150,23 +150,23 @@ inline bool filled(const unsigned char* begin, const unsigned char* end, int fil
   return std::all_of(begin, end, [=](unsigned char byte) { return byte == fill; });
 }
 
-// Runs kernel<<<(blocks, teams), threads, shared_bytes>>>; returns nullptr or the error, and in `barriers` the largest
+// Runs kernel<<<blocks, threads, shared_bytes>>>; returns nullptr or the error, and in `barriers` the largest
 // number of barriers that a thread reached.
-inline const char* launch(int blocks, int teams, int threads, int shared_bytes, const Schedule& schedule,
+inline const char* launch(int blocks, int threads, int shared_bytes, const Schedule& schedule,
                           std::function<void()> kernel, int* barriers) {
   if (shared_bytes > kSharedBytes) return "more shared memory than a block can have";
   std::mt19937 random(schedule.seed);
   const Order order = Order(schedule.order);
   machine.kernel = std::move(kernel);
   machine.skipped_barrier = schedule.skipped_barrier;
-  machine.grid = {unsigned(blocks), unsigned(teams), 1};
+  machine.grid = {unsigned(blocks), 1, 1};
   machine.blocks.clear();
-  machine.blocks.resize(size_t(blocks) * teams);
+  machine.blocks.resize(size_t(blocks));
   while (machine.stacks.size() < machine.blocks.size() * threads) machine.stacks.emplace_back(new char[kStackBytes]);
   const size_t window = size_t(shared_bytes) + 2 * kSharedGuard;
   for (size_t b = 0; b < machine.blocks.size(); ++b) {
     Block& block = machine.blocks[b];
-    block.index = {unsigned(b % blocks), unsigned(b / blocks), 0};
+    block.index = {unsigned(b), 0, 0};
     block.shared.assign(window, static_cast<unsigned char>(schedule.fill));
     block.fibres.resize(threads);
     for (int thread = 0; thread < threads; ++thread)

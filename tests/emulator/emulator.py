@@ -89,13 +89,14 @@ class Emulator:
         order: str,
         skipped_barrier: int = -1,
         multiprocessors: int = 1,
-        blocks: int = 1,
+        blocks: int | None = 1,
         patches: Patches | None = None,
         shared_limit: int = SHARED_LIMIT[80],
     ) -> tuple[torch.Tensor, int]:
         """Execute twice with different poison; return the bytes, equal in both, and the number of barriers reached.
 
-        blocks: of a team, of which there are as many as the multiprocessors are enough for.
+        blocks: of a team, of which there are as many as the multiprocessors are enough for; None: as the library
+        divides the multiprocessors.
         The bytes are those of the images (r, H, W, 3) or, as one dimension, of the patches.
         """
         windows = patches.windows if patches else None
@@ -103,7 +104,7 @@ class Emulator:
             program,
             *images.shape[1:3],
             windows,
-            multiprocessors=max(multiprocessors, blocks),
+            multiprocessors=max(multiprocessors, blocks or 1),
             shared_limit=shared_limit,
             blocks=blocks,
         )
@@ -139,9 +140,7 @@ class Emulator:
         barriers = ctypes.c_int()
         converted = [CTYPES[argument.dtype.name](int(argument)) for argument in arguments]
         self.check(
-            self.library.emulate_degrade(
-                ctypes.byref(schedule), config.blocks, config.teams, ctypes.byref(barriers), *converted
-            )
+            self.library.emulate_degrade(ctypes.byref(schedule), config.blocks, ctypes.byref(barriers), *converted)
         )
         for buffer in (*inputs, out, states, scratch):
             if not buffer.guards_intact():

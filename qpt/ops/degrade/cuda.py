@@ -21,16 +21,16 @@ from qpt.degradations.program import Program
 from qpt.errors import BackendError, InputError
 from qpt.ops import extension
 from qpt.ops.degrade import nvrtc
-from qpt.ops.degrade.order import falling, gpu_costs, row_costs
+from qpt.ops.degrade.order import falling, gpu_barriers, gpu_costs, row_costs
 from qpt.ops.degrade.patches import Patches
 
 # A multiprocessor's registers are enough for one block of build.BLOCK_THREADS threads.
 MAX_BLOCKS = 64  # of a team: kMaxBlocks of csrc/ops/op.h
 # A block has at least so many rows of the image, if a team has several: barriers cost more than fewer rows save.
 LEAST_ROWS = 8
-# The blocks of a team wait for each other about ten times in a row of a program, 2 microseconds each; in this time a
-# multiprocessor executes so many instructions (four warps of 32 lanes, every second clock).
-BARRIERS = 10 * 2e-6 * 64 * 1.4e9
+# A barrier between the blocks of a team takes about 2 microseconds; in this time a multiprocessor executes so many
+# instructions (four warps of 32 lanes, every second clock).
+BARRIER = 2e-6 * 64 * 1.4e9
 # The images and temporaries of the rows in flight stay in the L2 cache if they fit into so much of it; else traffic to
 # memory makes a launch slower, by about so much. A row has three images of 3 bytes a pixel. Its temporaries are 0 to 19
 # bytes, and about half of the time that ops take is theirs that have 12 or more.
@@ -50,11 +50,12 @@ _ALIGNMENT = 256  # bytes, of each tensor that is sent to the device
 class LaunchConfig:
     """Grid and memory of one launch. A team, of one or several blocks, has a row at a time.
 
-    A block has build.BLOCK_THREADS threads and a multiprocessor of its own.
+    A block has build.BLOCK_THREADS threads and a multiprocessor of its own. Blocks are dealt to the teams in turn: some
+    teams may have one more than others.
     """
 
     teams: int
-    blocks: int  # of a team
+    blocks: int  # of all teams
     scratch_bytes: int  # of a team, in global memory
     shared_bytes: int  # of a block, for images between ops; HEAD_BYTES come before them
 
@@ -75,24 +76,34 @@ class LaunchConfig:
 
         windows: (r, 5) of Patches; None if the output is images.  shared_limit: bytes that a block may have.
         scratch_limit: bytes that all teams may have together; they are so many fewer, but one.
-        cache_bytes: of the device's L2 cache.  blocks: of a team, if they are not to be chosen.
+        cache_bytes: of the device's L2 cache.  blocks: of each team, if they are not to be chosen.
         """
         costs = gpu_row_costs(program, windows, height, width) * (height * width)
-        scratch_of = functools.partial(_team_scratch, program, height, width, windows)
+        scratch_of = functools.cache(functools.partial(_team_scratch, program, height, width, windows))
         teams, blocks = division(
             costs,
             height,
             width,
             multiprocessors,
             scratch_of,
+            barriers=float(row_costs(program, None, height, width, gpu_barriers()).mean()),
             scratch_limit=scratch_limit,
             cache_bytes=cache_bytes,
             blocks=blocks,
         )
-        scratch = _team_scratch(program, height, width, windows, blocks)
+        scratch = scratch_of(-(-blocks // teams))
         # No more than the row that uses most of it: what a launch does not ask for stays an L1 cache.
         shared = max(shared_bytes_used(program, height, width, windows, shared_limit), default=0)
-        return LaunchConfig(teams, blocks, scratch, shared if blocks == 1 else 0)
+        return LaunchConfig(teams, blocks, scratch, shared if blocks == teams else 0)
+
+    @property
+    def largest_team(self) -> int:
+        """Blocks of the teams that have most."""
+        return -(-self.blocks // self.teams)
+
+    def of_teams(self, teams: int) -> LaunchConfig:
+        """Return the same with fewer teams, of as many blocks each."""
+        return replace(self, teams=teams, blocks=min(self.blocks, teams * self.largest_team))
 
 
 def division(
@@ -102,29 +113,44 @@ def division(
     multiprocessors: int,
     scratch_of: Callable[[int], int] = lambda _: 1,
     *,
+    barriers: float = 4.0,
     scratch_limit: float = float("inf"),
     cache_bytes: int = CACHE_BYTES,
     blocks: int | None = None,
 ) -> tuple[int, int]:
-    """Return the number of teams and of blocks of each, which should take the least time.
+    """Return the number of teams and of blocks of all of them, which should take the least time.
 
     costs: (r,) instructions of the rows, images of height x width.  scratch_of: bytes of a team of so many blocks.
-    cache_bytes: of the device's L2 cache.  blocks: of a team, if they are not to be chosen.
+    barriers: of a row, the mean.  cache_bytes: of the device's L2 cache.  blocks: of each team, if they are not to be
+    chosen.
     """
-    rows, total, largest = len(costs), float(costs.sum()), float(costs.max())
-    most = max(1, min(multiprocessors, MAX_BLOCKS, height // LEAST_ROWS))
-
-    def choice(blocks: int) -> tuple[float, int, int]:
+    rows = len(costs)
+    if blocks is not None:
         teams = int(max(1, min(rows, multiprocessors // blocks, scratch_limit // scratch_of(blocks))))
-        busiest = -(-height // blocks) * blocks / height  # what one block executes, against an even share
-        barriers = BARRIERS if blocks > 1 else 0.0
-        # A team has its share of all rows, and one team has the longest row.
-        time = max((total * busiest / blocks + rows * barriers) / teams, largest * busiest / blocks + barriers)
-        time *= 1.0 if teams * height * width * ROW_BYTES <= CACHE_SHARE * cache_bytes else BEYOND_CACHE
-        return time, teams, blocks
+        return teams, teams * blocks
+    falling_costs, total = np.sort(costs)[::-1].tolist(), float(costs.sum())
+    most = max(1, min(multiprocessors, MAX_BLOCKS, height // LEAST_ROWS))
+    waits = BARRIER * barriers
 
-    _, teams, chosen = min(map(choice, range(1, most + 1) if blocks is None else [blocks]))
-    return teams, chosen
+    def seconds(teams: int) -> float:
+        all_blocks = min(multiprocessors, teams * most)
+        size, larger = divmod(all_blocks, teams)  # blocks of a team; teams that have one more
+        # The block that has most rows of the image sets the pace of its team.
+        pace, of_larger = height / -(-height // size), height / -(-height // (size + 1))
+        wait = waits if all_blocks > teams else 0.0
+        # The last team ends later than others, by about a quarter of the costliest row that begins last.
+        late = falling_costs[rows - teams] / 4 if rows > teams else 0.0
+        even = (total + teams * late) / ((teams - larger) * pace + larger * of_larger) + rows / teams * wait
+        time = max(even, falling_costs[0] / (of_larger if larger else pace) + wait)
+        return time if teams * height * width * ROW_BYTES <= CACHE_SHARE * cache_bytes else time * BEYOND_CACHE
+
+    fitting = [
+        teams
+        for teams in range(1, min(rows, multiprocessors) + 1)
+        if teams * scratch_of(-(-min(multiprocessors, teams * most) // teams)) <= scratch_limit
+    ]
+    teams = min(fitting or [1], key=lambda teams: (seconds(teams), -teams))
+    return teams, min(multiprocessors, teams * most)
 
 
 def _team_scratch(program: Program, height: int, width: int, windows: Tensor | None, blocks: int) -> int:
@@ -205,7 +231,7 @@ def kernel_arguments(
     images, *fields = inputs
     pointers = [np.uint64(x.data_ptr() if x.numel() else 0) for x in (images, out, *fields, states, scratch)]
     cut = (patches.boxes.shape[1], patches.size, out.itemsize, patches.channels_last) if patches else (0, 0, 0, False)
-    extents = (config.shared_bytes, rows, slots, height, width, *cut)
+    extents = (config.teams, config.shared_bytes, rows, slots, height, width, *cut)
     return (*pointers, np.int64(config.scratch_bytes), *map(np.int32, extents))
 
 
@@ -243,8 +269,8 @@ def degrade(images: Tensor, program: Program, patches: Patches | None) -> Tensor
     cupy = _cupy()
     # Everything is allocated, copied and launched on one stream, so torch's allocator may reuse `scratch` afterwards.
     with cupy.cuda.Device(index), compat.cupy_stream(cupy, torch.cuda.current_stream(index)):
-        grid, shared = (config.blocks, config.teams), HEAD_BYTES + config.shared_bytes
-        kernel.function(grid, (build.BLOCK_THREADS,), arguments, shared_mem=shared)
+        shared = HEAD_BYTES + config.shared_bytes
+        kernel.function((config.blocks,), (build.BLOCK_THREADS,), arguments, shared_mem=shared)
     return out
 
 
@@ -264,7 +290,7 @@ def _allocate(config: LaunchConfig, images: Tensor) -> tuple[LaunchConfig, Tenso
                     f"degrade: images must leave {size} bytes of {images.device} free, which one row of {height} x "
                     f"{width} takes, got {str(error).partition(chr(10))[0]}"
                 ) from error
-            config = replace(config, teams=config.teams // 2)
+            config = config.of_teams(config.teams // 2)
 
 
 @functools.cache

@@ -26,6 +26,7 @@ def gpu_costs() -> np.ndarray:
     return read_costs(GPU_COSTS)
 
 
+@functools.cache
 def gpu_barriers() -> np.ndarray:
     """Return the barriers between the blocks of a row that each op has, in the form of ``gpu_costs``."""
     return read_costs(GPU_COSTS, "barriers")
