@@ -180,7 +180,7 @@ def contrastive(problem: Problem, need_similarity: bool) -> tuple[Tensor, ...]:
     """Return loss [], valid_rows [], lse [N], positives [N], query gradient [N or 0, D], similarity [2].
 
     See ``LossTerms``."""
-    ops = SELF_LOSS if problem.same_rows else LOSS
+    ops = SELF_LOSS if problem.has_same_rows() else LOSS
     problem = problem.without_idle_images()
     # An op cannot see whether its inputs need a gradient. The temperature's is a product with the queries' one.
     need_query_gradient = problem.queries.requires_grad or problem.temperature.requires_grad

@@ -117,9 +117,8 @@ class Problem(NamedTuple):
         """Logarithm of same_image_weight."""
         return math.log(self.same_image_weight) if self.same_image_weight > 0 else -math.inf
 
-    @property
-    def same_rows(self) -> bool:
-        """True where queries and keys are the very same tensors (SimCLR, SupCon): similarities are symmetric."""
+    def has_same_rows(self) -> bool:  # a method: torch.compile of torch 2.6 asks no property of a named tuple
+        """Return True where queries and keys are the very same tensors (SimCLR, SupCon): similarities are symmetric."""
         pairs = (
             (self.keys, self.queries),
             (self.key_groups, self.query_groups),
@@ -130,8 +129,11 @@ class Problem(NamedTuple):
 
     def without_idle_images(self) -> "Problem":
         """Return the problem without image ids where they change nothing: a weight of 1 adds log 1 = 0."""
-        idle = self.same_image_weight == 1.0
-        return self._replace(query_images=None, key_images=None, pool_images=None) if idle else self
+        if self.same_image_weight != 1.0:
+            return self
+        # Not self._replace, which torch.compile of torch 2.6 cannot trace.
+        values = zip(Problem._fields, self, strict=True)
+        return Problem(*[None if name.endswith("_images") else value for name, value in values])  # type: ignore[arg-type]
 
     def without_pool(self) -> "Problem":
         """Return the part of the problem whose keys get a gradient."""
