@@ -312,11 +312,12 @@ def replaced(pattern: str, by: str, place: int) -> Callable[[str], str]:
     return patch
 
 
+WAIT = r"(cp\.async\.wait_group)\s+\w+;"  # Triton before 3.3 writes its number as 0x2
 TRITON_FAULTS = {
-    "a wait removed": (replaced(r"cp\.async\.wait_group\s+\d+;", "", 0), "poison|race"),
-    "a wait too lax": (replaced(r"(cp\.async\.wait_group)\s+\d+;", r"\1 3;", 0), "poison|race"),
-    "all waits too lax": (lambda text: re.sub(r"(cp\.async\.wait_group)\s+\d+;", r"\1 3;", text), "poison|race"),
-    "a barrier removed": (replaced(r"bar\.sync\s+\d+;", "", 0), "race"),
+    "a wait removed": (replaced(WAIT, "", 0), "poison|race"),
+    "a wait too lax": (replaced(WAIT, r"\1 3;", 0), "poison|race"),
+    "all waits too lax": (lambda text: re.sub(WAIT, r"\1 3;", text), "poison|race"),
+    "a barrier removed": (replaced(r"(cp\.async\.wait_group\s+\w+;[^;]*)bar\.sync\s+\d+;", r"\1", 0), "race"),
     "registers of a fragment swapped": (
         replaced(r"(mma\.sync[^{]*\{[^}]*\}, \{ )(%\w+), (%\w+)", r"\1\3, \2", 0), "result"
     ),
