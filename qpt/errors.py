@@ -78,7 +78,9 @@ def as_number(value: object) -> float | None:
     if type(value) is float:
         return value
     dtype = getattr(value, "dtype", None)
-    real = isinstance(value, (numbers.Real, Decimal)) or getattr(dtype, "kind", "") in ("i", "u", "f")
+    # Without axes: an older NumPy makes a float of an array that holds one number.
+    of_numpy = getattr(dtype, "kind", "") in ("i", "u", "f") and getattr(value, "shape", None) == ()
+    real = isinstance(value, (numbers.Real, Decimal)) or of_numpy
     real |= getattr(dtype, "is_floating_point", False) is True
     if isinstance(value, bool) or not real:
         value = as_integer(value)

@@ -47,6 +47,7 @@ NOT_NUMBERS = [
     None,
     [3],
     np.array([3]),
+    np.array([0.5]),
     1j,
     np.complex64(1),
 ]
