@@ -170,6 +170,7 @@ def test_the_loop_of_a_kernel_is_counted_without_tensor_cores_and_inner_turns():
 def test_the_prediction_of_the_loss_by_hand(monkeypatch):
     loop = roofline_loss.Loop(instructions=1000, rows=64, stream=32, warps=4, blocks=2)
     monkeypatch.setattr(roofline_loss, "compiled_loop", lambda *_: loop)
+    monkeypatch.setattr("qpt.kernels.contrastive_launch.OLD_TRITON", False)  # another row of the launch table
     gpu = roofline.GPUS[0]
     found = roofline_loss.predict(roofline_loss.FORMS[0], 512, 65536, gpu)
     # 8 row blocks in 27 parts: two blocks on each of 108 multiprocessors; 2,428 keys a part, 76 turns. A scheduler has

@@ -21,6 +21,7 @@ from qpt.degradations.op_table import LEVELS, NAMES
 from qpt.degradations.program import Program
 from qpt.errors import BackendError
 from qpt.ops.degrade import order
+from tests import offline
 
 
 def case(calls: list[str], agree=lambda answers: {"a": {"difference": 0.5}}, backends=("a", "b"), items=10) -> Case:
@@ -248,6 +249,7 @@ def test_tensor_cores_are_found_in_a_half_precision_product(architecture):
     assert found.registers > 8
 
 
+@offline.needs_triton
 @pytest.mark.rung("offline compile")
 def test_report_lists_every_kernel():
     report = resources.run(Settings(quick=True))

@@ -97,6 +97,7 @@ def device() -> Iterator[TritonDevice]:
         yield found
 
 
+@offline.needs_triton
 @pytest.mark.rung("PTX execution")
 @pytest.mark.parametrize("kinds", [1, 8])
 def test_compiled_code_agrees_with_float64(kinds: int, device: TritonDevice) -> None:
