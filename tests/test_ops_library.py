@@ -27,7 +27,6 @@ from tests.reference.philox import normals
 from tests.reference.shapes import generalised_kernel, plateau_kernel, sinc_kernel
 from tests.test_ops import (
     MISSES,
-    PILLOW_BEFORE_13,
     ROUNDED,
     WITHIN,
     cv2_gaussian,
@@ -284,8 +283,7 @@ def test_agrees_with_its_library_oracle(name, level):
             expected = np.asarray(ORACLES[name](image, params, seed), np.float64)
             difference = np.abs(run_one(image, name, *params, seed=seed) - expected)
             if name in EXACT:
-                tall = name in ("pixelate", "rescale_lanczos") and image.shape[0] > image.shape[1] and PILLOW_BEFORE_13
-                assert difference.max() <= (2 if tall else 0), (image.shape, params)
+                assert difference.max() == 0, (image.shape, params)
             elif name in BYTES_WITHIN:
                 assert difference.max() <= BYTES_WITHIN[name] and difference.mean() <= 0.6, (image.shape, params)
             else:
