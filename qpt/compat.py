@@ -6,10 +6,12 @@ May touch any dependency, which is imported where it is used, and nothing of ``q
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +165,25 @@ def cupy_stream(cupy: Any, stream: Any) -> Any:
     if hasattr(cupy.cuda.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
         return cupy.cuda.Stream.from_external(stream)
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+
+
+@contextmanager
+def locale_kept() -> Iterator[None]:
+    """Give the thread its locale back after a call of NVRTC.
+
+    That of 12.4, which comes with torch 2.6, leaves the locale C, in which Python would read and write text as ASCII;
+    13.5 does not.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before = uselocale(None)
+    try:
+        yield
+    finally:
+        uselocale(before)
 
 
 def triton_source(kernel: Any, signature: Mapping[str, str], constants: Mapping[str, Any], divisible: list[int]) -> Any:

@@ -1,5 +1,8 @@
 """Calls whose form differs between versions of the dependencies give the same, whichever version is installed."""
 
+import ctypes
+import locale
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +84,21 @@ def test_a_process_group_is_left(
         dist.all_reduce(torch.ones(1000, requires_grad=True).detach())
         compat.destroy_process_group()
         assert not dist.is_initialized()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no NVRTC")
+def test_the_locale_of_a_thread_comes_back() -> None:
+    """From C, in which NVRTC 12.4 leaves it."""
+    libc = ctypes.CDLL(None)
+    libc.newlocale.restype = libc.uselocale.restype = ctypes.c_void_p
+    libc.newlocale.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    libc.uselocale.argtypes = [ctypes.c_void_p]
+    before = libc.uselocale(None)
+    with compat.locale_kept():
+        libc.uselocale(libc.newlocale(1 << locale.LC_CTYPE, b"C", None))
+        assert libc.uselocale(None) != before
+        assert locale.nl_langinfo(locale.CODESET) == "ANSI_X3.4-1968"
+    assert libc.uselocale(None) == before
 
 
 def test_an_old_triton_gives_way_to_the_torch_form(monkeypatch: pytest.MonkeyPatch) -> None:

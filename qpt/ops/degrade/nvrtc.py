@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from qpt import compat
 from qpt.errors import BackendError
 from qpt.io import write_whole
 
@@ -101,7 +102,8 @@ def compile_cubin(source: str, flags: Sequence[str], architecture: int, name: st
     options = [flag.encode() for flag in (*flags, "-default-device", f"-arch=sm_{architecture}")]
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
     try:
-        status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        with compat.locale_kept():
+            status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         if status != 0:
             log = _bytes(program, "nvrtcGetProgramLogSize", "nvrtcGetProgramLog").rstrip(b"\0").decode(errors="replace")
             problem = library.nvrtcGetErrorString(status).decode()
