@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import io
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 import qpt
@@ -52,7 +50,7 @@ def holdings() -> dict[str, float]:
 
 def add_images(folder: Path, numbers: range) -> None:
     """Write images of several formats and sizes, one of them damaged."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         rng = np.random.default_rng(number)
         image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((64 + number % 5 * 8, 64))
@@ -118,9 +116,6 @@ def round_of_use(folder: Path, number: int) -> None:
 
 def soak(seconds: float, folder: Path) -> list[dict[str, float]]:
     """Return what the process held after each round, of which there are at least five."""
-    figure = Figure()  # the first one, in whatever round it is drawn, opens the files of the fonts
-    figure.text(0.5, 0.5, "a")
-    figure.savefig(io.BytesIO())
     add_images(folder / "data", range(16))
     started, rows = time.monotonic(), []
     while len(rows) < 5 or time.monotonic() - started < seconds:

@@ -1,8 +1,12 @@
 """Calls whose form differs between versions of the dependencies give the same, whichever version is installed."""
 
 import ctypes
+import gc
+import io
 import locale
+import os
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +103,31 @@ def test_the_locale_of_a_thread_comes_back() -> None:
         assert libc.uselocale(None) != before
         assert locale.nl_langinfo(locale.CODESET) == "ANSI_X3.4-1968"
     assert libc.uselocale(None) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in Linux's /proc")
+def test_fonts_of_threads_that_drew_are_closed() -> None:
+    from matplotlib.figure import Figure
+
+    def draw() -> None:
+        figure = Figure()
+        figure.text(0.5, 0.5, "a")
+        figure.savefig(io.BytesIO())
+
+    def fonts() -> int:
+        gc.collect()
+        links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        return sum(os.readlink(link).endswith(".ttf") for link in links if link.is_symlink())
+
+    with compat.fonts_closed():
+        threads = [threading.Thread(target=draw) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert fonts() > 0
+    assert fonts() == 0
+    draw()  # what follows opens them again
 
 
 def test_an_old_triton_gives_way_to_the_torch_form(monkeypatch: pytest.MonkeyPatch) -> None:

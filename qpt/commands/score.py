@@ -263,6 +263,7 @@ def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: 
     """Yield the result of each image in order, several images at a time."""
     from threading import Lock
 
+    from qpt.compat import fonts_closed
     from qpt.data.remote import read_ahead
     from qpt.evaluate.features import image_threads
     from qpt.evaluate.image_crops import map_in_threads
@@ -272,7 +273,7 @@ def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: 
     def score(item: tuple[str, str | BytesIO | FileNotFoundError]) -> _Scored:
         return _score(*item, scorer, maps.get(item[0]), tile_px, drawing)
 
-    with image_threads() as (workers, start):
+    with fonts_closed(), image_threads() as (workers, start):
         yield from map_in_threads(score, read_ahead(images), workers=workers, start=start)
 
 
