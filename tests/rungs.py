@@ -128,7 +128,7 @@ def write_summary(path: Path, config: pytest.Config, session: pytest.Session) ->
         *(["Skipped:", "", *[f"- {number} × {reason}" for reason, number in reasons.items()]] if reasons else []),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(text).rstrip() + "\n")
+    path.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 
 def skip_reason(report: pytest.TestReport) -> str:

@@ -49,7 +49,7 @@ def test_setup_refuses_with_one_clear_error(tmp_path: Path, environment: dict[st
 
 
 def test_setup_imports_no_torch() -> None:
-    text = (ROOT / "setup.py").read_text() + (ROOT / "qpt" / "build.py").read_text()
+    text = (ROOT / "setup.py").read_text(encoding="utf-8") + (ROOT / "qpt" / "build.py").read_text(encoding="utf-8")
     assert not re.search(r"^\s*(import|from) torch", text, flags=re.MULTILINE)
 
 
@@ -138,10 +138,10 @@ def test_kernels_and_sources_have_one_address() -> None:
 
 def test_version_has_one_source() -> None:
     """qpt/version.py holds the version. pyproject.toml reads it; what cannot read it is compared with it."""
-    assert 'version = { attr = "qpt.version.__version__" }' in (ROOT / "pyproject.toml").read_text()
-    assert qpt.__version__ not in (ROOT / "pyproject.toml").read_text()
-    assert f"version: {qpt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
-    releases = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert 'version = { attr = "qpt.version.__version__" }' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert qpt.__version__ not in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"version: {qpt.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    releases = re.findall(r"^## \[(\d.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert releases[0] == qpt.__version__
 
 

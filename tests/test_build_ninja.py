@@ -67,7 +67,7 @@ class Checkout:
         """Run `setup.py build_ext --inplace`; return the names of what was compiled and linked."""
         result = self.run(*arguments, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
-        names = self.log.read_text().split() if self.log.exists() else []
+        names = self.log.read_text(encoding="utf-8").split() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         assert len(names) == len(set(names))
         return set(names)
@@ -100,7 +100,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 def included(path: Path) -> set[Path]:
     """Return the file and all of ours that it includes, directly or not."""
-    names = re.findall(r'^[ \t]*#include "([^"]+)"', path.read_text(), flags=re.MULTILINE)
+    names = re.findall(r'^[ \t]*#include "([^"]+)"', path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {path}.union(*(included((path.parent / name).resolve()) for name in names))
 
 
@@ -127,7 +127,7 @@ def test_header_rebuilds_what_includes_it_and_nothing_else(checkout: Checkout) -
     assert checkout.outdated() == set()
     count, header, expected = min(alone)
     assert 0 < count < len(outputs)
-    header.write_text(header.read_text() + "// an edit\n")
+    header.write_text(header.read_text(encoding="utf-8") + "// an edit\n", encoding="utf-8")
     assert checkout.build() == {*expected, MODULE}
 
 
@@ -183,7 +183,7 @@ def test_what_is_left_in_the_package(checkout: Checkout) -> None:
 
 
 def test_editors_find_the_commands(checkout: Checkout) -> None:
-    entries = json.loads((checkout.root / "compile_commands.json").read_text())
+    entries = json.loads((checkout.root / "compile_commands.json").read_text(encoding="utf-8"))
     assert {Path(entry["output"]).name for entry in entries} == OBJECTS
     for entry in entries:
         assert (checkout.root / entry["file"]).exists()
@@ -249,7 +249,8 @@ def test_nvcc_that_fails_is_a_warning_unless_cuda_was_asked_for(tmp_path: Path) 
 def test_no_nvcc_is_the_recorded_reason_unless_cuda_was_asked_for(tmp_path: Path) -> None:
     root = small_checkout(tmp_path, first="int f() { return 0; }\n")
     build_py = root / "qpt" / "build.py"
-    build_py.write_text(build_py.read_text().replace("/usr/local/cuda/bin/nvcc", "/nowhere/nvcc"))
+    text = build_py.read_text(encoding="utf-8")
+    build_py.write_text(text.replace("/usr/local/cuda/bin/nvcc", "/nowhere/nvcc"), encoding="utf-8")
     compiler = shutil.which("g++")
     assert compiler is not None
     tools = tmp_path / "bin"

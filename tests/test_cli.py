@@ -98,7 +98,7 @@ def test_the_page_of_commands_is_what_the_parsers_say() -> None:
     assert spec is not None and spec.loader is not None
     front = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(front)
-    assert (DOCS / "cli.md").read_text() == front.render_cli(), "run `python docs/front.py cli`"
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == front.render_cli(), "run `python docs/front.py cli`"
 
 
 def test_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

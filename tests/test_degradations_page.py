@@ -18,7 +18,9 @@ def writer():
 
 
 def test_the_page_is_up_to_date():
-    assert (DOCS / "degradations.md").read_text() == writer().render(), "run `python docs/degradations.py`"
+    assert (DOCS / "degradations.md").read_text(encoding="utf-8") == writer().render(), (
+        "run `python docs/degradations.py`"
+    )
 
 
 def test_every_op_has_a_small_picture_of_its_levels():

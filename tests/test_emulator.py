@@ -240,7 +240,7 @@ def test_writes_beyond_shared_memory_are_reported(emulator: Emulator, shared_byt
 
 def test_source_of_the_emulator_is_the_source_of_the_gpu() -> None:
     """degrade.cpp includes the .cu file unchanged, and no preprocessor branch of ours knows the emulator."""
-    text = Path(__file__).with_name("emulator").joinpath("degrade.cpp").read_text()
+    text = Path(__file__).with_name("emulator").joinpath("degrade.cpp").read_text(encoding="utf-8")
     assert '#include "../../csrc/cuda/degrade.cu"' in text
     for path in (Path(__file__).parents[1] / "csrc").rglob("*.[hc]*"):
-        assert not re.search(r"^\s*#\s*(el)?if.*EMULATOR", path.read_text(), flags=re.MULTILINE), path
+        assert not re.search(r"^\s*#\s*(el)?if.*EMULATOR", path.read_text(encoding="utf-8"), flags=re.MULTILINE), path

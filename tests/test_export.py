@@ -126,7 +126,7 @@ def test_head_and_encoder_files_are_enough_to_score(exported):
 
 def test_card_is_written_from_the_records(exported):
     out, scorer, run = exported
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     for text in (
         "# QPT scorer: resnet18, width 4",
         "not torchvision's: that has width 64",
@@ -149,7 +149,7 @@ def test_a_run_has_no_score_to_export(exported, tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "encoder.pth", "encoder.safetensors"]
     loaded = torch.load(tmp_path / "encoder.pth", weights_only=True)
     assert torch.equal(loaded["conv1.weight"], load_encoder(run).conv1.weight)
-    assert "None: an encoder gives features, not scores" in (tmp_path / "README.md").read_text()
+    assert "None: an encoder gives features, not scores" in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert cli.main(["export", str(run), "--out", str(tmp_path), "--formats", "onnx"]) == 2
     assert "onnx needs a scorer" in capsys.readouterr().err
     (tmp_path / "x.json").write_text("[1]")

@@ -29,7 +29,7 @@ def modules() -> dict[str, Path]:
 
 def imports_of(path: Path, known: set[str]) -> dict[str, set[str]]:
     """Module of the package -> names taken from it, of all imports in a file that are executed."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
         id(node)
         for branch in ast.walk(tree)

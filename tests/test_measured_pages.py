@@ -24,8 +24,8 @@ def page_module(name: str) -> ModuleType:
 def test_measured_figures_are_those_of_the_records() -> None:
     results = page_module("results")
     for page in results.PAGES:
-        assert page.read_text() == results.render(page), f"{page.name}: run `python docs/results.py`"
-    readme = results.PAGES[0].read_text()
+        assert page.read_text(encoding="utf-8") == results.render(page), f"{page.name}: run `python docs/results.py`"
+    readme = results.PAGES[0].read_text(encoding="utf-8")
     assert all(f"<!-- begin measured: {name} -->" in readme for name in ("floors", "speed"))
 
 
@@ -33,7 +33,7 @@ def test_only_measured_blocks_are_replaced_and_wrong_markers_are_refused(tmp_pat
     results = page_module("results")
     page = tmp_path / "page.md"
     block = "<!-- begin measured: study -->\n{}\n<!-- end measured: study -->"
-    page.write_text(f"a\n{block.format('old')}\nb\n")
+    page.write_text(f"a\n{block.format('old')}\nb\n", encoding="utf-8")
     assert results.render(page) == f"a\n{block.format(results.BLOCKS['study']())}\nb\n"
     for wrong in (block.format("old").replace("study", "x"), "<!-- begin measured: study -->\n"):
         page.write_text(wrong)
@@ -47,8 +47,10 @@ def test_a_record_without_the_rows_of_the_speed_table_is_refused() -> None:
 
 
 def test_the_scaling_page_is_that_of_its_record() -> None:
-    result = json.loads((RESULTS / "scaling.json").read_text())
-    assert (DOCS / "scaling.md").read_text() == page_module("scaling").render(result), "run `python docs/scaling.py`"
+    result = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))
+    assert (DOCS / "scaling.md").read_text(encoding="utf-8") == page_module("scaling").render(result), (
+        "run `python docs/scaling.py`"
+    )
 
 
 def test_the_scaling_model_counts_the_network_and_the_pairs() -> None:

@@ -15,8 +15,8 @@ from qpt.degradations.op_table import LEVELS
 from qpt.degradations.space import DegradationSpace
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-ROWS = json.loads((harness.RESULTS / "preset_fidelity.json").read_text())["predictions"]
-FIGURES = json.loads(preset_fidelity.FIGURES.read_text())
+ROWS = json.loads((harness.RESULTS / "preset_fidelity.json").read_text(encoding="utf-8"))["predictions"]
+FIGURES = json.loads(preset_fidelity.FIGURES.read_text(encoding="utf-8"))
 
 
 def page_writer() -> ModuleType:
@@ -44,7 +44,7 @@ def test_every_figure_is_within_half_a_decibel_or_chance():
 
 
 def test_the_page_is_of_the_record():
-    written = (DOCS / "degradations-fidelity.md").read_text()
+    written = (DOCS / "degradations-fidelity.md").read_text(encoding="utf-8")
     assert written == page_writer().render(), "run `python docs/degradations_fidelity.py`"
 
 
@@ -76,7 +76,7 @@ def test_the_command_measures_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(DegradationSpace, "preset", staticmethod(lambda name: space))
     out = tmp_path / "record.json"
     assert command.main(["preset_fidelity", "--photographs", str(tmp_path), "--draws", "4", "--out", str(out)]) == 0
-    noise_row, jpeg_row = json.loads(out.read_text())["predictions"]
+    noise_row, jpeg_row = json.loads(out.read_text(encoding="utf-8"))["predictions"]
     assert noise_row["spread_db"][0] > 0 and jpeg_row["spread_db"] == [0] * LEVELS
     assert noise_row["difference_db"][4] == pytest.approx(noise_row["ours_db"][4] - 28, abs=0.02)
     assert jpeg_row["difference_db"] == [None] * LEVELS

@@ -33,7 +33,9 @@ def test_presets_state_their_source_and_survive_the_text(name, tmp_path):
 
 
 def test_every_preset_file_is_registered_or_waits_for_an_op():
-    files = {path.stem: yaml.safe_load(path.read_text()) for path in presets.path("x").parent.glob("*.yaml")}
+    files = {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in presets.path("x").parent.glob("*.yaml")
+    }
     assert set(presets.NAMES) <= set(files)
 
     def ops(members):

@@ -79,7 +79,7 @@ def test_kernels_of_another_checkout_are_read_here() -> None:
     """Triton's cache keeps the path of the checkout that compiled a kernel first, which may be gone."""
     (number, text), *_ = [
         (number, line.strip())
-        for number, line in enumerate(Path(contrastive_pass.__file__).read_text().splitlines(), 1)
+        for number, line in enumerate(Path(contrastive_pass.__file__).read_text(encoding="utf-8").splitlines(), 1)
         if "tl.dot" in line
     ]
     assert profile.source_text(f"/gone/kernels/contrastive_pass.py:{number}") == text

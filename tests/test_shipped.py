@@ -115,7 +115,7 @@ def test_a_damaged_file_is_refused(fault, tmp_path, monkeypatch) -> None:
     if fault != "missing":
         copy.write_bytes(content)
     if fault != "no sum":
-        copy.with_suffix(".sha256").write_text(module.FILE.with_suffix(".sha256").read_text())
+        copy.with_suffix(".sha256").write_text(module.FILE.with_suffix(".sha256").read_text(encoding="utf-8"))
     monkeypatch.setattr(module, "FILE", copy)
     with pytest.raises(InputError, match="install qpt again"):
         Scorer.load()

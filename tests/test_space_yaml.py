@@ -84,7 +84,7 @@ def test_yaml_says_what_the_fields_say(tmp_path):
 def test_writing_and_reading_are_inverse(tmp_path):
     path = tmp_path / "written.yaml"
     written = SAME.to_yaml(path)
-    assert path.read_text() == written
+    assert path.read_text(encoding="utf-8") == written
     again = DegradationSpace.from_yaml(path)
     assert again == SAME
     assert again.fingerprint() == SAME.fingerprint()
@@ -188,7 +188,7 @@ def test_reading_names_the_file_the_key_and_what_was_given(text, message, tmp_pa
 
 
 def test_the_example_of_the_documentation_is_a_space(tmp_path):
-    text = (Path(__file__).resolve().parent.parent / "docs" / "spaces.md").read_text()
+    text = (Path(__file__).resolve().parent.parent / "docs" / "spaces.md").read_text(encoding="utf-8")
     example, *_ = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     space = from_text(example, tmp_path)
     assert [rule.max_ops for rule in space.passes] == [3, 1]

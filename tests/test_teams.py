@@ -124,7 +124,7 @@ def barriers() -> list[str]:
     return [
         f"{path.relative_to(csrc.parent)}:{number}"
         for path in (*sorted(csrc.glob("ops/*.h")), csrc / "chain.h")
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if re.search(r"\.sync(_team)?\(\)", line.partition("//")[0])
     ]
 
