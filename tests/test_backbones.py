@@ -193,7 +193,7 @@ def test_activation_checkpointing_of_unknown_blocks(stand_in) -> None:  # noqa: 
     [
         ("efficientnet_lite0", "efficientnet_lite_pytorch", r"qpt\[imagenet\]"),
         ("timm:resnet18", "timm", r"qpt\[timm\]"),
-        ("torchvision:resnet18", "torchvision", r"qpt\[timm\]"),
+        ("torchvision:resnet18", "torchvision", "pip install torchvision"),
     ],
 )
 def test_a_missing_package_names_the_command(monkeypatch, arch: str, module: str, command: str) -> None:

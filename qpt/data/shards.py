@@ -82,7 +82,7 @@ class ShardSource:
         if not offsets:
             kinds = " ".join(sorted(EXTENSIONS))
             raise InputError(f"pretrain: data must hold at least one image ({kinds}), got none in {len(counts)} shards")
-        passed_over.warn(f"{len(counts)} shards")
+        passed_over.warn("1 shard" if len(counts) == 1 else f"{len(counts)} shards")
 
     def __len__(self) -> int:
         return len(self._offsets)

