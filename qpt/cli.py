@@ -113,11 +113,19 @@ class _CommandParser(_Parser):
                 named = [option] if option in known else [each for each in known if each.startswith(option)]
                 action = known[named[0]] if len(named) == 1 else None
                 value = word[name.end() + 1 :]
-                word = f"{option}={_whole(value, action)}" if "=" in word else option
+                word = f"{option}={self._value(value, action)}" if "=" in word else option
             else:
-                word, action = str(_whole(word, action)), None
+                word, action = self._value(word, action), None
             words.append(word)
         return [*words, *argv[end:]]
+
+    def _value(self, word: str, action: argparse.Action | None) -> str:
+        """Return the text of a value: a home folder that no shell has expanded is, and a number is written plainly."""
+        # An option whose default is a text, such as --init, may be empty.
+        if word == "" and (action is None or action.nargs == 0 or action.default is None):
+            option = None if action is None or action.nargs == 0 else action.option_strings[-1]
+            self.error(f"{option or 'an argument'} must not be empty")
+        return os.path.expanduser(word) if word.startswith("~/") else str(_whole(word, action))
 
 
 def _whole(value: object, action: argparse.Action | None) -> object:

@@ -355,6 +355,29 @@ def test_a_lack_of_descriptors_is_no_fault_of_the_image(tmp_path: Path) -> None:
 # Lists of files
 
 
+def test_a_pattern_takes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``**`` follows links to folders, and loops of them, of which two would keep glob busy for ever."""
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a/x.jpg", "a/b/x.jpg", "a/b/.x.jpg", "a/b/c/x.png", "elsewhere/y.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "b" / "circle").symlink_to("..")
+    (tmp_path / "a" / "0").symlink_to("b")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "elsewhere")
+    expected = {
+        "a/**/*.jpg": ["a/b/x.jpg", "a/link/y.jpg", "a/x.jpg"],
+        "a/**/b/*.jpg": ["a/b/x.jpg"],
+        "a/**/c/**/*.png": ["a/b/c/x.png"],
+        "**/x.*": ["a/b/c/x.png", "a/b/x.jpg", "a/x.jpg"],
+        "a/**/c": ["a/b/c/x.png"],
+        "?/**": ["a/b/c/x.png", "a/b/x.jpg", "a/link/y.jpg", "a/x.jpg"],
+    }
+    monkeypatch.chdir(tmp_path)
+    for pattern, names in expected.items():
+        assert find_images([pattern]) == (names, {}), pattern
+        assert find_images([f"{tmp_path}/{pattern}"]) == ([f"{tmp_path}/{name}" for name in names], {}), pattern
+
+
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     """By extension, and hidden files and folders of systems; in folders, patterns and shards."""
     taken = ["a.jpg", "b.jfif", "c.AVIF", "d/e.jp2", "d/f.pgm"]
@@ -373,6 +396,9 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
     with pytest.warns(UserWarning, match=words):
         assert len(open_source(str(tmp_path / "x.tar"))) == len(taken)
+    os.mkfifo(tmp_path / "data" / "pipe.jpg")
+    with pytest.warns(UserWarning, match="1 pipes and devices"):
+        assert len(list_images(tmp_path / "data")) == len(taken)
     hidden_root = tmp_path / ".cache" / "data"
     hidden_root.mkdir(parents=True)
     (hidden_root / "a.jpg").touch()

@@ -57,6 +57,14 @@ def test_only_names_of_options_are_respelled() -> None:
     assert arguments.data == "--my_photos"
 
 
+def test_a_home_folder_that_no_shell_has_expanded_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/a")
+    words = ["~/photos", "--out=~/run", "--init", "", "--space", "x~/y"]
+    arguments = build_parser().parse_args(["pretrain", *words]).pretrain
+    assert (arguments.data, arguments.out) == ("/home/a/photos", "/home/a/run")
+    assert (arguments.init, arguments.space) == ("", "x~/y")
+
+
 @pytest.mark.parametrize("words", [["--preset", "kadid"], ["--preset=kadid"], ["--config", "settings.yaml"]])
 def test_a_former_name_is_read_with_a_warning(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,6 +156,10 @@ def test_public_names_are_importable() -> None:
         (["pretrain", "--config", "absent.yaml"], "--config: File does not exist"),
         (["plan", "--steps", "1.5", "24"], "--steps must be an integer, got '1.5'"),
         (["score", "a", "--tile-px", "1.5"], "--tile-px must be an integer, got '1.5'"),
+        (["score", "a", "--heatmap", ""], "--heatmap must not be empty"),
+        (["score", "a", "--heatmap="], "--heatmap must not be empty"),
+        (["score", "a", "--json", ""], "an argument must not be empty"),
+        (["evaluate", ""], "an argument must not be empty"),
         (["plan"], "gpu must be given"),
         (["compare", "a", "b", "--seed", "x"], "--seed must be an integer, got 'x'"),
         (["pretrian"], "COMMAND must be one of "),

@@ -88,6 +88,22 @@ def test_scoring_with_a_run_and_a_table_gives_the_same_number(fitted, capsys):
     assert answer["scale"]["higher_is_better"] is True and answer["scale"]["max"] == read_table(csv).mos.max()
 
 
+@pytest.mark.parametrize("words", [["--tile-px", "64"], ["--json", "--format", "csv"]])
+def test_what_would_be_ignored_is_refused(words, tmp_path, capsys):
+    assert cli.main(["score", str(tmp_path / "a.jpg"), *words]) == 2
+    assert words[-2] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("srcc", [-0.1, 0.1])
+def test_labels_that_order_nothing_are_warned_of(fitted, tmp_path, capsys, monkeypatch, srcc):
+    _, csv, run, out = fitted
+    found = Scorer.load(out)
+    found.fitted_on["srcc"] = srcc
+    monkeypatch.setattr(Scorer, "fit", lambda *_, **__: found)
+    assert cli.main(["fit", str(run), "--csv", str(csv), "--out", str(tmp_path / "scorer.pt")]) == 0
+    assert ("do not order photographs held out" in capsys.readouterr().err) == (srcc < 0)
+
+
 def test_the_printed_score_comes_with_its_scale(fitted, capsys):
     _, csv, _, out = fitted
     image = str(csv.parent / "images/cat2.png")

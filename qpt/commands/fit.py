@@ -84,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     fitted = scorer.fitted_on
+    if scorer.weights.any() and fitted["srcc"] <= 0:
+        print(
+            "warning: these scores do not order photographs held out: the labels are too few, or wrong", file=sys.stderr
+        )
     if args.json:
         print(to_json({"scorer": str(out), "mos_min": scorer.mos_min, "mos_max": scorer.mos_max, **fitted}))
     elif not scorer.opinions:

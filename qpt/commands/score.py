@@ -103,10 +103,15 @@ def run(args: argparse.Namespace) -> int:
 
     from qpt.commands.score_reference import measure
     from qpt.data.listing import find_images
+    from qpt.errors import InputError
     from qpt.evaluate.metrics import is_constant
     from qpt.evaluate.quality_map import is_quality_map
     from qpt.io import shown
 
+    if args.json and args.format == "csv":
+        raise InputError("score: --format must not be csv with --json")
+    if args.tile_px is not None and args.heatmap is None:
+        raise InputError("score: --tile-px needs --heatmap, the folder of the maps")
     style = "json" if args.json else args.format
     names = _names(args)
     found, faults = find_images(names)

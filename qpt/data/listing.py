@@ -6,6 +6,7 @@ that systems leave beside photographs.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -170,7 +171,11 @@ def _walk(
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         here = Path(place)
         links += [here / name for name in folders if (here / name).is_symlink()]
-        found += [here / name for name in names if passed_over.takes(name) and _may_be_file(here / name)]
+        for path in [here / name for name in names if passed_over.takes(name)]:
+            if _may_be_file(path):
+                found.append(path)
+            else:
+                passed_over.kinds["pipes and devices"] += 1
     return links, walked
 
 
@@ -241,13 +246,51 @@ def match_files(pattern: str) -> list[str]:
     asked = set(Path(pattern).parts)
     hidden = PassedOver()
     found = []
-    for match in sorted(glob.glob(pattern, recursive=True)):
+    for match in sorted(_recursive_matches(pattern) if "**" in asked else glob.glob(pattern)):
         if any(is_hidden(part) and part not in asked for part in Path(match).parts):
             hidden.hidden += 1
         else:
             found.append(match)
     hidden.warn(pattern)
     return found
+
+
+def _recursive_matches(pattern: str) -> list[str]:
+    """Return what matches a pattern with ``**``, links to folders followed, but what is in a folder once.
+
+    ``glob`` follows loops of links: of two of them in a tree it finds no end.
+    """
+    parts = pattern.split("/")
+    place = parts.index("**")
+    base, wanted = "/".join(parts[:place]), parts[place:]
+    tops = [(top, "") for top in (sorted(glob.glob(base)) if base else ["/" if place else ""])]
+    found: list[str] = []
+    walked: set[tuple[int, int]] = set()
+    while tops:
+        top, below = tops.pop(0)  # links after everything that has a name of its own
+        for folder, folders, files in os.walk(os.path.join(top, below) or ".", onerror=_leave_out):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            inside = os.path.relpath(folder, top or ".")
+            here = [] if inside == "." else inside.split("/")
+            tops += [(top, "/".join([*here, name])) for name in folders if os.path.islink(os.path.join(folder, name))]
+            names = files if wanted[-1] == "**" else [*files, *folders]
+            found += [os.path.join(top, *here, name) for name in names if _fits([*here, name], wanted)]
+    return found
+
+
+def _fits(names: list[str], parts: list[str]) -> bool:
+    """Return whether the names of a path fit the parts of a pattern, by the rules of ``glob``."""
+    if not parts or not names:
+        return not names and all(part == "**" for part in parts)
+    if parts[0] == "**":
+        return _fits(names, parts[1:]) or (not names[0].startswith(".") and _fits(names[1:], parts))
+    plain = not names[0].startswith(".") or parts[0].startswith(".")
+    return plain and fnmatch.fnmatchcase(names[0], parts[0]) and _fits(names[1:], parts[1:])
 
 
 def name_line(name: str, size: int) -> bytes:

@@ -40,7 +40,10 @@ def check_program(caller: str, program: Program, images: Tensor) -> None:
             f"{caller}: images must have 1.5 H * 1.5 W * 3 < 2^31 where a row holds resize_to, got {height} x {width}"
         )
     if len(program) and (highest := int(program.source.max())) >= len(images):
-        raise InputError(f"{caller}: program.source must be below the number of images, {len(images)}, got {highest}")
+        raise InputError(
+            f"{caller}: program.source must be below the number of images, {len(images)}, got {highest}; a part of a "
+            "program keeps the numbers of its images among all of them, which it must be given"
+        )
 
 
 def check_threads(caller: str, threads: int | None) -> int:
