@@ -77,4 +77,4 @@ def test_no_thread_outlives_the_process_group(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["[]", "[]", ""]
+    assert "".join(done.stdout.split()) == "[][]"  # two processes, whose line ends may come after both
