@@ -13,7 +13,7 @@ import re
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from qpt.data.faults import explained, is_machine_fault
@@ -93,11 +93,14 @@ def list_images(folder: str | Path, *, most: int | None = None) -> list[Path]:
     found: list[Path] = []
     passed_over = PassedOver()
     with explained():
-        links, walked = _walk(root, found, set(), passed_over)
-        while links:  # after everything that has a name of its own, in the order of their names
-            link = links.pop(0)
-            more, walked = _walk(link, found, walked, passed_over)
-            links += more
+        for _, place, folders, names in _folders_once([str(root)]):
+            passed_over.hidden += sum(map(is_hidden, folders))
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for path in [Path(place, name) for name in names if passed_over.takes(name)]:
+                if _may_be_file(path):
+                    found.append(path)
+                else:
+                    passed_over.kinds["pipes and devices"] += 1
     if not found:
         kinds, got = " ".join(sorted(EXTENSIONS)), f" but {passed_over}" if str(passed_over) else ""
         raise InputError(f"list_images: folder must hold at least one image ({kinds}), got none below {root}{got}")
@@ -153,30 +156,25 @@ def walk_urls(folder: str, passed_over: PassedOver, *, extension: str = "") -> l
     return sorted(found)
 
 
-def _walk(
-    top: Path, found: list[Path], walked: set[tuple[int, int]], passed_over: PassedOver
-) -> tuple[list[Path], set[tuple[int, int]]]:
-    """Add the images below ``top`` to ``found``; return the links to folders met on the way and the folders walked.
+def _folders_once(tops: Sequence[str]) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Yield, as ``os.walk`` of each of ``tops``, that top, a folder, and the names of the folders and files in it.
 
-    walked: (device, inode) of the folders that are not walked again.
+    Links to folders are followed, after everything that has a name of its own, in the order of their names, and what
+    they lead to is taken once. As with ``os.walk``, the list of folders may be changed.
     """
-    links: list[Path] = []
-    for place, folders, names in os.walk(top, onerror=_leave_out):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in walked:
-            folders.clear()
-            continue
-        walked.add((status.st_dev, status.st_ino))
-        passed_over.hidden += sum(map(is_hidden, folders))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        here = Path(place)
-        links += [here / name for name in folders if (here / name).is_symlink()]
-        for path in [here / name for name in names if passed_over.takes(name)]:
-            if _may_be_file(path):
-                found.append(path)
-            else:
-                passed_over.kinds["pipes and devices"] += 1
-    return links, walked
+    places = [(top, top) for top in tops]
+    walked: set[tuple[int, int]] = set()
+    while places:
+        top, start = places.pop(0)
+        for place, folders, names in os.walk(start or ".", onerror=_leave_out):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in walked:
+                folders.clear()
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            yield top, place, folders, names
+            links = (os.path.join(place, name) for name in folders)
+            places += [(top, link) for link in links if os.path.islink(link)]
 
 
 def _may_be_file(path: Path) -> bool:
@@ -263,23 +261,14 @@ def _recursive_matches(pattern: str) -> list[str]:
     parts = pattern.split("/")
     place = parts.index("**")
     base, wanted = "/".join(parts[:place]), parts[place:]
-    tops = [(top, "") for top in (sorted(glob.glob(base)) if base else ["/" if place else ""])]
+    tops = sorted(glob.glob(base)) if base else ["/" if place else ""]
     found: list[str] = []
-    walked: set[tuple[int, int]] = set()
-    while tops:
-        top, below = tops.pop(0)  # links after everything that has a name of its own
-        for folder, folders, files in os.walk(os.path.join(top, below) or ".", onerror=_leave_out):
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in walked:
-                folders.clear()
-                continue
-            walked.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            inside = os.path.relpath(folder, top or ".")
-            here = [] if inside == "." else inside.split("/")
-            tops += [(top, "/".join([*here, name])) for name in folders if os.path.islink(os.path.join(folder, name))]
-            names = files if wanted[-1] == "**" else [*files, *folders]
-            found += [os.path.join(top, *here, name) for name in names if _fits([*here, name], wanted)]
+    for top, folder, folders, files in _folders_once(tops):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(folder, top or ".")
+        here = [] if inside == "." else inside.split("/")
+        names = files if wanted[-1] == "**" else [*files, *folders]
+        found += [os.path.join(top, *here, name) for name in names if _fits([*here, name], wanted)]
     return found
 
 
