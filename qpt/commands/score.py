@@ -278,7 +278,7 @@ def _results(images: list[str], scorer: Scorer, maps: dict[str, Path], tile_px: 
     def score(item: tuple[str, str | BytesIO | FileNotFoundError]) -> _Scored:
         return _score(*item, scorer, maps.get(item[0]), tile_px, drawing)
 
-    with fonts_closed(), image_threads() as (workers, start):
+    with fonts_closed(), image_threads(len(images)) as (workers, start):
         yield from map_in_threads(score, read_ahead(images), workers=workers, start=start)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # which imports its parts, where they are first used: together they take a second
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from qpt.evaluate.protocol import inner_folds
 from qpt.evaluate.ridge import fit_ridge
@@ -34,7 +34,7 @@ class LogisticCalibration:
 
     def __call__(self, raw: Array) -> Array:
         """Map raw scores of any shape to calibrated ones, between low and high."""
-        return self.low + (self.high - self.low) * special.expit((raw - self.centre) / self.width)
+        return self.low + (self.high - self.low) * scipy.special.expit((raw - self.centre) / self.width)
 
 
 def fit_calibration(raw: Array, mos: Array) -> LogisticCalibration:
@@ -54,7 +54,7 @@ def fit_calibration(raw: Array, mos: Array) -> LogisticCalibration:
     def residuals(parameters: Array) -> Array:
         return LogisticCalibration(*parameters)(raw) - mos
 
-    found = optimize.least_squares(residuals, start, bounds=bounds, x_scale=span)
+    found = scipy.optimize.least_squares(residuals, start, bounds=bounds, x_scale=span)
     return LogisticCalibration(*(float(value) for value in found.x))
 
 

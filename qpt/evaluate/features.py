@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, wraps
@@ -24,7 +25,7 @@ from torch import Tensor
 from qpt.data.arrays import read_npz
 from qpt.data.normalise import normalise
 from qpt.errors import InputError, check_int
-from qpt.evaluate.image_crops import check_pixels, crop_grid, map_images, scaled_images
+from qpt.evaluate.image_crops import check_pixels, crop_boxes, crop_grid, map_images, scaled_images
 from qpt.evaluate.table import ScoreTable
 from qpt.io import write_whole
 from qpt.models import Encoder
@@ -179,16 +180,14 @@ def image_features(
     protocol = protocol or FeatureProtocol()
     check_pixels(pixels)
     encoder = folded(encoder)
-    rows = []
-    for scaled in scaled_images(pixels, scales, encoder.min_side):
-        crops = crop_grid(scaled, side=protocol.crop_px, count=protocol.crops)
-        # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory.
-        with torch.autocast(encoder.device.type, enabled=False):  # the caller's setting must not change the dtype
-            moments = torch.stack([_moments(encoder.stages(_to_input(crop).to(encoder.dtype))) for crop in crops])
-        # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
-        mean, square = moments.mean(0)
-        rows.append(torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()]))
-    return torch.stack(rows).float().numpy()
+    compute = partial(_crop_moments, encoder)
+    with _crop_threads(encoder, pixels, protocol) as run:
+        # A smaller scale is made while the crops of the one before are in work.
+        found = [
+            run(compute, crop_grid(scaled, side=protocol.crop_px, count=protocol.crops))
+            for scaled in scaled_images(pixels, scales, encoder.min_side)
+        ]
+        return torch.stack([_statistics(list(moments)) for moments in found]).float().numpy()
 
 
 @torch.inference_mode(False)  # else weights converted in inference mode could not be trained outside it
@@ -233,22 +232,46 @@ def compute_rows(
     quiet: bool,
 ) -> None:
     """Fill ``rows[i]`` with ``compute`` of the pixels of file i, several images at a time; see ``map_images``."""
-    with image_threads() as (workers, start):
+    with image_threads(len(paths)) as (workers, start):
         found = map_images(compute, paths, workers=workers, label=label, quiet=quiet, start=start)
         for index, row in enumerate(found):
             rows[index] = row
 
 
 @contextmanager
-def image_threads() -> Iterator[tuple[int, Callable[[], None]]]:
-    """Give the number of threads that take an image each, and what each of them must call first."""
+def image_threads(images: int | None = None) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Give the number of threads that take an image each, and what each of them must call first.
+
+    images: their number, if it is known: fewer threads take one each then, and each has more of its own.
+    """
     # An image in each thread, and not all threads on one image: an encoder is a hundred short steps, after each of
     # which its threads would wait for the slowest. Their number may change the last digits of features.
+    most = _IMAGES_AT_ONCE if images is None else max(1, min(_IMAGES_AT_ONCE, images))
+    with _divided(most) as threads, keep_freed_memory():
+        yield threads
+
+
+@contextmanager
+def _crop_threads(
+    encoder: Encoder, pixels: NDArray[np.uint8], protocol: FeatureProtocol
+) -> Iterator[Callable[[Callable[[NDArray[np.uint8]], Tensor], NDArray[np.uint8]], Iterable[Tensor]]]:
+    """Give the map of a function over crops: in threads that take a crop each, where an image has several crops."""
+    height, width = pixels.shape[:2]
+    crops = len(crop_boxes(width, height, side=protocol.crop_px, count=protocol.crops))
+    if encoder.device.type != "cpu" or min(crops, torch.get_num_threads()) == 1:
+        yield map
+        return
+    with _divided(crops) as (workers, start), ThreadPoolExecutor(workers, initializer=start) as pool:
+        yield pool.map
+
+
+@contextmanager
+def _divided(most: int) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Divide torch's threads among at most so many workers: their number, and what each of them must call first."""
     threads = torch.get_num_threads()
-    workers = min(threads, _IMAGES_AT_ONCE)
+    workers = min(threads, most)
     try:
-        with keep_freed_memory():
-            yield workers, partial(torch.set_num_threads, threads // workers)
+        yield workers, partial(torch.set_num_threads, threads // workers)
     finally:
         torch.set_num_threads(threads)
 
@@ -309,6 +332,20 @@ def weights_hash(encoder: Encoder) -> str:
 def _to_input(crop: NDArray[np.uint8]) -> Tensor:
     """Return (h, w, 3) uint8 as normalised (1, 3, h, w) float32; the permuted tensor already is channels-last."""
     return normalise(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)[None])
+
+
+def _crop_moments(encoder: Encoder, crop: NDArray[np.uint8]) -> Tensor:
+    """Return the ``_moments`` of all stages for one crop, in a thread of its own or in the caller's."""
+    # Both are settings of a thread; the caller's autocast must not change the dtype.
+    with torch.inference_mode(), torch.autocast(encoder.device.type, enabled=False):
+        return _moments(encoder.stages(_to_input(crop).to(encoder.dtype)))
+
+
+def _statistics(moments: Sequence[Tensor]) -> Tensor:
+    """Return mean and deviation over the positions of all crops, (2, sum C_i), from the moments of each."""
+    # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
+    mean, square = torch.stack(list(moments)).mean(0)
+    return torch.stack([mean, (square - mean * mean).clamp_min(0).sqrt()])
 
 
 def _moments(maps: Iterable[Tensor]) -> Tensor:

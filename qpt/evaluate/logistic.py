@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # which imports its parts, where they are first used: together they take a second
 from numpy.typing import NDArray
-from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ def logistic(x: Array, b1: float, b2: float, b3: float, b4: float) -> Array:
 
     Source: VQEG final report on the validation of objective models of video quality assessment, phase I (2000).
     """
-    return b2 + (b1 - b2) * special.expit((np.asarray(x, np.float64) - b3) / max(abs(b4), 1e-300))
+    return b2 + (b1 - b2) * scipy.special.expit((np.asarray(x, np.float64) - b3) / max(abs(b4), 1e-300))
 
 
 def logistic5(x: Array, b1: float, b2: float, b3: float, b4: float, b5: float) -> Array:
@@ -41,7 +41,7 @@ def logistic5(x: Array, b1: float, b2: float, b3: float, b4: float, b5: float) -
     algorithms, IEEE TIP 15(11), 2006, equation 10.
     """
     x = np.asarray(x, np.float64)
-    return b1 * (0.5 - special.expit(-b2 * (x - b3))) + b4 * x + b5
+    return b1 * (0.5 - scipy.special.expit(-b2 * (x - b3))) + b4 * x + b5
 
 
 def fit_logistic(x: Array, y: Array) -> tuple[float, float, float, float]:
@@ -92,7 +92,7 @@ class _Points:
         centre, log_width = curves[:, 0], curves[:, 1]
         u = (self.z - curves[:, :1]) / np.exp(curves[:, 1:])
         # Of g and 1 - g, which span the same, take the one near 0 over most of the data: the other loses digits there.
-        g = special.expit(np.where(curves[:, :1] >= 0, u, -u)) * self.root
+        g = scipy.special.expit(np.where(curves[:, :1] >= 0, u, -u)) * self.root
         residual = g - (g @ self.q) @ self.q.T
         size = np.linalg.norm(residual, axis=1)
         usable = size > 1e-8 * np.linalg.norm(g, axis=1)  # below, rounding alone tells it from the span
@@ -130,7 +130,7 @@ def _fit(x: Array, y: Array, *, line: bool) -> tuple[tuple[float, float], float,
         steps = np.stack([0.1 * np.exp(best[:, 1]), np.full(1, 0.1)], axis=1)
         best = _compass_search(_Points.of(z, y, np.ones(len(z)), line=line), best, steps, rounds=25)[0]
     centre, width = float(best[0, 0]), float(np.exp(best[0, 1]))
-    g = special.expit((z - centre) / width)
+    g = scipy.special.expit((z - centre) / width)
     level = float(g.mean())
     size = float(np.linalg.norm(g - level)) or 1.0  # a step beyond the data is constant there: it gets no height
     design = np.stack([np.ones(len(z)), (g - level) / size] + ([z] if line else []), axis=1)

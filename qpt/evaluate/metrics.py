@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy  # which imports its parts, where they are first used: together they take a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from qpt.errors import InputError
 from qpt.evaluate.logistic import fit_logistic, fit_logistic5, logistic, logistic5
@@ -53,7 +53,7 @@ def measure_rank_and_error(predictions: ArrayLike, mos: ArrayLike) -> dict[str, 
     rmse = float(np.sqrt(np.mean((x - y) ** 2)))
     if is_constant(x) or is_constant(y):
         return {"srcc": float("nan"), "plcc_raw": float("nan"), "rmse": rmse}
-    srcc, plcc = float(stats.spearmanr(x, y).statistic), float(stats.pearsonr(x, y).statistic)
+    srcc, plcc = float(scipy.stats.spearmanr(x, y).statistic), float(scipy.stats.pearsonr(x, y).statistic)
     return {"srcc": srcc, "plcc_raw": plcc, "rmse": rmse}
 
 
@@ -65,7 +65,7 @@ def measure_and_fit(predictions: ArrayLike, mos: ArrayLike) -> tuple[dict[str, f
         return values, {}
     fits = {name: fit(x, y) for name, (fit, _, least) in _LOGISTIC.items() if len(x) >= least}
     values |= {name: _correlation(curve, y) for name, curve in curves(x, y, fits).items()}
-    return values | {"krcc": float(stats.kendalltau(x, y).statistic)}, fits
+    return values | {"krcc": float(scipy.stats.kendalltau(x, y).statistic)}, fits
 
 
 def curves(x: Array, y: Array, fits: Mapping[str, tuple[float, ...]]) -> dict[str, Array]:
@@ -87,7 +87,7 @@ def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Return Spearman's correlation of two (n,) arrays; 0 where one is constant, since it orders nothing."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(stats.spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def is_constant(values: Array) -> bool:
@@ -101,7 +101,7 @@ def decimals(low: float, high: float) -> int:
 
 
 def _correlation(curve: Array, y: Array) -> float:
-    return float("nan") if is_constant(curve) else float(stats.pearsonr(curve, y).statistic)
+    return float("nan") if is_constant(curve) else float(scipy.stats.pearsonr(curve, y).statistic)
 
 
 def _checked(predictions: ArrayLike, mos: ArrayLike) -> tuple[Array, Array]:

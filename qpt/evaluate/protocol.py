@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import scipy  # which imports its parts, where they are first used: together they take a second
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn.model_selection import GroupKFold
 
 from qpt.errors import InputError
 from qpt.evaluate.metrics import measure_and_fit
@@ -102,6 +101,8 @@ def inner_folds(groups: Index, seed: Sequence[int]) -> tuple[list[tuple[Index, I
         return [(np.delete(rows, i), rows[[i]]) for i in rows], "leave one image out"
     folds = min(INNER_FOLDS, number)
     state = int(np.random.default_rng([*seed, 1]).integers(2**31))
+    from sklearn.model_selection import GroupKFold  # nobody who only scores needs it
+
     splitter = GroupKFold(n_splits=folds, shuffle=True, random_state=state)
     return list(splitter.split(groups, groups=groups)), f"GroupKFold({folds})"
 
@@ -200,9 +201,9 @@ def _rank_correlations(predictions: Array, mos: Array) -> Array:
     """Return the SRCC of each row of (m, n) predictions with (n,) mos; 0 for a constant row."""
     # Sums of multiples of 1/4 are exact: equal orders give equal values, so that ties between settings are seen as
     # ties. SciPy's spearmanr rounds before it sums, and warns of constant rows.
-    x = stats.rankdata(predictions, axis=1)
+    x = scipy.stats.rankdata(predictions, axis=1)
     x -= x.mean(axis=1, keepdims=True)
-    y = stats.rankdata(mos)
+    y = scipy.stats.rankdata(mos)
     y -= y.mean()
     size = np.sqrt((x**2).sum(axis=1) * (y**2).sum())
     return np.divide(x @ y, size, out=np.zeros(len(x)), where=size > 0)

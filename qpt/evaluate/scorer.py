@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import logit
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -48,6 +48,7 @@ from qpt.io import write_whole
 from qpt.models import Encoder
 from qpt.models.checkpoint_file import load_plain
 from qpt.models.encoder import stored_encoder
+from qpt.models.folded import folded
 from qpt.models.shipped import read_shipped
 from qpt.models.two_trunks import TwoTrunks
 
@@ -118,7 +119,7 @@ class Scorer:
         """
         if self.seen is not None and self.calibration is not None:
             low, high = self.calibration.low, self.calibration.high
-            place, least, most = logit((np.array([score, *self.seen]) - low) / (high - low))
+            place, least, most = scipy.special.logit((np.array([score, *self.seen]) - low) / (high - low))
             margin = EXTRAPOLATED * (most - least)
             return not least - margin <= place <= most + margin
         middle, spread = (self.mos_min + self.mos_max) / 2, self.mos_max - self.mos_min
@@ -148,7 +149,7 @@ class Scorer:
             raise InputError(
                 f"scorer: dtype must be one of {allowed}, from a float32 scorer, got {dtype!r} from {self.dtype}"
             )
-        encoder = prepare(copy.deepcopy(self.encoder).to(DTYPES[dtype]))
+        encoder = prepare(copy.deepcopy(folded(self.encoder)).to(DTYPES[dtype]))  # folded in float32, rounded once
         return replace(self, encoder=encoder)
 
     def as_metric(self, *, as_loss: bool = False, loss_reduction: str = "mean") -> PyiqaMetric | ScoreLoss:
