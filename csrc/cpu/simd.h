@@ -94,6 +94,12 @@ inline void store_shifted(u8* out, Integers v) {
 }
 #endif
 
+// A number as a type.
+template <i32 count>
+struct Count {
+  static constexpr i32 value = count;
+};
+
 // Computes kBlocks * kLanes samples of an output row from sample i on.
 template <int kBlocks, class Out, class Kernel>
 inline void correlate_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out) {
@@ -115,13 +121,65 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
   for (int b = 0; b < kBlocks; ++b) store(out + i + b * kLanes, sum[b]);
 }
 
-// Computes as much of an output row as whole vectors cover; returns the number of samples.
+// Computes kBlocks * kLanes samples from sample i on of kColumnRows output rows with a kernel of one column. Each
+// vector of a source row adds to all of them: source row j meets weight j - r of output row r.
+constexpr i32 kColumnRows = 4;
+template <int kBlocks, class Out, class Kernel>
+inline void correlate_column_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out,
+                                   i64 out_stride) {
+  const i32 taps = kernel.rows;
+  const i32* const after = row_at + (kColumnRows - 1) * taps - (kColumnRows - 1);  // of the last output row
+  Vector sum[kColumnRows][kBlocks];
+#pragma GCC unroll 4
+  for (int r = 0; r < kColumnRows; ++r)
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) sum[r][b] = zero();
+  const auto add = [&](i32 j, auto meets) {
+    const float* const p = base + (j < taps ? row_at[j] : after[j]) + i;
+    Vector x[kBlocks];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) x[b] = load(p + b * kLanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < kColumnRows; ++r) {
+      if (!meets(j - r)) continue;
+      const Vector w = broadcast(kernel.weight[j - r]);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) sum[r][b] = multiply_add(w, x[b], sum[r][b]);
+    }
+  };
+  const auto some = [taps](i32 t) { return t >= 0 && t < taps; };
+  i32 j = 0;
+  for (; j < kColumnRows - 1; ++j) add(j, some);
+  for (; j < taps; ++j) add(j, [](i32) { return true; });
+  for (; j < taps + kColumnRows - 1; ++j) add(j, some);
+#pragma GCC unroll 4
+  for (int r = 0; r < kColumnRows; ++r)
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) store(out + r * out_stride + i + b * kLanes, sum[r][b]);
+}
+
+// Computes as much of `rows` output rows as whole vectors cover; returns the number of samples of each. The rows of a
+// block of columns follow each other, so that the source rows that they share are read from the nearest cache.
 template <class Out, class Kernel>
-inline i32 correlate_row(const Kernel& kernel, const float* base, const i32* row_at, i32 samples, Out* out) {
+inline i32 correlate_rows(const Kernel& kernel, const float* base, const i32* row_at, i32 rows, i32 samples, Out* out,
+                          i64 out_stride) {
+  constexpr i32 kColumnBlocks = kLanes == 16 ? 4 : 2;  // so many sums fit the registers
   i32 i = 0;
-  for (; i + 8 * kLanes <= samples; i += 8 * kLanes) correlate_block<8>(kernel, base, row_at, i, out);
-  for (; i + 4 * kLanes <= samples; i += 4 * kLanes) correlate_block<4>(kernel, base, row_at, i, out);
-  for (; i + kLanes <= samples; i += kLanes) correlate_block<1>(kernel, base, row_at, i, out);
+  if (kernel.columns == 1 && rows == kColumnRows) {
+    for (; i + kColumnBlocks * kLanes <= samples; i += kColumnBlocks * kLanes)
+      correlate_column_block<kColumnBlocks>(kernel, base, row_at, i, out, out_stride);
+    for (; i + kLanes <= samples; i += kLanes) correlate_column_block<1>(kernel, base, row_at, i, out, out_stride);
+    return i;
+  }
+  const auto blocks = [&](auto count) {
+    constexpr i32 kBlocks = decltype(count)::value;
+    for (; i + kBlocks * kLanes <= samples; i += kBlocks * kLanes)
+      for (i32 r = 0; r < rows; ++r)
+        correlate_block<kBlocks>(kernel, base, row_at + r * kernel.rows, i, out + r * out_stride);
+  };
+  blocks(Count<8>{});
+  blocks(Count<4>{});
+  blocks(Count<1>{});
   return i;
 }
 
@@ -327,6 +385,8 @@ inline bool median_row(const u8* const* rows, i32 radius, i32 samples, u8* out) 
   }
   return true;
 }
+
+#include "simd_integers.h"
 
 }  // namespace simd
 }  // namespace qpt

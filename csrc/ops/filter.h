@@ -79,12 +79,10 @@ QPT_FN void correlate_rows(const Team& team, Kernel kernel, const float* base, c
                            Out* out, i64 out_stride) {
 #if QPT_SIMD_ROWS
   if constexpr (Team::kSolo) {
-    for (i32 r = 0; r < rows; ++r) {
-      const i32* const at = row_at + r * kernel.rows;
-      Out* const row = out + r * out_stride;
-      const i32 done = simd::correlate_row(kernel, base, at, samples, row);
-      for (i32 i = done; i < samples; ++i) store(row + i, correlate_sample(kernel, base, at, i));
-    }
+    const i32 done = simd::correlate_rows(kernel, base, row_at, rows, samples, out, out_stride);
+    each(team, rows, samples - done, [&](i32 r, i32 i) {
+      store(out + r * out_stride + done + i, correlate_sample(kernel, base, row_at + r * kernel.rows, done + i));
+    });
     return;
   }
 #endif

@@ -99,6 +99,59 @@ QPT_INLINE Block find_block(Planes planes, i32 my, i32 mx, i32 mcus, i32 block) 
   return {(red ? planes.half_cr : planes.half_cb) + static_cast<i64>(8 * my) * stride + 8 * (mx + column), stride};
 }
 
+// Reads the blocks of a tile into `lanes`: element k of row r of a block is at [k * kTileLanes + 8 * block + r]. Their
+// samples are centred on 0.
+template <class Team>
+QPT_INLINE void load_blocks(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, i32* lanes) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    for (i32 block = 0; block < 6 * mcus; ++block) {
+      const Block at = find_block(planes, my, mx, mcus, block);
+      simd::load_block(at.pixels, at.stride, lanes + 8 * block, kTileLanes);
+    }
+    return;
+  }
+#endif
+  each(team, 6 * mcus, 8, [&](i32 block, i32 r) {
+    const Block at = find_block(planes, my, mx, mcus, block);
+    const u8* p = at.pixels + static_cast<i64>(r) * at.stride;
+    for (i32 k = 0; k < 8; ++k) lanes[k * kTileLanes + 8 * block + r] = p[k] - 128;
+  });
+}
+
+// Writes them back.
+template <class Team>
+QPT_INLINE void store_blocks(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, const i32* lanes) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    for (i32 block = 0; block < 6 * mcus; ++block) {
+      const Block at = find_block(planes, my, mx, mcus, block);
+      simd::store_block(lanes + 8 * block, kTileLanes, at.pixels, at.stride);
+    }
+    return;
+  }
+#endif
+  each(team, 6 * mcus, 8, [&](i32 block, i32 r) {
+    const Block at = find_block(planes, my, mx, mcus, block);
+    u8* p = at.pixels + static_cast<i64>(r) * at.stride;
+    for (i32 k = 0; k < 8; ++k) p[k] = static_cast<u8>(clamp(lanes[k * kTileLanes + 8 * block + r] + 128, 0, 255));
+  });
+}
+
+// Transposes the blocks of a tile.
+template <class Team>
+QPT_INLINE void transpose_blocks(const Team& team, i32 blocks, const i32* in, i32* out) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    for (i32 block = 0; block < blocks; ++block) simd::transpose_block(in + 8 * block, out + 8 * block, kTileLanes);
+    return;
+  }
+#endif
+  each(team, blocks, 8, [&](i32 block, i32 lane) {
+    for (i32 k = 0; k < 8; ++k) out[k * kTileLanes + 8 * block + lane] = in[lane * kTileLanes + 8 * block + k];
+  });
+}
+
 // Applies DCT, quantisation and inverse DCT to one tile, in place. by_row and by_column hold element k of lane l at
 // [k * kTileLanes + l]. A lane is (block, row) in the first and (block, column) in the second, so every 1-D transform
 // runs over contiguous lanes.
@@ -107,19 +160,12 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
                            i32* by_column) {
   const i32 blocks = 6 * mcus;
   // A member has the same lanes in every loop below, so only the transpositions need barriers.
-  each(team, blocks, 8, [&](i32 block, i32 r) {
-    const Block at = find_block(planes, my, mx, mcus, block);
-    const u8* p = at.pixels + static_cast<i64>(r) * at.stride;
-    for (i32 k = 0; k < 8; ++k) by_row[k * kTileLanes + 8 * block + r] = p[k] - 128;
-  });
+  load_blocks(team, planes, my, mx, mcus, by_row);
   each(team, 8 * blocks, [&](i32 lane) {
     store_eight(by_row + lane, kTileLanes, forward_dct<true>(load_eight(by_row + lane, kTileLanes)));
   });
   team.sync();  // rows of a block, transformed by their members, are read by the members of its columns
-  each(team, blocks, 8, [&](i32 block, i32 column) {
-    for (i32 r = 0; r < 8; ++r)
-      by_column[r * kTileLanes + 8 * block + column] = by_row[column * kTileLanes + 8 * block + r];
-  });
+  transpose_blocks(team, blocks, by_row, by_column);
   each(team, blocks, 8, [&](i32 block, i32 column) QPT_BODY {
     i32* lane = by_column + 8 * block + column;
     const i32* q = quant + (block < 4 * mcus ? 0 : 64) + column;
@@ -129,17 +175,11 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
     store_eight(lane, kTileLanes, inverse_dct<true>(x));
   });
   team.sync();  // columns of a block, restored by their members, are read by those of its rows; all have read by_row
-  each(team, blocks, 8, [&](i32 block, i32 r) {
-    for (i32 k = 0; k < 8; ++k) by_row[k * kTileLanes + 8 * block + r] = by_column[r * kTileLanes + 8 * block + k];
-  });
+  transpose_blocks(team, blocks, by_column, by_row);
   each(team, 8 * blocks, [&](i32 lane) {
     store_eight(by_row + lane, kTileLanes, inverse_dct<false>(load_eight(by_row + lane, kTileLanes)));
   });
-  each(team, blocks, 8, [&](i32 block, i32 r) {
-    const Block at = find_block(planes, my, mx, mcus, block);
-    u8* p = at.pixels + static_cast<i64>(r) * at.stride;
-    for (i32 k = 0; k < 8; ++k) p[k] = static_cast<u8>(clamp(by_row[k * kTileLanes + 8 * block + r] + 128, 0, 255));
-  });
+  store_blocks(team, planes, my, mx, mcus, by_row);
 }
 
 // Brings halved chroma to full size: weights 9 3 3 1 / 16, halves rounded down and up in turn, as libjpeg-turbo's

@@ -81,6 +81,21 @@ QPT_INLINE FourNumbers four_uniforms(Philox4 words) {
 // Writes to out[e] the number of element 256 first_block + e, for whole blocks of 256 elements.
 template <class Team, class Draw>
 QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i32 blocks, Draw draw, float* out) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    u32 words[4][kNoiseLanes];
+    for (i32 block = 0; block < blocks; ++block) {
+      simd::philox_words(static_cast<u32>(kNoiseLanes * (first_block + block)), a.slot, tag, static_cast<u32>(a.seed),
+                         static_cast<u32>(a.seed >> 32), words);
+      float* const at = out + kNoiseElements * block;
+      each(team, kNoiseLanes, [&](i32 lane) {
+        const FourNumbers four = draw(Philox4{words[0][lane], words[1][lane], words[2][lane], words[3][lane]});
+        for (i32 part = 0; part < 4; ++part) at[kNoiseLanes * part + lane] = four.values[part];
+      });
+    }
+    return;
+  }
+#endif
   each(team, blocks, kNoiseLanes, [&](i32 block, i32 lane) {
     const FourNumbers four = draw(noise_words(a, tag, first_block + block, lane));
     float* const at = out + kNoiseElements * block + lane;
