@@ -100,6 +100,51 @@ struct Count {
   static constexpr i32 value = count;
 };
 
+// Adds to sum[b][lane] the products of n <= 5 weights with taps that are three samples from each other. The vectors of
+// the first tap are loaded, those of the others are shifted out of them: most loads would cross a cache line.
+#if defined(__AVX512F__)
+constexpr i32 kShiftedStep = 3, kShiftedTaps = 5;
+template <i32 n, int kBlocks>
+inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float* p) {
+  __m512i x[kBlocks + 1];
+#pragma GCC unroll 8
+  for (int b = 0; b < kBlocks; ++b) x[b] = _mm512_castps_si512(load(p + b * kLanes));
+  // Of the last vector no more is read than the taps need.
+  constexpr __mmask16 kRead = static_cast<__mmask16>((1 << (kShiftedStep * (n - 1))) - 1);
+  x[kBlocks] = _mm512_maskz_loadu_epi32(kRead, p + kBlocks * kLanes);
+  const auto tap = [&](auto number) {
+    constexpr i32 t = decltype(number)::value;
+    if constexpr (t < n) {
+      const Vector w = broadcast(weight[t]);
+#pragma GCC unroll 8
+      for (int b = 0; b < kBlocks; ++b) {
+        const __m512i shifted = t == 0 ? x[b] : _mm512_alignr_epi32(x[b + 1], x[b], kShiftedStep * t);
+        sum[b] = multiply_add(w, _mm512_castsi512_ps(shifted), sum[b]);
+      }
+    }
+  };
+  tap(Count<0>{});
+  tap(Count<1>{});
+  tap(Count<2>{});
+  tap(Count<3>{});
+  tap(Count<4>{});
+}
+
+// Does so for any number of taps.
+template <int kBlocks>
+inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float* p, i32 taps) {
+  for (; taps >= kShiftedTaps; taps -= kShiftedTaps) {
+    add_shifted<kShiftedTaps>(sum, weight, p);
+    weight += kShiftedTaps;
+    p += kShiftedStep * kShiftedTaps;
+  }
+  if (taps == 1) add_shifted<1>(sum, weight, p);
+  if (taps == 2) add_shifted<2>(sum, weight, p);
+  if (taps == 3) add_shifted<3>(sum, weight, p);
+  if (taps == 4) add_shifted<4>(sum, weight, p);
+}
+#endif
+
 // Computes kBlocks * kLanes samples of an output row from sample i on.
 template <int kBlocks, class Out, class Kernel>
 inline void correlate_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out) {
@@ -110,6 +155,13 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
     const float* weight = kernel.weight + dy * kernel.columns;
     const float* row = base + row_at[dy] + i;
     const i32 last = kernel.last[dy];
+#if defined(__AVX512F__)
+    if (kernel.step == kShiftedStep) {
+      const i32 first = kernel.first[dy];
+      add_shifted(sum, weight + first, row + kShiftedStep * first, last - first + 1);
+      continue;
+    }
+#endif
     for (i32 dx = kernel.first[dy]; dx <= last; ++dx) {
       const Vector w = broadcast(weight[dx]);
       const float* p = row + kernel.step * dx;
@@ -158,8 +210,9 @@ inline void correlate_column_block(const Kernel& kernel, const float* base, cons
     for (int b = 0; b < kBlocks; ++b) store(out + r * out_stride + i + b * kLanes, sum[r][b]);
 }
 
-// Computes as much of `rows` output rows as whole vectors cover; returns the number of samples of each. The rows of a
-// block of columns follow each other, so that the source rows that they share are read from the nearest cache.
+// Computes as much of `rows` output rows as whole vectors cover; returns the number of samples of each.
+// The rows of a block of columns follow each other, so that the source rows that they share are read from the nearest
+// cache.
 template <class Out, class Kernel>
 inline i32 correlate_rows(const Kernel& kernel, const float* base, const i32* row_at, i32 rows, i32 samples, Out* out,
                           i64 out_stride) {
@@ -207,37 +260,6 @@ inline i32 resample_row(const i32* weight, i32 count, i32 start, const u8* in, i
     resample_block<8, shift>(weight, count, start, in + i, stride, out + i);
   for (; i + kLanes <= samples; i += kLanes) resample_block<1, shift>(weight, count, start, in + i, stride, out + i);
   return i;
-}
-
-inline i32 load_four_bytes(const u8* p) {
-  i32 bytes;
-  __builtin_memcpy(&bytes, p, 4);
-  return bytes;
-}
-
-#if defined(__AVX512F__)
-constexpr i32 kRowsAtOnce = 4;
-inline Integers load_pixels(const u8* p, i64 stride) {
-  return _mm512_cvtepu8_epi32(_mm_setr_epi32(load_four_bytes(p), load_four_bytes(p + stride),
-                                             load_four_bytes(p + 2 * stride), load_four_bytes(p + 3 * stride)));
-}
-#else
-constexpr i32 kRowsAtOnce = 2;
-inline Integers load_pixels(const u8* p, i64 stride) {
-  return _mm256_cvtepu8_epi32(_mm_setr_epi32(load_four_bytes(p), load_four_bytes(p + stride), 0, 0));
-}
-#endif
-
-// Computes one pixel of a resize along x in kRowsAtOnce rows, in four 32-bit lanes each, of which the last is not used.
-// Reads the byte after the last tap's pixel.
-template <int shift>
-inline void resample_pixels(const i32* weight, i32 count, i32 start, const u8* in, i64 in_stride, u8* out,
-                            i64 out_stride) {
-  Integers sum = broadcast(start);
-  for (i32 j = 0; j < count; ++j) sum = multiply_add(broadcast(weight[j]), load_pixels(in + 3 * j, in_stride), sum);
-  alignas(16) u8 packed[kLanes];
-  store_shifted<shift>(packed, sum);
-  for (i32 row = 0; row < kRowsAtOnce; ++row) __builtin_memcpy(out + row * out_stride, packed + 4 * row, 3);
 }
 
 // Computes one pixel of a resize along both axes from the sums along y of its `count` taps, as resample_both does.
@@ -387,6 +409,7 @@ inline bool median_row(const u8* const* rows, i32 radius, i32 samples, u8* out) 
 }
 
 #include "simd_integers.h"
+#include "simd_turned.h"
 
 }  // namespace simd
 }  // namespace qpt

@@ -126,20 +126,11 @@ QPT_FN void resample_x(const Team& team, const u8* in, u8* out, i32 h, i32 in_w,
   };
 #if QPT_SIMD_ROWS
   if constexpr (Team::kSolo) {
-    i32 y = 0;
-    for (; y + simd::kRowsAtOnce <= h; y += simd::kRowsAtOnce)
-      for (i32 x = 0; x < out_w; ++x) {
-        const i32 first = resampling.first[x], count = resampling.count[x];
-        if (first + count < in_w)  // the vectors read one byte after the last tap, which must be in the image
-          simd::resample_pixels<kWeightBits>(resampling.weight + static_cast<i64>(x) * resampling.taps, count, kHalf,
-                                             in + (static_cast<i64>(y) * in_w + first) * 3, 3 * static_cast<i64>(in_w),
-                                             out + (static_cast<i64>(y) * out_w + x) * 3, 3 * static_cast<i64>(out_w));
-        else
-          for (i32 row = y; row < y + simd::kRowsAtOnce; ++row) pixel(row, x);
-      }
-    for (; y < h; ++y)
-      for (i32 x = 0; x < out_w; ++x) pixel(y, x);
-    return;
+    if (h >= simd::kTurned) {
+      simd::resample_x<kWeightBits>(in, out, h, in_w, out_w, resampling.first, resampling.count, resampling.weight,
+                                    resampling.taps, kHalf);
+      return;
+    }
   }
 #endif
   each(team, share(team, h), out_w, pixel);
