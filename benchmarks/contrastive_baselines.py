@@ -93,12 +93,12 @@ def _autograd(loss_of: Callable[[], Tensor], inputs: Inputs) -> Call:
     return call
 
 
-def _qpt(inputs: Inputs, backend: str, pool_dtype: torch.dtype = torch.float32, negatives: bool = False) -> Call:
+def _qpt(inputs: Inputs, backend: str, pool_dtype: torch.dtype | None = None, negatives: bool = False) -> Call:
     ids: dict[str, Any] = {"query_groups": inputs.groups, "key_groups": inputs.groups}
     if inputs.setting.kind == "ntxent":
         ids |= {"exclude_self": True}
     else:
-        pool = inputs.pool.to(pool_dtype)
+        pool = inputs.pool.to(pool_dtype or inputs.pool.dtype)
         ids |= {"pool": pool, "pool_groups": inputs.pool_groups, "in_batch_negatives": negatives}
     return _autograd(
         lambda: contrastive_loss(inputs.queries, inputs.keys, temperature=TEMPERATURE, backend=backend, **ids), inputs

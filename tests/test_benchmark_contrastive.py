@@ -3,6 +3,7 @@
 Times are never asserted.
 """
 
+import dataclasses
 import json
 import math
 
@@ -70,6 +71,24 @@ def test_a_missing_peer_is_a_remark(monkeypatch):
     rows, remarks = bench_contrastive._measure(plan, rounds=1)
     assert [row.backend for row in rows] == ["qpt torch", FLOOR]
     assert remarks == ["Not measured: lightly: it is not here."]
+
+
+def test_forms_keep_the_dtype_of_inputs_that_are_in_bfloat16(monkeypatch):
+    inputs = make_inputs(Setting("moco", 4, 8, gradient=False))
+    half = dataclasses.replace(
+        inputs, queries=inputs.queries.bfloat16(), keys=inputs.keys.bfloat16(), pool=inputs.pool.bfloat16()
+    )
+    seen: list[list[torch.dtype]] = []
+
+    def loss(queries, keys, *, pool, **further):
+        seen.append([rows.dtype for rows in (queries, keys, pool)])
+        return torch.zeros(())
+
+    monkeypatch.setattr(contrastive_baselines, "contrastive_loss", loss)
+    for name, given in (("qpt", half), ("qpt", inputs), ("qpt bfloat16 pool", inputs)):
+        FORMS[name].make(given)()
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == [[narrow] * 3, [wide] * 3, [wide, wide, narrow]]
 
 
 def row_of(backend: str, median_ms: float) -> Row:
