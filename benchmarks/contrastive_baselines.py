@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ BLOCK_ROWS = 256  # of the row-chunked form of NT-Xent
 
 Answer = tuple[Tensor, Tensor | None]  # loss [], gradient of the queries [N, D] or None
 Call = Callable[[], Answer]
+Dtype = torch.dtype | None  # None: that of the inputs
 
 
 class Unavailable(Exception):
@@ -93,16 +94,20 @@ def _autograd(loss_of: Callable[[], Tensor], inputs: Inputs) -> Call:
     return call
 
 
-def _qpt(inputs: Inputs, backend: str, pool_dtype: torch.dtype | None = None, negatives: bool = False) -> Call:
+def _qpt(inputs: Inputs, backend: str, pool: Dtype = None, rows: Dtype = None, negatives: bool = False) -> Call:
+    # A pool would be kept in its dtype, and is cast here; the rows of a step have to be cast in each call.
     ids: dict[str, Any] = {"query_groups": inputs.groups, "key_groups": inputs.groups}
     if inputs.setting.kind == "ntxent":
         ids |= {"exclude_self": True}
     else:
-        pool = inputs.pool.to(pool_dtype or inputs.pool.dtype)
-        ids |= {"pool": pool, "pool_groups": inputs.pool_groups, "in_batch_negatives": negatives}
-    return _autograd(
-        lambda: contrastive_loss(inputs.queries, inputs.keys, temperature=TEMPERATURE, backend=backend, **ids), inputs
-    )
+        ids |= {"pool": inputs.pool.to(pool or inputs.pool.dtype)}
+        ids |= {"pool_groups": inputs.pool_groups, "in_batch_negatives": negatives}
+
+    def loss() -> Tensor:
+        both = [x.to(rows or x.dtype) for x in (inputs.queries, inputs.keys)]  # the same tensor stays the same
+        return contrastive_loss(*both, temperature=TEMPERATURE, backend=backend, **ids)
+
+    return _autograd(loss, inputs)
 
 
 def _moco_loss(queries: Tensor, keys: Tensor, pool: Tensor) -> Tensor:
@@ -229,12 +234,12 @@ def _attend(queries: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten._scaled_dot_product_flash_attention(queries, pool, pool, scale=scale)[:2]
 
 
-def _attention(inputs: Inputs) -> Call:
+def _attention(inputs: Inputs, dtype: Dtype = None) -> Call:
     # Attention with values = keys gives the softmax-weighted key mean and the log-sum-exp: loss and gradient by hand.
-    queries, keys, pool = inputs.queries.detach(), inputs.keys, inputs.pool
+    queries, keys, pool = inputs.queries.detach(), inputs.keys, inputs.pool.to(dtype or inputs.pool.dtype)
 
     def call() -> Answer:
-        mean, lse = _attend(queries[None, None], pool[None, None])
+        mean, lse = _attend(queries.to(pool.dtype)[None, None], pool[None, None])
         positive = (queries * keys).sum(1) / TEMPERATURE
         lse = lse[0, 0, : len(queries)]  # one of CUDA's forms pads it
         total = torch.logaddexp(positive, lse)
@@ -319,6 +324,20 @@ def _products(inputs: Inputs) -> Call:
     return call
 
 
+class Allowed(NamedTuple):
+    """The largest relative differences of loss and gradient from the full logits that count as equal."""
+
+    loss: float
+    gradient: float
+
+
+# float32 sums over up to 1,048,577 keys in different orders.
+FLOAT32 = Allowed(1e-5, 1e-4)
+# Twice the largest of N, K = 16, 512 to 1024, 65536, which are those of qpt: 5.9e-5 and 2.4e-3, because the gradient of
+# queries in bfloat16 is in bfloat16 too. Attention, whose own keys stay in float32, is 3.5e-6 and 1.8e-4 off.
+BFLOAT16 = Allowed(1.2e-4, 5e-3)
+
+
 @dataclass(frozen=True)
 class Form:
     """A form of the loss.  make: returns its call, with any copy of the inputs that it needs.
@@ -326,12 +345,14 @@ class Form:
     gives: which loss it computes. "loss": that of the setting. "projected": the same, of normalised queries, whose
     gradient has no part along the query. "all keys": in-batch keys of other rows are negatives too. A dtype: the pool
     in that dtype. "": none, it is a floor. compiles: its first call at a size compiles, and is not to be measured.
+    allowed: how far from what it gives it may be.
     """
 
     make: Callable[[Inputs], Call]
     gives: str = "loss"
     note: str = ""
     compiles: bool = False
+    allowed: Allowed = FLOAT32
 
 
 FLOOR = "bare products"
@@ -346,8 +367,18 @@ FORMS: dict[str, Form] = {
     "chunked recompute": Form(_chunked, note="logits computed again for the gradient"),
     "qpt torch": Form(partial(_qpt, backend="torch")),
     "attention": Form(_attention, note="scaled_dot_product_attention, values = keys; gradient by hand"),
-    "qpt bfloat16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.bfloat16), "bfloat16", "half the pool"),
-    "qpt float16 pool": Form(partial(_qpt, backend="auto", pool_dtype=torch.float16), "float16", "half the pool"),
+    "attention bfloat16": Form(
+        partial(_attention, dtype=torch.bfloat16),
+        note="queries cast in the call, the pool before it",
+        allowed=BFLOAT16,
+    ),
+    "qpt bfloat16": Form(
+        partial(_qpt, backend="auto", pool=torch.bfloat16, rows=torch.bfloat16),
+        note="queries and keys cast in the call, the pool before it",
+        allowed=BFLOAT16,
+    ),
+    "qpt bfloat16 pool": Form(partial(_qpt, backend="auto", pool=torch.bfloat16), "bfloat16", "half the pool"),
+    "qpt float16 pool": Form(partial(_qpt, backend="auto", pool=torch.float16), "float16", "half the pool"),
     "qpt": Form(partial(_qpt, backend="auto")),
     FLOOR: Form(_products, "", "floor, not a loss"),
 }

@@ -117,7 +117,8 @@ def loss() -> str:
     for group in LOSS_GROUPS:
         rows = [row for row in content["rows"] if row["op"].startswith(group)]
         parts.append(pivot(rows, _time_and_peak))
-    notes = "; ".join(f"{name}: {form.note}" for name, form in FORMS.items() if form.note)
+    measured = {row["backend"] for row in content["rows"]}
+    notes = "; ".join(f"{name}: {form.note}" for name, form in FORMS.items() if form.note and name in measured)
     return "\n\n".join([*parts, bullets([f"{notes}.", *content["remarks"]])])
 
 

@@ -73,6 +73,19 @@ def test_a_missing_peer_is_a_remark(monkeypatch):
     assert remarks == ["Not measured: lightly: it is not here."]
 
 
+@pytest.mark.parametrize("name", ["attention bfloat16", "qpt bfloat16"])
+def test_bfloat16_forms_round_their_rows_and_have_a_tolerance_of_their_own(name):
+    inputs = make_inputs(Setting("moco", 64, 3000, gradient=True))
+    loss, gradient = FORMS[name].make(inputs)()
+    found = bench_contrastive.compare(inputs, {name: (loss, gradient)})[name]
+    assert found["gradient"] > 3e-5  # float32 is within 1e-6: something was rounded to 8 bits
+    for wrong in ((loss * 1.001, gradient), (loss, gradient * 1.02), (loss, gradient * math.nan)):
+        with pytest.raises(Disagreement, match=f"{name} differs at"):
+            bench_contrastive.compare(inputs, {name: wrong})
+    with pytest.raises(Disagreement, match="full logits differs at"):  # what they are allowed is not for others
+        bench_contrastive.compare(inputs, {"full logits": FORMS["qpt bfloat16"].make(inputs)()})
+
+
 def test_forms_keep_the_dtype_of_inputs_that_are_in_bfloat16(monkeypatch):
     inputs = make_inputs(Setting("moco", 4, 8, gradient=False))
     half = dataclasses.replace(
@@ -85,10 +98,19 @@ def test_forms_keep_the_dtype_of_inputs_that_are_in_bfloat16(monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr(contrastive_baselines, "contrastive_loss", loss)
-    for name, given in (("qpt", half), ("qpt", inputs), ("qpt bfloat16 pool", inputs)):
+    for name, given in (("qpt", half), ("qpt", inputs), ("qpt bfloat16", inputs), ("qpt bfloat16 pool", inputs)):
         FORMS[name].make(given)()
     wide, narrow = torch.float32, torch.bfloat16
-    assert seen == [[narrow] * 3, [wide] * 3, [wide, wide, narrow]]
+    assert seen == [[narrow] * 3, [wide] * 3, [narrow] * 3, [wide, wide, narrow]]
+
+
+def test_which_forms_take_part_at_which_size():
+    alternatives = {"attention", "attention bfloat16", "qpt bfloat16", "qpt", "full logits"}
+    found = [plan for plan in bench_contrastive.plans(quick=False) if plan.op.startswith("own keys and pool")]
+    assert [(plan.setting.n, plan.setting.k) for plan in found[::2]] == list(bench_contrastive.SIZES)
+    for plan in found:
+        assert alternatives <= set(plan.contenders)
+        assert ("full logits compiled" in plan.contenders) == (plan.setting.n * plan.setting.k < 2**28)
 
 
 def row_of(backend: str, median_ms: float) -> Row:
