@@ -23,7 +23,15 @@ from qpt.io import write_whole
 
 SCHEMA = 2
 LINE_LIMIT = 320  # characters
+CPUINFO = Path("/proc/cpuinfo")
 RESULTS = Path(__file__).parent / "results"
+# Instruction sets on which speed here depends, as Linux names them: x86, then Arm.
+INSTRUCTIONS = frozenset(
+    (
+        *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_int8"),
+        *("neon", "asimd", "bf16", "sve"),
+    )
+)
 # Packages whose versions a record names, if they are installed.
 _PACKAGES = (
     *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "scipy"),
@@ -214,6 +222,7 @@ def environment() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "system": platform.system(),
             "architecture": platform.machine(),
+            "instructions": _instructions(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "load_before": round(os.getloadavg()[0], 2),
@@ -232,12 +241,23 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _instructions() -> list[str] | None:
+    """Return those of INSTRUCTIONS that the processor has; None where the system does not list them."""
+    listed = _cpuinfo("flags", "Features")  # x86, Arm
+    return None if listed is None else sorted(INSTRUCTIONS.intersection(listed.split()))
+
+
+def _cpuinfo(*fields: str) -> str | None:
+    """Return the first processor's value of the first of these fields that /proc/cpuinfo has; None without any."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+        return None
+    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    return next((values[field] for field in fields if field in values), None)
 
 
 def write_json(report: Report, settings: Settings, path: Path) -> dict[str, Any]:

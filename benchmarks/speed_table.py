@@ -56,7 +56,23 @@ def markdown(load: Callable[[str], Content]) -> str:
     lines.append(["degradations and loss in a ResNet-18 step", f"{share:.1%} of the step", "", ""])
     where = degrade["environment"]
     machine = f"{where['machine']['cpu']}, {where['threads']} threads, no GPU, {where['time'][:10]}"
-    return f"{machine}; medians.\n\n" + table(["what", "qpt", "baseline", "ratio"], lines)
+    sets = instructions((degrade, contrastive, loader, step))
+    return f"{machine}; medians.{sets}\n\n" + table(["what", "qpt", "baseline", "ratio"], lines)
+
+
+def instructions(records: Sequence[Content]) -> str:
+    """Return a sentence, after a space, about the instruction sets that records were made with; "" if none says so.
+
+    Where they differ, or one was made before records named them, the sentence says which is of which.
+    """
+    names: dict[str, list[str]] = {}
+    for record in records:
+        found = record["environment"]["machine"].get("instructions")
+        names.setdefault("not recorded" if found is None else ", ".join(found) or "none", []).append(record["name"])
+    if set(names) == {"not recorded"}:
+        return ""
+    shown = list(names) if len(names) == 1 else [f"{sets} ({', '.join(of)})" for sets, of in names.items()]
+    return f" Instruction sets: {'; '.join(shown)}."
 
 
 def _figures(content: Content, op: str, shape: str, field: str = "median_ms") -> dict[str, float]:

@@ -46,6 +46,30 @@ def check_schema(content: dict) -> None:
     assert content["rows"] or content["compiled"] or content["predictions"]
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "instructions"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: Cpu A: 9\nflags\t\t: fpu avx avx512_vnni avx512f avx2\n\n"
+            "processor\t: 1\nmodel name\t: Cpu B\nflags\t\t: fpu amx_bf16\n",
+            "Cpu A: 9",
+            ["avx2", "avx512_vnni", "avx512f"],
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd sve bf16 i8mm\nCPU part\t: 0xd40\n", None, ["asimd", "bf16", "sve"]),
+        ("flags : fpu sse2\n", None, []),
+        ("processor : 0\n", None, None),
+        (None, None, None),
+    ],
+)
+def test_the_instruction_sets_of_the_processor_are_recorded(cpuinfo, name, instructions, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "CPUINFO", tmp_path / "cpuinfo")
+    if cpuinfo is not None:
+        harness.CPUINFO.write_text(cpuinfo, encoding="utf-8")
+    machine = harness.environment()["machine"]
+    assert machine["instructions"] == instructions
+    assert machine["cpu"] == (name or harness.platform.processor())
+
+
 def test_disagreement_stops_before_anything_is_timed(monkeypatch):
     calls: list[str] = []
 

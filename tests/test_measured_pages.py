@@ -46,6 +46,25 @@ def test_a_record_without_the_rows_of_the_speed_table_is_refused() -> None:
         speed_table._figures({"name": "loader", "rows": []}, "load", "2 loader processes")
 
 
+def test_the_speed_table_says_on_which_instruction_sets_its_figures_hold() -> None:
+    def record(name: str, **machine: object) -> dict[str, object]:
+        return {"name": name, "environment": {"machine": machine}}
+
+    old, wide = record("step", cpu="A"), record("loader", instructions=["avx2", "avx512f"])
+    assert speed_table.instructions([old, old]) == ""
+    assert speed_table.instructions([wide, wide]) == " Instruction sets: avx2, avx512f."
+    assert speed_table.instructions([record("degrade", instructions=[])]) == " Instruction sets: none."
+    mixed = speed_table.instructions([wide, old, record("degrade", instructions=["avx2"])])
+    assert mixed == " Instruction sets: avx2, avx512f (loader); not recorded (step); avx2 (degrade)."
+
+    def load(name: str) -> dict[str, object]:
+        content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        content["environment"]["machine"]["instructions"] = ["amx_bf16", "avx512f"]
+        return content
+
+    assert speed_table.markdown(load).splitlines()[0].endswith("; medians. Instruction sets: amx_bf16, avx512f.")
+
+
 def test_the_scaling_page_is_that_of_its_record() -> None:
     result = json.loads((RESULTS / "scaling.json").read_text(encoding="utf-8"))
     assert (DOCS / "scaling.md").read_text(encoding="utf-8") == page_module("scaling").render(result), (
