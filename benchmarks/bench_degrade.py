@@ -1,4 +1,4 @@
-"""Degradations beside OpenCV, Pillow, NumPy, Albumentations and Kornia: each op, chains of five, threads and sizes.
+"""Degradations beside six libraries (degrade_baselines, degrade_libraries): each op, chains of five, threads and sizes.
 
 Run by ``python -m benchmarks degrade``. Every image of a batch has its own parameters, the same for all. Libraries
 that work on an image get a pool over images of as many threads (their own threading off), batched ones as many of
@@ -31,7 +31,7 @@ from qpt.degradations.space import DegradationSpace
 from qpt.ops.degrade.api import degrade, degrade_patches
 from qpt.ops.degrade.patches import row_windows
 
-HELP = "milliseconds per op, per chain of five, by threads and by size, beside five libraries"
+HELP = "milliseconds per op, per chain of five, by threads and by size, beside six libraries"
 CHAIN = 5
 # The chain's seven ops; the fifth is any one of four that change colour. Ranges of their parameters, uniform.
 CHAIN_OPS: dict[str, tuple[tuple[float, float], ...]] = {
@@ -83,8 +83,7 @@ def run(settings: Settings) -> DegradeReport:
     remarks = [
         f"Batches of {count} crops of photographs, {side} x {side}, parameters of their own (levels 1 to 5 in turn), "
         f"{threads} threads; qpt and libraries of batches on {device}. Differences from qpt are in the record.",
-        "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all "
-        "baselines are built before they are timed.",
+        degrade_libraries.REMARK,
         *([_summary(ratios)] if device == "cpu" else []),
     ]
     return DegradeReport("degrade", rows, remarks=remarks, figures=ratios)

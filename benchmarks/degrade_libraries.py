@@ -1,4 +1,5 @@
-"""The ops of the table in Albumentations (an image at a time) and Kornia (a batch): baselines of ``bench_degrade``.
+"""The ops of the table in Albumentations and Variopinta (an image at a time) and Kornia (a batch): baselines of
+``bench_degrade``.
 
 A library that is not installed (extra ``bench``) has no rows. Kornia gets its own dtype and layout, and a parameter for
 each image.
@@ -14,7 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.degrade_baselines import PER_IMAGE, Baseline, BatchCall, aniso_kernel, disk_kernel, motion_kernel
+from benchmarks.degrade_baselines import (
+    PER_IMAGE,
+    Baseline,
+    BatchCall,
+    Values,
+    aniso_kernel,
+    disk_kernel,
+    motion_kernel,
+)
+
+REMARK = (
+    "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all baselines "
+    "are built before they are timed. Variopinta keeps Python's lock while it works on an array, except in its JPEG "
+    "codec: one thread of the pool works at a time."
+)
 
 # --- Albumentations ---------------------------------------------------------------------------------------------------
 
@@ -42,6 +57,65 @@ def albumentations_calls() -> dict[str, list[Baseline]]:
         "gaussian_noise": [baseline(lambda s: library.GaussNoise(std_range=(s / 255, s / 255), p=1), 1, 0.05, True)],
         "jpeg": [baseline(lambda q: library.ImageCompression(quality_range=(int(q), int(q)), p=1), 1, 4.0)],
         "gamma": [baseline(lambda g: library.RandomGamma(gamma_limit=(100 * g, 100 * g), p=1), 1, 1.0)],
+    }
+
+
+# --- Variopinta -------------------------------------------------------------------------------------------------------
+
+
+def variopinta_calls() -> dict[str, list[Baseline]]:
+    """Its transforms of the same meaning, as compiled pipelines of one, and its JPEG codec; {} if not installed.
+
+    It has no motion_blur and no median_blur, and its saturation is a blend with the luma and not that of HSV, so that
+    it cannot take part in the chains of five. Its antialiased resizing is Pillow's bilinear one, neither that of
+    rescale_area nor of pixelate, and its dropout fills all its rectangles with one colour, unlike colour_block.
+    """
+    if importlib.util.find_spec("variopinta") is None:
+        return {}
+    library = importlib.import_module("variopinta")
+    same = {f"{name}_range": (1.0, 1.0) for name in ("brightness", "contrast", "saturation")}
+    nearest = {"interpolation": library.Interpolation.NEAREST}
+
+    @functools.lru_cache(maxsize=4096)
+    def compiled(make: Callable[..., list[object]], *values: float) -> Callable[[np.ndarray], np.ndarray]:
+        return library.Pipeline(make(*values), seed=0).compile()
+
+    def baseline(make: Callable[..., list[object]], allowed: float, spread: bool = False) -> list[Baseline]:
+        return [Baseline("variopinta", lambda x, p: compiled(make, p[0])(x), allowed, spread)]
+
+    def jitter(name: str, allowed: float, unit: float = 1) -> list[Baseline]:
+        return baseline(lambda v: [library.ColorJitter(**{**same, f"{name}_range": (v / unit, v / unit)})], allowed)
+
+    def rescale(allowed: float, down: dict[str, object], up: dict[str, object], note: str = "") -> list[Baseline]:
+        def make(factor: float, height: int, width: int) -> list[object]:
+            small = round(height / factor), round(width / factor)
+            return [library.Resize(*small, **down), library.Resize(height, width, **up)]
+
+        return [Baseline("variopinta", lambda x, p: compiled(make, p[0], *x.shape[:2])(x), allowed, note=note)]
+
+    def jpeg(x: np.ndarray, p: Values) -> np.ndarray:
+        return library.decode_image(library.encode_image(x, format="jpeg", quality=int(p[0])))
+
+    def blur(sigma: float) -> list[object]:
+        return [library.GaussianBlur(kernel_size=2 * int(np.ceil(3 * sigma)) + 1, sigma_range=(sigma, sigma))]
+
+    def noise(std: float) -> list[object]:
+        return [library.GaussianNoise(std_range=(std, std))]
+
+    def grey_noise(std: float) -> list[object]:
+        return [library.GaussianNoise(std_range=(std, std), per_channel=False)]
+
+    return {
+        "gaussian_blur": baseline(blur, 0.5),
+        "gaussian_noise": baseline(noise, 0.05, True),
+        "gaussian_noise_grey": baseline(grey_noise, 0.05, True),
+        "jpeg": [Baseline("variopinta", jpeg, 1.0)],
+        "rescale_nearest": rescale(3.0, nearest, nearest, "at a pixel's edge either neighbour"),
+        "rescale_bilinear": rescale(0.5, {"antialias": True}, {}),
+        "brightness": jitter("brightness", 0.1),
+        "contrast": jitter("contrast", 0.5),
+        "hue": jitter("hue", 0.1, unit=360),
+        "posterise": baseline(lambda bits: [library.Posterize(int(bits))], 0.0),
     }
 
 
@@ -109,7 +183,7 @@ def kornia_calls() -> dict[str, list[Baseline]]:
 def all_baselines() -> dict[str, list[Baseline]]:
     """op -> every baseline that is installed."""
     found: dict[str, list[Baseline]] = {op: list(baselines) for op, baselines in PER_IMAGE.items()}
-    for more in (albumentations_calls(), kornia_calls()):
+    for more in (albumentations_calls(), variopinta_calls(), kornia_calls()):
         for op, baselines in more.items():
             found.setdefault(op, []).extend(baselines)
     return found

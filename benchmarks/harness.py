@@ -35,7 +35,7 @@ INSTRUCTIONS = frozenset(
 # Packages whose versions a record names, if they are installed.
 _PACKAGES = (
     *("torch", "triton", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "nvidia-nvimgcodec-cu13", "scipy"),
-    "brisque",
+    *("brisque", "albumentations", "variopinta", "kornia"),
     *("cupy-cuda12x", "cupy-cuda13x", "qpt"),
 )
 

@@ -8,6 +8,14 @@ from benchmarks.harness import table
 Content = dict[str, Any]
 POOL = "own keys and pool, forward + gradient"
 SIZE = "N=256 K=65536 D=128"
+LIBRARIES = {  # of single ops: backend -> how it is written
+    "opencv": "OpenCV",
+    "pillow": "Pillow",
+    "albumentations": "albumentations",
+    "variopinta": "variopinta",
+    "kornia": "Kornia",
+    "numpy": "NumPy",
+}
 
 
 def markdown(load: Callable[[str], Content]) -> str:
@@ -15,11 +23,13 @@ def markdown(load: Callable[[str], Content]) -> str:
     degrade, contrastive, loader, step = (load(name) for name in ("degrade", "contrastive", "loader", "step"))
     ratios = sorted(op["ratio"] for op in degrade["figures"]["ops"].values())
     median = degrade["figures"]["median_over_ops"]
+    beside = {row["backend"] for row in degrade["rows"]}
+    names = [name for backend, name in LIBRARIES.items() if backend in beside]
     lines = [
         [
             f"one op, 32 photographs of 256² ({len(ratios)} ops with a baseline)",
             "",
-            "the fastest of OpenCV, Pillow, albumentations, Kornia and NumPy",
+            f"the fastest of {_listed(names)}",
             f"{median:.1f}× at the median, {ratios[0]:.2f}× to {ratios[-1]:.0f}×",
         ],
     ]
@@ -73,6 +83,10 @@ def instructions(records: Sequence[Content]) -> str:
         return ""
     shown = list(names) if len(names) == 1 else [f"{sets} ({', '.join(of)})" for sets, of in names.items()]
     return f" Instruction sets: {'; '.join(shown)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]])
 
 
 def _figures(content: Content, op: str, shape: str, field: str = "median_ms") -> dict[str, float]:

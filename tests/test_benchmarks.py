@@ -3,9 +3,11 @@
 Times are never asserted: where a test needs some, the clock is replaced.
 """
 
+import importlib.util
 import itertools
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +16,15 @@ import triton
 import triton.language as tl
 
 from benchmarks import __main__ as command
-from benchmarks import bench_contrastive, bench_degrade, degrade_baselines, harness, resources, roofline_degrade
+from benchmarks import (
+    bench_contrastive,
+    bench_degrade,
+    degrade_baselines,
+    degrade_libraries,
+    harness,
+    resources,
+    roofline_degrade,
+)
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from benchmarks.roofline import GPUS
 from qpt.degradations.op_table import LEVELS, NAMES
@@ -177,6 +187,27 @@ def test_degrade_compares_to_one_grey_level_and_noise_by_its_size():
     assert bench_degrade.compare("gaussian_noise", spread, noisy, noisy, images) == 0
     with pytest.raises(Disagreement, match=r"result differs by 0\.(1|09)"):
         bench_degrade.compare("gaussian_noise", spread, louder, noisy, images)
+
+
+def test_variopinta_agrees_at_an_odd_shape_and_lacks_ops_of_the_chains():
+    pytest.importorskip("variopinta", reason="not installed: extra bench")
+    calls = degrade_libraries.variopinta_calls()
+    used = {op for op in (*bench_degrade.CHAIN_OPS, *bench_degrade.COLOURS) if op != "colour"}
+    assert used - set(calls) == {"motion_blur", "median_blur", "saturation"}
+    images = bench_degrade.sample_crops(5, 64)[:, :41, :55].contiguous()  # levels 1 to 5
+    with ThreadPoolExecutor(1) as pool:
+        for op, baselines in calls.items():
+            case = bench_degrade._case(op, baselines, images, pool, 1, "cpu")
+            found = case.agree({contender.backend: contender.call() for contender in case.contenders})
+            assert set(found) == {"variopinta"} and op in NAMES
+
+
+@pytest.mark.parametrize("library", ["albumentations", "variopinta", "kornia"])
+def test_a_library_that_is_not_installed_has_no_rows(library, monkeypatch):
+    calls = getattr(degrade_libraries, f"{library}_calls")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else find(name))
+    assert calls() == {}
 
 
 def test_degrade_ratios_are_of_the_fastest_baseline():

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,18 @@ def test_the_speed_table_says_on_which_instruction_sets_its_figures_hold() -> No
         return content
 
     assert speed_table.markdown(load).splitlines()[0].endswith("; medians. Instruction sets: amx_bf16, avx512f.")
+
+
+def test_the_speed_table_names_the_libraries_of_its_record() -> None:
+    def load(name: str) -> dict[str, Any]:
+        content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        if name == "degrade":
+            for row in content["rows"]:
+                row["backend"] = {"pillow": "variopinta"}.get(row["backend"], row["backend"])
+        return content
+
+    names = "the fastest of OpenCV, albumentations, variopinta, Kornia and NumPy"
+    assert f"| {names} |" in speed_table.markdown(load)
 
 
 def test_the_scaling_page_is_that_of_its_record() -> None:
