@@ -129,7 +129,7 @@ def _full_logits(inputs: Inputs) -> Call:
 
 
 @cache
-def _require_compiler() -> None:
+def require_compiler() -> None:
     try:
         torch.compile(torch.sin)(torch.ones(8))
     except Exception as error:
@@ -139,7 +139,7 @@ def _require_compiler() -> None:
 
 
 def _compiled(inputs: Inputs) -> Call:
-    _require_compiler()
+    require_compiler()
     torch._dynamo.reset()  # after 8 shapes of one function torch.compile would quietly run it uncompiled
     if inputs.setting.kind == "ntxent":
         ntxent = torch.compile(_ntxent_loss, dynamic=False)
@@ -298,7 +298,7 @@ def _cut_cross_entropy(inputs: Inputs) -> Call:
         from cut_cross_entropy import linear_cross_entropy
     except ImportError as error:
         raise Unavailable(f"cut-cross-entropy cannot be imported: {error}") from error
-    _require_compiler()
+    require_compiler()
     torch._dynamo.reset()
     classes, targets = torch.cat([inputs.keys, inputs.pool]), torch.arange(inputs.setting.n, device=inputs.pool.device)
     return _autograd(

@@ -10,11 +10,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.contrastive_baselines import Unavailable, require_compiler
 from benchmarks.degrade_baselines import (
     PER_IMAGE,
     Baseline,
@@ -26,9 +28,9 @@ from benchmarks.degrade_baselines import (
 )
 
 REMARK = (
-    "Kornia gets and returns float32 NCHW: the conversions are not in its time. Kernels and tables of all baselines "
-    "are built before they are timed. Variopinta keeps Python's lock while it works on an array, except in its JPEG "
-    "codec: one thread of the pool works at a time."
+    "Kornia gets and returns float32 NCHW: the conversions are not in its time; where named so it is compiled by "
+    "torch.compile. Kernels and tables of all baselines are built before they are timed. Variopinta keeps Python's "
+    "lock while it works on an array, except in its JPEG codec: one thread of the pool works at a time."
 )
 
 # --- Albumentations ---------------------------------------------------------------------------------------------------
@@ -180,10 +182,32 @@ def kornia_calls() -> dict[str, list[Baseline]]:
     }
 
 
+# Its functions that are one graph and gain by being compiled. The others read their parameters in Python (blurs,
+# median, rescaling, and so the chains), gain nothing (JPEG, whose compilation takes 15 s) or lose (noise).
+COMPILED = ("brightness", "gamma", "contrast", "saturation", "hue")
+
+
+def compiled_kornia_calls(eager: dict[str, list[Baseline]]) -> dict[str, list[Baseline]]:
+    """Return Kornia's functions of COMPILED under torch.compile; {} if there is no Kornia or no compiler.
+
+    eager: what ``kornia_calls`` returned.
+    """
+    try:
+        require_compiler()
+    except Unavailable:
+        return {}
+    return {
+        op: [replace(way, library="kornia compiled", call=torch.compile(way.call, dynamic=False)) for way in eager[op]]
+        for op in COMPILED
+        if op in eager
+    }
+
+
 def all_baselines() -> dict[str, list[Baseline]]:
     """op -> every baseline that is installed."""
     found: dict[str, list[Baseline]] = {op: list(baselines) for op, baselines in PER_IMAGE.items()}
-    for more in (albumentations_calls(), variopinta_calls(), kornia_calls()):
+    kornia = kornia_calls()
+    for more in (albumentations_calls(), variopinta_calls(), kornia, compiled_kornia_calls(kornia)):
         for op, baselines in more.items():
             found.setdefault(op, []).extend(baselines)
     return found

@@ -14,6 +14,7 @@ LIBRARIES = {  # of single ops: backend -> how it is written
     "albumentations": "albumentations",
     "variopinta": "variopinta",
     "kornia": "Kornia",
+    "kornia compiled": "Kornia under `torch.compile`",
     "numpy": "NumPy",
 }
 

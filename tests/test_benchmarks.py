@@ -19,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     bench_contrastive,
     bench_degrade,
+    contrastive_baselines,
     degrade_baselines,
     degrade_libraries,
     harness,
@@ -208,6 +209,21 @@ def test_a_library_that_is_not_installed_has_no_rows(library, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else find(name))
     assert calls() == {}
+
+
+def test_compiled_functions_of_kornia_are_contenders_of_their_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call, **options: ("compiled", call))
+    monkeypatch.setattr(degrade_libraries, "require_compiler", lambda: None)
+    eager = {op: [degrade_baselines.Baseline("kornia", op, 0.5, batch=True)] for op in ("hue", "jpeg")}
+    ((op, (way,)),) = degrade_libraries.compiled_kornia_calls(eager).items()
+    assert (op, way.library, way.call, way.batch) == ("hue", "kornia compiled", ("compiled", "hue"), True)
+    assert eager["hue"][0].library == "kornia"
+
+    def missing():
+        raise contrastive_baselines.Unavailable("no compiler")
+
+    monkeypatch.setattr(degrade_libraries, "require_compiler", missing)
+    assert degrade_libraries.compiled_kornia_calls(eager) == {}
 
 
 def test_degrade_ratios_are_of_the_fastest_baseline():
