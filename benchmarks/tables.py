@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.bench_contrastive import SWEEP
 from benchmarks.bench_degrade import CHAIN_OP
+from benchmarks.bench_step import TRAINING
 from benchmarks.contrastive_baselines import FORMS
 from benchmarks.harness import RESULTS, Report, Row, markdown, table
 
@@ -33,10 +34,20 @@ def where(content: Content) -> str:
 
 
 def step() -> str:
-    """Return the rows and remarks of the step as its benchmark printed them."""
-    content = load("step")
-    rows = markdown(Report("step", [Row(**row) for row in content["rows"]]))
-    return "\n\n".join([f"{where(content)}.", rows, bullets(content["remarks"])])
+    """Return the rows and remarks of the step as its benchmark printed them; whole training steps as photographs per
+    second by architecture and contender."""
+    return step_of(load("step"))
+
+
+def step_of(content: Content) -> str:
+    """Return the same of a record."""
+    training = [row for row in content["rows"] if row["op"] == TRAINING]
+    rows = markdown(Report("step", [Row(**row) for row in content["rows"] if row["op"] != TRAINING]))
+    parts = [f"{where(content)}.", rows]
+    if training:  # records of before had none
+        photographs = pivot(training, lambda row: _digits(row["items_per_s"]))
+        parts += ["Photographs per second of a whole training step:", photographs]
+    return "\n\n".join([*parts, bullets(content["remarks"])])
 
 
 def rates(name: str) -> str:

@@ -19,6 +19,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     bench_contrastive,
     bench_degrade,
+    bench_step,
     contrastive_baselines,
     degrade_baselines,
     degrade_libraries,
@@ -157,6 +158,9 @@ def test_command_measures_and_writes(name, tmp_path, capsys):
     assert capsys.readouterr().out.count("\n| ") > len(content["rows"])
     if name == "degrade":  # every baseline was compared
         assert all(row["differences"] for row in content["rows"] if row["backend"] != "qpt")
+    if name == "step":
+        trained = [row["shape"].split(",")[0] for row in content["rows"] if row["op"] == bench_step.TRAINING]
+        assert set(trained) == set(bench_step.ARCHITECTURES)
 
 
 def test_command_reports_disagreement_and_bad_arguments(monkeypatch, capsys, tmp_path):
