@@ -189,23 +189,23 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
       float* row = slot_of(y + r) + border;  // once for a row, or the compiler makes no vectors of the loop
       each(team, samples, [&](i32 i) { row[i] = from(y + r, i); });
     }
-    each(team, rows, 2 * border, [&](i32 r, i32 i) {
-      const i32 pixel = i / channels, channel = i - channels * pixel;
+    for (i32 pixel = 0; pixel < 2 * radius; ++pixel) {  // the same pixels of all rows
       const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
-      slot_of(y + r)[channels * (x + radius) + channel] =
-          from(y + r, channels * reflect101(x, a.w, a.left, a.full_w) + channel);
-    });
+      const i32 inside = reflect101(x, a.w, a.left, a.full_w);
+      for (i32 r = 0; r < rows; ++r)
+        for (i32 c = 0; c < channels; ++c)
+          slot_of(y + r)[channels * (x + radius) + c] = from(y + r, channels * inside + c);
+    }
   }
 }
 
 // Writes to row_at[r, t] the place in the ring of source row y + r + t - radius.
-template <class Team>
-QPT_FN void list_rows(const Team& team, OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, i32 stride, i32* row_at) {
+QPT_FN void list_rows(OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, i32 stride, i32* row_at) {
   const i32 taps = 2 * radius + 1;
-  each(team, rows, taps, [&](i32 r, i32 t) {
-    const i32 row = minimum(y + r, a.h - 1) + t - radius;
-    row_at[r * taps + t] = reflect101(row, a.h, a.top, a.full_h) % slots * stride;
-  });
+  for (i32 j = 0; j < taps + rows - 1; ++j) {
+    const i32 place = reflect101(y + j - radius, a.h, a.top, a.full_h) % slots * stride;
+    for (i32 r = maximum(j - taps + 1, 0); r <= minimum(j, rows - 1); ++r) row_at[r * taps + j - r] = place;
+  }
 }
 
 // Returns the number of rows that the ring must hold. The rows that a band at y reads, mirrored ones included, lie
@@ -247,7 +247,7 @@ QPT_FN void correlate_2d(const Team& team, OpArgs a, KernelOfTeam kernel, i32 ra
       const i32 needed = minimum(y + kBand + radius, a.h);
       load_padded(team, a, Samples<3>(a), loaded, needed - loaded, radius, slots, ring);
       loaded = needed;
-      list_rows(team, a, y, rows, radius, slots, stride, row_at);
+      list_rows(a, y, rows, radius, slots, stride, row_at);
       correlate_rows(team, kernel, ring, row_at, rows, samples, a.dst + static_cast<i64>(y) * samples,
                      static_cast<i64>(samples));
     }
@@ -319,7 +319,7 @@ QPT_FN void correlate_separable(const Team& team, OpArgs a, From from, const flo
     for (i32 y = 0; y < a.h; y += kBand) {
       const i32 rows = minimum(kBand, a.h - y);
       const i32 needed = minimum(y + kBand + radius, a.h);
-      list_rows(team, a, y, rows, radius, slots, samples, row_at);
+      list_rows(a, y, rows, radius, slots, samples, row_at);
       while (loaded < needed) {
         const i32 count = minimum(kBand, needed - loaded);
         load_padded(team, a, from, loaded, count, radius, kBand, padded);

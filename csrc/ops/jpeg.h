@@ -1,7 +1,7 @@
 // JPEG (texture family): the lossy part of libjpeg-turbo's baseline 4:2:0 round trip, as Pillow's save(quality=q) and
 // load give it: JFIF YCbCr rounded to 8 bits, h2v2 average with alternating bias, integer DCT (dct.h), quantisation by
 // the ITU-T T.81 tables scaled by quality, the inverses, triangle ("fancy") chroma upsampling, RGB. Entropy coding is
-// lossless and left out. Everything is computed in integers, but for one exact float division in `requantise`. Listed
+// lossless and left out. Everything is computed in integers, but for a quotient in `requantise` that is exact. Listed
 // in table.h.
 #pragma once
 #include "dct.h"
@@ -73,11 +73,12 @@ QPT_FN void to_planes(const Team& team, OpArgs a, Planes planes) {
        [&](i32 y, i32 x) { halve(y, whole + x, minimum(2 * (whole + x), a.w - 1), a.w - 1); });
 }
 
-// Quantises and restores a coefficient: sign(x) * ((|x| + 4 q) / (8 q)) * q. The float quotient of integers below 2^24
-// cannot round up to the next integer, so truncating it gives the integer quotient.
-QPT_INLINE i32 requantise(i32 x, i32 q) {
+// Quantises and restores a coefficient: sign(x) * ((|x| + 4 q) / (8 q)) * q, with inverse = 1 / (8 q) as a float. Half
+// a unit is added, so that the quotient is at least 1 / (16 q) from an integer. The roundings, below 2^-22 of it,
+// cannot reach one as long as |x| + 4 q < 2^20, and coefficients are below 2^15.
+QPT_INLINE i32 requantise(i32 x, i32 q, float inverse) {
   const i32 rounded = (x < 0 ? -x : x) + 4 * q;
-  const i32 level = static_cast<i32>(static_cast<float>(rounded) / static_cast<float>(8 * q));
+  const i32 level = static_cast<i32>((static_cast<float>(rounded) + 0.5f) * inverse);
   return (x < 0 ? -level : level) * q;
 }
 
@@ -156,8 +157,8 @@ QPT_INLINE void transpose_blocks(const Team& team, i32 blocks, const i32* in, i3
 // [k * kTileLanes + l]. A lane is (block, row) in the first and (block, column) in the second, so every 1-D transform
 // runs over contiguous lanes.
 template <class Team>
-QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, const i32* quant, i32* by_row,
-                           i32* by_column) {
+QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 mcus, const i32* quant,
+                           const float* inverse, i32* by_row, i32* by_column) {
   const i32 blocks = 6 * mcus;
   // A member has the same lanes in every loop below, so only the transpositions need barriers.
   load_blocks(team, planes, my, mx, mcus, by_row);
@@ -169,9 +170,11 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
   each(team, blocks, 8, [&](i32 block, i32 column) QPT_BODY {
     i32* lane = by_column + 8 * block + column;
     const i32* q = quant + (block < 4 * mcus ? 0 : 64) + column;
+    const float* inv = inverse + (block < 4 * mcus ? 0 : 64) + column;
     Eight x = forward_dct<false>(load_eight(lane, kTileLanes));
-    x = {requantise(x.v0, q[0]),  requantise(x.v1, q[8]),  requantise(x.v2, q[16]), requantise(x.v3, q[24]),
-         requantise(x.v4, q[32]), requantise(x.v5, q[40]), requantise(x.v6, q[48]), requantise(x.v7, q[56])};
+    x = {requantise(x.v0, q[0], inv[0]),   requantise(x.v1, q[8], inv[8]),   requantise(x.v2, q[16], inv[16]),
+         requantise(x.v3, q[24], inv[24]), requantise(x.v4, q[32], inv[32]), requantise(x.v5, q[40], inv[40]),
+         requantise(x.v6, q[48], inv[48]), requantise(x.v7, q[56], inv[56])};
     store_eight(lane, kTileLanes, inverse_dct<true>(x));
   });
   team.sync();  // columns of a block, restored by their members, are read by those of its rows; all have read by_row
@@ -226,6 +229,7 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
   planes.high = round_up16(a.h);
   const i64 area = static_cast<i64>(planes.wide) * planes.high;
   i32* quant = scratch.take_own<i32>(team, 128);
+  float* inverse = scratch.take_own<float>(team, 128);
   i32* by_row = scratch.take_own<i32>(team, 8 * kTileLanes);
   i32* by_column = scratch.take_own<i32>(team, 8 * kTileLanes);
   planes.luma = scratch.take<u8>(area);
@@ -234,13 +238,17 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
   planes.half_cb = scratch.take<u8>(area / 4);
   planes.half_cr = scratch.take<u8>(area / 4);
 
-  each(team, 128, [&](i32 i) { quant[i] = clamp((kQuantTables[i] * percent + 50) / 100, 1, 255); });
+  each(team, 128, [&](i32 i) {
+    quant[i] = clamp((kQuantTables[i] * percent + 50) / 100, 1, 255);
+    inverse[i] = 1.0f / static_cast<float>(8 * quant[i]);
+  });
   to_planes(team, a, planes);
-  team.sync();  // quant and the padded planes, written by all, are read by blocks
+  team.sync();  // quant, inverse and the padded planes, written by all, are read by blocks
   const Span units = share(team, planes.high / 16);
   for (i32 my = units.first; my < units.last; ++my)
     for (i32 mx = 0; mx < planes.wide / 16; mx += kTileMcus)
-      transform_tile(team, planes, my, mx, minimum(kTileMcus, planes.wide / 16 - mx), quant, by_row, by_column);
+      transform_tile(team, planes, my, mx, minimum(kTileMcus, planes.wide / 16 - mx), quant, inverse, by_row,
+                     by_column);
   team.sync_team();  // restored planes, written unit by unit, are read across units
   upsample(team, a, planes);
   team.sync();  // full-size chroma, written by all, is read per pixel
@@ -256,8 +264,8 @@ QPT_FN void jpeg(Team& team, OpArgs a) {
 
 QPT_FN i64 jpeg_bytes(i32 h, i32 w, i32 blocks) {
   const i64 area = static_cast<i64>(round_up16(w)) * round_up16(h);
-  return own_bytes<i32>(128, blocks) + 2 * own_bytes<i32>(8 * kTileLanes, blocks) + 3 * taken_bytes<u8>(area) +
-         2 * taken_bytes<u8>(area / 4);
+  return own_bytes<i32>(128, blocks) + own_bytes<float>(128, blocks) + 2 * own_bytes<i32>(8 * kTileLanes, blocks) +
+         3 * taken_bytes<u8>(area) + 2 * taken_bytes<u8>(area / 4);
 }
 
 }  // namespace qpt
