@@ -107,7 +107,7 @@ constexpr i32 kShiftedStep = 3, kShiftedTaps = 5;
 template <i32 n, int kBlocks>
 inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float* p) {
   __m512i x[kBlocks + 1];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int b = 0; b < kBlocks; ++b) x[b] = _mm512_castps_si512(load(p + b * kLanes));
   // Of the last vector no more is read than the taps need.
   constexpr __mmask16 kRead = static_cast<__mmask16>((1 << (kShiftedStep * (n - 1))) - 1);
@@ -116,7 +116,7 @@ inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float
     constexpr i32 t = decltype(number)::value;
     if constexpr (t < n) {
       const Vector w = broadcast(weight[t]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int b = 0; b < kBlocks; ++b) {
         const __m512i shifted = t == 0 ? x[b] : _mm512_alignr_epi32(x[b + 1], x[b], kShiftedStep * t);
         sum[b] = multiply_add(w, _mm512_castsi512_ps(shifted), sum[b]);
@@ -149,7 +149,7 @@ inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float
 template <int kBlocks, class Out, class Kernel>
 inline void correlate_block(const Kernel& kernel, const float* base, const i32* row_at, i32 i, Out* out) {
   Vector sum[kBlocks];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int b = 0; b < kBlocks; ++b) sum[b] = zero();
   for (i32 dy = 0; dy < kernel.rows; ++dy) {
     const float* weight = kernel.weight + dy * kernel.columns;
@@ -165,11 +165,11 @@ inline void correlate_block(const Kernel& kernel, const float* base, const i32* 
     for (i32 dx = kernel.first[dy]; dx <= last; ++dx) {
       const Vector w = broadcast(weight[dx]);
       const float* p = row + kernel.step * dx;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int b = 0; b < kBlocks; ++b) sum[b] = multiply_add(w, load(p + b * kLanes), sum[b]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int b = 0; b < kBlocks; ++b) store(out + i + b * kLanes, sum[b]);
 }
 
@@ -230,6 +230,7 @@ inline i32 correlate_rows(const Kernel& kernel, const float* base, const i32* ro
       for (i32 r = 0; r < rows; ++r)
         correlate_block<kBlocks>(kernel, base, row_at + r * kernel.rows, i, out + r * out_stride);
   };
+  if constexpr (kLanes == 16) blocks(Count<12>{});
   blocks(Count<8>{});
   blocks(Count<4>{});
   blocks(Count<1>{});
