@@ -172,7 +172,7 @@ def _decode(paths: list[Path]) -> None:
 def _decode_as_qpt(paths: list[Path]) -> None:
     for path in paths:
         with open_image(path) as image:
-            DecodedImage(image)
+            DecodedImage(image).rgb()  # a JPEG may be decoded as late as this
 
 
 class _Plain(Dataset[NDArray[np.uint8]]):

@@ -10,6 +10,7 @@ in another order.
 import argparse
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from benchmarks.harness import Case, Contender, Disagreement, Report, Settings, measure
 from qpt.data.sample_images import sample_images
@@ -56,7 +58,9 @@ def run(settings: Settings, options: argparse.Namespace) -> Report:
     scorer.encoder.to(settings.device)
     sets = {table.name: list(table.paths) for table in map(read_table, options.table)}
     sets = sets or {"scikit-image": sample_images()}
-    with ThreadPoolExecutor(threads) as pool, tempfile.TemporaryDirectory() as folder:
+    # No teams of OpenMP for BRISQUE's threads: with more of them than cores, torch's sleep between its short steps.
+    alone = partial(threadpool_limits, 1, user_api="openmp")
+    with ThreadPoolExecutor(threads, initializer=alone) as pool, tempfile.TemporaryDirectory() as folder:
         small = _small_images(next(iter(sets.values())), Path(folder), 4 if settings.quick else SMALL)
         chosen = {name: files[:: max(1, len(files) // TIMED)][:TIMED] for name, files in sets.items()}
         cases = [
