@@ -74,6 +74,30 @@ def test_large_images_are_seen_through_a_grid_of_crops(encoder):
     np.testing.assert_allclose(found[1, 0], definition(encoder, [half_scale(pixels)])[0], rtol=1e-4, atol=1e-5)
 
 
+def test_crops_of_one_image_are_shared_out_among_threads(encoder, monkeypatch):
+    pixels, protocol = image_regions()["face"], FeatureProtocol(crop_px=48, crops=4)
+    callers: list[int] = []
+    moments = features._crop_moments
+
+    def recorded(*arguments):
+        callers.append(threading.get_ident())
+        assert torch.get_num_threads() == 1
+        return moments(*arguments)
+
+    monkeypatch.setattr(features, "_crop_moments", recorded)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(image_features(encoder, pixels, protocol))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+    alone, shared = set(callers[: len(callers) // 2]), set(callers[len(callers) // 2 :])
+    assert alone == {threading.get_ident()} and shared.isdisjoint(alone)
+
+
 @given(st.integers(32, 6000), st.integers(32, 6000), st.integers(1, 16), st.sampled_from([32, 384]))
 def test_crop_boxes_are_bounded_equal_and_inside(width, height, count, side):
     boxes = crop_boxes(width, height, side=side, count=count)

@@ -107,6 +107,14 @@ def test_same_bytes_at_every_team_size(program, tmp_path, size, long):
     assert int(result.stdout.split()[0]) >= len(sizes) * len(levels) * len(NAMES)
 
 
+@pytest.mark.rung("thread teams")
+def test_same_bytes_of_wide_and_of_low_images(program, tmp_path):
+    # The vector forms go by parts of a row, up to 1,024 samples, and by groups of up to 16 rows; other parts are rests.
+    cases = write_cases(tmp_path / "cases", make_cases([(19, 361), (16, 350), (33, 43)], (1, 4), chains=2))
+    result = subprocess.run([program, cases, "7"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 @pytest.mark.rung("ThreadSanitizer")
 def test_no_data_race(sanitized, tmp_path, long):
     sizes = [(11, 37), (21, 18)] if long else [(11, 37)]

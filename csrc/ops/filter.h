@@ -161,6 +161,7 @@ QPT_FN void correlate_columns(const Team& team, OpArgs a, const float* weight, i
 template <i32 kChannels>
 struct Samples {
   static constexpr i32 channels = kChannels;
+  static constexpr bool kByPixel = false;
   const u8* src;  // [h, w, kChannels]
   i32 per_row;
   QPT_INLINE explicit Samples(OpArgs a) : src(a.src), per_row(kChannels * a.w) {}
@@ -173,7 +174,8 @@ struct Samples {
 
 // Writes rows [y, y + rows) of `from` as floats with `radius` pixels of border on each side; row y goes to slot
 // (y mod slots) of out. from(y, i) is sample i of row y, from.pixel(y, x, out) writes those of a pixel, and
-// From::channels is their number. A team of one goes by samples, for vectors.
+// From::channels is their number. A team of one goes by samples, for vectors, unless From::kByPixel: then those of a
+// pixel have computations in common.
 template <class Team, class From>
 QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, i32 radius, i32 slots, float* out) {
   constexpr i32 channels = From::channels;
@@ -187,7 +189,10 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
   } else {
     for (i32 r = 0; r < rows; ++r) {
       float* row = slot_of(y + r) + border;  // once for a row, or the compiler makes no vectors of the loop
-      each(team, samples, [&](i32 i) { row[i] = from(y + r, i); });
+      if constexpr (From::kByPixel)
+        each(team, a.w, [&](i32 x) QPT_BODY { from.pixel(y + r, x, row + channels * x); });
+      else
+        each(team, samples, [&](i32 i) { row[i] = from(y + r, i); });
     }
     for (i32 pixel = 0; pixel < 2 * radius; ++pixel) {  // the same pixels of all rows
       const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;

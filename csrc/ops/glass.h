@@ -15,8 +15,7 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
   const float sigma = parameter(a.params[1], 0.05f, 8.0f);
   Scratch scratch{static_cast<u8*>(a.scratch)};
   u8* moved = scratch.take<u8>(static_cast<i64>(a.h) * a.w * 3);
-  each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-    const Philox4 words = op_words(a, kTagGlass, (y + a.top) * a.full_w + x + a.left);
+  const auto move = [&](i32 y, i32 x, Philox4 words) {
     const i32 from_y = clamp(y + offset_within(words.x, reach), 0, a.h - 1);
     const i32 from_x = clamp(x + offset_within(words.y, reach), 0, a.w - 1);
     const u8* from = a.src + (static_cast<i64>(from_y) * a.w + from_x) * 3;
@@ -24,7 +23,16 @@ QPT_FN void glass_blur(Team& team, OpArgs a) {
     to[0] = from[0];
     to[1] = from[1];
     to[2] = from[2];
-  });
+  };
+  const auto counter_of = [&](i32 y, i32 x) { return (y + a.top) * a.full_w + x + a.left; };
+  if constexpr (Team::kSolo) {
+    for (i32 y = 0; y < a.h; ++y) {
+      const i32 first = counter_of(y, 0);
+      with_words(team, a, kTagGlass, {first, first + a.w}, [&](i32 p, Philox4 words) { move(y, p - first, words); });
+    }
+  } else {
+    each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) { move(y, x, op_words(a, kTagGlass, counter_of(y, x))); });
+  }
   // Not synced: the first barrier of separable_blur comes before any member reads moved, of the block's own rows.
   a.src = moved;
   a.scratch = scratch.next;
@@ -41,8 +49,7 @@ struct Choice {
 };
 
 // Returns the choice of a pixel: words x and y of the counter of its number give a uniform one of 2 reach each.
-QPT_INLINE Choice choice_of(const OpArgs& a, u32 tag, i32 reach, i32 pixel) {
-  const Philox4 words = op_words(a, tag, pixel);
+QPT_INLINE Choice choice_of(Philox4 words, i32 reach) {
   const u64 choices = 2 * static_cast<u64>(reach);
   return {static_cast<u8>((words.x * choices) >> 32), static_cast<u8>((words.y * choices) >> 32)};
 }
@@ -68,10 +75,9 @@ QPT_INLINE Place scanned_from(const OpArgs& a, i32 reach, i32 y, i32 x, ChoiceAt
 }
 
 // What glass_shuffle takes before the scratch of the blur: an image, and the choices of two scans.
-template <bool kSolo>
 QPT_FN i64 glass_shuffle_own_bytes(i32 h, i32 w) {
   const i64 pixels = static_cast<i64>(h) * w;
-  return taken_bytes<u8>(3 * pixels) + (kSolo ? 0 : 2 * taken_bytes<Choice>(pixels));
+  return taken_bytes<u8>(3 * pixels) + 2 * taken_bytes<Choice>(pixels);
 }
 
 // Applies a Gaussian blur of p1 = sigma_px.
@@ -98,24 +104,21 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
   // The image that so many scans from the last one reads or writes; the last one writes to scratch.
   const auto image = [&](i32 scans_left) { return scans_left % 2 == 0 ? static_cast<u8*>(a.scratch) : a.dst; };
   // The choices of a scan, of two in turn: those of the next are drawn while others still read those of this one. A
-  // thread's neighbours follow paths of other lengths, so that drawing on the way would make it wait. A team of one
-  // draws what it needs.
+  // thread's neighbours follow paths of other lengths, so that drawing on the way would make it wait.
   const auto choices = [&](i32 round) {
     return reinterpret_cast<Choice*>(static_cast<u8*>(a.scratch) + taken_bytes<u8>(3 * pixels()) +
                                      (round & 1) * taken_bytes<Choice>(pixels()));
   };
   const auto draw = [&](i32 round) {
-    if constexpr (!Team::kSolo) {
-      Choice* const drawn = choices(round);
-      const i32 within = reach();
-      each(team, rows_of(team, a).times(a.w),
-           [&](i32 p) { drawn[p] = choice_of(a, kTagGlassRounds + static_cast<u32>(round), within, p); });
-    }
+    Choice* const drawn = choices(round);
+    const i32 within = reach();
+    with_words(team, a, kTagGlassRounds + static_cast<u32>(round), rows_of(team, a).times(a.w),
+               [&](i32 p, Philox4 words) QPT_BODY { drawn[p] = choice_of(words, within); });
   };
   QPT_UNROLL(1)
   for (i32 pass = 0; pass < 2; ++pass) {
     OpArgs blurred = a;
-    blurred.scratch = static_cast<u8*>(a.scratch) + glass_shuffle_own_bytes<Team::kSolo>(a.h, a.w);
+    blurred.scratch = static_cast<u8*>(a.scratch) + glass_shuffle_own_bytes(a.h, a.w);
     if (pass == 0)
       blurred.dst = image(rounds());
     else
@@ -131,12 +134,7 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
       u8* const to = image(left - 1);
       const Choice* const drawn = choices(round);
       each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
-        const Place at = scanned_from(a, within, y, x, [&](i32 p) {
-          if constexpr (Team::kSolo)
-            return choice_of(a, kTagGlassRounds + static_cast<u32>(round), within, p);
-          else
-            return drawn[p];
-        });
+        const Place at = scanned_from(a, within, y, x, [&](i32 p) { return drawn[p]; });
         for (i32 c = 0; c < 3; ++c) to[(y * a.w + x) * 3 + c] = from[(at.y * a.w + at.x) * 3 + c];
       });
       if (left == 1) break;
@@ -149,8 +147,7 @@ QPT_FN void glass_shuffle(Team& team, OpArgs a) {
 }
 
 QPT_FN i64 glass_shuffle_bytes(i32 h, i32 w, i32 blocks) {
-  const i64 own = blocks == kSoloBlocks ? glass_shuffle_own_bytes<true>(h, w) : glass_shuffle_own_bytes<false>(h, w);
-  return own + blur_bytes(h, w, blocks);
+  return glass_shuffle_own_bytes(h, w) + blur_bytes(h, w, blocks);
 }
 
 }  // namespace qpt

@@ -82,13 +82,22 @@ QPT_FN void chroma(Team& team, OpArgs a) {
   });
 }
 
+// The number of a channel as a type: with it a team of one has loops that vectorise.
+template <i32 number>
+struct Channel {
+  QPT_INLINE constexpr operator i32() const { return number; }
+};
+
 // Reads the two differences of responses that are a / 500 and -b / 200, for load_padded. red: the channel taken as red,
 // 0 or 2; blue is the other.
+template <class Red>
 struct LabDifferences {
   static constexpr i32 channels = 2;
+  static constexpr bool kByPixel = true;
   const u8* src;       // [h, w, 3]
   const float* light;  // [256]
-  i32 w, red;
+  i32 w;
+  Red red;
   QPT_INLINE LabResponses responses(const u8* pixel) const {
     return lab_responses(light[pixel[red]], light[pixel[1]], light[pixel[2 - red]]);
   }
@@ -103,32 +112,49 @@ struct LabDifferences {
   }
 };
 
-// Blurs a and b of CIELAB by p0 = sigma_px, cut off at 2 sigma, and multiplies them by p1 = gain; a sigma of 0 does not
-// blur. p2 = 1: as ARNIQA has it, which takes red for blue and blue for red, and rounds down.
-template <class Team>
-QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
+// Gives `count` pixels their own lightness and `gain` times the differences of responses; `cut` is subtracted last.
+template <class Team, class Red>
+QPT_FN void tint(const Team& team, LabDifferences<Red> from, const u8* src, const float* differences, float gain,
+                 float cut, i32 count, u8* dst) {
+  each(team, count, [&](i32 i) QPT_BODY {
+    const float lightness = from.responses(src + 3 * i).y;
+    const Rgb out =
+        rgb_of({lightness + gain * differences[2 * i], lightness, lightness + gain * differences[2 * i + 1]});
+    dst[3 * i + from.red] = to_u8(out.red - cut);
+    dst[3 * i + 1] = to_u8(out.green - cut);
+    dst[3 * i + 2 - from.red] = to_u8(out.blue - cut);
+  });
+}
+
+// colour_diffusion_lab with a channel taken as red. cut: subtracted from the result.
+template <class Team, class Red>
+QPT_FN void diffuse_lab(Team& team, OpArgs a, Red red, float cut) {
   const float sigma = parameter(a.params[0], 0.0f, 0.5f * kMaxLineRadius), gain = parameter(a.params[1], 0.0f, 16.0f);
-  const bool swapped = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
-  const i32 red = swapped ? 2 : 0;
-  const float cut = swapped ? 0.5f : 0.0f;
   Scratch scratch{static_cast<u8*>(a.scratch)};
   float* light = scratch.take_own<float>(team, 256);
   float* band = scratch.take_own<float>(team, static_cast<i64>(kFinishedRows<Team>) * 2 * a.w);
   fill_light_lut(team, light);
   // Not synced: the first barrier of separable_blur comes before any member reads the lookup table.
-  const LabDifferences from{a.src, light, a.w, red};
+  const LabDifferences<Red> from{a.src, light, a.w, red};
   separable_blur(team, a, from, ceil_to_int(2.0f * sigma), GaussianTap{maximum(sigma, 0.05f)}, scratch, band, false,
                  [&](i32 y, i32 rows) {
-                   each(team, rows * a.w, [&](i32 i) QPT_BODY {
-                     const i64 at = 3 * (static_cast<i64>(y) * a.w + i);
-                     const float lightness = from.responses(a.src + at).y;
-                     const Rgb out =
-                         rgb_of({lightness + gain * band[2 * i], lightness, lightness + gain * band[2 * i + 1]});
-                     a.dst[at + red] = to_u8(out.red - cut);
-                     a.dst[at + 1] = to_u8(out.green - cut);
-                     a.dst[at + 2 - red] = to_u8(out.blue - cut);
-                   });
+                   const i64 at = static_cast<i64>(3) * y * a.w;
+                   tint(team, from, a.src + at, band, gain, cut, rows * a.w, a.dst + at);
                  });
+}
+
+// Blurs a and b of CIELAB by p0 = sigma_px, cut off at 2 sigma, and multiplies them by p1 = gain; a sigma of 0 does not
+// blur. p2 = 1: as ARNIQA has it, which takes red for blue and blue for red, and rounds down.
+template <class Team>
+QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
+  const bool swapped = parameter(a.params[2], 0.0f, 1.0f) >= 0.5f;
+  const float cut = swapped ? 0.5f : 0.0f;
+  if constexpr (!Team::kSolo)
+    diffuse_lab(team, a, swapped ? 2 : 0, cut);
+  else if (swapped)
+    diffuse_lab(team, a, Channel<2>{}, cut);
+  else
+    diffuse_lab(team, a, Channel<0>{}, cut);
 }
 
 QPT_FN i64 lab_diffusion_bytes(i32 h, i32 w, i32 blocks) {

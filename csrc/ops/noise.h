@@ -54,6 +54,33 @@ QPT_INLINE Philox4 op_words(const OpArgs& a, u32 tag, i32 counter) {
                        static_cast<u32>(a.seed >> 32));
 }
 
+#if QPT_SIMD_ROWS
+// Writes the words of kNoiseLanes counters of this op.
+QPT_INLINE void op_words(const OpArgs& a, u32 tag, i32 first, u32 (&words)[4][kNoiseLanes]) {
+  simd::philox_words(static_cast<u32>(first), a.slot, tag, static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32),
+                     words);
+}
+#endif
+
+// Calls body(counter, words) for every counter of a span of this op, divided among the members of the block. On x86 a
+// team of one computes the words of 64 counters at once.
+template <class Team, class Body>
+QPT_INLINE void with_words(const Team& team, const OpArgs& a, u32 tag, Span counters, Body body) {
+#if QPT_SIMD_ROWS
+  if constexpr (Team::kSolo) {
+    u32 words[4][kNoiseLanes];
+    for (i32 first = counters.first; first < counters.last; first += kNoiseLanes) {
+      simd::philox_words(static_cast<u32>(first), a.slot, tag, static_cast<u32>(a.seed), static_cast<u32>(a.seed >> 32),
+                         words);
+      each(team, minimum(kNoiseLanes, counters.last - first),
+           [&](i32 i) QPT_BODY { body(first + i, Philox4{words[0][i], words[1][i], words[2][i], words[3][i]}); });
+    }
+    return;
+  }
+#endif
+  each(team, counters, [&](i32 counter) { body(counter, op_words(a, tag, counter)); });
+}
+
 // Returns the random words of elements 256 block + lane + {0, 64, 128, 192}.
 QPT_INLINE Philox4 noise_words(OpArgs a, u32 tag, i32 block, i32 lane) {
   return op_words(a, tag, kNoiseLanes * block + lane);
@@ -85,8 +112,7 @@ QPT_FN void fill_numbers(const Team& team, OpArgs a, u32 tag, i32 first_block, i
   if constexpr (Team::kSolo) {
     u32 words[4][kNoiseLanes];
     for (i32 block = 0; block < blocks; ++block) {
-      simd::philox_words(static_cast<u32>(kNoiseLanes * (first_block + block)), a.slot, tag, static_cast<u32>(a.seed),
-                         static_cast<u32>(a.seed >> 32), words);
+      op_words(a, tag, kNoiseLanes * (first_block + block), words);
       float* const at = out + kNoiseElements * block;
       each(team, kNoiseLanes, [&](i32 lane) {
         const FourNumbers four = draw(Philox4{words[0][lane], words[1][lane], words[2][lane], words[3][lane]});

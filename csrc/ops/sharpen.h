@@ -25,6 +25,7 @@ QPT_INLINE float luma_601(const Sample* pixel) {
 // Reads the luma of an image for load_padded.
 struct LumaSamples {
   static constexpr i32 channels = 1;
+  static constexpr bool kByPixel = false;
   const u8* src;  // [h, w, 3]
   i32 w;
   QPT_INLINE float operator()(i32 y, i32 x) const { return luma_601(src + (static_cast<i64>(y) * w + x) * 3); }

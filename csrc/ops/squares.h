@@ -91,7 +91,21 @@ QPT_FN void patch_shuffle(Team& team, OpArgs a) {
     from[n] = {corner(words.x, a.h - rows), corner(words.y, a.w - columns)};
     to[n] = {moved(from[n].top, words.z, a.h - rows), moved(from[n].left, words.w, a.w - columns)};
   });
-  team.sync();  // corners, one member each, are read by all
+  team.sync();                  // corners, one member each, are read by all
+  if constexpr (Team::kSolo) {  // square by square, as it is defined
+    const i64 stride = 3 * static_cast<i64>(a.w);
+    each(team, a.h, 3 * a.w, [&](i32 y, i32 i) { a.dst[y * stride + i] = a.src[y * stride + i]; });
+    u8 held[3 * kCopiedSide * kCopiedSide];
+    const i32 at_once = in_place ? 1 : rows, bytes = 3 * columns;
+    for (i32 n = 0; n < count; ++n)
+      for (i32 first = 0; first < rows; first += at_once) {
+        const u8* const source = a.dst + (from[n].top + first) * stride + 3 * from[n].left;
+        u8* const target = a.dst + (to[n].top + first) * stride + 3 * to[n].left;
+        each(team, at_once, bytes, [&](i32 y, i32 i) { held[y * bytes + i] = source[y * stride + i]; });
+        each(team, at_once, bytes, [&](i32 y, i32 i) { target[y * stride + i] = held[y * bytes + i]; });
+      }
+    return;
+  }
   // A pixel is traced back through the squares that it was copied by, the last one first.
   each(team, rows_of(team, a), a.w, [&](i32 row, i32 column) {
     i32 y = row, x = column;

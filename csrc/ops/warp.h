@@ -274,6 +274,33 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
   team.sync();  // weights and steps, written by all, are read by all
   float total = 0.0f;
   for (i32 i = 0; i < taps; ++i) total += weight[i];
+  if constexpr (Team::kSolo) {
+    // Tap by tap over rows of samples, for vectors, with the borders replicated: the same sums in the same order.
+    const i32 samples = 3 * a.w, border = 3 * (kTrailTaps - 1), stride = samples + 2 * border;
+    u8* padded = scratch.take<u8>(static_cast<i64>(a.h) * stride);
+    float* sums = scratch.take<float>(samples);
+    for (i32 y = 0; y < a.h; ++y) {
+      const u8* const row = a.src + static_cast<i64>(y) * samples;
+      u8* const to = padded + static_cast<i64>(y) * stride;
+      each(team, samples, [&](i32 i) { to[border + i] = row[i]; });
+      for (i32 i = 0; i < border; ++i) {
+        to[i] = row[i % 3];
+        to[border + samples + i] = row[samples - 3 + i % 3];
+      }
+    }
+    for (i32 y = 0; y < a.h; ++y) {
+      each(team, samples, [&](i32 i) { sums[i] = 0.0f; });
+      for (i32 tap = 0; tap < taps; ++tap) {
+        const float w = weight[tap];
+        const u8* const from =
+            padded + static_cast<i64>(clamp(y + down[tap], 0, a.h - 1)) * stride + border + 3 * right[tap];
+        each(team, samples, [&](i32 i) { sums[i] = fma(w, static_cast<float>(from[i]), sums[i]); });
+      }
+      u8* const to = a.dst + static_cast<i64>(y) * samples;
+      each(team, samples, [&](i32 i) { to[i] = to_u8(sums[i] / total); });
+    }
+    return;
+  }
   each(team, rows_of(team, a), a.w, [&](i32 y, i32 x) {
     float r = 0.0f, g = 0.0f, b = 0.0f;
     for (i32 i = 0; i < taps; ++i) {
@@ -290,8 +317,10 @@ QPT_FN void motion_trail(Team& team, OpArgs a) {
   });
 }
 
-QPT_FN i64 trail_bytes(i32, i32, i32 blocks) {
-  return own_bytes<float>(kTrailTaps, blocks) + 2 * own_bytes<i32>(kTrailTaps, blocks);
+QPT_FN i64 trail_bytes(i32 h, i32 w, i32 blocks) {
+  const i64 padded = 3 * (static_cast<i64>(w) + 2 * (kTrailTaps - 1));
+  return own_bytes<float>(kTrailTaps, blocks) + 2 * own_bytes<i32>(kTrailTaps, blocks) +
+         (blocks == kSoloBlocks ? taken_bytes<u8>(h * padded) + taken_bytes<float>(3 * static_cast<i64>(w)) : 0);
 }
 
 }  // namespace qpt
