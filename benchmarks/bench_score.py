@@ -93,7 +93,7 @@ def _case(name: str, files: list[Path], scorer: Scorer, peer: Any, pool: ThreadP
     pixels = sum(width * height for width, height in map(_size, files)) / len(files)
 
     def together() -> list[float]:
-        with image_threads() as (workers, start):
+        with image_threads(len(files)) as (workers, start):
             return list(map_in_threads(scorer, files, workers=workers, start=start))
 
     def alone() -> list[float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from qpt.build import processor_features
 from qpt.io import write_whole
 
 SCHEMA = 2
@@ -241,23 +242,18 @@ def _git(*arguments: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.processor()
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _instructions() -> list[str] | None:
     """Return those of INSTRUCTIONS that the processor has; None where the system does not list them."""
-    listed = _cpuinfo("flags", "Features")  # x86, Arm
-    return None if listed is None else sorted(INSTRUCTIONS.intersection(listed.split()))
-
-
-def _cpuinfo(*fields: str) -> str | None:
-    """Return the first processor's value of the first of these fields that /proc/cpuinfo has; None without any."""
-    try:
-        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    values = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    return next((values[field] for field in fields if field in values), None)
+    found = processor_features(CPUINFO)
+    return None if found is None else sorted(INSTRUCTIONS & found)
 
 
 def write_json(report: Report, settings: Settings, path: Path) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def image_features(
             run(compute, crop_grid(scaled, side=protocol.crop_px, count=protocol.crops))
             for scaled in scaled_images(pixels, scales, encoder.min_side)
         ]
-        return torch.stack([_statistics(list(moments)) for moments in found]).float().numpy()
+        return torch.stack([_statistics(moments) for moments in found]).float().numpy()
 
 
 @torch.inference_mode(False)  # else weights converted in inference mode could not be trained outside it
@@ -239,15 +239,14 @@ def compute_rows(
 
 
 @contextmanager
-def image_threads(images: int | None = None) -> Iterator[tuple[int, Callable[[], None]]]:
+def image_threads(images: int) -> Iterator[tuple[int, Callable[[], None]]]:
     """Give the number of threads that take an image each, and what each of them must call first.
 
-    images: their number, if it is known: fewer threads take one each then, and each has more of its own.
+    images: their number. Where there are few, fewer threads take one each, and each has more of its own.
     """
     # An image in each thread, and not all threads on one image: an encoder is a hundred short steps, after each of
     # which its threads would wait for the slowest. Their number may change the last digits of features.
-    most = _IMAGES_AT_ONCE if images is None else max(1, min(_IMAGES_AT_ONCE, images))
-    with _divided(most) as threads, keep_freed_memory():
+    with _divided(max(1, min(_IMAGES_AT_ONCE, images))) as threads, keep_freed_memory():
         yield threads
 
 
@@ -336,12 +335,13 @@ def _to_input(crop: NDArray[np.uint8]) -> Tensor:
 
 def _crop_moments(encoder: Encoder, crop: NDArray[np.uint8]) -> Tensor:
     """Return the ``_moments`` of all stages for one crop, in a thread of its own or in the caller's."""
-    # Both are settings of a thread; the caller's autocast must not change the dtype.
+    # One crop at a time is faster on a CPU than a batch of them (its maps stay in cache) and takes less memory. Both
+    # settings are a thread's own, and the caller's autocast must not change the dtype.
     with torch.inference_mode(), torch.autocast(encoder.device.type, enabled=False):
         return _moments(encoder.stages(_to_input(crop).to(encoder.dtype)))
 
 
-def _statistics(moments: Sequence[Tensor]) -> Tensor:
+def _statistics(moments: Iterable[Tensor]) -> Tensor:
     """Return mean and deviation over the positions of all crops, (2, sum C_i), from the moments of each."""
     # Crops have one size, so their moments average; float64 keeps E[x^2] - E[x]^2 from cancelling.
     mean, square = torch.stack(list(moments)).mean(0)
