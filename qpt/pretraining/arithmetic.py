@@ -6,11 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 
+from qpt.build import processor_features
 from qpt.models import build_encoder
 from qpt.pretraining.config import PretrainConfig
 from qpt.pretraining.process_group import ProcessGroup
@@ -29,11 +29,7 @@ Chosen = Literal["float32", "bfloat16"]
 
 def cpu_has(units: Iterable[str]) -> bool:
     """Return True if Linux lists one of these instruction sets of the processor."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
-    except OSError:
-        return False
-    return not set(units).isdisjoint(flags)
+    return not set(units).isdisjoint(processor_features() or ())
 
 
 def with_precision(config: PretrainConfig, device: torch.device, processes: ProcessGroup) -> PretrainConfig:
