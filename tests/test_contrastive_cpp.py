@@ -46,6 +46,21 @@ def test_a_portable_path_is_always_there() -> None:
     assert ISAS[-1] == "portable"
 
 
+def test_precision_ieee_leaves_tiles_out() -> None:
+    # Rows enough for the widest instruction set; the bytes tell whose they are.
+    given = {name: x.float() if x.is_floating_point() else x for name, x in problem(0, 70, 70, 500, 48).items()}
+    given["queries"].requires_grad_()
+
+    def gradient(**options: str) -> torch.Tensor:
+        loss = contrastive_loss(**given, temperature=0.1, backend="cpp", **options)
+        return torch.autograd.grad(loss, given["queries"])[0]
+
+    found = gradient(precision="ieee")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_cpp, "isa", next(name for name in ISAS if name != "AMX"))
+        assert torch.equal(found, gradient())
+
+
 @pytest.mark.rung("reference")
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

@@ -53,15 +53,27 @@ void merge_row(const PairPass& pass, i64 row, SoftmaxSums out, bool add) {
 
 }  // namespace
 
+const Kernels* instruction_set(i32 place) {
+  switch (place) {
+    case 0:
+      return amx_kernels();
+    case 1:
+      return avx512_kernels();
+    case 2:
+      return avx2_kernels();
+    default:
+      return portable_kernels();
+  }
+}
+
 const Kernels* kernels(const char* name, i64 rows) {
-  const Kernels* const found[] = {avx512_kernels(), avx2_kernels(), portable_kernels()};
-  for (const Kernels* candidate : found) {
-    if (!candidate) continue;
-    if (*name ? std::strcmp(candidate->name, name) == 0 : true) {
-      // Few rows would leave most of a wide strip empty.
-      const bool narrow = !*name && candidate == found[0] && found[1] && rows <= 2 * found[1]->strip_rows;
-      return narrow ? found[1] : candidate;
-    }
+  const bool float32 = std::strcmp(name, kFloat32Products) == 0, best = !*name || float32;
+  // Few rows would leave most of a wide strip empty.
+  const Kernels* const narrow = avx2_kernels();
+  if (best && narrow && rows <= 2 * narrow->strip_rows) return narrow;
+  for (i32 place = float32 ? 1 : 0; place < kInstructionSets; ++place) {
+    const Kernels* const found = instruction_set(place);
+    if (found && (best || std::strcmp(found->name, name) == 0)) return found;
   }
   return nullptr;
 }

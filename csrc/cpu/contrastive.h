@@ -86,7 +86,8 @@ struct Kernels {
   void (*graded_task)(const GradedPass&, i64 strip, float* scratch);
 };
 
-const Kernels* avx512_kernels();  // null where the processor is of another kind
+const Kernels* amx_kernels();  // null where the processor is of another kind
+const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();
 
@@ -99,7 +100,13 @@ struct Division {
 };
 Division divide(i64 rows, i64 stream, i64 dim);
 
-// The instruction set of this name; with an empty name the best of this processor for so many rows. Null: not here.
+// The instruction set at a place in the order from the widest, AMX, to the portable one; null: not on this processor.
+constexpr i32 kInstructionSets = 4;
+const Kernels* instruction_set(i32 place);
+
+// The instruction set of this name; with an empty name the best of this processor for so many rows, with
+// kFloat32Products the best but AMX, whose factors are terms of float32 numbers. Null: not here.
+constexpr const char* kFloat32Products = "float32";
 const Kernels* kernels(const char* name, i64 rows);
 
 // Sums of each row over its stream; results of run().

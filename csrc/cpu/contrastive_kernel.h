@@ -112,6 +112,7 @@ void pack_strip(const Side& side, i64 first, i64 rows, i64 dim, float scale, flo
 struct Slab {
   const float* rows;  // float32, `stride` from row to row
   i64 stride, first, count;
+  i32 dtype;  // that the rows had
   float bias[kSlab];
   bool near[kSlab];  // the stream row shares an image with a row of this task
   bool any_bias;
@@ -137,6 +138,7 @@ inline void read_slab(const Side& stream, i64 dim, i64 first, i64 count, const f
                       const IdSet* images, float* widened, Slab& slab) {
   slab.first = first;
   slab.count = count;
+  slab.dtype = stream.dtype;
   if (stream.dtype == kFloat32) {
     slab.rows = row_pointer(stream, first);
     slab.stride = stream.stride;
@@ -182,7 +184,7 @@ inline void mark_pairs(const Side& rows, const Side& stream, i64 strip_first, i6
 // The running state of one strip.
 struct Strip {
   i64 first, rows;
-  float* packed;    // [dim][kStripRows]
+  float* packed;    // what Products::pack wrote
   float* acc;       // [dim][kStripRows], or null
   float* row_max;   // [kStripRows], -inf before anything eligible
   float* shift;     // the same with 0 for -inf
@@ -190,7 +192,9 @@ struct Strip {
   double* row_sum;  // [kStripRows], of the slabs before
 };
 
-// The exponentials p of one slab with one strip; the strip's row_max and slab_sum follow.
+// The exponentials p of one slab with one strip; the strip's row_max and slab_sum follow. Where Products::kInMemory, p
+// holds the logits before.
+template <class Products>
 struct Exponentials {
   const PairPass& pass;
   const Slab& slab;
@@ -215,7 +219,15 @@ struct Exponentials {
   void run(i64 start) {
     // 1. Logits of kCount stream rows with the strip, in registers.
     Vec z[kCount][kVecs];
-    logits<kCount>(z, slab, start, strip.packed, pass.dim);
+    float* const out = p + start * kStripRows;
+    if constexpr (Products::kInMemory) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kCount; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) z[r][v] = load(out + r * kStripRows + v * kLanes);
+    } else {
+      logits<kCount>(z, slab, start, strip.packed, pass.dim);
+    }
     if (slab.any_bias) {
 #pragma GCC unroll 16
       for (int r = 0; r < kCount; ++r) {
@@ -226,7 +238,6 @@ struct Exponentials {
         for (int v = 0; v < kVecs; ++v) z[r][v] = out ? bias : add(z[r][v], bias);
       }
     }
-    float* const out = p + start * kStripRows;
     if (special(start, kCount)) {
       for (int r = 0; r < kCount; ++r) {
         float* const row = out + r * kStripRows;
@@ -295,26 +306,53 @@ inline i64 round_up(i64 n, i64 unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-// Per strip: packed, acc, row_max, shift, slab_sum, row_sum (double). Per thread: p, a widened slab, a line.
+// Both products of a task in vectors. The other way to make them, TileProducts, has the same members.
+struct VectorProducts {
+  static constexpr bool kInMemory = false;  // whether logits() leaves the logits in memory
+  i64 dim;
+
+  static i64 packed_floats(i64 dim) { return dim * kStripRows; }  // of a strip, and of acc
+  static i64 acc_floats(i64 dim) { return dim * kStripRows; }
+  static i64 own_floats(i64) { return 0; }  // of a thread
+
+  VectorProducts(i64 dim, float*) : dim(dim) {}
+  void pack(const Side& side, i64 first, i64 rows, float scale, float* packed, float*, float* line) const {
+    pack_strip(side, first, rows, dim, scale, packed, line);
+  }
+  void read(const Slab&, bool) const {}
+  void logits(const Slab&, const float*, float*) const {}
+  void sums(const Slab& slab, const float* p, float* acc) const {
+    SecondProduct product{slab, p, acc};
+    in_runs(dim, product);
+  }
+};
+
+// Per strip: packed, acc, row_max, shift, slab_sum, row_sum (double). Per thread: p, a widened slab, a line, and what
+// the products need.
+template <class Products>
 inline i64 strip_floats(const PairPass& pass) {
-  return pass.dim * kStripRows * (pass.weighted ? 2 : 1) + 5 * kStripRows;
+  return Products::packed_floats(pass.dim) + (pass.weighted ? Products::acc_floats(pass.dim) : 0) + 5 * kStripRows;
 }
+template <class Products>
 i64 scratch_floats(const PairPass& pass) {
   const i64 strips = (pass.task_rows + kStripRows - 1) / kStripRows;
-  return strips * strip_floats(pass) + kSlab * kStripRows + round_up(kSlab * pass.dim, 16) + round_up(pass.dim, 16);
+  return strips * strip_floats<Products>(pass) + kSlab * kStripRows + round_up(kSlab * pass.dim, 16) +
+         round_up(pass.dim, 16) + Products::own_floats(pass.dim);
 }
 
 // Rows task_index * task_rows ... of the pass with one part of the stream; results go to that part's place.
+template <class Products>
 void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
   const i64 dim = pass.dim, first_row = task_index * pass.task_rows;
   const i64 rows = pass.rows.count - first_row < pass.task_rows ? pass.rows.count - first_row : pass.task_rows;
   const i64 strips = (rows + kStripRows - 1) / kStripRows;
-  float* const p = scratch + (pass.task_rows + kStripRows - 1) / kStripRows * strip_floats(pass);
+  float* const p = scratch + (pass.task_rows + kStripRows - 1) / kStripRows * strip_floats<Products>(pass);
   float* const widened = p + kSlab * kStripRows;
   float* const line = widened + round_up(kSlab * dim, 16);
+  Products products(dim, line + round_up(dim, 16));
 
   auto strip_at = [&](i64 s) {
-    float* at = scratch + s * strip_floats(pass);
+    float* at = scratch + s * strip_floats<Products>(pass);
     Strip strip;
     strip.first = first_row + s * kStripRows;
     strip.rows = rows - s * kStripRows < kStripRows ? rows - s * kStripRows : kStripRows;
@@ -323,18 +361,18 @@ void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
     strip.shift = at + 3 * kStripRows;
     strip.slab_sum = at + 4 * kStripRows;
     strip.packed = at + 5 * kStripRows;
-    strip.acc = pass.weighted ? strip.packed + dim * kStripRows : nullptr;
+    strip.acc = pass.weighted ? strip.packed + Products::packed_floats(dim) : nullptr;
     return strip;
   };
   for (i64 s = 0; s < strips; ++s) {
     Strip strip = strip_at(s);
-    pack_strip(pass.rows, strip.first, strip.rows, dim, pass.scale, strip.packed, line);
+    products.pack(pass.rows, strip.first, strip.rows, pass.scale, strip.packed, widened, line);
     for (int lane = 0; lane < kStripRows; ++lane) {
       strip.row_sum[lane] = 0;
       strip.row_max[lane] = pass.running ? kMinusInfinity : 0.0f;
       strip.shift[lane] = 0.0f;
     }
-    for (i64 n = 0; strip.acc && n < dim * kStripRows; ++n) strip.acc[n] = 0.0f;
+    for (i64 n = 0; strip.acc && n < Products::acc_floats(dim); ++n) strip.acc[n] = 0.0f;
   }
 
   // A slab of the stream stays in cache while all strips of the task pass over it. Parts are whole slabs.
@@ -351,16 +389,15 @@ void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
               with_images ? &images : nullptr, widened, slab);
     if (pass.not_finite && task_index == 0 && !all_finite(slab, dim))
       __atomic_store_n(pass.not_finite, true, __ATOMIC_RELAXED);
+    products.read(slab, pass.weighted);
     for (i64 s = 0; s < strips; ++s) {
       Strip strip = strip_at(s);
       for (int lane = 0; lane < kStripRows; ++lane) strip.slab_sum[lane] = 0.0f;
-      Exponentials exponentials{pass, slab, strip, p};
+      products.logits(slab, strip.packed, p);
+      Exponentials<Products> exponentials{pass, slab, strip, p};
       in_runs(slab.count, exponentials);
       for (int lane = 0; lane < kStripRows; ++lane) strip.row_sum[lane] += strip.slab_sum[lane];
-      if (strip.acc) {
-        SecondProduct product{slab, p, strip.acc};
-        in_runs(dim, product);
-      }
+      if (strip.acc) products.sums(slab, p, strip.acc);
     }
   }
 
@@ -378,6 +415,15 @@ void task(const PairPass& pass, i64 task_index, i64 part, float* scratch) {
 #include "contrastive_self.h"
 #include "contrastive_graded.h"
 
-constexpr Kernels kKernels = {kName,       kStripRows,           &scratch_floats, &task,
-                              &pack_strip, &self_scratch_floats, &block_pair,     &graded_scratch_floats,
-                              &graded_task};
+template <class Products>
+constexpr Kernels kernels_of() {
+  return {kName,
+          kStripRows,
+          &scratch_floats<Products>,
+          &task<Products>,
+          &pack_strip,
+          &self_scratch_floats,
+          &block_pair,
+          &graded_scratch_floats,
+          &graded_task};
+}

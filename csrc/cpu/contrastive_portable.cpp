@@ -76,6 +76,8 @@ inline void widen_row(const u16* from, i32 dtype, i64 dim, float* out) {
 
 #include "contrastive_kernel.h"
 
+constexpr Kernels kKernels = kernels_of<VectorProducts>();
+
 }  // namespace
 
 const Kernels* portable_kernels() {

@@ -138,9 +138,8 @@ const qpt::contrastive::Kernels& kernels(const std::string& isa, i64 rows) {
 
 std::vector<std::string> contrastive_isas() {
   std::vector<std::string> names;
-  for (const auto* found :
-       {qpt::contrastive::avx512_kernels(), qpt::contrastive::avx2_kernels(), qpt::contrastive::portable_kernels()})
-    if (found) names.push_back(found->name);
+  for (qpt::i32 place = 0; place < qpt::contrastive::kInstructionSets; ++place)
+    if (const auto* found = qpt::contrastive::instruction_set(place)) names.push_back(found->name);
   return names;
 }
 

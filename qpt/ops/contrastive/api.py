@@ -78,10 +78,11 @@ def contrastive_loss(
     in_batch_negatives: False (MoCo): of the in-batch keys only those of the query's own group are eligible.
     backend: "auto", "cpp" (CPU), "triton" (CUDA) or "torch" (tiled torch, any device). "auto" takes C++ on the CPU,
         Triton on CUDA, and torch for float64.
-    precision: products of the Triton form; the others take "auto" and "ieee", which are the same there. "auto":
-        embeddings of one half-precision dtype are multiplied in it, others as "bf16x3". "ieee": float32. "bf16x3":
-        on tensor cores, each number that is not a bfloat16 as the sum of two, which keeps 16 bits of it. "tf32x3": the
-        same with TF32 and 21 bits, at half the rate. "tf32": one TF32 product, 11 bits. All sums are float32.
+    precision: products of the Triton form; the others take "auto" and "ieee", which are the same there but on a CPU
+        with AMX, where "auto" multiplies terms of bfloat16 that keep float32's accuracy. On CUDA, "auto": embeddings of
+        one half-precision dtype are multiplied in it, others as "bf16x3". "ieee": float32. "bf16x3": on tensor cores,
+        each number that is not a bfloat16 as the sum of two, which keeps 16 bits of it. "tf32x3": the same with TF32
+        and 21 bits, at half the rate. "tf32": one TF32 product, 11 bits. All sums are float32.
     check_finite: on CUDA, also look for nan and infinity in the embeddings (waits for the device); the CPU always does.
 
     Raises InputError for a wrong shape, dtype, device or value. Gradients are exact; a second derivative raises

@@ -22,7 +22,8 @@ _STRIP, _BLOCK = 64, 256  # kStrip and kMaxTaskRows there
 _LN2 = math.log(2)  # logits are in units of log 2 there
 # Within this |z|, exp(z) and its sums are float32 numbers of full precision: no running maximum is needed.
 _SAFE_LOGIT = 40.0
-# Name of the instruction set (see ``qpt._C.contrastive_isas``); "" is the best one. For tests.
+# For tests: the name of an instruction set (see ``qpt._C.contrastive_isas``); "" leaves the choice to the backend. It
+# takes the best one: "" in C++; or the best one that multiplies float32: "float32" there.
 isa = ""
 
 
@@ -31,6 +32,16 @@ class CppBackend(TorchBackend):
     that compute each similarity once."""
 
     name = "cpp"
+
+    def __init__(self, precision: str = "auto"):
+        self.precision = precision
+
+    def with_precision(self, precision: str) -> "CppBackend":
+        return CppBackend(precision)
+
+    @property
+    def _isa(self) -> str:
+        return isa or ("" if self.precision == "auto" else "float32")
 
     def lse_forward(
         self, queries: Queries, keys: KeySet, temperature: Tensor, log_weight: float, *, weighted: bool
@@ -43,7 +54,9 @@ class CppBackend(TorchBackend):
             return SoftmaxSums(torch.zeros_like(row_sum).masked_fill_(row_sum <= 0, -math.inf), row_sum, None)
         rows, stream = _Side.of(queries), _Side.of(keys)
         same_group = not keys.negatives
-        return _pass(rows, stream, tau, log_weight, keys.self_offset, None, same_group=same_group, weighted=weighted)
+        return _pass(
+            self._isa, rows, stream, tau, log_weight, keys.self_offset, None, same_group=same_group, weighted=weighted
+        )
 
     def key_gradient(
         self,
@@ -62,12 +75,12 @@ class CppBackend(TorchBackend):
         # The keys own their rows now: the logits' log-sum-exps come with the stream of queries.
         back = None if offset is None else -offset
         bias = lse * (-1 / _LN2)
-        gradient = _pass(rows, stream, tau, log_weight, back, bias, same_group=same_group, weighted=True).acc
+        gradient = _pass(self._isa, rows, stream, tau, log_weight, back, bias, same_group=same_group, weighted=True).acc
         assert gradient is not None
         gradient.masked_fill_((keys.groups < 0)[:, None], 0)
         if both_roles:
             # The row's share as a query: its softmax-weighted key mean, with the log-sum-exp that is given.
-            sums = _pass(stream, rows, tau, log_weight, offset, None, same_group=same_group, weighted=True)
+            sums = _pass(self._isa, stream, rows, tau, log_weight, offset, None, same_group=same_group, weighted=True)
             assert sums.acc is not None
             softmax = torch.exp(sums.row_max - lse).nan_to_num_(0.0)  # -inf - inf where a row has no eligible key
             gradient.addcmul_(sums.acc, softmax[:, None])
@@ -134,7 +147,7 @@ class CppBackend(TorchBackend):
         buffers = [extension.buffer(term, dtype) for term, dtype in zip(terms, whole, strict=True)]
         buffers[4] = buffers[4] if need_gradient else (0, 0)
         problem = (rows.fields, sets, dim, temperature.item(), log_weight / _LN2, buffers)
-        found = extension.load().contrastive_forward(*problem, isa, torch.get_num_threads())
+        found = extension.load().contrastive_forward(*problem, self._isa, torch.get_num_threads())
         if found == -2:  # the gradient is not finite, which only its size can have caused
             terms.loss.fill_(math.nan)
         elif found >= 0:
@@ -171,6 +184,7 @@ class _Side(NamedTuple):
 
 
 def _pass(
+    isa: str,
     rows: _Side,
     stream: _Side,
     tau: float,
