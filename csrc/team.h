@@ -92,6 +92,13 @@ QPT_INLINE i32 opaque(i32 x) {
   return x;
 }
 
+// A number as a type: a function that is given one has it as a constant.
+template <i32 number>
+struct Constant {
+  static constexpr i32 value = number;
+  QPT_INLINE constexpr operator i32() const { return number; }
+};
+
 // A team of one CPU thread. rank and size are compile-time constants, so each() is a plain loop nest.
 struct Solo {
   static constexpr bool kSolo = true;
@@ -157,6 +164,20 @@ QPT_INLINE void each(const Team& team, Span rows, i32 columns, Body body) {
 template <class Team, class Body>
 QPT_INLINE void each(const Team& team, i32 rows, i32 columns, Body body) {
   each(team, Span{0, rows}, columns, body);
+}
+
+// Does the same where body may be called twice for an element. A team of one goes by whole runs of kRun elements, so
+// that no rest of a row is left to single elements; the last run overlaps the one before it.
+template <i32 kRun, class Team, class Body>
+QPT_INLINE void each_in_runs(const Team& team, Span rows, i32 columns, Body body) {
+  if (!Team::kSolo || columns < kRun) return each(team, rows, columns, body);
+  for (i32 row = rows.first; row < rows.last; ++row) {
+    for (i32 start = 0; start < columns; start += kRun) {
+      const i32 first = start + kRun <= columns ? start : columns - kRun;
+      QPT_INDEPENDENT
+      for (i32 i = 0; i < kRun; ++i) body(row, first + i);
+    }
+  }
 }
 
 // Calls body(i) for every i of a span, divided among the members of the block.

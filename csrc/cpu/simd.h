@@ -94,12 +94,6 @@ inline void store_shifted(u8* out, Integers v) {
 }
 #endif
 
-// A number as a type.
-template <i32 count>
-struct Count {
-  static constexpr i32 value = count;
-};
-
 // Adds to sum[b][lane] the products of n <= 5 weights with taps that are three samples from each other. The vectors of
 // the first tap are loaded, those of the others are shifted out of them: most loads would cross a cache line.
 #if defined(__AVX512F__)
@@ -123,11 +117,11 @@ inline void add_shifted(Vector (&sum)[kBlocks], const float* weight, const float
       }
     }
   };
-  tap(Count<0>{});
-  tap(Count<1>{});
-  tap(Count<2>{});
-  tap(Count<3>{});
-  tap(Count<4>{});
+  tap(Constant<0>{});
+  tap(Constant<1>{});
+  tap(Constant<2>{});
+  tap(Constant<3>{});
+  tap(Constant<4>{});
 }
 
 // Does so for any number of taps.
@@ -230,10 +224,10 @@ inline i32 correlate_rows(const Kernel& kernel, const float* base, const i32* ro
       for (i32 r = 0; r < rows; ++r)
         correlate_block<kBlocks>(kernel, base, row_at + r * kernel.rows, i, out + r * out_stride);
   };
-  if constexpr (kLanes == 16) blocks(Count<12>{});
-  blocks(Count<8>{});
-  blocks(Count<4>{});
-  blocks(Count<1>{});
+  if constexpr (kLanes == 16) blocks(Constant<12>{});
+  blocks(Constant<8>{});
+  blocks(Constant<4>{});
+  blocks(Constant<1>{});
   return i;
 }
 

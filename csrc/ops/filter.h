@@ -35,7 +35,8 @@ constexpr i32 kZeroRows = Team::kSolo ? 0 : kTileRows - 1;
 QPT_INLINE i32 reflect101(i32 i, i32 n) {
   if (n == 1) return 0;
   const i32 period = 2 * (n - 1);
-  i = (i < 0 ? -i : i) % period;
+  if (i < 0) i = -i;
+  if (i >= period) i %= period;  // seldom: a division takes longer than all the rest
   return i < n ? i : period - i;
 }
 
@@ -194,12 +195,13 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
       else
         each(team, samples, [&](i32 i) { row[i] = from(y + r, i); });
     }
-    for (i32 pixel = 0; pixel < 2 * radius; ++pixel) {  // the same pixels of all rows
-      const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
-      const i32 inside = reflect101(x, a.w, a.left, a.full_w);
-      for (i32 r = 0; r < rows; ++r)
-        for (i32 c = 0; c < channels; ++c)
-          slot_of(y + r)[channels * (x + radius) + c] = from(y + r, channels * inside + c);
+    for (i32 r = 0; r < rows; ++r) {
+      float* row = slot_of(y + r) + border;
+      for (i32 pixel = 0; pixel < 2 * radius; ++pixel) {
+        const i32 x = pixel < radius ? pixel - radius : a.w + pixel - radius;
+        const i32 inside = reflect101(x, a.w, a.left, a.full_w);
+        for (i32 c = 0; c < channels; ++c) row[channels * x + c] = row[channels * inside + c];
+      }
     }
   }
 }
@@ -207,9 +209,14 @@ QPT_FN void load_padded(const Team& team, OpArgs a, From from, i32 y, i32 rows, 
 // Writes to row_at[r, t] the place in the ring of source row y + r + t - radius.
 QPT_FN void list_rows(OpArgs a, i32 y, i32 rows, i32 radius, i32 slots, i32 stride, i32* row_at) {
   const i32 taps = 2 * radius + 1;
+  i32 row = reflect101(y - radius, a.h, a.top, a.full_h), slot = row % slots;
   for (i32 j = 0; j < taps + rows - 1; ++j) {
-    const i32 place = reflect101(y + j - radius, a.h, a.top, a.full_h) % slots * stride;
-    for (i32 r = maximum(j - taps + 1, 0); r <= minimum(j, rows - 1); ++r) row_at[r * taps + j - r] = place;
+    for (i32 r = maximum(j - taps + 1, 0); r <= minimum(j, rows - 1); ++r) row_at[r * taps + j - r] = slot * stride;
+    // The next row is a neighbour of this one, or the same.
+    const i32 next = reflect101(y + j + 1 - radius, a.h, a.top, a.full_h);
+    slot += next - row;
+    slot += slot < 0 ? slots : slot >= slots ? -slots : 0;
+    row = next;
   }
 }
 

@@ -169,12 +169,11 @@ QPT_FN void transform_tile(const Team& team, Planes planes, i32 my, i32 mx, i32 
   transpose_blocks(team, blocks, by_row, by_column);
   each(team, blocks, 8, [&](i32 block, i32 column) QPT_BODY {
     i32* lane = by_column + 8 * block + column;
-    const i32* q = quant + (block < 4 * mcus ? 0 : 64) + column;
-    const float* inv = inverse + (block < 4 * mcus ? 0 : 64) + column;
+    const i32 table = (block < 4 * mcus ? 0 : 64) + column;
+    const auto again = [&](i32 x, i32 row) { return requantise(x, quant[table + 8 * row], inverse[table + 8 * row]); };
     Eight x = forward_dct<false>(load_eight(lane, kTileLanes));
-    x = {requantise(x.v0, q[0], inv[0]),   requantise(x.v1, q[8], inv[8]),   requantise(x.v2, q[16], inv[16]),
-         requantise(x.v3, q[24], inv[24]), requantise(x.v4, q[32], inv[32]), requantise(x.v5, q[40], inv[40]),
-         requantise(x.v6, q[48], inv[48]), requantise(x.v7, q[56], inv[56])};
+    x = {again(x.v0, 0), again(x.v1, 1), again(x.v2, 2), again(x.v3, 3),
+         again(x.v4, 4), again(x.v5, 5), again(x.v6, 6), again(x.v7, 7)};
     store_eight(lane, kTileLanes, inverse_dct<true>(x));
   });
   team.sync();  // columns of a block, restored by their members, are read by those of its rows; all have read by_row
@@ -207,7 +206,7 @@ QPT_FN void upsample(const Team& team, OpArgs a, Planes planes) {
     out[0] = static_cast<u8>((3 * sum + 3 * near[left] + far[left] + 8) >> 4);
     out[1] = static_cast<u8>((3 * sum + 3 * near[right] + far[right] + 7) >> 4);
   };
-  each(team, rows_of(team, a), half_w - 2, [&](i32 y, i32 x) {
+  each_in_runs<32>(team, rows_of(team, a), half_w - 2, [&](i32 y, i32 x) {
     widen(planes.half_cb, planes.cb, y, x + 1, x, x + 2);
     widen(planes.half_cr, planes.cr, y, x + 1, x, x + 2);
   });

@@ -82,14 +82,8 @@ QPT_FN void chroma(Team& team, OpArgs a) {
   });
 }
 
-// The number of a channel as a type: with it a team of one has loops that vectorise.
-template <i32 number>
-struct Channel {
-  QPT_INLINE constexpr operator i32() const { return number; }
-};
-
 // Reads the two differences of responses that are a / 500 and -b / 200, for load_padded. red: the channel taken as red,
-// 0 or 2; blue is the other.
+// 0 or 2, as a constant, so that a team of one has loops that vectorise; blue is the other.
 template <class Red>
 struct LabDifferences {
   static constexpr i32 channels = 2;
@@ -152,9 +146,9 @@ QPT_FN void colour_diffusion_lab(Team& team, OpArgs a) {
   if constexpr (!Team::kSolo)
     diffuse_lab(team, a, swapped ? 2 : 0, cut);
   else if (swapped)
-    diffuse_lab(team, a, Channel<2>{}, cut);
+    diffuse_lab(team, a, Constant<2>{}, cut);
   else
-    diffuse_lab(team, a, Channel<0>{}, cut);
+    diffuse_lab(team, a, Constant<0>{}, cut);
 }
 
 QPT_FN i64 lab_diffusion_bytes(i32 h, i32 w, i32 blocks) {
