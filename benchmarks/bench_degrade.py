@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import degrade_libraries
+from benchmarks import degrade_levels, degrade_libraries
 from benchmarks.degrade_baselines import Baseline, Pixels
 from benchmarks.harness import Case, Contender, Disagreement, Report, Row, Settings, measure
 from qpt.data.boxes import draw_pair
@@ -72,7 +72,7 @@ def run(settings: Settings) -> DegradeReport:
     baselines = degrade_libraries.all_baselines()
     with ThreadPoolExecutor(threads) as pool:
         cases = [_case(op, baselines.get(op, []), images, pool, threads, device) for op in NAMES]
-        cases.append(_chain_case(baselines, images, pool, threads, device))
+        cases.append(_chain_case(baselines, images, pool, threads, device, narrower=not settings.quick))
         cases.append(_preset_case(images.to(device), threads))
         cases.append(_patches(*((4, 40, 20) if settings.quick else (32, 320, 160)), threads, device))
         rows = measure(cases, settings.rounds, device=device)
@@ -106,6 +106,7 @@ def ratios_of(rows: list[Row]) -> dict[str, Any]:
         if len(times) > 1
     }
     chains = by_op.get(CHAIN_OP, {})
+    narrower = chains.pop(degrade_levels.NAME, None)
     ops = {
         op: {"baseline": name, "ratio": ms / by_op[op]["qpt"]} for op, (ms, name) in fastest.items() if op != CHAIN_OP
     }
@@ -114,12 +115,16 @@ def ratios_of(rows: list[Row]) -> dict[str, Any]:
         "median_over_ops": statistics.median(entry["ratio"] for entry in ops.values()),
         "without_baseline": [op for op, times in by_op.items() if len(times) == 1],
         "chains": {name: ms / chains["qpt"] for name, ms in chains.items() if name != "qpt"},
+        "chains_avx2": {name: ms / narrower for name, ms in chains.items() if name != "qpt"} if narrower else {},
     }
 
 
 def _summary(ratios: dict[str, Any]) -> str:
     slowest = sorted((entry["ratio"], op) for op, entry in ratios["ops"].items())[:3]
     chains = ", ".join(f"{name} {ratio:.1f}" for name, ratio in ratios["chains"].items())
+    if ratios["chains_avx2"]:
+        chains += "; with code for AVX2 "
+        chains += ", ".join(f"{name} {ratio:.1f}" for name, ratio in ratios["chains_avx2"].items())
     slopes = sorted((value, op) for op, value in ratios["slopes"].items())
     threads = ratios["threads"]
     return (
@@ -254,7 +259,12 @@ def draw_chains(count: int, seed: int = 0) -> Chains:
 
 
 def _chain_case(
-    baselines: dict[str, list[Baseline]], images: torch.Tensor, pool: ThreadPoolExecutor, threads: int, device: str
+    baselines: dict[str, list[Baseline]],
+    images: torch.Tensor,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    device: str,
+    narrower: bool,
 ) -> Case:
     chains = draw_chains(len(images))
     used = [op for op in (*CHAIN_OPS, *COLOURS) if op != "colour"]
@@ -273,10 +283,14 @@ def _chain_case(
             if not difference <= CHAIN_ALLOWED:
                 raise Disagreement(f"degrade: chains: {library} differs by {difference:.3g}, allowed {CHAIN_ALLOWED}")
             found[library] = {"mean_levels": difference}
+        if any(not torch.equal(answers["qpt"], answers[level.backend]) for level in levels):
+            raise Disagreement("degrade: chains: code for another instruction set gives other bytes")
         return found
 
+    ours = _ours(chains, images, threads, device)
+    levels = degrade_levels.contenders(ours.call) if narrower and device == "cpu" else []
     theirs = [_theirs(ways, library, chains, images, pool, device) for library, ways in complete.items()]
-    contenders = [_ours(chains, images, threads, device), *theirs]
+    contenders = [ours, *levels, *theirs]
     return Case(CHAIN_OP, "x".join(map(str, images.shape)), len(images), contenders, agree)
 
 
