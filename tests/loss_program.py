@@ -41,8 +41,11 @@ class Embeddings:
         path.write_bytes(header + self.queries.tobytes() + keys + b"".join(ids))
         return path
 
-    def check(self, output: bytes) -> None:
-        """Assert that the program's output is the loss within 1e-6 and gradients norm-wise within 1e-5 of float64."""
+    def check(self, output: bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Assert that the program's output is the loss within 1e-6 and gradients norm-wise within 1e-5 of float64.
+
+        Returns the queries' gradient and the true one.
+        """
         (n, dim), k = self.queries.shape, len(self.keys)
         found = np.frombuffer(output, np.float32).astype(np.float64)
         assert found.size == 1 + n + (n + k) * dim
@@ -54,6 +57,7 @@ class Embeddings:
         # Rows without a positive have lse = inf: nothing of them reaches a key.
         logits = self.queries.astype(np.float64) @ keys.T / self.temperature
         _close(rest[n:], np.exp(logits - lse[:, None]).T @ self.queries)
+        return rest[:n], truth["grad_queries"]
 
 
 def _close(found: np.ndarray, expected: np.ndarray) -> None:

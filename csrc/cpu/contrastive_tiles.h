@@ -10,9 +10,10 @@
 //
 // The first factor of a tile product lies row by row, the second in pairs of rows: element n of rows 2m and 2m + 1 are
 // neighbours.
-//   logits   z[k][lane]   = sum_d stream[k][d] packed[d][lane]     rows [term][k][d],       pairs [term][d /
-//   2][lane][2] sums     acc[d][lane] += sum_k stream[k][d] p[k][lane]         columns [term][d][k],    pairs [term][k
-//   / 2][lane][2]
+//   logits   z[k][lane] = sum_d stream[k][d] packed[d][lane]
+//            rows [term][k][d], pairs [term][d / 2][lane][2]
+//   sums     acc[d][lane] += sum_k stream[k][d] p[k][lane]
+//            columns [term][d][k], pairs [term][k / 2][lane][2]
 
 constexpr i64 kTileSide = 16;          // rows of a tile, and float32 numbers of a row
 constexpr i64 kTileDepth = 32;         // bfloat16 numbers of a row
@@ -100,8 +101,8 @@ inline void transpose(__m512i (&row)[16]) {
   for (int r = 0; r < 16; ++r) row[r] = next[r];
 }
 
-// Adds the products of two tiles of rows (`below` numbers from the first to the second) with two of pairs to tiles 0 to
-// 3: a block of results. Strides are in bfloat16 numbers; kStripRows pairs lie in a row.
+// Adds the products of two tiles of rows, one below the other, with two of pairs, side by side, to tiles 0 to 3: a
+// block of results. stride: bfloat16 numbers from row to row; kStripRows pairs lie in a row.
 inline void add_block(const u16* rows, i64 stride, const u32* pairs) {
   load_tile<4>(rows, 2 * stride);
   load_tile<5>(rows + kTileSide * stride, 2 * stride);
